@@ -1,0 +1,162 @@
+"""What a compiler's output says of a kernel's registers and spills: ptxas logs, SASS and amdgcn listings, as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Registers a thread; bytes a thread spilled and reloaded; reloads that stand in a loop; scalar registers spilled.
+
+    `scalar_spills` is AMD's alone: those go to lanes of vector registers, never to memory.
+    """
+
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    loop_spill_loads: int = 0
+    scalar_spills: int = 0
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a listing: labels that stand before it, where it may jump, and whether the next line may follow it."""
+
+    text: str
+    labels: tuple[str, ...]
+    target: str | None
+    falls_through: bool
+
+
+def from_ptxas(log: str) -> Usage:
+    """Registers and spilled bytes from the lines `ptxas -v` prints for a kernel. Raises ValueError where they miss."""
+    registers = re.search(r"Used (\d+) registers", log)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if not registers or not spills:
+        raise ValueError(f"ptxas -v printed no resource usage:\n{log}")
+    return Usage(int(registers[1]), int(spills[1]), int(spills[2]))
+
+
+def from_amdgcn(listing: str) -> Usage:
+    """Registers (vector and accumulation together), spills and reloads in loops of an amdgcn listing."""
+    lines = amdgcn_instructions(listing)
+    stores, loads = (_amdgcn_bytes(lines, word) for word in ("store", "load"))
+    return Usage(
+        registers=_amdgcn_field(listing, "vgpr_count"),
+        spill_stores=max(stores, 4 * _amdgcn_field(listing, "vgpr_spill_count")),
+        spill_loads=loads,
+        loop_spill_loads=count_in_loops(lines, _is_amdgcn_reload),
+        scalar_spills=_amdgcn_field(listing, "sgpr_spill_count"),
+    )
+
+
+def sass_loop_loads(listing: str) -> int:
+    """How many loads from local memory (`LDL`) stand in a loop of a SASS listing."""
+    return count_in_loops(sass_instructions(listing), lambda line: re.search(r"\bLDL\b", line.text) is not None)
+
+
+def sass_instructions(listing: str) -> list[Instruction]:
+    """The instructions of nvdisasm's text. A call is taken to return, so its target is no jump."""
+    return _instructions(listing, re.compile(r"^(\.L_\w+):"), _sass_instruction)
+
+
+def amdgcn_instructions(listing: str) -> list[Instruction]:
+    """The instructions of LLVM's amdgcn text."""
+    return _instructions(listing, re.compile(r"^(\.L\w+):"), _amdgcn_instruction)
+
+
+def count_in_loops(lines: list[Instruction], wanted: Callable[[Instruction], bool]) -> int:
+    """How many of the wanted instructions lie on a cycle of the control flow.
+
+    Cycles, not backward branches: a block moved out of line jumps back without being a loop.
+    """
+    starts, successors = _flow(lines)
+    ends = [*starts[1:], len(lines)]
+    counts = [sum(map(wanted, lines[start:end])) for start, end in zip(starts, ends, strict=True)]
+    return sum(count for block, count in enumerate(counts) if count and _on_cycle(block, successors))
+
+
+def _flow(lines: list[Instruction]) -> tuple[list[int], list[list[int]]]:
+    """Where each basic block starts, and the blocks that may follow each."""
+    starts = [at for at, line in enumerate(lines) if at == 0 or line.labels or _ends_block(lines[at - 1])]
+    block_of = {label: block for block, at in enumerate(starts) for label in lines[at].labels}
+    successors = []
+    for block, end in enumerate([*starts[1:], len(lines)]):
+        last = lines[end - 1]
+        following = [block_of[last.target]] if last.target in block_of else []
+        successors.append(following + ([block + 1] if last.falls_through and end < len(lines) else []))
+    return starts, successors
+
+
+def _ends_block(line: Instruction) -> bool:
+    return line.target is not None or not line.falls_through
+
+
+def _on_cycle(block: int, successors: list[list[int]]) -> bool:
+    seen: set[int] = set()
+    stack = list(successors[block])
+    while stack:
+        at = stack.pop()
+        if at == block:
+            return True
+        if at not in seen:
+            seen.add(at)
+            stack.extend(successors[at])
+    return False
+
+
+def _instructions(
+    listing: str, label: re.Pattern[str], parse: Callable[[str, tuple[str, ...]], Instruction | None]
+) -> list[Instruction]:
+    found: list[Instruction] = []
+    labels: list[str] = []
+    for line in listing.splitlines():
+        if named := label.match(line.strip()):
+            labels.append(named[1])
+        elif instruction := parse(line, tuple(labels)):
+            found.append(instruction)
+            labels = []
+    return found
+
+
+def _sass_instruction(line: str, labels: tuple[str, ...]) -> Instruction | None:
+    matched = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?\w+\s+)?([\w.]+)([^;]*)", line)
+    if not matched:
+        return None
+    predicate, opcode, operands = matched.groups()
+    name = opcode.partition(".")[0]
+    target = re.search(r"`\((\.L_\w+)\)", operands) if name in ("BRA", "UBRA", "JMP") else None
+    # `BRA.U !UP0, ...` and `BRA P1, ...` carry their condition as an operand.
+    conditional = predicate is not None or (target is not None and operands[: target.start()].strip() != "")
+    leaves = target is not None or name in ("EXIT", "RET")
+    return Instruction(line.strip(), labels, target and target[1], conditional or not leaves)
+
+
+def _amdgcn_instruction(line: str, labels: tuple[str, ...]) -> Instruction | None:
+    matched = re.match(r"\s+([a-z]\w+)\s*([^;]*)", line)
+    if not matched:
+        return None
+    opcode, operands = matched[1], matched[2].strip()
+    jumps = opcode == "s_branch" or opcode.startswith("s_cbranch")
+    leaves = opcode in ("s_branch", "s_endpgm", "s_setpc_b64")
+    return Instruction(line.strip(), labels, operands if jumps else None, not leaves)
+
+
+def _is_amdgcn_reload(line: Instruction) -> bool:
+    return "Folded Reload" in line.text and re.match(r"(scratch|buffer)_load", line.text) is not None
+
+
+def _amdgcn_bytes(lines: Iterable[Instruction], word: str) -> int:
+    """Bytes a thread moves in its spills (`store`) or reloads (`load`), each instruction counted once."""
+    found = (re.match(rf"(?:scratch|buffer)_{word}\w*.*; (\d+)-byte Folded", line.text) for line in lines)
+    return sum(int(match[1]) for match in found if match)
+
+
+def _amdgcn_field(listing: str, name: str) -> int:
+    found = re.search(rf"\.{name}:\s+(\d+)", listing)
+    if not found:
+        raise ValueError(f"the amdgcn listing has no .{name}")
+    return int(found[1])

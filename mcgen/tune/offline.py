@@ -1,0 +1,406 @@
+"""Compiling kernels for GPUs that are not at hand, and reading back what they take of them.
+
+Triton needs no device to compile: the kernel a launch would compile, specialised as a launch would specialise it, is
+built for a target, and its registers, spills and shared memory are held against the target's limits.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import io
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mcgen.errors import InternalError
+from mcgen.plan.targets import Target
+from mcgen.tune import inspect
+
+if TYPE_CHECKING:
+    from triton import JITFunction
+    from triton.compiler import CompiledKernel
+
+STAGE = "offline compilation"
+# ptxas that gives up leaves a kernel with the fewest registers it can have and everything else in local memory.
+FAILED_ALLOCATION = (32, 1024)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes. Registers a thread; spills in bytes a thread; shared memory in bytes a block.
+
+    `loop_spill_loads` counts reloads that stand inside a loop; `scalar_spills` (AMD) are scalar registers kept in lanes
+    of vector registers; `tmem` is columns of tensor memory; `seconds` the compilation's. `failure` says why the kernel
+    cannot be launched at all, None where it can.
+    """
+
+    registers: int = 0
+    spill_stores: int = 0
+    spill_loads: int = 0
+    loop_spill_loads: int = 0
+    scalar_spills: int = 0
+    shared_bytes: int = 0
+    tmem: int = 0
+    seconds: float = 0.0
+    failure: str | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether the kernel can be launched and spills nothing to memory."""
+        return self.failure is None and self.spill_stores == 0 and self.spill_loads == 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel of a generated file, specialised, for one target; what `compile_kernel` takes, but picklable."""
+
+    path: Path
+    kernel: str
+    signature: Mapping[str, str] = field(hash=False)
+    constexprs: Mapping[str, Any] = field(hash=False)
+    target: Target
+    num_warps: int
+    num_stages: int
+    divisible_by_16: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def compile_kernel(
+    fn: JITFunction,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, Any],
+    target: Target,
+    num_warps: int,
+    num_stages: int,
+    divisible_by_16: Iterable[str] = (),
+    options: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
+) -> Resources:
+    """Compile one kernel for a target and say what it takes; kept in `cache`, the user's cache folder by default.
+
+    `signature` maps each argument that is no constexpr to its type: `*bf16`, `fp32`, `i32`. Every pointer is taken to be
+    divisible by 16, as torch's are, and so are the integers named in `divisible_by_16`: a launch would specialise alike.
+    What the compiler refuses or the target cannot run comes back as `failure`. Raises InternalError where Triton's
+    interpreter is on, or where an argument has neither type nor value.
+    """
+    _require_compiler(fn)
+    arguments = _arguments(fn, signature, constexprs, divisible_by_16)
+    choices = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True, **(options or {})}
+    kept = (cache or cache_folder()) / f"{_key(fn, arguments, constexprs, target, choices)}.json"
+    found = _read(kept)
+    if found is None:
+        found = _compile(fn, arguments, constexprs, target, choices)
+        _write(kept, found)
+    return _judged(found, target)
+
+
+def compile_all(
+    jobs: Sequence[Job], processes: int = 2, cache: Path | None = None, progress: bool = True
+) -> list[Resources]:
+    """Compile the jobs in worker processes; results in the jobs' order. A crash of the compiler is that job's failure."""
+    results: dict[int, Resources] = {}
+    lost: list[int] = []
+    with _bar(len(jobs), progress) as advance:
+        for at, found in _in_processes(jobs, range(len(jobs)), processes, cache):
+            if found is None:
+                lost.append(at)
+            else:
+                results[at] = found
+                advance()
+        # One crash breaks the whole pool: what it took along runs again, each job alone.
+        for at in lost:
+            ((_, found),) = _in_processes(jobs, [at], 1, cache)
+            results[at] = found or Resources(failure="the compiler crashed")
+            advance()
+    return [results[at] for at in range(len(jobs))]
+
+
+def load_kernels(path: Path | str) -> dict[str, JITFunction]:
+    """The Triton functions of a Python file, by name, helpers among them. Runs the file's top level."""
+    from triton import JITFunction
+
+    return {name: value for name, value in vars(_load(Path(path).resolve())).items() if isinstance(value, JITFunction)}
+
+
+def source_digest(fn: JITFunction) -> str:
+    """A digest of what a kernel computes: its source and that of the functions it calls, and the globals they read.
+
+    The kernel's own name, comments, docstrings and its place in the file do not count, so that equal kernels of two
+    files have one digest.
+    """
+    parts: dict[str, str] = {}
+    _collect(fn, "", parts)
+    return _sha256(json.dumps(parts, sort_keys=True))
+
+
+def cache_folder() -> Path:
+    """Where results are kept: `$MCGEN_CACHE_DIR`, or the user's cache folder for mcgen."""
+    import platformdirs
+
+    return Path(os.environ.get("MCGEN_CACHE_DIR") or platformdirs.user_cache_dir("mcgen")) / "offline"
+
+
+def _require_compiler(fn: JITFunction) -> None:
+    from triton import JITFunction, knobs
+
+    if knobs.runtime.interpret or not isinstance(fn, JITFunction):
+        raise InternalError("kernels compile only with TRITON_INTERPRET unset when their file is loaded", stage=STAGE)
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """A signature in the kernel's own order, and the attributes Triton attaches to arguments, by position."""
+
+    types: dict[str, str]
+    attributes: dict[tuple[int], list[list[Any]]]
+
+
+def _arguments(
+    fn: JITFunction, signature: Mapping[str, str], constexprs: Mapping[str, Any], divisible_by_16: Iterable[str]
+) -> _Arguments:
+    types = {name: "constexpr" if name in constexprs else signature.get(name, "") for name in fn.arg_names}
+    missing = [name for name, kind in types.items() if not kind]
+    unknown = [name for name in (*signature, *constexprs, *divisible_by_16) if name not in types]
+    if missing or unknown:
+        raise InternalError(f"{fn.__name__}: arguments without a type {missing}, unknown {unknown}", stage=STAGE)
+    divisible = {name for name, kind in types.items() if kind.startswith("*")} | set(divisible_by_16)
+    marked = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(types) if name in divisible}
+    return _Arguments(types, marked)
+
+
+def _compile(
+    fn: JITFunction,
+    arguments: _Arguments,
+    constexprs: Mapping[str, Any],
+    target: Target,
+    choices: Mapping[str, Any],
+) -> Resources:
+    """Compile and read back, without a look at the target's limits."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(fn, arguments.types, dict(constexprs), arguments.attributes)
+    gpu = GPUTarget(target.backend, target.capability, target.warp_size)
+    start = time.perf_counter()
+    with _scratch_cache(), _captured() as said:
+        try:
+            kernel, refused = triton.compile(source, target=gpu, options=dict(choices)), None
+        except Exception as error:  # whatever a compiler says to a kernel it cannot build is the answer asked for
+            kernel, refused = None, error
+    seconds = round(time.perf_counter() - start, 3)
+    if kernel is None:
+        return Resources(seconds=seconds, failure=_reason(refused, said.getvalue()))
+    usage = _usage(kernel, target, said.getvalue())
+    tmem = getattr(kernel.metadata, "tmem_size", None) or 0
+    return Resources(**asdict(usage), shared_bytes=kernel.metadata.shared, tmem=tmem, seconds=seconds)
+
+
+def _usage(kernel: CompiledKernel, target: Target, log: str) -> inspect.Usage:
+    if target.backend == "hip":
+        return inspect.from_amdgcn(kernel.asm["amdgcn"])
+    usage = inspect.from_ptxas(log)
+    if usage.spill_loads == 0:
+        return usage
+    return replace(usage, loop_spill_loads=inspect.sass_loop_loads(_disassembled(kernel.asm["cubin"])))
+
+
+def _disassembled(cubin: bytes) -> str:
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(cubin)
+        tool = knobs.nvidia.nvdisasm.path
+        return subprocess.run([tool, str(binary)], check=True, capture_output=True, text=True).stdout
+
+
+def _judged(found: Resources, target: Target) -> Resources:
+    """The same, failed where the target cannot run it. The compiler itself does not look."""
+    registers, bytes_spilled = FAILED_ALLOCATION
+    if found.failure is not None:
+        return found
+    if found.shared_bytes > target.shared_bytes:
+        excess = f"{found.shared_bytes} bytes of shared memory, {target.name} has {target.shared_bytes}"
+        return replace(found, failure=f"out of resources: {excess}")
+    if found.tmem > target.tmem_columns:
+        excess = f"{found.tmem} columns of tensor memory, {target.name} has {target.tmem_columns}"
+        return replace(found, failure=f"out of resources: {excess}")
+    if target.backend == "cuda" and found.registers <= registers and found.spill_stores >= bytes_spilled:
+        given_up = f"{found.registers} registers with {found.spill_stores} bytes of spills"
+        return replace(found, failure=f"register allocation failed: {given_up}")
+    return found
+
+
+def _reason(error: Exception, said: str) -> str:
+    """One line of why: the error's own last line, or the first error the compiler printed where it says nothing."""
+    printed = next((line.partition("error:")[2].strip() for line in said.splitlines() if "error:" in line), "")
+    own = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+    vague = not own or "PassManager::run failed" in own[-1]
+    return f"{type(error).__name__}: {printed if vague and printed else own[-1] if own else 'no message'}"
+
+
+@contextlib.contextmanager
+def _scratch_cache() -> Iterator[None]:
+    """Compile afresh, in a cache of its own: only a real compilation prints the log that is read."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder, knobs.cache.scope(), knobs.nvidia.scope():
+        knobs.cache.dir = folder
+        knobs.nvidia.dump_ptxas_log = True
+        yield
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[io.StringIO]:
+    """What is printed meanwhile: Python's standard output, and the compiler's own on the error descriptor."""
+    said = io.StringIO()
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as errors:
+        os.dup2(errors.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(said):
+                yield said
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            errors.seek(0)
+            said.write(errors.read().decode(errors="replace"))
+
+
+def _key(
+    fn: JITFunction,
+    arguments: _Arguments,
+    constexprs: Mapping[str, Any],
+    target: Target,
+    choices: Mapping[str, Any],
+) -> str:
+    """The name a result is kept by: all that decides it, the target's limits aside."""
+    import triton
+
+    constants = {name: str(value) for name, value in sorted(constexprs.items())}
+    attributes = sorted(at for (at,) in arguments.attributes)
+    architecture = [target.arch, target.warp_size]
+    parts = [source_digest(fn), arguments.types, constants, attributes, architecture, choices, triton.__version__]
+    return _sha256(json.dumps(parts, sort_keys=True, default=str))
+
+
+def _collect(fn: JITFunction, name: str, parts: dict[str, str]) -> None:
+    """Add a function's source under `name`, and what its body reads of the globals under theirs."""
+    from triton import JITFunction, language
+
+    parts[name] = _plain_source(fn, name or "kernel")
+    for used in sorted({node.id for node in ast.walk(fn.parse()) if isinstance(node, ast.Name)}):
+        value = fn.__globals__.get(used)
+        if isinstance(value, JITFunction) and used not in parts and value is not fn:
+            _collect(value, used, parts)
+        elif isinstance(value, int | float | str | language.constexpr | language.dtype):
+            parts.setdefault(used, repr(value))
+
+
+def _plain_source(fn: JITFunction, name: str) -> str:
+    tree = fn.parse()
+    definition = tree.body[0]
+    definition.name = name
+    if ast.get_docstring(definition) is not None:
+        definition.body = definition.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(path: Path) -> Resources | None:
+    try:
+        return Resources(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(path: Path, found: Resources) -> None:
+    """Written aside and moved, since other processes may read meanwhile. A cache that cannot be written is none."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(asdict(found)))
+        aside.replace(path)
+
+
+@functools.lru_cache(maxsize=64)
+def _load(path: Path) -> ModuleType:
+    name = f"mcgen_kernels_{_sha256(str(path))[:12]}_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InternalError(f"{path} is no Python file", stage=STAGE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _in_processes(
+    jobs: Sequence[Job], which: Iterable[int], processes: int, cache: Path | None
+) -> Iterator[tuple[int, Resources | None]]:
+    """Pairs of a job's place and its result, as they come; None where the pool broke under it."""
+    # Spawned, not forked: torch's and the progress bar's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
+        places: dict[Future[Resources], int] = {pool.submit(_run, jobs[at], cache): at for at in which}
+        for done in as_completed(places):
+            try:
+                yield places[done], done.result()
+            except BrokenProcessPool:
+                yield places[done], None
+
+
+def _start_worker() -> None:
+    """The parent may run its kernels interpreted; a worker loads them to compile."""
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
+def _run(job: Job, cache: Path | None) -> Resources:
+    kernels = load_kernels(job.path)
+    if job.kernel not in kernels:
+        raise InternalError(f"{job.path} has no kernel {job.kernel}", stage=STAGE)
+    return compile_kernel(
+        kernels[job.kernel],
+        job.signature,
+        job.constexprs,
+        job.target,
+        job.num_warps,
+        job.num_stages,
+        job.divisible_by_16,
+        job.options,
+        cache,
+    )
+
+
+@contextlib.contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Any]:
+    """A progress bar on standard error; yields the function that moves it on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+        task = progress.add_task("compiling", total=total)
+        yield lambda: progress.advance(task)
