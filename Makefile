@@ -1,0 +1,56 @@
+# Every target makes its own environment in .venv; nothing is installed again until pyproject.toml or constraints.txt change.
+#
+#   make demo      build a spec, verify it on both backends, and see the memory at work
+#   make test      lint and run the tests
+#   make offline   compile every kernel of every shipped spec for every GPU architecture and write the table
+#   make ratios    time the torch backend against attention on this machine
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SPEC ?= decay_grm
+
+.PHONY: demo test lint install install-test offline ratios clean
+
+demo: install
+	$(BIN)/python -m mcgen build mcgen/specs/$(SPEC).yaml -o build/demo
+	$(BIN)/python -m mcgen verify build/demo/$(SPEC).py --backend torch
+	$(BIN)/python -m mcgen verify build/demo/$(SPEC).py --backend triton
+	$(BIN)/python demo/recall.py
+
+# The tests turn Triton's interpreter on and off themselves, so none is inherited.
+test: lint
+	env -u TRITON_INTERPRET OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+offline: install-test
+	env -u TRITON_INTERPRET $(BIN)/python -m mcgen tune --offline mcgen/specs/*.yaml
+
+ratios: install
+	$(BIN)/python benchmarks/ratios.py
+
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# By itself and first: pinned for reproducible tests, and every later resolution finds it in place.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) torch
+	touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.torch
+	$(PIP_INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info
