@@ -1,0 +1,83 @@
+"""Reverse-mode derivatives of tile programs: one table, a row a kind of node.
+
+`vjp` walks a program backwards from cotangents of its outputs. A row of the table takes a node and its cotangent g, of
+the node's axes, and gives a cotangent for each operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import sympy
+
+from mcgen.ir.program import Builder, Contract, Decay, Input, Iota, Map, Node, Reduce, Rename, placeholder, topological
+
+Row = Callable[[Builder, Node, Node], Iterable[tuple[Node, Node]]]
+
+
+def _map(b: Builder, node: Map, g: Node) -> Iterable[tuple[Node, Node]]:
+    """d f(x, y)  ->  g * df/dx, summed over the axes x was broadcast along; SymPy differentiates."""
+    cotangent = sympy.Symbol("g", real=True)
+    values = {placeholder(i): value for i, value in enumerate(node.values)}
+    for symbol, value in values.items():
+        slope = sympy.diff(node.expression, symbol)
+        if slope == 0:
+            continue
+        full = b.map(cotangent * slope, {cotangent: g, **values}, node.axes)
+        yield value, b.sum(full, *(set(node.axes) - set(value.axes)))
+
+
+def _contract(b: Builder, node: Contract, g: Node) -> Iterable[tuple[Node, Node]]:
+    """d sum(x * y)  ->  sum(g * y) over what x lacks, and likewise for y."""
+    yield node.left, b.contract(g, node.right, *(set(node.right.axes) | set(g.axes)) - set(node.left.axes))
+    yield node.right, b.contract(node.left, g, *(set(node.left.axes) | set(g.axes)) - set(node.right.axes))
+
+
+def _reduce(b: Builder, node: Reduce, g: Node) -> Iterable[tuple[Node, Node]]:
+    """d sum(x)  ->  g along every element. A maximum is only a shift of a softmax, whose derivative is 0."""
+    if node.operation == "sum":
+        yield node.operand, b.broadcast(g, node.operand.axes)
+
+
+def _rename(b: Builder, node: Rename, g: Node) -> Iterable[tuple[Node, Node]]:
+    yield node.operand, b.rename(g, node.new, node.old)
+
+
+def _decay(b: Builder, node: Decay, g: Node) -> Iterable[tuple[Node, Node]]:
+    """d D[r, c]  ->  at gate m: sum over r, c of g[r, c] * D[r, m] * D[m exclusive, c]. Never divides by a gate."""
+    after = b.decay(node.gate, node.row, "m", node.exclusive)
+    reached = b.contract(after, g, node.row) if node.row else b.product(after, g)
+    before = b.decay(node.gate, "m", node.column, exclusive=True)
+    (axis,) = node.gate.axes
+    yield node.gate, b.rename(b.sum(b.product(reached, before), *filter(None, [node.column])), "m", axis)
+
+
+DERIVATIVES: Mapping[type[Node], Row] = {
+    Input: lambda b, node, g: (),
+    Iota: lambda b, node, g: (),
+    Map: _map,
+    Contract: _contract,
+    Reduce: _reduce,
+    Rename: _rename,
+    Decay: _decay,
+}
+
+
+def vjp(b: Builder, outputs: Mapping[str, Node], cotangents: Mapping[str, Node]) -> dict[str, Node]:
+    """The cotangent of every input the outputs depend on, by the input's name.
+
+    `cotangents` names a node for each output that has one; an output without one is taken not to matter.
+    """
+    pending: dict[Node, list[Node]] = {}
+    for name, cotangent in cotangents.items():
+        pending.setdefault(outputs[name], []).append(cotangent)
+    result: dict[str, Node] = {}
+    for node in reversed(topological(outputs[name] for name in cotangents)):
+        if node not in pending:
+            continue
+        g = b.broadcast(b.total(pending.pop(node)), node.axes)
+        if isinstance(node, Input):
+            result[node.name] = g
+        for operand, cotangent in DERIVATIVES[type(node)](b, node, g):
+            pending.setdefault(operand, []).append(cotangent)
+    return result

@@ -1,0 +1,273 @@
+"""Tile programs: straight-line tensor programs over named axes.
+
+A program is a directed acyclic graph of eight kinds of node. An axis is a name, not a position, and two values
+broadcast against each other by the names they share:
+
+    t, s0, s1, m, j   tokens of one chunk; `t` rows, `j` earlier tokens, the others in between
+    n                 segments
+    k, v, h           key, value and hidden dimensions
+
+Every node lists its axes in that order, so a printer needs no layout of its own. Nodes are made by a `Builder`, which
+infers axes and keeps one node for one value: a common subexpression is the same object. `evaluate` is what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import sympy
+
+AXES = ("t", "s0", "s1", "s2", "s3", "m", "j", "n", "k", "v", "h")
+TOKEN_AXES = frozenset(AXES[: AXES.index("n")])
+
+
+def in_order(axes: Iterable[str]) -> tuple[str, ...]:
+    """Axes, each once, in the order in which every node lists them."""
+    return tuple(sorted(set(axes), key=AXES.index))
+
+
+def placeholder(index: int) -> sympy.Symbol:
+    """The symbol that stands for the index-th operand in a Map's expression."""
+    return sympy.Symbol(f"x{index}", real=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    axes: tuple[str, ...]
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Node):
+    """A value handed to the program, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Iota(Node):
+    """0, 1, 2, ... along its one axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Map(Node):
+    """A scalar function of its operands, element by element; axes an operand lacks are broadcast."""
+
+    expression: sympy.Expr
+    values: tuple[Node, ...]
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        return self.values
+
+
+@dataclass(frozen=True, eq=False)
+class Contract(Node):
+    """The product of two values, summed over the axes `over`, which both have; other shared axes are kept."""
+
+    left: Node
+    right: Node
+    over: tuple[str, ...]
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        return self.left, self.right
+
+
+@dataclass(frozen=True, eq=False)
+class Reduce(Node):
+    """The sum, or the maximum, over the axes `over`. A maximum only ever shifts a softmax: its derivative is taken as 0."""
+
+    operation: str
+    operand: Node
+    over: tuple[str, ...]
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        return (self.operand,)
+
+
+@dataclass(frozen=True, eq=False)
+class Rename(Node):
+    """The same values along another token axis."""
+
+    operand: Node
+    old: str
+    new: str
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        return (self.operand,)
+
+
+@dataclass(frozen=True, eq=False)
+class Decay(Node):
+    """Products of a gate over runs of tokens, with a zero gate exact.
+
+    D[row, column] = product of gate[m] over column < m <= row, or over column < m < row where `exclusive`; 0 where
+    row < column (row <= column where exclusive). Without a row the run goes to the chunk's end; without a column it
+    begins with the chunk's first token.
+    """
+
+    gate: Node
+    row: str | None
+    column: str | None
+    exclusive: bool
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        return (self.gate,)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A named program: its outputs by name. Inputs are the Input nodes its outputs reach."""
+
+    name: str
+    outputs: Mapping[str, Node]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node the outputs reach, operands first."""
+        return topological(self.outputs.values())
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        return {node.name: node for node in self.nodes if isinstance(node, Input)}
+
+    def __str__(self) -> str:
+        return render(self)
+
+
+def topological(roots: Iterable[Node]) -> tuple[Node, ...]:
+    """Every node reachable from the roots, operands first, in the order a left-to-right walk meets them."""
+    order: dict[Node, None] = {}
+    stack = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        node, expanded = stack.pop()
+        if node in order:
+            continue
+        if expanded:
+            order[node] = None
+        else:
+            stack.append((node, True))
+            stack.extend((operand, False) for operand in reversed(node.operands))
+    return tuple(order)
+
+
+@dataclass
+class Builder:
+    """Makes nodes, infers their axes, and returns the node it already has for a value it has made before."""
+
+    _interned: dict[tuple, Node] = field(default_factory=dict)
+
+    def _intern(self, node: Node) -> Node:
+        key = (type(node), *(id(v) if isinstance(v, Node) else _key(v) for v in vars(node).values()))
+        return self._interned.setdefault(key, node)
+
+    def input(self, name: str, *axes: str) -> Node:
+        return self._intern(Input(in_order(axes), name))
+
+    def iota(self, axis: str) -> Node:
+        return self._intern(Iota((axis,)))
+
+    def constant(self, value: sympy.Expr | int | float) -> Node:
+        return self._intern(Map((), sympy.sympify(value), ()))
+
+    def map(self, expression: sympy.Expr, values: Mapping[sympy.Symbol, Node], axes: Iterable[str] = ()) -> Node:
+        """A function of named values; `axes` adds axes to broadcast to beyond those of the values."""
+        used = [(symbol, node) for symbol, node in values.items() if expression.has(symbol)]
+        distinct = tuple(dict.fromkeys(node for _, node in used))
+        renamed = {symbol: placeholder(distinct.index(node)) for symbol, node in used}
+        axes = in_order([*axes, *(axis for node in distinct for axis in node.axes)])
+        return self._intern(Map(axes, expression.xreplace(renamed), distinct))
+
+    def product(self, *values: Node) -> Node:
+        symbols = [placeholder(i) for i in range(len(values))]
+        return self.map(sympy.Mul(*symbols), dict(zip(symbols, values, strict=True)))
+
+    def total(self, values: Sequence[Node]) -> Node:
+        """The sum of values of any axes; the constant 0 where there are none."""
+        if not values:
+            return self.constant(0)
+        symbols = [placeholder(i) for i in range(len(values))]
+        return self.map(sympy.Add(*symbols), dict(zip(symbols, values, strict=True)))
+
+    def broadcast(self, node: Node, axes: Iterable[str]) -> Node:
+        missing = set(axes) - set(node.axes)
+        return self.map(placeholder(0), {placeholder(0): node}, axes) if missing else node
+
+    def contract(self, left: Node, right: Node, *over: str) -> Node:
+        """Sum over `over` of left * right; an axis only one of them has is summed there first."""
+        left = self.sum(left, *(set(over) & set(left.axes) - set(right.axes)))
+        right = self.sum(right, *(set(over) & set(right.axes) - set(left.axes)))
+        both = in_order(set(over) & set(left.axes) & set(right.axes))
+        if not both:
+            return self.product(left, right)
+        kept = in_order(set(left.axes) | set(right.axes) - set(both))
+        return self._intern(Contract(in_order(set(kept) - set(both)), left, right, both))
+
+    def sum(self, operand: Node, *over: str) -> Node:
+        return self._reduce("sum", operand, over)
+
+    def max(self, operand: Node, *over: str) -> Node:
+        return self._reduce("max", operand, over)
+
+    def _reduce(self, operation: str, operand: Node, over: Iterable[str]) -> Node:
+        over = in_order(set(over) & set(operand.axes))
+        kept = in_order(set(operand.axes) - set(over))
+        return self._intern(Reduce(kept, operation, operand, over)) if over else operand
+
+    def rename(self, operand: Node, old: str, new: str) -> Node:
+        if old == new or old not in operand.axes:
+            return operand
+        if isinstance(operand, Rename) and operand.new == old:
+            return self.rename(operand.operand, operand.old, new)
+        axes = in_order([new if axis == old else axis for axis in operand.axes])
+        return self._intern(Rename(axes, operand, old, new))
+
+    def decay(self, gate: Node, row: str | None, column: str | None, exclusive: bool = False) -> Node:
+        axes = in_order(axis for axis in (row, column) if axis)
+        return self._intern(Decay(axes, gate, row, column, exclusive))
+
+
+def _key(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(id(v) if isinstance(v, Node) else v for v in value)
+    return sympy.srepr(value) if isinstance(value, sympy.Basic) else value
+
+
+def describe(node: Node, name: Mapping[Node, str]) -> str:
+    """A node as text, its operands by the names given."""
+    match node:
+        case Input(_, label):
+            return f"input {label}"
+        case Iota():
+            return "iota"
+        case Map(_, expression, values):
+            return sympy.sstr(expression.xreplace({placeholder(i): sympy.Symbol(name[v]) for i, v in enumerate(values)}))
+        case Contract(_, left, right, over):
+            return f"sum[{' '.join(over)}] {name[left]} * {name[right]}"
+        case Reduce(_, operation, operand, over):
+            return f"{operation}[{' '.join(over)}] {name[operand]}"
+        case Rename(_, operand, old, new):
+            return f"{name[operand]} with {old} as {new}"
+        case Decay(_, gate, row, column, exclusive):
+            run = f"{column or 'start'} < m {'<' if exclusive else '<='} {row or 'end'}"
+            return f"product of {name[gate]}[m] over {run}"
+    raise TypeError(f"no text for {type(node).__name__}")
+
+
+def render(program: Program) -> str:
+    """The program as text, one line a node."""
+    name: dict[Node, str] = {}
+    lines = [f"program {program.name}"]
+    for index, node in enumerate(program.nodes):
+        name[node] = f"%{index}"
+        lines.append(f"  %{index}[{' '.join(node.axes)}] = {describe(node, name)}")
+    lines += [f"  output {label} = {name[node]}" for label, node in program.outputs.items()]
+    return "\n".join(lines)

@@ -1,0 +1,131 @@
+"""Rewrites of tile programs, as a table: each has a name, what it turns into what, and a function that does it.
+
+`simplify` rebuilds a program bottom-up and applies the table at every node until nothing changes. Sharing of equal values
+comes with rebuilding, since a Builder keeps one node a value; what no output reaches is left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import sympy
+
+from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, placeholder
+from mcgen.symbolic.functions import Where
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rewrite: `apply` gives the node to use instead, or None where it does not fit."""
+
+    name: str
+    before: str
+    after: str
+    apply: Callable[[Builder, Node], Node | None]
+
+
+def is_constant(node: Node, value: int | None = None) -> bool:
+    """Whether a node is one number, the same everywhere (that number, where one is given)."""
+    return isinstance(node, Map) and not node.values and (value is None or node.expression == value)
+
+
+def _fold(b: Builder, node: Node) -> Node | None:
+    if not isinstance(node, Map) or not any(map(is_constant, node.values)):
+        return None
+    values = {placeholder(i): value for i, value in enumerate(node.values)}
+    numbers = {symbol: value.expression for symbol, value in values.items() if is_constant(value)}
+    rest = {symbol: value for symbol, value in values.items() if symbol not in numbers}
+    return b.map(node.expression.subs(numbers), rest, node.axes if node.expression.subs(numbers) != 0 else ())
+
+
+def _identity(b: Builder, node: Node) -> Node | None:
+    if isinstance(node, Map) and node.expression == placeholder(0) and node.axes == node.values[0].axes:
+        return node.values[0]
+    return None
+
+
+def _unused(b: Builder, node: Node) -> Node | None:
+    """A Map whose simplified expression no longer needs an operand is built again without it."""
+    if not isinstance(node, Map) or all(node.expression.has(placeholder(i)) for i in range(len(node.values))):
+        return None
+    return b.map(node.expression, {placeholder(i): value for i, value in enumerate(node.values)}, node.axes)
+
+
+def _constant_axes(b: Builder, node: Node) -> Node | None:
+    return b.constant(node.expression) if is_constant(node) and node.axes else None
+
+
+def _zero_sum(b: Builder, node: Node) -> Node | None:
+    if isinstance(node, (Contract, Reduce)) and any(is_constant(operand, 0) for operand in node.operands):
+        return b.constant(0)
+    return None
+
+
+def _unit_decay(b: Builder, node: Node) -> Node | None:
+    if not isinstance(node, Decay) or not is_constant(node.gate, 1):
+        return None
+    if node.row is None or node.column is None:
+        return b.constant(1)
+    row, column = sympy.symbols("row column", real=True)
+    reach = row - column if node.exclusive else row - column + 1
+    mask = Where(reach, sympy.S.One, sympy.S.Zero)
+    return b.map(mask, {row: b.iota(node.row), column: b.iota(node.column)})
+
+
+def _constant_rename(b: Builder, node: Node) -> Node | None:
+    return node.operand if isinstance(node, Rename) and node.old not in node.operand.axes else None
+
+
+RULES = (
+    Rule("constant operand", "f(x, c)", "f_c(x)", _fold),
+    Rule("identity", "f(x) = x", "x", _identity),
+    Rule("operand not needed", "f(x, y) that reads x only", "f(x)", _unused),
+    Rule("constant spread along axes", "c[t]", "c", _constant_axes),
+    Rule("sum of zeros", "sum 0 * x", "0", _zero_sum),
+    Rule("decay by one", "product of 1 over j < m <= t", "1 where j <= t, else 0", _unit_decay),
+    Rule("constant along another axis", "c with t as j", "c", _constant_rename),
+)
+
+
+def simplify(program: Program, rules: tuple[Rule, ...] = RULES) -> Program:
+    """The program after the rewrites, with equal values shared and nothing that no output reaches."""
+    b, new = Builder(), {}
+    for node in program.nodes:
+        new[node] = _settled(b, rebuilt(b, node, new), rules)
+    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+
+def _settled(b: Builder, node: Node, rules: tuple[Rule, ...]) -> Node:
+    while True:
+        changed = next((result for rule in rules if (result := rule.apply(b, node)) is not None), None)
+        if changed is None:
+            return node
+        node = changed
+
+
+def rebuilt(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
+    """The same node over new operands, its axes inferred again."""
+    match node:
+        case Map(axes, expression, values):
+            return b.map(expression, {placeholder(i): new[value] for i, value in enumerate(values)}, axes)
+        case Contract(_, left, right, over):
+            kept = new[left], new[right]
+            if all(map(is_constant, kept)):
+                kept = b.broadcast(new[left], left.axes), new[right]
+            return b.contract(*kept, *over)
+        case Reduce(_, operation, operand, over):
+            if is_constant(new[operand]) and not is_constant(new[operand], 0):
+                return b.sum(b.broadcast(new[operand], operand.axes), *over)
+            return (b.sum if operation == "sum" else b.max)(new[operand], *over)
+        case Rename(_, operand, old, new_axis):
+            return b.rename(new[operand], old, new_axis)
+        case Decay(_, gate, row, column, exclusive):
+            return b.decay(b.broadcast(new[gate], gate.axes), row, column, exclusive)
+    return b._intern(replace(node))
+
+
+def select(program: Program, outputs: Mapping[str, str] | list[str], name: str) -> Program:
+    """The part of a program that computes the named outputs, renamed where a mapping is given."""
+    wanted = outputs if isinstance(outputs, Mapping) else {label: label for label in outputs}
+    return Program(name, {label: program.outputs[source] for label, source in wanted.items()})

@@ -1,0 +1,55 @@
+"""From an objective to its error row.
+
+An objective is l(p, v) = sum over the value dimension of some L(p_i, v_i), so its gradient with respect to the
+prediction is the row e_i = dL/dp (p_i, v_i), and, for a matrix memory p = W k, dl/dW = e kᵀ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+
+from mcgen.spec.grammar import Binary, Call, Expression, Unary
+from mcgen.symbolic.expressions import apply, symbol, to_sympy
+
+PREDICTION, VALUE = symbol("p"), symbol("v")
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """e = dL/dp as a scalar function of p and v, element by element, and its derivative by p."""
+
+    expression: sympy.Expr
+
+    @property
+    def reads_memory(self) -> bool:
+        return self.expression.has(PREDICTION)
+
+    @property
+    def curvature(self) -> sympy.Expr:
+        return sympy.diff(self.expression, PREDICTION)
+
+    @property
+    def affine(self) -> tuple[sympy.Expr, sympy.Expr] | None:
+        """(kappa, c) with e = kappa*p + c(v) and kappa a number, or None where there is no such form."""
+        kappa = sympy.simplify(self.curvature)
+        return (kappa, sympy.simplify(self.expression - kappa * PREDICTION)) if kappa.is_number else None
+
+
+def integrand(expression: Expression) -> sympy.Expr:
+    """L(p, v) of a combination, with numeric coefficients, of `sum(f)` (integrand f) and `dot(a, b)` (integrand a*b)."""
+    match expression:
+        case Call("sum", (argument,)):
+            return to_sympy(argument)
+        case Call("dot", (left, right)):
+            return to_sympy(left) * to_sympy(right)
+        case Unary(op, operand):
+            return -integrand(operand) if op == "-" else integrand(operand)
+        case Binary(op, left, right):
+            return apply(op, integrand(left), integrand(right))
+    return to_sympy(expression)
+
+
+def error_row(objective: Expression) -> ErrorRow:
+    return ErrorRow(sympy.diff(integrand(objective), PREDICTION))
