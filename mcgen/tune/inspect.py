@@ -23,7 +23,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a listing: labels that stand before it, where it may jump, and whether the next line may follow it."""
+    """One line of a listing: labels before it, where it may jump, and whether the next line may follow it."""
 
     text: str
     labels: tuple[str, ...]

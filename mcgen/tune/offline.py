@@ -94,10 +94,10 @@ def compile_kernel(
 ) -> Resources:
     """Compile one kernel for a target and say what it takes; kept in `cache`, the user's cache folder by default.
 
-    `signature` maps each argument that is no constexpr to its type: `*bf16`, `fp32`, `i32`. Every pointer is taken to be
-    divisible by 16, as torch's are, and so are the integers named in `divisible_by_16`: a launch would specialise alike.
-    What the compiler refuses or the target cannot run comes back as `failure`. Raises InternalError where Triton's
-    interpreter is on, or where an argument has neither type nor value.
+    `signature` maps each argument that is no constexpr to its type: `*bf16`, `fp32`, `i32`. Every pointer is taken to
+    be divisible by 16, as torch's are, and so are the integers named in `divisible_by_16`: as a launch specialises.
+    What the compiler refuses or the target cannot run comes back as `failure`. Raises ValueError where an argument has
+    neither type nor value, InternalError where Triton's interpreter is or was on: `compile_all` works even then.
     """
     _require_compiler(fn)
     arguments = _arguments(fn, signature, constexprs, divisible_by_16)
@@ -113,7 +113,7 @@ def compile_kernel(
 def compile_all(
     jobs: Sequence[Job], processes: int = 2, cache: Path | None = None, progress: bool = True
 ) -> list[Resources]:
-    """Compile the jobs in worker processes; results in the jobs' order. A crash of the compiler is that job's failure."""
+    """Compile the jobs in worker processes; results in their order. A crash of the compiler is that job's failure."""
     results: dict[int, Resources] = {}
     lost: list[int] = []
     with _bar(len(jobs), progress) as advance:
@@ -157,10 +157,12 @@ def cache_folder() -> Path:
 
 
 def _require_compiler(fn: JITFunction) -> None:
-    from triton import JITFunction, knobs
+    from triton import JITFunction, knobs, language
 
-    if knobs.runtime.interpret or not isinstance(fn, JITFunction):
-        raise InternalError("kernels compile only with TRITON_INTERPRET unset when their file is loaded", stage=STAGE)
+    # Triton's own library is written in kernels too, and turns interpreted for good when triton is imported.
+    compiled = isinstance(fn, JITFunction) and isinstance(language.cdiv, JITFunction)
+    if knobs.runtime.interpret or not compiled:
+        raise InternalError("nothing compiles in a process that has run with TRITON_INTERPRET set", stage=STAGE)
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def _arguments(
     missing = [name for name, kind in types.items() if not kind]
     unknown = [name for name in (*signature, *constexprs, *divisible_by_16) if name not in types]
     if missing or unknown:
-        raise InternalError(f"{fn.__name__}: arguments without a type {missing}, unknown {unknown}", stage=STAGE)
+        raise ValueError(f"{fn.__name__}: arguments without a type {missing}, unknown {unknown}")
     divisible = {name for name, kind in types.items() if kind.startswith("*")} | set(divisible_by_16)
     marked = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(types) if name in divisible}
     return _Arguments(types, marked)
@@ -350,7 +352,7 @@ def _load(path: Path) -> ModuleType:
     name = f"mcgen_kernels_{_sha256(str(path))[:12]}_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise InternalError(f"{path} is no Python file", stage=STAGE)
+        raise ValueError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -380,7 +382,7 @@ def _start_worker() -> None:
 def _run(job: Job, cache: Path | None) -> Resources:
     kernels = load_kernels(job.path)
     if job.kernel not in kernels:
-        raise InternalError(f"{job.path} has no kernel {job.kernel}", stage=STAGE)
+        raise ValueError(f"{job.path} has no kernel {job.kernel}")
     return compile_kernel(
         kernels[job.kernel],
         job.signature,
