@@ -1,0 +1,77 @@
+"""Which names a user may choose, and what was meant where one is unknown."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from mcgen.spec.grammar import CONSTANTS, FUNCTIONS, STRUCTURAL
+
+OP_ARGUMENTS = ("q", "k", "v", "u", "theta", "state", "backend", "return_state", "cu_seqlens", "group")
+"""Arguments of `op`, which no gate can share."""
+
+RESERVED = ("M", "grad", "outer", *OP_ARGUMENTS, "p", "x", "h")
+"""Names that are no gates; of these only M can be assigned."""
+
+MODULES = ("torch", "triton", "mcgen")
+MAX_LENGTH = 100
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TAKEN_CLASSES = ("SPEC", "UnsupportedError", "None", "True", "False")
+
+
+def suggest(word: object, known: Iterable[str]) -> str:
+    """`did you mean …?` for the closest known word, or what is known."""
+    choices = [str(choice) for choice in known]
+    close = get_close_matches(str(word)[:MAX_LENGTH], choices, 1)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return f"one of: {', '.join(choices)}" if choices else ""
+
+
+def class_name(name: str) -> str:
+    """`titans_grm` gives `TitansGrm`: underscore parts, first letters raised."""
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+def name_problem(name: str) -> str:
+    """Why this cannot be a spec's name; empty if it can."""
+    if identifier := _identifier_problem(name):
+        return identifier
+    if name in MODULES:
+        return "is the name of a module that generated files import"
+    if not _IDENTIFIER.fullmatch(class_name(name)) or class_name(name) in _TAKEN_CLASSES:
+        return f"would name its class {class_name(name) or 'nothing'}"
+    return ""
+
+
+def gate_problem(name: str) -> str:
+    """Why this cannot be a gate's name; empty if it can."""
+    if name in RESERVED:
+        return "is reserved"
+    return _identifier_problem(name) or _language_problem(name)
+
+
+def slot_problem(name: str) -> str:
+    """Why this cannot be assigned; empty if it can."""
+    if name == "M":
+        return ""
+    return gate_problem(name)
+
+
+def _language_problem(name: str) -> str:
+    if name in FUNCTIONS or name in STRUCTURAL:
+        return "is a function"
+    return "is a constant" if name in CONSTANTS else ""
+
+
+def _identifier_problem(name: str) -> str:
+    if not _IDENTIFIER.fullmatch(name):
+        return "is not a Python identifier of ASCII letters, digits and underscores"
+    if keyword.iskeyword(name):
+        return "is a Python keyword"
+    if name.startswith("__"):
+        return "starts with two underscores"
+    return f"has more than {MAX_LENGTH} characters" if len(name) > MAX_LENGTH else ""
