@@ -40,7 +40,13 @@ def _print_table(known: Iterable[Target]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, caption="bf16, tf32, fp32: peak TFLOP/s, dense", caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        caption="bf16, tf32, fp32: peak TFLOP/s, dense",
+        caption_justify="left",
+    )
     for title in COLUMNS:
         table.add_column(title, justify="left" if title in WORDS else "right", no_wrap=True)
     for target in known:
