@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 
+from mcgen.errors import UnsupportedError
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -61,7 +63,7 @@ def architectures() -> tuple[str, ...]:
 def lookup(name: str) -> Target:
     """The target called `name`, or the one that stands for it where `name` is an architecture (`cuda:90`).
 
-    Raises KeyError, with a suggestion, where there is neither.
+    Raises UnsupportedError, with a suggestion, where there is neither.
     """
     name = name.lower()
     known = targets()
@@ -71,14 +73,14 @@ def lookup(name: str) -> Target:
         return known[_data()["defaults"][name]]
     close = difflib.get_close_matches(name, [*known, *architectures()], n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-    raise KeyError(f"no target is called {name!r}; {hint}")
+    raise UnsupportedError(f"no target is called {name!r}; {hint}")
 
 
 def for_device(name: str, capability: tuple[int, int] | str) -> Target:
     """The target of a GPU at hand, from the name its driver gives and its capability, `(9, 0)` or a gfx name.
 
     An unknown GPU gets the target of its architecture, or else of the newest older one of its make; one older than all
-    gets the oldest. Raises KeyError for a gfx name without a target, since AMD's architectures run no common code.
+    gets the oldest. Raises UnsupportedError for an unknown gfx name, since AMD's architectures run no common code.
     """
     arch = _arch(capability)
     for target in targets().values():

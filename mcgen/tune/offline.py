@@ -107,7 +107,7 @@ def compile_kernel(
     if found is None:
         found = _compile(fn, arguments, constexprs, target, choices)
         _write(kept, found)
-    return _judged(found, target)
+    return _judged(found, target, num_warps)
 
 
 def compile_all(
@@ -233,7 +233,7 @@ def _disassembled(cubin: bytes) -> str:
         return subprocess.run([tool, str(binary)], check=True, capture_output=True, text=True).stdout
 
 
-def _judged(found: Resources, target: Target) -> Resources:
+def _judged(found: Resources, target: Target, num_warps: int) -> Resources:
     """The same, failed where the target cannot run it. The compiler itself does not look."""
     registers, bytes_spilled = FAILED_ALLOCATION
     if found.failure is not None:
@@ -241,6 +241,8 @@ def _judged(found: Resources, target: Target) -> Resources:
     if found.shared_bytes > target.shared_bytes:
         excess = f"{found.shared_bytes} bytes of shared memory, {target.name} has {target.shared_bytes}"
         return replace(found, failure=f"out of resources: {excess}")
+    if num_warps > target.max_warps:
+        return replace(found, failure=f"out of resources: {num_warps} warps, {target.name} runs {target.max_warps}")
     if found.tmem > target.tmem_columns:
         excess = f"{found.tmem} columns of tensor memory, {target.name} has {target.tmem_columns}"
         return replace(found, failure=f"out of resources: {excess}")
@@ -366,12 +368,24 @@ def _in_processes(
     # Spawned, not forked: torch's and the progress bar's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
-        places: dict[Future[Resources], int] = {pool.submit(_run, jobs[at], cache): at for at in which}
+        with _without_main():
+            places: dict[Future[Resources], int] = {pool.submit(_run, jobs[at], cache): at for at in which}
         for done in as_completed(places):
             try:
                 yield places[done], done.result()
             except BrokenProcessPool:
                 yield places[done], None
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Workers started meanwhile do not run the caller's script again: they need nothing of it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start_worker() -> None:

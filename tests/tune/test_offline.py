@@ -5,6 +5,8 @@ Everything compiles in worker processes: another test of the same process may ha
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -85,10 +87,13 @@ def test_divisibility_changes_the_kernel(found: Mapping[str, Resources]) -> None
 
 
 def test_limits_are_the_targets_not_the_compilers() -> None:
-    b200, h100 = lookup("b200"), lookup("h100")
-    assert "tensor memory" in (offline._judged(Resources(registers=100, tmem=672), b200).failure or "")
-    assert "register allocation" in (offline._judged(Resources(registers=32, spill_stores=20_000), h100).failure or "")
-    assert offline._judged(Resources(registers=32, shared_bytes=h100.shared_bytes), h100).clean
+    def failure(target: str, warps: int = 4, **taken: int) -> str | None:
+        return offline._judged(Resources(**taken), lookup(target), warps).failure
+
+    assert "tensor memory" in (failure("b200", registers=100, tmem=672) or "")
+    assert "register allocation" in (failure("h100", registers=32, spill_stores=20_000) or "")
+    assert "32 warps" in (failure("mi300x", registers=32, warps=32) or "")
+    assert failure("h100", registers=32, shared_bytes=lookup("h100").shared_bytes, warps=32) is None
 
 
 def test_results_are_kept_by_architecture(found: Mapping[str, Resources], cache: Path) -> None:
@@ -105,6 +110,22 @@ def test_a_crash_is_one_jobs_failure(cache: Path, tmp_path: Path, monkeypatch: p
     results = compile_all([attend("h100"), bad], cache=cache, progress=False)
     assert results[0].clean
     assert results[1].failure == "the compiler crashed"
+
+
+def test_a_callers_script_does_not_run_again(tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from mcgen.plan.targets import lookup\n"
+        "from mcgen.tune.offline import Job, compile_all\n"
+        f"kernels, cache = Path({str(KERNELS)!r}), Path({str(tmp_path)!r})\n"
+        "types = {'x': '*fp32', 'y': '*fp32', 'n': 'i32'}\n"
+        "job = Job(kernels, 'double', types, {'B': 64}, lookup('h100'), 4, 2)\n"
+        "print(compile_all([job], processes=1, cache=cache, progress=False)[0].clean)\n"
+    )
+    root = KERNELS.parent.parent.parent
+    done = subprocess.run([sys.executable, "-"], input=script, cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 def test_an_argument_without_a_type_is_refused(tmp_path: Path) -> None:
