@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from mcgen.errors import Diagnostic
 from mcgen.spec.document import Document
 from mcgen.spec.model import Memory
-from mcgen.spec.names import name_problem
+from mcgen.spec.names import identifier_problem, name_problem
 
 
 def contradictions(document: Document) -> Iterator[Diagnostic]:
     """Every fault that no field has by itself."""
-    for check in (_name, _memory, _residual, _rule, _segment, _top_k):
+    for check in (_name, _memory, _residual, _rule, _projections, _segment, _top_k):
         yield from check(document)
 
 
@@ -54,6 +54,15 @@ def _rule(document: Document) -> Iterator[Diagnostic]:
     if not {"rule", "steps"} & update.keys() and not broken & {("update", "rule"), ("update", "steps")}:
         position = document.key(("update",))
         yield position.diagnose("an update needs `rule` or `steps`", hint="such as rule: linear")
+
+
+def _projections(document: Document) -> Iterator[Diagnostic]:
+    gates = document.section("update").get("gates")
+    for name, gate in gates.items() if isinstance(gates, dict) else ():
+        source = gate.get("from") if isinstance(gate, dict) else None
+        if isinstance(source, str) and (why := identifier_problem(source)):
+            position = document.values["update", "gates", name, "from"]
+            yield position.diagnose(f"the projection `{source[:40]}` {why}", hint="such as from: dt")
 
 
 def _segment(document: Document) -> Iterator[Diagnostic]:

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from mcgen.errors import Diagnostic
 from mcgen.spec.document import Document, Path
-from mcgen.spec.model import GateMap, PerHead, SpecFile
+from mcgen.spec.model import Chunk, GateMap, PerHead, SpecFile
 from mcgen.spec.names import suggest
 
 _SHOWN_VALUE = 40
@@ -45,13 +45,17 @@ def _explain(path: Path, detail: ErrorDetails) -> tuple[str, str]:
     value, name, context = detail["input"], _dotted(path), detail.get("ctx", {})
     if path == ("mcgen",) and detail["type"] != "int_type":
         return f"format version {_shown(value)} is not known", "this mcgen reads version 1"
+    if path == ("update", "gradient"):
+        return f"{name} cannot be {_shown(value)}", "token, or {chunk: 16}"
     if detail["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         return f"{name} cannot be {_shown(value)}", suggest(value, choices)
     if detail["type"] in _RANGES:
         return f"{name} {_RANGES[detail['type']](context)}, not {_shown(value)}", _described(path)
-    wanted = _TYPES.get(detail["type"], detail["msg"])
-    return f"{name} must be {wanted}, not {_shown(value)}", _type_hint(detail["type"], value)
+    wanted = "a number or a mapping" if _is_gate(path) else _TYPES.get(detail["type"], detail["msg"])
+    return f"{name} must be {wanted}, not {_shown(value)}", _section_hint(path, value) or _type_hint(
+        detail["type"], value
+    )
 
 
 _RANGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -72,6 +76,16 @@ _TYPES = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
+
+
+def _is_gate(path: Path) -> bool:
+    return path[:2] == ("update", "gates") and len(path) == 3
+
+
+def _section_hint(path: Path, value: Any) -> str:
+    """How a value that stands where a mapping should becomes one: `memory: matrix` wants `{kind: matrix}`."""
+    fields = _fields(path)
+    return f"write {{{fields[0]}: {value}}}" if fields and isinstance(value, str | int) else ""
 
 
 def _type_hint(kind: str, value: Any) -> str:
@@ -106,10 +120,8 @@ def _model(path: Path) -> type[BaseModel] | None:
     """The model of the mapping at `path`."""
     if not path:
         return SpecFile
-    if path[:2] == ("update", "gates"):
-        return GateMap if len(path) == 3 else None
-    if path == ("update", "gradient"):
-        return None
+    if path[:1] == ("update",) and len(path) > 1:
+        return GateMap if _is_gate(path) else Chunk if path == ("update", "gradient") else None
     field = SpecFile.model_fields.get(str(path[0])) if len(path) == 1 else None
     annotation = field.annotation if field else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

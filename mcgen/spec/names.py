@@ -38,8 +38,8 @@ def class_name(name: str) -> str:
 
 def name_problem(name: str) -> str:
     """Why this cannot be a spec's name; empty if it can."""
-    if identifier := _identifier_problem(name):
-        return identifier
+    if why := identifier_problem(name):
+        return why
     if name in MODULES:
         return "is the name of a module that generated files import"
     if not _IDENTIFIER.fullmatch(class_name(name)) or class_name(name) in _TAKEN_CLASSES:
@@ -51,7 +51,7 @@ def gate_problem(name: str) -> str:
     """Why this cannot be a gate's name; empty if it can."""
     if name in RESERVED:
         return "is reserved"
-    return _identifier_problem(name) or _language_problem(name)
+    return identifier_problem(name) or _language_problem(name)
 
 
 def slot_problem(name: str) -> str:
@@ -67,7 +67,8 @@ def _language_problem(name: str) -> str:
     return "is a constant" if name in CONSTANTS else ""
 
 
-def _identifier_problem(name: str) -> str:
+def identifier_problem(name: str) -> str:
+    """Why this is no name at all; empty if it is one."""
     if not _IDENTIFIER.fullmatch(name):
         return "is not a Python identifier of ASCII letters, digits and underscores"
     if keyword.iskeyword(name):

@@ -84,6 +84,9 @@ class Spec:
     objective_position: Position | None = field(default=None, compare=False, repr=False)
     activation_position: Position | None = field(default=None, compare=False, repr=False)
 
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
     @property
     def class_name(self) -> str:
         """The layer's class: `TitansGrm` for `titans_grm`."""
