@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "new": ("mcgen.cli.new:new", "Write a commented spec to start from."),
     "list": ("mcgen.cli.list:list_", "List presets and shipped specs."),
     "targets": ("mcgen.cli.targets:command", "List the GPUs mcgen compiles for."),
+    "targets": ("mcgen.cli.targets:targets_", "List the GPUs mcgen compiles for."),
     "schema": ("mcgen.cli.schema:schema", "Print the JSON schema of the spec language."),
 }
 """Each command's function and its line in `mcgen --help`, in the order shown there."""

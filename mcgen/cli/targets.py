@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 
 import click
 
+from mcgen.cli.output import json_option, print_json, print_table
 from mcgen.plan.targets import Target, targets
 
 COLUMNS: dict[str, Callable[[Target], str]] = {
     "target": lambda target: target.name,
     "arch": lambda target: target.arch,
-    "SMs": lambda target: str(target.sm_count),
-    "shared KB": lambda target: str(target.shared_bytes // 1024),
-    "L2 MB": lambda target: str(target.l2_bytes >> 20),
-    "GB/s": lambda target: f"{target.bandwidth:,}",
-    "bf16": lambda target: f"{target.peak['bf16']:,.0f}",
-    "tf32": lambda target: f"{target.peak['tf32']:,.0f}",
-    "fp32": lambda target: f"{target.peak['fp32']:,.0f}",
+    "SMs": lambda target: f"{target.sm_count:3}",
+    "shared KB": lambda target: f"{target.shared_bytes // 1024:9}",
+    "L2 MB": lambda target: f"{target.l2_bytes >> 20:5}",
+    "GB/s": lambda target: f"{target.bandwidth:5,}",
+    "bf16": lambda target: f"{target.peak['bf16']:5,.0f}",
+    "tf32": lambda target: f"{target.peak['tf32']:5,.0f}",
+    "fp32": lambda target: f"{target.peak['fp32']:4,.0f}",
 }
-WORDS = ("target", "arch")
 
 
-@click.command("targets", epilog="Example: mcgen targets --json")
-@click.option("--json", "as_json", is_flag=True, help="Print every fact of every target as JSON.")
-def command(as_json: bool) -> None:
-    """List the GPUs mcgen compiles for: limits of a block, bandwidth, and peak TFLOP/s by operand type."""
+@click.command("targets")
+@json_option
+def targets_(as_json: bool) -> None:
+    """List the GPUs mcgen compiles for: limits of a block, bandwidth, and dense peak TFLOP/s by operand type.
+
+    \b
+    Example:
+      mcgen targets
+      mcgen targets --json
+    """
     known = targets().values()
     if as_json:
-        click.echo(json.dumps([asdict(target) for target in known], indent=2))
+        print_json([asdict(target) for target in known])
     else:
-        _print_table(known)
-
-
-def _print_table(known: Iterable[Target]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        caption="bf16, tf32, fp32: peak TFLOP/s, dense",
-        caption_justify="left",
-    )
-    for title in COLUMNS:
-        table.add_column(title, justify="left" if title in WORDS else "right", no_wrap=True)
-    for target in known:
-        table.add_row(*(show(target) for show in COLUMNS.values()))
-    Console().print(table)
+        print_table(list(COLUMNS), [[show(target) for show in COLUMNS.values()] for target in known])
