@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SPEC ?= decay_grm
+SPEC ?= linear_grm
 
 .PHONY: demo test lint install install-test offline ratios clean
 

@@ -18,7 +18,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("mcgen.cli.check:check", "Validate specs."),
     "new": ("mcgen.cli.new:new", "Write a commented spec to start from."),
     "list": ("mcgen.cli.list:list_", "List presets and shipped specs."),
-    "targets": ("mcgen.cli.targets:command", "List the GPUs mcgen compiles for."),
     "targets": ("mcgen.cli.targets:targets_", "List the GPUs mcgen compiles for."),
     "schema": ("mcgen.cli.schema:schema", "Print the JSON schema of the spec language."),
 }
