@@ -28,6 +28,7 @@ TORCH_FUNCTIONS = {
     functions.Step: lambda x: (x > 0).to(x.dtype),
     functions.Relu: torch.relu,
     functions.Larger: _larger,
+    functions.Shift: torch.maximum,
     functions.Maximum: torch.maximum,
     functions.Minimum: torch.minimum,
     functions.Sigmoid: torch.sigmoid,
@@ -90,8 +91,9 @@ def _evaluate(node: Node, value: Mapping[Node, Tensor], inputs: Mapping[str, Ten
         case Rename(axes, operand, old, new):
             moved = [old if axis == new else axis for axis in axes]
             return value[operand].permute([operand.axes.index(axis) for axis in moved])
-        case Decay(_, gate, row, column, exclusive):
-            return _decay(value[gate], row is not None, column is not None, exclusive)
+        case Decay(axes, gate, row, column, exclusive):
+            products = _decay(value[gate], row is not None, column is not None, exclusive)
+            return products.mT if axes == (column, row) else products
     raise TypeError(f"no meaning for {type(node).__name__}")
 
 

@@ -22,6 +22,7 @@ from mcgen.ir.program import Builder, Node, Program
 from mcgen.spec import Spec
 from mcgen.symbolic.expressions import symbol, to_sympy
 from mcgen.symbolic.functions import Where
+from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.objective import VALUE
 from mcgen.symbolic.recurrence import MEMORY, Recurrence, Write
 
@@ -112,43 +113,54 @@ def value_name(lag: int) -> str:
     return f"v_{lag}" if lag else "v"
 
 
-def routes(spec: Spec) -> bool:
-    """Whether read-outs are weighted by routing logits."""
-    return spec.aggregate.kind in ("grm", "soup", "ssc")
-
-
-def query_name(spec: Spec) -> str:
+def query_name(meaning: Meaning) -> str:
     """The input that routes: the connector, or the query in its place."""
-    return "u" if spec.aggregate.connector == "u" else "q"
+    return "u" if meaning.spec.aggregate.connector == "u" else "q"
 
 
-def step(spec: Spec, recurrence: Recurrence, masked: bool = False) -> Program:
+def logit_scale(meaning: Meaning) -> sympy.Expr:
+    return sympy.Rational(repr(float(meaning.spec.aggregate.scale)))
+
+
+def step(meaning: Meaning, masked: bool = False) -> Program:
     """The chunk step: outputs `o` (the online read-out), `r` (its routing logit) and the state's `<slot>_next`, `pool_next`.
 
     Inputs: q[t k], u[t k], keys[j k] and values[j v] by lag, gates[t], the slots[k v], `pool`[k] the sum of the
     segment's keys before the chunk, `count`[t] the number of the segment's tokens up to and including t.
     """
-    return Program("step", _outputs(Builder(), spec, recurrence, masked))
+    return Program("step", _outputs(Builder(), meaning, masked))
 
 
-def step_vjp(spec: Spec, recurrence: Recurrence, masked: bool = False) -> Program:
+def step_vjp(meaning: Meaning, masked: bool = False) -> Program:
     """The derivative of the step: outputs `d_<input>` for every input it depends on that has a gradient.
 
     Inputs beyond the step's: the cotangents d_o[t v], d_r[t], d_<slot>_next[k v], d_pool_next[k].
     """
     b = Builder()
-    outputs = _outputs(b, spec, recurrence, masked)
+    outputs = _outputs(b, meaning, masked)
     cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
     results = vjp(b, outputs, cotangents)
-    return Program("step_vjp", {f"d_{name}": node for name, node in results.items() if name not in WITHOUT_GRADIENT})
+    inputs = Program("step", outputs).inputs
+    state = {**dict.fromkeys(meaning.recurrence.slots, ("k", "v")), **({"pool": ("k",)} if meaning.routes else {})}
+    wanted = {**{name: node.axes for name, node in inputs.items()}, **state}
+    zero = b.constant(0)
+    return Program(
+        "step_vjp",
+        {
+            f"d_{name}": b.broadcast(results.get(name, zero), axes)
+            for name, axes in wanted.items()
+            if name not in WITHOUT_GRADIENT
+        },
+    )
 
 
-def _outputs(b: Builder, spec: Spec, recurrence: Recurrence, masked: bool) -> dict[str, Node]:
-    form = ClosedForm(b, recurrence, gate_nodes(b, spec), masked)
+def _outputs(b: Builder, meaning: Meaning, masked: bool) -> dict[str, Node]:
+    recurrence = meaning.recurrence
+    form = ClosedForm(b, recurrence, gate_nodes(b, meaning.spec), masked)
     slots = {slot: b.input(slot, "k", "v") for slot in recurrence.slots}
     outputs = {"o": _read_out(b, recurrence, form, slots)}
-    if routes(spec):
-        outputs["r"], outputs["pool_next"] = _pool(b, spec)
+    if meaning.routes:
+        outputs["r"], outputs["pool_next"] = _pool(b, meaning)
     for slot in recurrence.slots:
         outputs[f"{slot}_next"] = _next_state(b, form.coefficients(slot, None), slots)
     return outputs
@@ -169,16 +181,15 @@ def _next_state(b: Builder, end: Coefficients, slots: Mapping[str, Node]) -> Nod
     return b.total(terms)
 
 
-def _pool(b: Builder, spec: Spec) -> tuple[Node, Node]:
+def _pool(b: Builder, meaning: Meaning) -> tuple[Node, Node]:
     """The online routing logit scale * <u_t, running mean (or sum) of keys>, and the running sum at the chunk's end."""
-    u, k, before = b.input(query_name(spec), "t", "k"), b.input("k", "j", "k"), b.input("pool", "k")
+    u, k, before = b.input(query_name(meaning), "t", "k"), b.input("k", "j", "k"), b.input("pool", "k")
     earlier, later, score, x, y, count = sympy.symbols("earlier later score x y count", real=True)
     seen = Where(later - earlier + 1, score, sympy.S.Zero)
     scores = b.map(seen, {later: b.iota("t"), earlier: b.iota("j"), score: b.contract(u, k, "k")})
-    size = count if spec.aggregate.pool == "mean" else sympy.S.One
-    scale = sympy.Rational(repr(float(spec.aggregate.scale)))
+    size = count if meaning.spec.aggregate.pool == "mean" else sympy.S.One
     terms = {x: b.sum(scores, "j"), y: b.contract(u, before, "k"), count: b.input("count", "t")}
-    return b.map(scale * (x + y) / size, terms), b.total([before, b.sum(k, "j")])
+    return b.map(logit_scale(meaning) * (x + y) / size, terms), b.total([before, b.sum(k, "j")])
 
 
 def _key(b: Builder, write: Write) -> Node:

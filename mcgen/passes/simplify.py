@@ -93,7 +93,7 @@ def simplify(program: Program, rules: tuple[Rule, ...] = RULES) -> Program:
     b, new = Builder(), {}
     for node in program.nodes:
         new[node] = _settled(b, rebuilt(b, node, new), rules)
-    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+    return Program(program.name, {name: _spread(b, new[node], node.axes) for name, node in program.outputs.items()})
 
 
 def _settled(b: Builder, node: Node, rules: tuple[Rule, ...]) -> Node:
@@ -112,17 +112,21 @@ def rebuilt(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
         case Contract(_, left, right, over):
             kept = new[left], new[right]
             if all(map(is_constant, kept)):
-                kept = b.broadcast(new[left], left.axes), new[right]
+                kept = _spread(b, new[left], left.axes), new[right]
             return b.contract(*kept, *over)
         case Reduce(_, operation, operand, over):
             if is_constant(new[operand]) and not is_constant(new[operand], 0):
-                return b.sum(b.broadcast(new[operand], operand.axes), *over)
+                return b.sum(_spread(b, new[operand], operand.axes), *over)
             return (b.sum if operation == "sum" else b.max)(new[operand], *over)
         case Rename(_, operand, old, new_axis):
             return b.rename(new[operand], old, new_axis)
         case Decay(_, gate, row, column, exclusive):
-            return b.decay(b.broadcast(new[gate], gate.axes), row, column, exclusive)
+            return b.decay(_spread(b, new[gate], gate.axes), row, column, exclusive)
     return b._intern(replace(node))
+
+
+def _spread(b: Builder, node: Node, axes: tuple[str, ...]) -> Node:
+    return b.map(node.expression, {}, axes) if is_constant(node) else b.broadcast(node, axes)
 
 
 def select(program: Program, outputs: Mapping[str, str] | list[str], name: str) -> Program:

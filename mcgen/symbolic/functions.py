@@ -72,6 +72,15 @@ class Minimum(Function):
         return Larger(y, x) if argindex == 1 else Larger(x, y)
 
 
+class Shift(Function):
+    """max(x, y), used only where its value cancels (a softmax is the same whatever is subtracted): derivative 0."""
+
+    nargs = 2
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return sympy.S.Zero
+
+
 class Sigmoid(Function):
     """1 / (1 + exp(-x)); derivative s(x) s(-x), which does not cancel at either end."""
 

@@ -1,0 +1,19 @@
+"""Jinja, as the generated files are printed with it: undefined values are errors, nothing is escaped."""
+
+from __future__ import annotations
+
+import jinja2
+
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("mcgen.emit"),
+    undefined=jinja2.StrictUndefined,
+    autoescape=False,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def render(template: str, **values: object) -> str:
+    """The text of a template in emit/templates; everything it shows is decided by the caller."""
+    return ENVIRONMENT.get_template(template).render(**values)

@@ -1,0 +1,125 @@
+"""SymPy scalar expressions as source text, for any target language: a table of function spellings and one walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import sympy
+
+from mcgen.symbolic import functions
+
+SUM, PRODUCT, UNARY, ATOM = range(4)  # how tightly a piece of text binds
+
+Spelling = Callable[..., str]
+
+
+@dataclass(frozen=True)
+class ScalarPrinter:
+    """Prints scalar expressions. `functions` spells a call from its arguments' texts; `power` spells x**y."""
+
+    functions: Mapping[type, Spelling]
+    power: Spelling
+
+    def text(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str], binding: int = SUM) -> str:
+        text, strength = self._piece(expression, names)
+        return text if strength >= binding else f"({text})"
+
+    def _piece(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> tuple[str, int]:
+        if expression.is_Symbol:
+            return names[expression], ATOM
+        if expression.is_number:
+            return number(expression), UNARY if number(expression).startswith("-") else ATOM
+        if expression.is_Add:
+            return self._sum(expression, names), SUM
+        if expression.is_Mul:
+            return self._product(expression, names)
+        if expression.is_Pow:
+            return self._power(expression, names)
+        return self.functions[expression.func](*(self.text(a, names) for a in expression.args)), ATOM
+
+    def _sum(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> str:
+        terms = sorted(expression.as_ordered_terms(), key=lambda term: term.could_extract_minus_sign())
+        text = self.text(terms[0], names)
+        for term in terms[1:]:
+            minus = term.could_extract_minus_sign()
+            text += f" {'-' if minus else '+'} {self.text(-term if minus else term, names, PRODUCT)}"
+        return text
+
+    def _product(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> tuple[str, int]:
+        if expression.could_extract_minus_sign():
+            return f"-{self.text(-expression, names, UNARY if (-expression).is_Mul else PRODUCT)}", UNARY
+        above, below = sympy.fraction(expression, exact=True)
+        factors = [self.text(f, names, PRODUCT) for f in sympy.Mul.make_args(above) if f != 1]
+        text = " * ".join(factors) or "1.0"
+        if below != 1:
+            text += f" / {self.text(below, names, UNARY)}"
+        return text, PRODUCT
+
+    def _power(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> tuple[str, int]:
+        base, exponent = expression.as_base_exp()
+        if exponent == sympy.Rational(1, 2):
+            return self.functions[sympy.sqrt](self.text(base, names)), ATOM
+        if exponent.could_extract_minus_sign():
+            return f"1.0 / {self.text(1 / expression, names, UNARY)}", PRODUCT
+        if exponent.is_Integer and exponent <= 4 and base.is_Symbol:
+            return " * ".join([self.text(base, names, UNARY)] * int(exponent)), PRODUCT
+        return self.power(self.text(base, names, ATOM), self.text(exponent, names, UNARY)), ATOM
+
+
+def number(value: sympy.Expr) -> str:
+    """A Python float literal; small integers stay as they read."""
+    return f"{float(value)!r}"
+
+
+TORCH = ScalarPrinter(
+    {
+        functions.Absolute: "torch.abs({})".format,
+        functions.Sign: "torch.sign({})".format,
+        functions.Step: "torch.heaviside({0}, torch.zeros_like({0}))".format,
+        functions.Relu: "torch.relu({})".format,
+        functions.Larger: "(torch.sign({} - {}) + 1.0) / 2.0".format,
+        functions.Shift: "torch.maximum({}, {})".format,
+        functions.Maximum: "torch.maximum({}, {})".format,
+        functions.Minimum: "torch.minimum({}, {})".format,
+        functions.Sigmoid: "torch.sigmoid({})".format,
+        functions.Softplus: "F.softplus({}, threshold=40.0)".format,
+        functions.Where: "torch.where({} > 0, {}, {})".format,
+        sympy.exp: "torch.exp({})".format,
+        sympy.log: "torch.log({})".format,
+        sympy.sqrt: "torch.sqrt({})".format,
+        sympy.sin: "torch.sin({})".format,
+        sympy.cos: "torch.cos({})".format,
+        sympy.tanh: "torch.tanh({})".format,
+        sympy.cosh: "torch.cosh({})".format,
+        sympy.sinh: "torch.sinh({})".format,
+        sympy.erf: "torch.erf({})".format,
+    },
+    "{} ** {}".format,
+)
+
+TRITON = ScalarPrinter(
+    {
+        functions.Absolute: "tl.abs({})".format,
+        functions.Sign: "_sign({})".format,
+        functions.Step: "_step({})".format,
+        functions.Relu: "tl.maximum({}, 0.0)".format,
+        functions.Larger: "_larger({}, {})".format,
+        functions.Shift: "tl.maximum({}, {})".format,
+        functions.Maximum: "tl.maximum({}, {})".format,
+        functions.Minimum: "tl.minimum({}, {})".format,
+        functions.Sigmoid: "tl.sigmoid({})".format,
+        functions.Softplus: "_softplus({})".format,
+        functions.Where: "tl.where({} > 0, {}, {})".format,
+        sympy.exp: "tl.exp({})".format,
+        sympy.log: "tl.log({})".format,
+        sympy.sqrt: "tl.sqrt_rn({})".format,
+        sympy.sin: "tl.sin({})".format,
+        sympy.cos: "tl.cos({})".format,
+        sympy.tanh: "_tanh({})".format,
+        sympy.cosh: "_cosh({})".format,
+        sympy.sinh: "_sinh({})".format,
+        sympy.erf: "tl.erf({})".format,
+    },
+    "_pow({}, {})".format,
+)

@@ -1,0 +1,153 @@
+"""Tile programs as torch source: a function of tensors whose last dimensions are a value's axes, in order.
+
+Whatever dimensions stand before those (batch, head, segments in parallel) are carried along by broadcasting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mcgen.emit.naming import name_values
+from mcgen.emit.scalar import TORCH
+from mcgen.ir.program import AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, placeholder
+
+RESERVED = {"F", "math", "torch", "lambda"}
+
+
+def function(program: Program, name: str, docstring: str) -> str:
+    """The program as a Python function of its inputs by name; it ignores what it does not need, and returns a dict."""
+    names = name_values(program, RESERVED)
+    lines = [f"def {name}(*, {', '.join(program.inputs)}, **_):", f'    """{docstring}"""']
+    lines += [f"    {line}" for line in statements(program, names)]
+    outputs = [f'        "{label}": {names[node]},' for label, node in program.outputs.items()]
+    return "\n".join([*lines, "    return {", *outputs, "    }"])
+
+
+def statements(program: Program, names: Mapping[Node, str]) -> list[str]:
+    sizes = _Sizes(program, names)
+    lines: list[str] = []
+    runs: dict[Node, str] = {}
+    for node in program.nodes:
+        if isinstance(node, Input):
+            continue
+        if isinstance(node, Decay) and node.gate not in runs:
+            runs[node.gate] = f"{names[node.gate]}_runs"
+            lines.append(f"{runs[node.gate]} = _runs({names[node.gate]})")
+        lines.append(f"{names[node]} = {_expression(node, names, sizes, runs)}")
+    return [*sizes.lines(), *lines]
+
+
+class _Sizes:
+    """Lengths of axes that some statement has to name, each taken from an input that has the axis."""
+
+    def __init__(self, program: Program, names: Mapping[Node, str]) -> None:
+        self._source = {
+            axis: f"{names[node]}.shape[{i - len(node.axes)}]"
+            for node in program.inputs.values()
+            for i, axis in enumerate(node.axes)
+        }
+        self._like = next(names[node] for node in program.inputs.values() if node.axes)
+        self._used: dict[str, None] = {}
+
+    def __getitem__(self, axis: str) -> str:
+        self._used[axis] = None
+        return f"n_{axis}"
+
+    @property
+    def like(self) -> str:
+        return f"dtype={self._like}.dtype, device={self._like}.device"
+
+    def lines(self) -> list[str]:
+        token = next((source for axis, source in self._source.items() if AXES.index(axis) < AXES.index("n")), None)
+        return [f"n_{axis} = {self._source.get(axis, token)}" for axis in self._used]
+
+
+def _expression(node: Node, names: Mapping[Node, str], sizes: _Sizes, runs: Mapping[Node, str]) -> str:
+    match node:
+        case Iota((axis,)):
+            return f"torch.arange({sizes[axis]}, {sizes.like})"
+        case Map():
+            return _map(node, names, sizes)
+        case Contract():
+            return _contract(node, names)
+        case Reduce(_, operation, operand, over):
+            dims = ", ".join(str(operand.axes.index(axis) - len(operand.axes)) for axis in over)
+            method = {"sum": "sum", "max": "amax"}[operation]
+            return f"{names[operand]}.{method}(({dims}))" if len(over) > 1 else f"{names[operand]}.{method}({dims})"
+        case Rename(axes, operand, _, new):
+            position = operand.axes.index(node.old)
+            assert axes.index(new) == position, "a rename keeps the order of the axes it is used on"
+            return names[operand]
+        case Decay(axes, gate, row, column, exclusive):
+            kind = "before" if exclusive else "through"
+            text = f'_decay({runs[gate]}, "{kind if row else "end"}", "{"after" if column else "start"}")'
+            return f"{text}.mT" if axes == (column, row) else text
+    raise TypeError(type(node).__name__)
+
+
+def aligned(name: str, axes: Sequence[str], target: Sequence[str]) -> str:
+    """Indexing that gives a value singleton dimensions for the target's axes it lacks."""
+    if tuple(axes) == tuple(target):
+        return name
+    return f"{name}[..., {', '.join(':' if axis in axes else 'None' for axis in target)}]"
+
+
+def _map(node: Map, names: Mapping[Node, str], sizes: _Sizes) -> str:
+    values = {placeholder(i): aligned(names[v], v.axes, node.axes) for i, v in enumerate(node.values)}
+    if not node.values:
+        value = TORCH.text(node.expression, values)
+        return f"torch.full(({', '.join(sizes[axis] for axis in node.axes)},), {value}, {sizes.like})" if node.axes else value
+    text = TORCH.text(node.expression, values)
+    covered = {axis for value in node.values for axis in value.axes}
+    if covered == set(node.axes):
+        return text
+    spread = ", ".join(sizes[axis] if axis not in covered else "-1" for axis in node.axes)
+    whole = text if node.expression.is_Symbol else f"({text})"
+    return f"_spread({whole}, {spread})"
+
+
+def _contract(node: Contract, names: Mapping[Node, str]) -> str:
+    left, right, over = node.left, node.right, node.over
+    shared = set(left.axes) & set(right.axes) - set(over)
+    rows, columns = [a for a in left.axes if a not in right.axes], [a for a in right.axes if a not in left.axes]
+    if shared or not rows or not columns:
+        x, y = (aligned(names[side], side.axes, _union(left, right)) for side in (left, right))
+        dims = [_union(left, right).index(axis) - len(_union(left, right)) for axis in over]
+        return f"({x} * {y}).sum({dims[0] if len(dims) == 1 else tuple(dims)})"
+    x, y = _matrix(left, rows, over, names), _matrix(right, over, columns, names)
+    if x is None or y is None or len(rows) > 1 and len(columns) > 1:
+        letters = lambda axes: "..." + "".join("abcdefghijkl"[AXES.index(axis)] for axis in axes)  # noqa: E731
+        return f'torch.einsum("{letters(left.axes)},{letters(right.axes)}->{letters(node.axes)}", {names[left]}, {names[right]})'
+    text = f"{x} @ {y}"
+    if len(rows) > 1:
+        return f"({text}).unflatten(-2, {_tail(names[left], left.axes, rows)})"
+    if len(columns) > 1:
+        return f"({text}).unflatten(-1, {_tail(names[right], right.axes, columns)})"
+    return text if (*rows, *columns) == node.axes else f"({text}).mT"
+
+
+def _tail(name: str, axes: Sequence[str], part: Sequence[str]) -> str:
+    start = axes.index(part[0]) - len(axes)
+    stop = start + len(part)
+    return f"{name}.shape[{start}:{stop if stop else ''}]"
+
+
+def _union(left: Node, right: Node) -> tuple[str, ...]:
+    return tuple(axis for axis in AXES if axis in left.axes or axis in right.axes)
+
+
+def _matrix(node: Node, rows: Sequence[str], columns: Sequence[str], names: Mapping[Node, str]) -> str | None:
+    """The value as a matrix of `rows` by `columns`, several axes flattened into one; None where they are interleaved."""
+    rows, columns = tuple(rows), tuple(columns)
+    if node.axes == rows + columns:
+        first, second = rows, columns
+    elif node.axes == columns + rows:
+        first, second = columns, rows
+    else:
+        return None
+    text = names[node]
+    if len(second) > 1:
+        text += f".flatten(-{len(second)})"
+    if len(first) > 1:
+        text += f".flatten(-{len(first) + 1}, -2)"
+    return text if first == rows else f"{text}.mT"
