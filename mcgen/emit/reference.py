@@ -6,6 +6,7 @@ form, no derivative but autograd's (and, where the objective is a polynomial of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -215,14 +216,16 @@ class _Reference:
 
     @property
     def token(self) -> str:
-        tensors = "qkvu" if self.connector == "u" else "qkv"
+        """Whatever of q, k, v and u the lines below read."""
+        text = "\n".join([*self.update, *self.read])
+        tensors = [x for x in "qkvu" if re.search(rf"\b{x}_t\b", text)]
         return f"{', '.join(x + '_t' for x in tensors)} = {', '.join(x + '[:, t]' for x in tensors)}"
 
     @property
     def token_gates(self) -> list[str]:
         return [f"{self.token_names[gate]} = {self.gate_names[gate]}[:, t]" for gate in self.spec.tensor_gates]
 
-    @property
+    @cached_property
     def update(self) -> list[str]:
         """The lines of the rule, top to bottom; grad stands before the first that reads it, again where M changed."""
         lines = self.lag_lines
@@ -324,7 +327,7 @@ class _Reference:
         printer, fresh = Printer({"x": "h"}), (f"c_{number}" for number in count(1))
         return assignment("h", mathematics.activation(self.spec), printer, 8, lambda: next(fresh))
 
-    @property
+    @cached_property
     def read(self) -> list[str]:
         """The output of a token (SEMANTICS 4), after its own update."""
         kind = self.spec.aggregate.kind
