@@ -176,7 +176,7 @@ class Builder:
         return self._intern(Iota((axis,)))
 
     def constant(self, value: sympy.Expr | int | float) -> Node:
-        return self._intern(Map((), sympy.sympify(value), ()))
+        return self._intern(Map((), sympy.sympify(value, strict=True), ()))
 
     def map(self, expression: sympy.Expr, values: Mapping[sympy.Symbol, Node], axes: Iterable[str] = ()) -> Node:
         """A function of named values; `axes` adds axes to broadcast to beyond those of the values."""

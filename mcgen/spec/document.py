@@ -83,14 +83,17 @@ def read_document(source: Source) -> Document:
 
 
 class _Composer(yaml.BaseLoader):
-    """PyYAML's composer with a limit on depth, which tells plain scalars from quoted ones by their tag."""
+    """PyYAML's composer with limits, which tells plain scalars from quoted ones by their tag."""
 
     depth = 0
+    count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, "nested too deeply", self.peek_event().start_mark)
+        self.count += 1
+        if self.depth > MAX_DEPTH or self.count > MAX_NODES:
+            message = f"more than {MAX_NODES} values, or more than {MAX_DEPTH} levels of them"
+            raise yaml.composer.ComposerError(None, None, message, self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -108,25 +111,31 @@ _HINTS = {
     "could not find expected ':'": "is a colon missing?",
     "expected ',' or": "is a bracket or a comma missing? Quote texts that hold one",
     "expected <block end>": "check the indentation",
+    "expected '<document start>'": "quote a text that holds quotes",
 }
 
 
 def _compose(source: Source) -> yaml.Node | None:
     if len(source.text) > MAX_BYTES:
         raise SpecError(Diagnostic("error", f"a spec of more than {MAX_BYTES} bytes", source.file))
+    composer = None
     try:
-        return _Composer(source.text).get_single_node()
+        composer = _Composer(source.text)
+        return composer.get_single_node()
     except yaml.reader.ReaderError as error:
         character = f"U+{error.character:04X}" if isinstance(error.character, int) else repr(error.character)
         raise SpecError(source.diagnose(error.position, f"the character {character} is not allowed in YAML")) from None
     except yaml.MarkedYAMLError as error:
         raise SpecError(_syntax_diagnostic(source, error)) from None
     except (ValueError, OverflowError):
-        raise SpecError(Diagnostic("error", "not valid YAML: an escape that is no character", source.file)) from None
+        index = composer.index if composer else 0
+        raise SpecError(source.diagnose(index, "not valid YAML: an escape that is no character")) from None
 
 
 def _syntax_diagnostic(source: Source, error: yaml.MarkedYAMLError) -> Diagnostic:
     mark, problem = error.problem_mark or error.context_mark, error.problem or error.context or "cannot be read"
+    if problem.startswith("but ") and error.context:
+        problem = f"{error.context}, {problem}"
     hint = next((hint for piece, hint in _HINTS.items() if piece in problem), "")
     return source.diagnose(mark.index if mark else 0, f"not valid YAML: {problem}", hint=hint)
 
@@ -144,7 +153,7 @@ class _Reader:
     def value(self, node: yaml.Node, path: Path) -> Any:
         self.values[path] = self.position(node)
         if len(self.values) > MAX_NODES or len(path) > MAX_DEPTH:
-            raise SpecError(self.values[path].diagnose("too many values, or nested too deeply"))
+            raise SpecError(self.values[path].diagnose("aliases repeat too many values"))
         if node.tag not in (_PLAIN, _TEXT, _SEQUENCE, _MAPPING):
             self.report(node, f"a tag, {node.tag}", "a spec has no YAML tags")
         if isinstance(node, yaml.MappingNode):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from os import PathLike, fspath
+from os import PathLike
 
 from pydantic import ValidationError
 
 from mcgen.errors import Diagnostic, SpecError
 from mcgen.spec import model
 from mcgen.spec.contradictions import contradictions
-from mcgen.spec.document import Document, read_document
+from mcgen.spec.document import MAX_BYTES, Document, read_document
 from mcgen.spec.grammar import Expression
 from mcgen.spec.messages import model_diagnostics
 from mcgen.spec.rule import RuleReader
@@ -27,12 +28,14 @@ def load(path: str | PathLike[str]) -> Spec:
     Raises:
         SpecError: the file cannot be read or is not a valid spec; holds every diagnostic of the file.
     """
-    name = fspath(path)
+    name = os.fsdecode(path)
     try:
         with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise SpecError(Diagnostic("error", f"cannot be read: {error.strerror or error}", name)) from None
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise SpecError(Diagnostic("error", f"cannot be read: {getattr(error, 'strerror', error)}", name)) from None
+    if len(content) > MAX_BYTES:
+        raise SpecError(Diagnostic("error", f"a spec of more than {MAX_BYTES} bytes", name))
     return loads(_decoded(content, name), name)
 
 
@@ -67,7 +70,7 @@ def loads(text: str, filename: str = "<string>") -> Spec:
         slots=rule.slots,
         gates=tuple(_gate(name, gate, per_head) for name, gate in update.gates.items()),
         warnings=diagnostics,
-        objective_position=document.values.get(("update", "objective")),
+        objective_position=rule.objective_position,
         activation_position=activation_position,
     )
 
@@ -76,9 +79,9 @@ def _decoded(content: bytes, name: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        start = Source(name, content[: error.start].decode("utf-8-sig", "replace"))
+        start = Source(name, error.object[: error.start].decode())
         line, column = start.place(len(start.text))
-        message = f"not UTF-8: the byte 0x{content[error.start]:02x}"
+        message = f"not UTF-8: the byte 0x{error.object[error.start]:02x}"
         raise SpecError(Diagnostic("error", message, name, line, column, start.line(line))) from None
 
 

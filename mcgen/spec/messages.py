@@ -51,7 +51,8 @@ def _explain(path: Path, detail: ErrorDetails) -> tuple[str, str]:
         choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         return f"{name} cannot be {_shown(value)}", suggest(value, choices)
     if detail["type"] in _RANGES:
-        return f"{name} {_RANGES[detail['type']](context)}, not {_shown(value)}", _described(path)
+        shown = context.get("actual_length", _shown(value))
+        return f"{name} {_RANGES[detail['type']](context)}, not {shown}", _described(path)
     wanted = "a number or a mapping" if _is_gate(path) else _TYPES.get(detail["type"], detail["msg"])
     return f"{name} must be {wanted}, not {_shown(value)}", _section_hint(path, value) or _type_hint(
         detail["type"], value

@@ -145,7 +145,7 @@ class Layer(Section):
 class SpecFile(Section):
     """A memory spec."""
 
-    mcgen: Annotated[int, Field(ge=1, le=1, description="format version")]
+    mcgen: Annotated[int, Field(ge=1, le=1, description="format version: 1")]
     name: str = Field(description="a Python identifier; names the module and, in camel case, the layer's class")
     doc: str = Field("", description="any text, for the generated file's readers")
     memory: Memory

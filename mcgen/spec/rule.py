@@ -7,7 +7,7 @@ out of the result; what depends on all lines (which gates are used, whether M is
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from mcgen.errors import Diagnostic
@@ -24,7 +24,7 @@ from mcgen.spec.language import (
     names,
 )
 from mcgen.spec.names import gate_problem, suggest
-from mcgen.spec.presets import PRESETS, Preset
+from mcgen.spec.presets import PRESETS
 from mcgen.spec.source import Position
 from mcgen.spec.spec import Rule, Step
 
@@ -41,23 +41,29 @@ class RuleReader:
     document: Document
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._update = self.document.section("update")
+        rule = self._update.get("rule")
+        self._preset = PRESETS.get(rule) if isinstance(rule, str) else None
+
     def rule(self) -> Rule:
         """Objective and steps, of the preset where one is named."""
         written = self._lines()
         lines = [line for text, position in written if (line := self._step(text, position))]
         slots = _unique(step.slot for step, _ in lines)
-        objective_text, objective_position = self._objective_text()
-        objective = self._parsed(parse, objective_text, objective_position) if objective_text else None
-        self._check_objective(objective, objective_position)
+        text, position = self._objective()
+        objective = self._parsed(parse, text, position) if text is not None else None
+        if objective is not None:
+            self._report(position, check_objective(objective))
         for step, target in lines:
             self._report(step.position, check_slot(target), step)
             self._report(step.position, check_step(step.expression, slots), step)
-            self._report(step.position, self._misplaced(step.expression, objective_text is not None), step)
+            self._report(step.position, self._misplaced(step.expression, text is not None), step)
         steps = tuple(step for step, _ in lines)
         gates = _unique(name for step in steps for name in gate_names(step.expression, slots))
-        rule = Rule(objective, steps, slots, gates)
-        if steps and len(lines) == self._line_count():
-            self._check_whole(rule, objective_position)
+        rule = Rule(objective, steps, slots, gates, position if text is not None else None)
+        if steps and len(steps) == self._line_count():
+            self._check_whole(rule)
         return rule
 
     def activation(self) -> tuple[Expression | None, Position | None]:
@@ -78,7 +84,7 @@ class RuleReader:
 
     def per_head(self) -> dict[str, Expression]:
         """The constants a head, by gate."""
-        gates = self.document.section("update").get("gates")
+        gates = self._update.get("gates")
         found = {}
         for name, gate in gates.items() if isinstance(gates, dict) else ():
             text = gate.get("per_head") if isinstance(gate, dict) else None
@@ -104,28 +110,24 @@ class RuleReader:
 
     def _lines(self) -> list[tuple[str, Position]]:
         """The text of each step and where it stands; those of a preset stand at the rule's name."""
-        update = self.document.section("update")
-        preset = _preset(update.get("rule"))
-        if preset:
-            position = self.document.nearest(("update", "rule"))
-            whole = Position(position.source, position.start, position.end)
-            return [(text, whole) for text in preset.steps]
-        steps = update.get("steps")
+        if self._preset:
+            return [(text, self._preset_position()) for text in self._preset.steps]
+        steps = self._update.get("steps")
         lines = enumerate(steps) if isinstance(steps, list) else ()
         return [(text, self.document.values["update", "steps", i]) for i, text in lines if isinstance(text, str)]
 
     def _line_count(self) -> int:
-        update = self.document.section("update")
-        preset = _preset(update.get("rule"))
-        return len(preset.steps if preset else update.get("steps", ()))
+        return len(self._preset.steps if self._preset else self._update["steps"])
 
-    def _objective_text(self) -> tuple[str | None, Position]:
-        update = self.document.section("update")
-        preset = _preset(update.get("rule"))
-        if preset:
-            return preset.objective, self.document.nearest(("update", "rule"))
-        text = update.get("objective")
+    def _objective(self) -> tuple[str | None, Position]:
+        if self._preset:
+            return self._preset.objective, self._preset_position()
+        text = self._update.get("objective")
         return (text if isinstance(text, str) else None), self.document.nearest(("update", "objective"))
+
+    def _preset_position(self) -> Position:
+        """The rule's name, as a whole: spans in a preset's lines are not of the file."""
+        return replace(self.document.values["update", "rule"], offsets=None)
 
     def _step(self, text: str, position: Position) -> tuple[Step, Name] | None:
         parsed = self._parsed(parse_step, text, position)
@@ -149,10 +151,6 @@ class RuleReader:
         following = position.source.text[position.end : position.end + 1]
         return text.count("(") > text.count(")") and following == ","
 
-    def _check_objective(self, objective: Expression | None, position: Position) -> None:
-        if objective is not None:
-            self._report(position, check_objective(objective))
-
     def _misplaced(self, expression: Expression, has_objective: bool) -> Iterator[Problem]:
         """What the rest of the spec does not allow in a step."""
         if self.document.section("memory").get("kind") == "mlp":
@@ -162,7 +160,7 @@ class RuleReader:
             for name in names(expression, "grad"):
                 yield Problem("grad without an objective", name.span, "add objective: sum((p - v)**2)/2")
 
-    def _check_whole(self, rule: Rule, objective_position: Position) -> None:
+    def _check_whole(self, rule: Rule) -> None:
         """What takes all lines to judge."""
         if "M" not in rule.slots:
             position = self.document.key(("update", "steps"))
@@ -170,9 +168,9 @@ class RuleReader:
         self._check_unread(rule)
         self._check_unused_gates(rule)
         uses_grad = any(names(step.expression, "grad") for step in rule.steps)
-        if rule.objective is not None and not uses_grad:
+        if rule.objective_position and not uses_grad:
             message, hint = "no step uses grad, so the objective does nothing", "write M = M - eta*grad, or remove it"
-            self.diagnostics.append(objective_position.diagnose(message, hint=hint, severity="warning"))
+            self.diagnostics.append(rule.objective_position.diagnose(message, hint=hint, severity="warning"))
 
     def _check_unread(self, rule: Rule) -> None:
         read = _read_by_memory(rule)
@@ -186,7 +184,7 @@ class RuleReader:
                 self.diagnostics.append(step.position.diagnose(message, hint=hint, severity="warning"))
 
     def _check_unused_gates(self, rule: Rule) -> None:
-        gates = self.document.section("update").get("gates")
+        gates = self._update.get("gates")
         for name in gates if isinstance(gates, dict) else ():
             if name not in rule.gates:
                 position = self.document.key(("update", "gates", name))
@@ -197,10 +195,6 @@ class RuleReader:
     def _report(self, position: Position, problems: Iterable[Problem], step: Step | None = None) -> None:
         diagnose = step.diagnose if step else lambda span, message, *rest: position.diagnose(message, span, *rest)
         self.diagnostics += [diagnose(p.span, p.message, p.hint, p.severity) for p in problems]
-
-
-def _preset(name: object) -> Preset | None:
-    return PRESETS.get(name) if isinstance(name, str) else None
 
 
 def _unique(items: Iterable[str]) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ class Source:
 
     def line(self, number: int) -> str:
         """Line `number`, from 1, without its line break."""
-        ends = [*self._starts[1:], len(self.text)]
-        return _LINE_BREAK.sub("", self.text[self._starts[number - 1] : ends[number - 1]])
+        end = self._starts[number] if number < len(self._starts) else len(self.text)
+        return _LINE_BREAK.sub("", self.text[self._starts[number - 1] : end])
 
     def diagnose(
         self, index: int, message: str, *, length: int = 1, hint: str = "", severity: Severity = "error"

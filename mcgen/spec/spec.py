@@ -58,6 +58,7 @@ class Rule:
     steps: tuple[Step, ...]
     slots: tuple[str, ...]
     gates: tuple[str, ...]
+    objective_position: Position | None = None
 
 
 @dataclass(frozen=True)
