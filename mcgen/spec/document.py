@@ -155,7 +155,8 @@ class _Reader:
         if len(self.values) > MAX_NODES or len(path) > MAX_DEPTH:
             raise SpecError(self.values[path].diagnose("aliases repeat too many values"))
         if node.tag not in (_PLAIN, _TEXT, _SEQUENCE, _MAPPING):
-            self.report(node, f"a tag, {node.tag}", "a spec has no YAML tags")
+            start, message = node.start_mark.index, f"a tag, {node.tag}"
+            self.diagnostics.append(self.source.diagnose(start, message, hint="a spec has no YAML tags"))
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -204,12 +205,12 @@ def _plain(text: str) -> Any:
     """The value of a scalar without quotes."""
     if text in _WORDS:
         return _WORDS[text]
-    if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and math.isinf(float(text))):
-        raise _BadScalar(f"{text} is not a finite number")
     if _INTEGER.fullmatch(text):
         if len(text) > MAX_DIGITS:
             raise _BadScalar("a number too large", f"at most {MAX_DIGITS} digits")
         return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+    if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and math.isinf(float(text))):
+        raise _BadScalar(f"{text[:MAX_DIGITS]} is not a finite number")
     return float(text) if _FLOAT.fullmatch(text) else text
 
 

@@ -87,6 +87,9 @@ _ESCAPES = {"0": "\0", "a": "\a", "b": "\b", "t": "\t", "\t": "\t", "n": "\n", "
 _ESCAPES |= {"e": "\x1b", " ": " ", '"': '"', "\\": "\\", "/": "/"}
 _ESCAPES |= {"N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029"}
 _HEX_LENGTHS = {"x": 2, "u": 4, "U": 8}
+_PROPERTIES = re.compile(r"(?:[&!]\S*\s+)*")
+_SKIPPED = re.compile(r"\s*")
+_SKIPPED_QUOTED = re.compile(r"(?:\s|\\(?:\r\n|[\n\r\x85\u2028\u2029]))*")
 _BLOCK_HEADER = re.compile(r"[|>][^\r\n]*(?:\r\n|\n|\r)?")
 
 
@@ -95,26 +98,26 @@ def scalar_position(source: Source, start: int, end: int, style: str | None, val
 
     Whatever the style does to white space, it keeps all other characters in order: those are matched one by one.
     """
-    text = source.text
-    index = start
-    if style in ("|", ">"):
-        header = _BLOCK_HEADER.match(text, start)
-        index = header.end() if header else start
-    elif style:
-        index += 1
-    offsets = []
+    text, offsets = source.text, []
+    start = _PROPERTIES.match(text, start, end).end()
+    index = _content_start(text, start, style)
+    skipped = _SKIPPED_QUOTED if style == '"' else _SKIPPED
     for character in value:
-        while index < end and text[index].isspace():
-            index += 1
-        if character.isspace() and text[index : index + 1] != "\\":
-            offsets.append(min(index, end - 1))
-            continue
+        index = skipped.match(text, index, end).end()
         width = _matched(text, index, style, character)
-        if not width:
+        if not width and not character.isspace():
             return Position(source, start, end)
-        offsets.append(index)
+        offsets.append(min(index, end - 1))
         index += width
     return Position(source, start, end, tuple(offsets))
+
+
+def _content_start(text: str, start: int, style: str | None) -> int:
+    """Past the quote, or the line that opens a block."""
+    if style in ("|", ">"):
+        header = _BLOCK_HEADER.match(text, start)
+        return header.end() if header else start
+    return start + 1 if style else start
 
 
 def _matched(text: str, index: int, style: str | None, character: str) -> int:
@@ -122,7 +125,8 @@ def _matched(text: str, index: int, style: str | None, character: str) -> int:
     if style == '"' and text[index : index + 1] == "\\":
         code = text[index + 1 : index + 2]
         if code in _HEX_LENGTHS:
-            return 2 + _HEX_LENGTHS[code]
+            width = 2 + _HEX_LENGTHS[code]
+            return width if int(text[index + 2 : index + width], 16) == ord(character) else 0
         return 2 if _ESCAPES.get(code) == character else 0
     if style == "'" and text.startswith("''", index) and character == "'":
         return 2
