@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mcgen.emit.module import module_source
 from mcgen.spec import Spec, load
-from mcgen.symbolic.meaning import meaning
+from mcgen.symbolic.meaning import lowerable, meaning
 
 
 def build(path: str | Path) -> tuple[Spec, str]:
@@ -21,4 +21,7 @@ def build(path: str | Path) -> tuple[Spec, str]:
 
 
 def source(spec: Spec) -> str:
-    return module_source(meaning(spec))
+    """The text of a spec's module; raises what `build` raises."""
+    understood = meaning(spec)
+    lowerable(understood)
+    return module_source(understood)

@@ -15,6 +15,7 @@ import mcgen
 from mcgen.errors import InternalError, McgenError, SpecError
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "build": ("mcgen.cli.build:build", "Compile specs to Python modules."),
     "check": ("mcgen.cli.check:check", "Validate specs."),
     "new": ("mcgen.cli.new:new", "Write a commented spec to start from."),
     "list": ("mcgen.cli.list:list_", "List presets and shipped specs."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from mcgen.errors import UnsupportedError
 from mcgen.spec import Spec
 from mcgen.symbolic.recurrence import MEMORY, Recurrence, Write, recurrence
 
@@ -92,3 +93,18 @@ def meaning(spec: Spec) -> Meaning:
         if rewritten is not None:
             found = replace(rewritten, used=(*found.used, identity.name))
     return found
+
+
+LOWERED = "lowered are matrix memories whose steps write outer(...) or the grad of an objective linear in p"
+
+
+def lowerable(meaning: Meaning) -> None:
+    """Nothing, where a module can be made of a meaning.
+
+    Raises:
+        UnsupportedError: it cannot yet; the message says what would be accepted.
+    """
+    if not meaning.linear:
+        raise UnsupportedError(f"a memory of kind mlp cannot be lowered yet; {LOWERED}")
+    if meaning.recurrence.reads_memory:
+        raise UnsupportedError(f"a grad that depends on the memory cannot be lowered yet; {LOWERED}")

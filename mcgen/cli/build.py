@@ -1,0 +1,166 @@
+"""`mcgen build`: from specs to generated modules."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mcgen.cli.main import DOES_NOT_HOLD, DONE, USER_ERROR
+from mcgen.cli.output import json_option, print_json, show_diagnostics
+from mcgen.errors import Diagnostic, SpecError, UnsupportedError
+from mcgen.plan.targets import lookup
+from mcgen.spec import Spec
+from mcgen.spec.shipped import find
+
+SHOWN_LINES = 20
+"""Lines of a difference that `--check` shows."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of one spec; `text` is the module it gives, None where there are errors."""
+
+    argument: str
+    path: Path | None = None
+    spec: Spec | None = None
+    text: str | None = None
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
+@click.command()
+@click.argument("specs", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="generated",
+    show_default=True,
+    help="The folder to write to.",
+)
+@click.option(
+    "--target", "target_names", multiple=True, help="A GPU to plan for, see `mcgen targets`; may be repeated."
+)
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 where a file is not what its spec gives.")
+@json_option
+def build(specs: tuple[str, ...], output: Path, target_names: tuple[str, ...], check: bool, as_json: bool) -> int:
+    """Compile specs to Python modules: DIR/NAME.py for each.
+
+    SPEC is a file, or the name of a shipped spec. Where any is wrong nothing is written, and every error is shown.
+
+    \b
+    Example:
+      mcgen build linear_grm my_memory.yaml -o generated
+      mcgen build --check my_memory.yaml
+    """
+    for name in target_names:
+        lookup(name)
+    built = _without_clashes([_built(argument, output) for argument in specs])
+    wrong = any(one.text is None for one in built)
+    if wrong:
+        outcomes = ["error" if one.text is None else "not written" for one in built]
+    else:
+        outcomes = [_compared(one) for one in built] if check else _written(built)
+    for one in built:
+        show_diagnostics(one.diagnostics)
+    if as_json:
+        print_json([_plain(one, outcome) for one, outcome in zip(built, outcomes, strict=True)])
+    else:
+        _show(built, outcomes)
+    if wrong:
+        return USER_ERROR
+    return DOES_NOT_HOLD if check and any(outcome != "holds" for outcome in outcomes) else DONE
+
+
+def _built(argument: str, output: Path) -> Built:
+    from mcgen import pipeline
+
+    try:
+        spec, text = pipeline.build(find(argument))
+    except SpecError as error:
+        return Built(argument, diagnostics=error.diagnostics)
+    except UnsupportedError as error:
+        return Built(argument, diagnostics=(Diagnostic("error", str(error), argument),))
+    return Built(argument, output / f"{spec.name}.py", spec, text, spec.warnings)
+
+
+def _without_clashes(built: Sequence[Built]) -> list[Built]:
+    """The same, specs that would overwrite an earlier one's file turned into errors."""
+    first: dict[str, Built] = {}
+    return [_unless_taken(one, first) for one in built]
+
+
+def _unless_taken(one: Built, first: dict[str, Built]) -> Built:
+    if one.spec is None:
+        return one
+    other = first.setdefault(one.spec.name, one)
+    if other is one:
+        return one
+    message = f"two specs are called `{one.spec.name}`: this one and {other.argument}"
+    return Built(one.argument, diagnostics=(Diagnostic("error", message, one.argument, hint="rename one"),))
+
+
+def _compared(one: Built) -> str:
+    if not one.path.exists():
+        return "missing"
+    return "holds" if one.path.read_bytes() == one.text.encode("utf-8") else "differs"
+
+
+def _written(built: Iterable[Built]) -> list[str]:
+    """Write what is not there yet; files are put in place only once all lie beside their places."""
+    outcomes = ["unchanged" if _compared(one) == "holds" else "wrote" for one in built]
+    changed = {one.path: one.text for one, outcome in zip(built, outcomes, strict=True) if outcome == "wrote"}
+    write_whole(changed)
+    return outcomes
+
+
+def write_whole(texts: dict[Path, str]) -> None:
+    """Write files whole or not at all: each to a temporary file in its folder, which then takes its place."""
+    partial = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path in texts}
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial[path].write_bytes(text.encode("utf-8"))
+        for path in texts:
+            os.replace(partial[path], path)
+    finally:
+        for leftover in partial.values():
+            leftover.unlink(missing_ok=True)
+
+
+def _show(built: Sequence[Built], outcomes: Sequence[str]) -> None:
+    width = max(map(len, outcomes))
+    for one, outcome in zip(built, outcomes, strict=True):
+        click.echo(f"{outcome:<{width}}  {click.format_filename(one.path or one.argument)}")
+        if outcome == "differs":
+            click.echo("".join(_difference(one)), nl=False)
+
+
+def _difference(one: Built) -> list[str]:
+    """The first lines of the difference between a file and what its spec gives."""
+    found = one.path.read_bytes().decode("utf-8", errors="backslashreplace").splitlines(keepends=True)
+    names = str(one.path), f"{one.argument}, built"
+    lines = difflib.unified_diff(found, one.text.splitlines(keepends=True), *names, n=1)
+    shown = [line if line.endswith("\n") else f"{line}\n" for line in islice(lines, SHOWN_LINES + 1)]
+    return [*shown[:SHOWN_LINES], "…\n"] if len(shown) > SHOWN_LINES else shown
+
+
+def _plain(one: Built, outcome: str) -> dict[str, Any]:
+    errors = [asdict(d) for d in one.diagnostics if d.severity == "error"]
+    warnings = [asdict(d) for d in one.diagnostics if d.severity == "warning"]
+    return {
+        "spec": click.format_filename(one.argument),
+        "status": outcome,
+        "file": str(one.path) if one.path else None,
+        "name": one.spec.name if one.spec else None,
+        "digest": one.spec.digest() if one.spec else None,
+        "errors": errors,
+        "warnings": warnings,
+    }
