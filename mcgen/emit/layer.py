@@ -180,7 +180,7 @@ def _projection(gate: Gate) -> str:
 
 
 def _entry(key: str, value: str) -> list[str]:
-    """The lines of an entry of the gates' dictionary; what is too long for its line is broken at its scale or its call."""
+    """The lines of an entry of the gates' dictionary; one too long for its line is broken at its scale or its call."""
     line = f'"{key}": {value},'
     if ENTRY + len(line) <= LINE_LENGTH or not value.endswith(")"):
         return [line]
