@@ -179,9 +179,8 @@ class _Reader:
 
     def scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         try:
-            if _SURROGATE.search(node.value):
-                raise _BadScalar("half of a surrogate pair is no character")
-            return node.value if node.tag != _PLAIN or _is_text(path) else _plain(node.value)
+            text = _joined(node.value)
+            return text if node.tag != _PLAIN or _is_text(path) else _plain(text)
         except _BadScalar as error:
             self.report(node, *error.args)
             self.broken.add(path)
@@ -199,6 +198,16 @@ class _Reader:
 
 class _BadScalar(Exception):
     """Message and hint of a scalar that has no value."""
+
+
+def _joined(text: str) -> str:
+    """The text with pairs of surrogates, which JSON writes as two escapes, made the characters they stand for."""
+    if not _SURROGATE.search(text):
+        return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise _BadScalar("half of a surrogate pair is no character") from None
 
 
 def _plain(text: str) -> Any:

@@ -389,7 +389,8 @@ def _finite(value: float) -> float:
 
 
 def _sigmoid(x: float) -> float:
-    return 0.5 * (1.0 + math.tanh(0.5 * x))
+    small = math.exp(-abs(x))
+    return (1.0 if x >= 0 else small) / (1.0 + small)
 
 
 _OPERATORS: dict[str, Callable[[float, float], float]] = {

@@ -127,15 +127,15 @@ class Aggregate(Section):
 class Head(Section):
     """What kernels are specialised for."""
 
-    key_dim: int = Field(64, ge=1, le=256)
-    value_dim: int = Field(64, ge=1, le=256)
+    key_dim: int = Field(64, ge=1, le=256, description="width of queries, keys and connectors")
+    value_dim: int = Field(64, ge=1, le=256, description="width of values and outputs")
 
 
 class Layer(Section):
     """Defaults of the nn.Module."""
 
     d_model: Count = Field(1024, description="width of the layer's input and output")
-    heads: Count = 16
+    heads: Count = Field(16, description="heads, each a memory of its own")
     qk_norm: Literal["l2", "none"] = Field("l2", description="normalisation of queries and keys")
     conv_size: int = Field(4, ge=0, le=256, description="width of the causal convolution; 0 for none")
     output_norm: Literal["rms", "none"] = Field("rms", description="normalisation of the read-out, a head")
@@ -146,7 +146,10 @@ class SpecFile(Section):
     """A memory spec."""
 
     mcgen: Annotated[int, Field(ge=1, le=1, description="format version: 1")]
-    name: str = Field(description="a Python identifier; names the module and, in camel case, the layer's class")
+    name: str = Field(
+        description="a Python identifier; names the module and, in camel case, the layer's class",
+        json_schema_extra={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+    )
     doc: str = Field("", description="any text, for the generated file's readers")
     memory: Memory
     update: Update
