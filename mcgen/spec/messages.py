@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from mcgen.errors import Diagnostic
 from mcgen.spec.document import Document, Path
-from mcgen.spec.model import Chunk, GateMap, PerHead, SpecFile
+from mcgen.spec.model import FORMS, Chunk, GateMap, PerHead, SpecFile
 from mcgen.spec.names import suggest
 
 _SHOWN_VALUE = 40
@@ -19,13 +19,17 @@ _SHOWN_VALUE = 40
 
 def model_diagnostics(document: Document, error: ValidationError) -> list[Diagnostic]:
     """One diagnostic a finding; values that could not be read have theirs already."""
-    details = [(_path(detail["loc"]), detail) for detail in error.errors(include_url=False)]
+    details = [(_path(document, detail["loc"]), detail) for detail in error.errors(include_url=False)]
     return [_diagnose(document, path, detail) for path, detail in details if path not in document.broken]
 
 
-def _path(loc: tuple[int | str, ...]) -> Path:
+def _path(document: Document, loc: tuple[int | str, ...]) -> Path:
     """The path in the file: pydantic adds the form of a union (`<mapping>`) on the way."""
-    return tuple(part for part in loc if not str(part).startswith("<"))
+    path: Path = ()
+    for part in loc:
+        if part not in FORMS or (*path, part) in document.values:
+            path = (*path, part)
+    return path
 
 
 def _diagnose(document: Document, path: Path, detail: ErrorDetails) -> Diagnostic:

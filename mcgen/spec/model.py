@@ -55,24 +55,28 @@ class GateMap(Section):
     source: str | None = Field(None, alias="from", description="gates from the same NAME share a projection")
 
 
+NUMBER, PER_HEAD, MAPPING, TOKEN, CHUNK = FORMS = ("<number>", "<per_head>", "<mapping>", "<token>", "<chunk>")
+"""Names of the forms that a gate or the gradient can have; pydantic puts them into the location of an error."""
+
+
 def _gate_form(value: Any) -> str:
-    if isinstance(value, (PerHead, GateMap)):
-        return "<per_head>" if isinstance(value, PerHead) else "<mapping>"
+    if isinstance(value, PerHead | GateMap):
+        return PER_HEAD if isinstance(value, PerHead) else MAPPING
     if isinstance(value, dict):
-        return "<per_head>" if "per_head" in value else "<mapping>"
-    return "<number>"
+        return PER_HEAD if "per_head" in value else MAPPING
+    return NUMBER
 
 
 def _gradient_form(value: Any) -> str:
-    return "<chunk>" if isinstance(value, (dict, Chunk)) else "<token>"
+    return CHUNK if isinstance(value, dict | Chunk) else TOKEN
 
 
 GateSpec = Annotated[
-    Annotated[Real, Tag("<number>")] | Annotated[PerHead, Tag("<per_head>")] | Annotated[GateMap, Tag("<mapping>")],
+    Annotated[Real, Tag(NUMBER)] | Annotated[PerHead, Tag(PER_HEAD)] | Annotated[GateMap, Tag(MAPPING)],
     Discriminator(_gate_form),
 ]
 Gradient = Annotated[
-    Annotated[Literal["token"], Tag("<token>")] | Annotated[Chunk, Tag("<chunk>")], Discriminator(_gradient_form)
+    Annotated[Literal["token"], Tag(TOKEN)] | Annotated[Chunk, Tag(CHUNK)], Discriminator(_gradient_form)
 ]
 
 

@@ -61,6 +61,7 @@ ERRORS: dict[str, tuple[str, str, str]] = {
     # fields and types
     "unknown field": (LINEAR + "«segmnt»: {size: 3}\n", "unknown field `segmnt`", "did you mean `segment`?"),
     "unknown inner field": (LINEAR + "segment: {«sise»: 3}\n", "unknown field `sise`", "did you mean `size`?"),
+    "merge key": (LINEAR + "«<<»: {}\n", "unknown field `<<`", ""),
     "unknown field of a gate": (gates("alpha: {«form»: dt}"), "unknown field `form`", "did you mean `from`?"),
     "unknown field of a chunk": (
         MLP + "update: {rule: titans, gradient: {«chunks»: 3}}\n",
