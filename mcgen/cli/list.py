@@ -26,7 +26,7 @@ def list_(as_json: bool) -> None:
         print_json({"presets": presets, "specs": specs})
         return
     rows = [(p["name"], p["memory"], p["objective"] or "", "\n".join(p["steps"]), p["known_as"]) for p in presets]
-    print_table(("preset", "customary memory", "objective", "recurrence", "known as"), rows, "Presets, for update.rule")
+    print_table(("preset", "memory", "objective", "recurrence", "known as"), rows, "Presets, for update.rule")
     print_table(("spec", "what it is"), [(s["name"], s["doc"]) for s in specs], "Shipped specs")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,22 +51,14 @@ def write_new(path: Path, text: str) -> None:
         FileExistsError: one does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(partial, 0o666 & ~_umask())
+        partial.write_text(text, encoding="utf-8")
         os.link(partial, path)
     except FileExistsError as error:
         raise FileExistsError(error.errno, "exists already, and is left as it is", str(path)) from None
     finally:
-        os.unlink(partial)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        partial.unlink(missing_ok=True)
 
 
 def scaffold(name: str, preset_name: str) -> str:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mcgen.errors import Diagnostic
 
-PIPED_WIDTH = 160
+PIPED_WIDTH = 200
 """Width of a table that no terminal shows."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])

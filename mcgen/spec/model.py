@@ -1,6 +1,6 @@
 """The typed model of a spec file: fields, types, defaults and ranges. What holds between fields is in `contradictions`.
 
-A default of None is one that depends on other fields; `load` fills it in.
+A default of None is one that depends on other fields; `loading` fills it in.
 """
 
 from __future__ import annotations
