@@ -70,7 +70,7 @@ class RuleReader:
         """The activation, where it is an expression in x and no plain name."""
         path = ("memory", "activation")
         text = self.document.section("memory").get("activation")
-        if not isinstance(text, str) or text in ACTIVATIONS:
+        if not isinstance(text, str) or text.strip() in ACTIVATIONS:
             return None, None
         position = self.document.values[path]
         expression = self._parsed(parse, text, position)
@@ -103,9 +103,8 @@ class RuleReader:
             try:
                 evaluate(expression, {"h": float(head)})
             except (ArithmeticError, ValueError):
-                yield Problem(
-                    f"no finite value at h = {head}", expression.span, f"h counts heads from 0 to {heads - 1}"
-                )
+                hint = f"h counts heads, from 0 to {heads - 1}"
+                yield Problem(f"no finite value at h = {head}", expression.span, hint)
                 return
 
     def _lines(self) -> list[tuple[str, Position]]:
@@ -177,10 +176,8 @@ class RuleReader:
         for slot in rule.slots:
             if "M" in rule.slots and slot not in read:
                 step = next(step for step in rule.steps if step.slot == slot)
-                message, hint = (
-                    f"nothing that M depends on reads the slot `{slot}`",
-                    "read it in M's line, or remove it",
-                )
+                message = f"nothing that M depends on reads the slot `{slot}`"
+                hint = "read it in M's line, or remove it"
                 self.diagnostics.append(step.position.diagnose(message, hint=hint, severity="warning"))
 
     def _check_unused_gates(self, rule: Rule) -> None:

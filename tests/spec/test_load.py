@@ -108,6 +108,7 @@ def test_activations_by_name_and_by_expression() -> None:
     written = spec(memory=MLP | {"activation": " x *\n sigmoid(x) "}, update={"rule": "dla"})
     assert unparse(written.activation_expression) == "x*sigmoid(x)"
     assert written.memory.activation == "x * sigmoid(x)"
+    assert spec(memory=MLP | {"activation": " silu "}, update={"rule": "dla"}).digest() == named.digest()
     identity = spec(memory=MLP | {"activation": "x"}, update={"rule": "dla"})
     assert identity.activation_expression == Name("x", None)
 
