@@ -128,7 +128,7 @@ def step(meaning: Meaning, masked: bool = False) -> Program:
     Inputs: q[t k], u[t k], keys[j k] and values[j v] by lag, gates[t], the slots[k v], `pool`[k] the sum of the
     segment's keys before the chunk, `count`[t] the number of the segment's tokens up to and including t.
     """
-    return Program("step", _outputs(Builder(), meaning, masked))
+    return Program("step", step_outputs(Builder(), meaning, masked))
 
 
 def step_vjp(meaning: Meaning, masked: bool = False) -> Program:
@@ -137,24 +137,31 @@ def step_vjp(meaning: Meaning, masked: bool = False) -> Program:
     Inputs beyond the step's: the cotangents d_o[t v], d_r[t], d_<slot>_next[k v], d_pool_next[k].
     """
     b = Builder()
-    outputs = _outputs(b, meaning, masked)
+    outputs = step_outputs(b, meaning, masked)
     cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
-    results = vjp(b, outputs, cotangents)
-    inputs = Program("step", outputs).inputs
-    state = {**dict.fromkeys(meaning.recurrence.slots, ("k", "v")), **({"pool": ("k",)} if meaning.routes else {})}
-    wanted = {**{name: node.axes for name, node in inputs.items()}, **state}
-    zero = b.constant(0)
-    return Program(
-        "step_vjp",
-        {
-            f"d_{name}": b.broadcast(results.get(name, zero), axes)
-            for name, axes in wanted.items()
-            if name not in WITHOUT_GRADIENT
-        },
-    )
+    return Program("step_vjp", step_gradients(b, meaning, outputs, cotangents))
 
 
-def _outputs(b: Builder, meaning: Meaning, masked: bool) -> dict[str, Node]:
+def step_gradients(
+    b: Builder, meaning: Meaning, outputs: Mapping[str, Node], cotangents: Mapping[str, Node]
+) -> dict[str, Node]:
+    """`d_<input>` for every input of a step that has a gradient, zeros for a state that nothing depends on."""
+    results, zero = vjp(b, outputs, cotangents), b.constant(0)
+    inputs = {name: node.axes for name, node in Program("step", outputs).inputs.items()}
+    wanted = {**inputs, **state_axes(meaning)}
+    return {
+        f"d_{name}": b.broadcast(results.get(name, zero), axes)
+        for name, axes in wanted.items()
+        if name not in WITHOUT_GRADIENT
+    }
+
+
+def state_axes(meaning: Meaning) -> dict[str, tuple[str, ...]]:
+    """What a walk carries from chunk to chunk, with its axes: the slots, and the sum of the segment's keys."""
+    return {**dict.fromkeys(meaning.recurrence.slots, ("k", "v")), **({"pool": ("k",)} if meaning.routes else {})}
+
+
+def step_outputs(b: Builder, meaning: Meaning, masked: bool) -> dict[str, Node]:
     recurrence = meaning.recurrence
     form = ClosedForm(b, recurrence, gate_nodes(b, meaning.spec), masked)
     slots = {slot: b.input(slot, "k", "v") for slot in recurrence.slots}

@@ -1,0 +1,368 @@
+"""The Triton path of a generated module: tile programs printed into the loop nests of the templates in templates/triton.
+
+Every kernel is described here by the tensors its program reads and writes; the loop nests know only the walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from mcgen.emit.rendering import render
+from mcgen.emit.torch_path import lagged_inputs, tensor_inputs
+from mcgen.emit.triton_printer import Binding, statements
+from mcgen.ir import aggregate, backward
+from mcgen.ir.program import Program
+from mcgen.ir.step import state_axes, step
+from mcgen.passes.simplify import select, simplify
+from mcgen.symbolic.meaning import Meaning
+
+SCALARS = {
+    "head": "i_h.to(tl.float32)",
+    "valid": "m_t.to(tl.float32)",
+    "count": "(i_t - segment_start + 1 + o_t).to(tl.float32)",
+    "share": "b_share",
+}
+MATRIX_AXES = {"q": "k", "u": "k", "k": "k", "v": "v", "y": "v"}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of one meaning: their programs, bound to their tensors, as text."""
+
+    meaning: Meaning
+
+    @cached_property
+    def lagged(self) -> Mapping[str, tuple[str, int]]:
+        return {name: (source, lag) for name, source, lag in lagged_inputs(self.meaning)}
+
+    @cached_property
+    def state(self) -> Mapping[str, tuple[str, ...]]:
+        return state_axes(self.meaning)
+
+    @cached_property
+    def slots(self) -> tuple[str, ...]:
+        return self.meaning.recurrence.slots
+
+    @cached_property
+    def starts(self) -> bool:
+        """Whether blocks follow one another, so that the state at a block's start has to be kept."""
+        segment = self.meaning.spec.segment
+        return self.meaning.chained or segment.mode == "logarithmic" or segment.size > BLOCK
+
+    @cached_property
+    def queries(self) -> list[str]:
+        return backward.query_inputs(self.meaning)
+
+    @cached_property
+    def forward_tensors(self) -> list[str]:
+        """What a forward kernel leaves for the backward pass, in order."""
+        names = []
+        if self.starts:
+            names += [f"start_{slot}" for slot in self.slots] + (["start_pool"] if self.meaning.routes else [])
+        if self.meaning.reads_cached:
+            names += ["cached"]
+        if self.meaning.routes:
+            names += ["pools", "lse", "online"]
+        return names
+
+    @cached_property
+    def programs(self) -> Mapping[str, Program]:
+        """Every tile program the kernels are printed from, by kernel and part."""
+        meaning = self.meaning
+        whole = simplify(step(meaning, masked=True))
+        following = [f"{name}_next" for name in self.state]
+        programs = {"states": select(whole, following, "states")}
+        read = ["o", *(["r"] if meaning.routes else []), *following]
+        programs["read"] = select(whole, read, "read")
+        reverse = simplify(backward.local(meaning))
+        programs["local"] = reverse
+        programs["retreat"] = select(reverse, [f"d_{name}" for name in self.state], "retreat")
+        if meaning.reads_cached:
+            programs["read_segment"] = simplify(aggregate.program(aggregate.read_segment, meaning))
+            programs["rows"] = simplify(backward.rows(meaning))
+            programs["segment"] = simplify(backward.segment(meaning))
+        return programs
+
+    # -- how tiles are loaded and stored ------------------------------------------------------------------------------
+
+    def load(self, name: str) -> str:
+        """The text that loads the tile of a per-token tensor, zero past the sequence's end and before a lag's border."""
+        if name in SCALARS:
+            return SCALARS[name]
+        source, lag = self.lagged.get(name, (name, 0))
+        row, seen = "i_row", "m_t"
+        if lag:
+            row, seen = f"(i_row - {lag} * H)", f"(m_t & (i_t + o_t - {lag} >= border))"
+        if source.removeprefix("d_").removesuffix("_rows") not in MATRIX_AXES:
+            return f"tl.load({source} + {row} + o_t * H, mask={seen}, other=0.0).to(tl.float32)"
+        axis = MATRIX_AXES[source.removeprefix("d_").removesuffix("_rows")]
+        width = axis.upper()
+        tile = f"{source} + {row} * {width} + o_t[:, None] * (H * {width}) + o_{axis}[None, :]"
+        narrow = ".to(IN)" if name in self.narrow else ""
+        return f"tl.load({tile}, mask={_both(seen, f'm_{axis}')}, other=0.0){narrow}"
+
+    @cached_property
+    def narrow(self) -> frozenset[str]:
+        return frozenset({"q", "u", "k", "v", "d_y", *self.lagged})
+
+    def store(self, name: str) -> Callable[[str], list[str]]:
+        """Statements that store the tile of an input's gradient; a lagged view's is zero before the lag's border."""
+        source, lag = self.lagged.get(name, (name, 0))
+        tensor, axis = f"d_{name}", MATRIX_AXES.get(source)
+        if axis is None:
+            return lambda tile: [f"tl.store({tensor} + i_row + o_t * H, {tile}, mask=m_t)"]
+        width = axis.upper()
+        place = f"{tensor} + i_row * {width} + o_t[:, None] * (H * {width}) + o_{axis}[None, :]"
+        mask, seen = _both("m_t", f"m_{axis}"), f"(i_t + o_t - {lag} >= border)[:, None]"
+        clean = (lambda tile: f"tl.where({seen}, {tile}, 0.0)") if lag else (lambda tile: tile)
+        return lambda tile: [f"tl.store({place}, {clean(tile)}.to({tensor}.dtype.element_ty), mask={mask})"]
+
+    def bind(self, program: Program, load: Mapping[str, str], store: Mapping, streamed: str | None = None) -> list[str]:
+        """The program's statements, per-token inputs loaded as always, others as `load` says."""
+        loads = {name: load.get(name) or self.load(name) for name in program.inputs}
+        masked = frozenset({streamed}) if streamed else frozenset()
+        return statements(program, Binding(loads, store, self.narrow, streamed, masked))
+
+    # -- the kernels --------------------------------------------------------------------------------------------------
+
+    def _arguments(self, *programs: str, more: list[str] = ()) -> list[str]:
+        """The per-token tensors some programs read, then others: a kernel's pointer arguments, each once."""
+        read = [name for part in programs for name in self.programs[part].inputs]
+        read = [self.lagged.get(name, (name, 0))[0] for name in read]
+        known = [*tensor_inputs(self.meaning), "d_y", "y", "lse", "online", "delta", "d_r"]
+        known += [f"d_{name}_rows" for name in self.queries]
+        return list(dict.fromkeys([name for name in known if name in read] + list(more)))
+
+    def states(self) -> tuple[list[str], str]:
+        own = {name: f"b_{name}" for name in self.state}
+        store = {f"{name}_next": (lambda n: lambda tile: [f"b_{n} = {tile}"])(name) for name in self.state}
+        program = self._carried(self.bind(self.programs["states"], own, self._discard(store)), "b_{}", "b_{}_next")
+        more = [name for name in self.forward_tensors if name not in ("lse", "online")]
+        return self._render("states", self._arguments("states", more=more), program=program)
+
+    def _discard(self, store: Mapping) -> Mapping:
+        return {name: lambda tile: [] for name in store}
+
+    def _carried(self, lines: list[str], to: str, source: str) -> list[str]:
+        """Lines, then the state carried to the next chunk; loads of what a register holds already are no statements."""
+        kept = [line for line in lines if line.strip().split(" = ")[0] != line.strip().split(" = ")[-1]]
+        return kept + [f"{to.format(name)} = {source.format(name)}" for name in self.state]
+
+    def read(self) -> tuple[list[str], str]:
+        own = {name: f"b_{name}" for name in self.state}
+        outputs = self._discard(self.programs["read"].outputs)
+        program = self._carried(self.bind(self.programs["read"], own, outputs), "b_{}", "b_{}_next")
+        parts, segment = ["read"], []
+        if self.meaning.reads_cached:
+            parts.append("read_segment")
+            segment = self._segment_program("read_segment", self._discard(self.programs["read_segment"].outputs))
+        arguments = self._arguments(*parts, more=[*self.forward_tensors, "y"])
+        return self._render("read", arguments, program=program, segment=segment, chooses=False)
+
+    CACHED = {  # noqa: RUF012
+        "cached": "tl.load(cached + i_cached * K * V + o_k[:, None] * V + o_v[None, :], mask=m_k[:, None] & m_v[None, :], other=0.0)",
+        "pools": "tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)",
+    }
+
+    def _segment_program(self, part: str, store: Mapping, load: Mapping = {}) -> list[str]:  # noqa: B006
+        program = self.programs[part]
+        loads = {**self.CACHED, **load}
+        lines = self.bind(program, {name: text for name, text in loads.items() if name in program.inputs}, store)
+        return [line for line in lines if not _idle(line)]
+
+    def rows(self) -> tuple[list[str], str]:
+        add = lambda name: lambda tile: [f"s_{name} += {tile}"]  # noqa: E731
+        store = {f"d_{name}": add(name) for name in [*self.queries, "r"]}
+        held = {"d_y": "b_d_y", "delta": "b_delta"} if self.meaning.routes else {}
+        program = self._segment_program("rows", store, held)
+        arguments = self._arguments("rows", more=["d_y", *(["y", "delta", "d_r"] if self.meaning.routes else [])])
+        arguments += ["cached", *(["pools"] if self.meaning.routes else []), *(f"d_{name}_rows" for name in self.queries)]
+        return self._render("rows", list(dict.fromkeys(arguments)), program=program)
+
+    def segments(self) -> tuple[list[str], str]:
+        add = lambda name: lambda tile: [f"s_{name} += {tile}"]  # noqa: E731
+        store = {"d_cached": add("cached"), "d_pools": add("pools")}
+        program = self._segment_program("segment", store, {"cached": "b_cached", "pools": "b_pools"})
+        more = ["cached", "pools", "d_cached", "d_pools"] if self.meaning.routes else ["d_cached"]
+        return self._render("segments", self._arguments("segment", more=more), program=program)
+
+    def retreat(self) -> tuple[list[str], str]:
+        own = {f"d_{name}_next": f"b_d_{name}_next" for name in self.state}
+        outputs = self._discard(self.programs["retreat"].outputs)
+        program = self._carried(self.bind(self.programs["retreat"], own, outputs), "b_d_{}_next", "b_d_{}")
+        more = [f"d_end_{slot}" for slot in self.slots] + (["d_end_pool"] if self.meaning.routes else [])
+        more += ["d_cached"] if self.meaning.reads_cached else []
+        more += ["d_pools"] if self.meaning.routes else []
+        return self._render("retreat", self._arguments("retreat", more=more), program=program)
+
+    def local(self) -> tuple[list[str], str]:
+        at = self._scratch()
+        state = {name: _scratch_load("p_state", at[name], axes) for name, axes in self.state.items()}
+        d_state = {f"d_{name}_next": _scratch_load("p_grad", at[name], axes) for name, axes in self.state.items()}
+        following = {
+            f"{name}_next": _scratch_store("p_state + SIZE", at[name], axes) for name, axes in self.state.items()
+        }
+        advance = self.bind(self.programs["states"], state, following, streamed="k")
+        store: dict[str, Callable] = {
+            f"d_{name}": _scratch_store("p_grad", at[name], axes) for name, axes in self.state.items()
+        }
+        for name in self.gradients:
+            store[f"d_{name}"] = self.store(name)
+        program = self.bind(self.programs["local"], {**state, **d_state}, store, streamed="k")
+        arguments = self._arguments("local", "states")
+        if self.starts:
+            arguments += [f"start_{slot}" for slot in self.slots] + [f"d_end_{slot}" for slot in self.slots]
+            arguments += ["start_pool", "d_end_pool"] if self.meaning.routes else []
+        else:
+            arguments += ["d_cached"] if self.meaning.reads_cached else []
+            arguments += ["d_pools"] if self.meaning.routes else []
+        arguments += [f"d_{name}" for name in self.gradients]
+        size = f"{len(self.slots)} * K * V" + (" + K" if self.meaning.routes else "")
+        return self._render("local", arguments, advance=advance, program=program, at=at, scratch_size=size)
+
+    @cached_property
+    def gradients(self) -> list[str]:
+        """The inputs whose gradients `local` writes, lagged views apart."""
+        names = [label.removeprefix("d_") for label in self.programs["local"].outputs]
+        return [name for name in names if name not in self.state]
+
+    def _scratch(self) -> Mapping[str, str]:
+        at = {slot: f"{i} * K * V" for i, slot in enumerate(self.slots)}
+        return {**at, "pool": f"{len(self.slots)} * K * V"}
+
+    def _render(self, kernel: str, arguments: list[str], **more: object) -> tuple[list[str], str]:
+        meaning = self.meaning
+        text = render(
+            f"triton/{kernel}.py.jinja",
+            arguments=", ".join(arguments),
+            state=self.state,
+            slots=self.slots,
+            starts=self.starts,
+            queries=self.queries,
+            kind=meaning.aggregate,
+            chained=meaning.chained,
+            routes=meaning.routes,
+            reads_cached=meaning.reads_cached,
+            mean_pool=meaning.spec.aggregate.pool == "mean",
+            **more,
+        )
+        return arguments, text
+
+
+BLOCK = 256  # tokens of a block, where its segment is no longer than four of them
+
+
+def _both(rows: str, columns: str) -> str:
+    return f"{rows}[:, None] & {columns}[None, :]"
+
+
+def _idle(line: str) -> bool:
+    """Whether a statement only gives a register its own value."""
+    target, _, value = line.strip().partition(" = ")
+    return target == value
+
+
+def _scratch_load(base: str, at: str, axes: tuple[str, ...]) -> str:
+    if axes == ("k",):
+        return f"tl.load({base} + {at} + o_k, mask=m_k, other=0.0)"
+    return f"tl.load({base} + {at} + o_k[:, None] * V + o_v[None, :], mask={_both('m_k', 'm_v')}, other=0.0)"
+
+
+def _scratch_store(base: str, at: str, axes: tuple[str, ...]) -> Callable[[str], list[str]]:
+    if axes == ("k",):
+        return lambda tile: [f"tl.store({base} + {at} + o_k, {tile}, mask=m_k)"]
+    place = f"{base} + {at} + o_k[:, None] * V + o_v[None, :]"
+    return lambda tile: [f"tl.store({place}, {tile}, mask={_both('m_k', 'm_v')})"]
+
+
+FUNCTIONS = {
+    "_sign": """@_jit
+def _sign(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))""",
+    "_step": """@_jit
+def _step(x):
+    return tl.where(x > 0, 1.0, 0.0)""",
+    "_larger": """@_jit
+def _larger(x, y):
+    return tl.where(x > y, 1.0, tl.where(x == y, 0.5, 0.0))""",
+    "_softplus": """@_jit
+def _softplus(x):
+    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))""",
+    "_tanh": """@_jit
+def _tanh(x):
+    e = tl.exp(-2.0 * tl.abs(x))
+    return tl.where(x < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e)""",
+    "_cosh": """@_jit
+def _cosh(x):
+    return 0.5 * (tl.exp(x) + tl.exp(-x))""",
+    "_sinh": """@_jit
+def _sinh(x):
+    return 0.5 * (tl.exp(x) - tl.exp(-x))""",
+    "_pow": """@_jit
+def _pow(x, y):
+    return tl.where(x == 0, 0.0, tl.exp2(y * tl.log2(x)))""",
+}
+
+
+def triton_source(meaning: Meaning) -> str:
+    """The text that defines `_run_forward_triton(tensors)`, `_run_backward_triton(tensors, saved, d_y)` and `_saved_triton`."""
+    kernels = Kernels(meaning)
+    parts = {"read": kernels.read(), "local": kernels.local()}
+    launches_states = bool(kernels.forward_tensors)
+    if launches_states:
+        parts = {"states": kernels.states(), **parts}
+    if meaning.reads_cached:
+        parts |= {"rows": kernels.rows(), "segments": kernels.segments()}
+    if kernels.starts:
+        parts["retreat"] = kernels.retreat()
+    text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
+    prelude = render(
+        "triton/prelude.py.jinja",
+        chained=meaning.chained,
+        decays="_runs(" in text,
+        functions=[source for name, source in FUNCTIONS.items() if f"{name}(" in text],
+    )
+    return "\n\n\n".join([prelude.strip("\n"), text, _host(kernels, parts, launches_states).strip("\n")])
+
+
+def _host(kernels: Kernels, parts: Mapping[str, tuple[list[str], str]], launches_states: bool) -> str:
+    meaning, spec = kernels.meaning, kernels.meaning.spec
+    shapes = {
+        **{f"start_{slot}": "B, H, len(blocks), K, V" for slot in kernels.slots},
+        "start_pool": "B, H, len(blocks), K",
+        "cached": "B, H, len(segments), K, V",
+        "pools": "B, H, len(segments), K",
+        "lse": "B, T, H",
+        "online": "B, T, H",
+    }
+    lagged_sources = {source for source, _ in kernels.lagged.values()}
+    gradients = []
+    for name in kernels.gradients:
+        source = kernels.lagged.get(name, (name, 0))[0]
+        gradients.append((name, source, source in lagged_sources or source not in MATRIX_AXES))
+    saved = (["y"] if meaning.routes else []) + kernels.forward_tensors
+    return render(
+        "triton/host.py.jinja",
+        block=BLOCK,
+        chained=meaning.chained,
+        key_dim=spec.head.key_dim,
+        value_dim=spec.head.value_dim,
+        forward_shapes={name: shapes[name] for name in kernels.forward_tensors},
+        launches_states=launches_states,
+        sums_cached=meaning.reads_cached and not meaning.routes,
+        tensors=lambda kernel: ", ".join(f'x["{name}"]' for name in parts[kernel][0]),
+        outputs=", ".join(f'"{name}"' for name in ["y", *kernels.forward_tensors]),
+        saved_names="".join(f'"{name}", ' for name in saved),
+        reads_cached=meaning.reads_cached,
+        routes=meaning.routes,
+        queries=kernels.queries,
+        starts=kernels.starts,
+        slots=kernels.slots,
+        gradients=gradients,
+        scratch_size=f"{len(kernels.slots)} * {spec.head.key_dim} * {spec.head.value_dim}"
+        + (f" + {spec.head.key_dim}" if meaning.routes else ""),
+        lagged=[(name, source, lag) for name, (source, lag) in kernels.lagged.items()],
+        kind=meaning.aggregate,
+    )

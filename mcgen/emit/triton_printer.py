@@ -1,0 +1,200 @@
+"""Tile programs as Triton statements: every value a tile whose dimensions are its axes, in order.
+
+A skeleton (a kernel's template) has bound the axes' offsets and masks and the tensors' bases before a program begins, and
+says for each input how its tile is loaded, and for each output what to do with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mcgen.emit.naming import name_values
+from mcgen.emit.scalar import TRITON
+from mcgen.ir.program import TOKEN_AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, placeholder
+from mcgen.plan.schedule import Phase, schedule
+
+INDENT = "    "
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How a program meets its kernel.
+
+    load      text that loads an input's tile, by name; it may use o_k and m_k inside a loop over k
+    store     statements that put an output's tile (named in the text as given) where it belongs
+    narrow    inputs whose tiles keep the type of the tensors, for products between two of them
+    streamed  the axis taken in tiles, if any
+    """
+
+    load: Mapping[str, str]
+    store: Mapping[str, Callable[[str], list[str]]]
+    narrow: frozenset[str]
+    streamed: str | None = None
+    masked: frozenset[str] = frozenset()
+
+
+def size(axis: str) -> str:
+    return "BT" if axis in TOKEN_AXES else f"B{axis.upper()}"
+
+
+def offset(axis: str) -> str:
+    return "o_t" if axis in TOKEN_AXES else f"o_{axis}"
+
+
+def aligned(name: str, axes: Sequence[str], target: Sequence[str]) -> str:
+    """Indexing that broadcasts a value to the target's axes; a scalar broadcasts by itself."""
+    if tuple(axes) == tuple(target) or not axes:
+        return name
+    return f"{name}[{', '.join(':' if axis in axes else 'None' for axis in target)}]"
+
+
+@dataclass
+class Printer:
+    """Prints one program under one binding."""
+
+    program: Program
+    binding: Binding
+    names: dict[Node, str] = field(init=False)
+    lines: list[str] = field(default_factory=list)
+    runs: dict[Node, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = name_values(self.program, set())
+        self.names = {node: f"b_{name}" for node, name in names.items()}
+
+    def statements(self) -> list[str]:
+        plan = schedule(self.program, self.binding.streamed)
+        for phase in plan.phases:
+            self._phase(phase)
+        for node in plan.after:
+            self._emit(node, 0)
+        for label, node in self.program.outputs.items():
+            if not plan.phases or self.binding.streamed not in node.axes:
+                self._store(label, node, 0)
+        return self.lines
+
+    def _phase(self, phase: Phase) -> None:
+        for node in phase.before:
+            self._emit(node, 0)
+        for node in phase.sums:
+            self._line(0, f"{self.names[node]} = {_zeros(node.axes)}")
+        axis = self.binding.streamed
+        self._line(0, f"for i_{axis} in range(0, {axis.upper()}, B{axis.upper()}):")
+        self._line(1, f"o_{axis} = i_{axis} + tl.arange(0, B{axis.upper()})")
+        if axis in self.binding.masked:
+            self._line(1, f"m_{axis} = o_{axis} < {axis.upper()}")
+        for node in phase.inside:
+            self._emit(node, 1)
+        for node in phase.sums:
+            self._line(1, f"{self.names[node]} += {self._expression(node)}")
+        for label in phase.stores:
+            self._store(label, self.program.outputs[label], 1)
+
+    def _line(self, depth: int, text: str) -> None:
+        self.lines.append(INDENT * depth + text)
+
+    def _store(self, label: str, node: Node, depth: int) -> None:
+        for text in self.binding.store[label](self.names[node]):
+            self._line(depth, text)
+
+    def _emit(self, node: Node, depth: int) -> None:
+        if isinstance(node, Decay) and node.gate not in self.runs:
+            self.runs[node.gate] = self.names[node.gate]
+            run = self.names[node.gate]
+            self._line(depth, f"{run}_e, {run}_f, {run}_c, {run}_e1, {run}_f1, {run}_c1 = _runs({run})")
+        self._line(depth, f"{self.names[node]} = {self._expression(node)}")
+
+    def _expression(self, node: Node) -> str:
+        match node:
+            case Input(_, name):
+                return self.binding.load[name]
+            case Iota((axis,)):
+                return offset(axis)
+            case Map():
+                return self._map(node)
+            case Contract():
+                return self._contract(node)
+            case Reduce(_, operation, operand, over):
+                return self._reduce(operation, self._wide(operand), operand.axes, over)
+            case Rename(axes, operand, _, new):
+                moved = axes.index(new) != operand.axes.index(node.old)
+                return f"tl.trans({self.names[operand]})" if moved else self.names[operand]
+            case Decay():
+                return self._decay(node)
+        raise TypeError(type(node).__name__)
+
+    def _wide(self, node: Node) -> str:
+        """A value in float32."""
+        narrow = isinstance(node, Input) and node.name in self.binding.narrow
+        return f"{self.names[node]}.to(tl.float32)" if narrow else self.names[node]
+
+    def _map(self, node: Map) -> str:
+        values = {placeholder(i): aligned(self._wide(v), v.axes, node.axes) for i, v in enumerate(node.values)}
+        text = TRITON.text(node.expression, values)
+        covered = {axis for value in node.values for axis in value.axes}
+        if covered == set(node.axes):
+            return text
+        return f"({text}) + {_zeros(node.axes)}" if node.values else f"tl.full([{_sizes(node.axes)}], {text}, tl.float32)"
+
+    def _reduce(self, operation: str, text: str, axes: Sequence[str], over: Sequence[str]) -> str:
+        remaining = list(axes)
+        for axis in over:
+            text = f"tl.{operation}({text}, {remaining.index(axis)})"
+            remaining.remove(axis)
+        return text
+
+    def _contract(self, node: Contract) -> str:
+        left, right, over = node.left, node.right, node.over
+        union = tuple(axis for axis in (*left.axes, *right.axes) if axis in node.axes or axis in over)
+        union = tuple(dict.fromkeys(union))
+        rows, columns = set(left.axes) - set(right.axes), set(right.axes) - set(left.axes)
+        if len(over) > 1 or len(rows) != 1 or len(columns) != 1 or set(left.axes) & set(right.axes) - set(over):
+            from mcgen.ir.program import in_order
+
+            union = in_order(union)
+            product = f"{aligned(self._wide(left), left.axes, union)} * {aligned(self._wide(right), right.axes, union)}"
+            return self._reduce("sum", product, union, over)
+        if node.axes[0] in columns:
+            left, right = right, left
+        (axis,) = over
+        return self._dot(left, right, axis)
+
+    def _dot(self, left: Node, right: Node, axis: str) -> str:
+        both = all(isinstance(n, Input) and n.name in self.binding.narrow for n in (left, right))
+        name = self.names.__getitem__ if both else self._wide
+        x = name(left) if left.axes[1] == axis else f"tl.trans({name(left)})"
+        y = name(right) if right.axes[0] == axis else f"tl.trans({name(right)})"
+        return f"tl.dot({x}, {y}, input_precision=PREC)"
+
+    def _decay(self, node: Decay) -> str:
+        run, order = self.runs[node.gate], node.axes
+        part = lambda p, ends: [f"{run}_{letter}{p}" if not ends else f"tl.sum({run}_{letter}1, 0)" for letter in "efc"]  # noqa: E731
+        rows = part("", node.row is None)
+        if node.exclusive and node.row:
+            rows = [f"({run}_{letter} - {run}_{letter}1)" for letter in "efc"]
+        columns = [f"{run}_{letter}" for letter in "efc"]
+        row_axes, column_axes = ((node.row,) if node.row else ()), ((node.column,) if node.column else ())
+        differences = [
+            f"{aligned(r, row_axes, order)} - {aligned(c, column_axes, order)}" if node.column else r
+            for r, c in zip(rows, columns, strict=True)
+        ]
+        text = f"_product({', '.join(differences)})"
+        if not (node.row and node.column):
+            return text
+        reach = ">" if node.exclusive else ">="
+        mask = f"{aligned('o_t', row_axes, order)} {reach} {aligned('o_t', column_axes, order)}"
+        return f"tl.where({mask}, {text}, 0.0)"
+
+
+def _sizes(axes: Sequence[str]) -> str:
+    return ", ".join(map(size, axes))
+
+
+def _zeros(axes: Sequence[str]) -> str:
+    return f"tl.zeros([{_sizes(axes)}], tl.float32)" if axes else "0.0"
+
+
+def statements(program: Program, binding: Binding) -> list[str]:
+    """The program's statements, loops included, as lines of text."""
+    return Printer(program, binding).statements()
