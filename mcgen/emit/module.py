@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-import pprint
 import re
 
 from mcgen import __version__
 from mcgen.emit.arguments import arguments_source
-from mcgen.emit.mathematics import mathematics, shapes_text
+from mcgen.emit.layer import layer_source
+from mcgen.emit.layout import laid_out
+from mcgen.emit.literal import docstring_lines, literal
+from mcgen.emit.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
 from mcgen.emit.reference import reference_source
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import kept_slots, lagged_inputs, online, tensor_inputs, torch_source
 from mcgen.symbolic.meaning import Meaning
 
+IMPORTS = {
+    "functools": "import functools",
+    "math": "import math",
+    "os": "import os",
+    "torch": "import torch",
+    "F": "import torch.nn.functional as F",
+}
+
 
 def module_source(meaning: Meaning) -> str:
     """The text of a spec's module."""
     spec = meaning.spec
-    parts = [arguments_source(spec), reference_source(spec), _constants(meaning), torch_source(meaning), _operator(meaning)]
-    text = render(
+    parts = [
+        arguments_source(spec),
+        reference_source(spec),
+        _constants(meaning),
+        torch_source(meaning),
+        _operator(meaning),
+        layer_source(spec),
+    ]
+    body = laid_out("\n\n\n".join(part.strip("\n") for part in parts if part.strip()))
+    return render(
         "module.py.jinja",
-        title=_in_docstring(f"{spec.name}: {spec.doc or 'a memory with cached segments'}"),
-        header=_in_docstring("\n".join([*mathematics(spec), *shapes_text(spec)])),
-        version=repr(__version__),
-        spec=pprint.pformat(spec.to_dict(), width=118, sort_dicts=False),
-        digest=repr(spec.digest()),
-        body="\n\n".join(part.strip("\n") + "\n" for part in parts if part.strip()),
+        title=docstring_lines(f"{spec.name}: {spec.doc}" if spec.doc.strip() else spec.name, DOCSTRING_WIDTH),
+        mathematics=[*mathematics(spec), *shapes_text(spec)],
+        imports=_imports(body),
+        version=__version__,
+        spec=literal(spec.to_dict()),
+        digest=spec.digest(),
+        body=body,
     )
-    return re.sub(r"\n{4,}", "\n\n\n", text).rstrip() + "\n"
 
 
-def _in_docstring(text: str) -> str:
-    """Text that can stand in a triple-quoted string and means itself there."""
-    return text.replace("\\", "\\\\").replace('"""', r"\"\"\"").rstrip()
+def _imports(body: str) -> dict[str, list[str]]:
+    """The imports a module needs, the standard library's apart."""
+    used = [line for name, line in IMPORTS.items() if re.search(rf"\b{name}\.", body)]
+    return {"standard": used[: used.index("import torch")], "others": used[used.index("import torch") :]}
 
 
 def _constants(meaning: Meaning) -> str:
@@ -41,7 +60,6 @@ def _constants(meaning: Meaning) -> str:
 
 def _operator(meaning: Meaning) -> str:
     spec, inputs = meaning.spec, tensor_inputs(meaning)
-    gates = ", ".join(spec.tensor_gates)
     return render(
         "op.py.jinja",
         inputs=", ".join(f'"{name}"' for name in inputs),
@@ -49,8 +67,8 @@ def _operator(meaning: Meaning) -> str:
         kind=meaning.aggregate,
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
-        gates_doc=f"; {gates}: (B, T, H)" if gates else "",
         saved_shapes=_saved_shapes(meaning),
+        sizes=_sizes(_saved_shapes(meaning) + ("B, H, T, N" if meaning.aggregate == "ssc" else "")),
         triton=False,
     )
 
@@ -62,3 +80,17 @@ def _saved_shapes(meaning: Meaning) -> str:
     return ", ".join(shapes[name] for name in names)
 
 
+SIZES = {
+    "B": "q.shape[0]",
+    "T": "q.shape[1]",
+    "H": "q.shape[2]",
+    "K": "q.shape[3]",
+    "V": "v.shape[3]",
+    "N": "len(_segments(q.shape[1]))",
+}
+
+
+def _sizes(text: str) -> str:
+    """The statement that defines those of the sizes that a text has."""
+    used = [name for name in SIZES if re.search(rf"\b{name}\b", text)]
+    return f"{', '.join(used)} = {', '.join(SIZES[name] for name in used)}" if used else ""

@@ -1,0 +1,222 @@
+"""Source text laid out as a formatter would leave it, so that generated files need none.
+
+Templates and printers write a statement on one line. What is too long is broken here: at the commas of its last bracket
+that helps, or, in parentheses of its own, at its operators of least precedence; elements that fit on one line together
+stay together. Statements that were written over several lines are left as they are.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from mcgen.emit.expressions import LINE_LENGTH
+
+INDENT = 4
+OPENING, CLOSING = "([{", ")]}"
+
+PRECEDENCES = (
+    ("if", "else"),
+    ("or",),
+    ("and",),
+    ("in", "not", "is", "<", ">", "<=", ">=", "==", "!="),
+    ("|",),
+    ("^",),
+    ("&",),
+    ("<<", ">>"),
+    ("+", "-"),
+    ("*", "/", "//", "%", "@"),
+)
+ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "|=", "&=", "@=")
+COMPOUND = ("if", "elif", "while", "for", "with")
+
+_UNLAID = re.compile(r"\n+(?=(?:@|def |class ))")
+_DECORATED = re.compile(r"^(@.*\n)\n+(?=@|def |class )", re.MULTILINE)
+_COMMENTED = re.compile(r"^(#.*\n)\n\n(?=@|def |class )", re.MULTILINE)
+
+
+def laid_out(text: str) -> str:
+    """The same program in lines of up to 120 columns, with two blank lines around functions and classes.
+
+    No docstring in it may have a line that begins like a definition.
+    """
+    spaced = _DECORATED.sub(r"\1", _UNLAID.sub("\n\n\n", text))
+    return _short_lines(re.sub(r"\n{4,}", "\n\n\n", _COMMENTED.sub(r"\1", spaced)).strip() + "\n")
+
+
+def _short_lines(text: str) -> str:
+    lines = text.splitlines()
+    if max(map(len, lines), default=0) <= LINE_LENGTH:
+        return text
+    for row in _statement_rows(text):
+        if len(lines[row]) > LINE_LENGTH:
+            stripped = lines[row].lstrip()
+            lines[row] = "\n".join(_statement(stripped, len(lines[row]) - len(stripped)))
+    return "\n".join(lines) + "\n"
+
+
+def _statement_rows(text: str) -> Iterator[int]:
+    """Rows that hold one whole statement without a comment."""
+    first = None
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in (tokenize.NL, tokenize.INDENT, tokenize.DEDENT) and first is None:
+            continue
+        if token.type == tokenize.COMMENT:
+            first = -1
+        elif first is None:
+            first = token.start[0]
+        if token.type == tokenize.NEWLINE:
+            if token.start[0] == first:
+                yield first - 1
+            first = None
+        elif token.type == tokenize.NL and first == -1:
+            first = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a line; `depth` is how many brackets it stands in, brackets standing outside themselves."""
+
+    text: str
+    start: int
+    stop: int
+    depth: int
+    is_word: bool
+
+
+def _tokens(text: str) -> list[Token]:
+    tokens, depth = [], 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER):
+            break
+        depth -= token.string in CLOSING and token.type == tokenize.OP
+        word = token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.STRING)
+        tokens.append(Token(token.string, token.start[1], token.end[1], depth, word))
+        depth += token.string in OPENING and token.type == tokenize.OP
+    return tokens
+
+
+def _top(text: str) -> list[Token]:
+    return [token for token in _tokens(text) if token.depth == 0]
+
+
+def _fits(text: str, indent: int) -> bool:
+    return indent + len(text) <= LINE_LENGTH
+
+
+def _statement(text: str, indent: int) -> list[str]:
+    """The lines of a statement: what comes before its value, the value, and the colon of a compound one."""
+    head, value, tail = _parts(text)
+    if text.startswith(("def ", "class ")):
+        return _bracketed(text, indent)
+    if any(token.text == "," for token in _top(value)):
+        return _enclosed(f"{head}(", value, f"){tail}", indent, together=False)
+    operators = _operators(value)
+    if len(operators) > 1 or (operators and not _ends_in_bracket(value)):
+        return _enclosed(f"{head}(", value, f"){tail}", indent)
+    return _bracketed(text, indent)
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    tokens = _top(text)
+    tail = ":" if tokens[0].text in COMPOUND else ""
+    start = 0
+    if tokens[0].text in (*COMPOUND, "return", "assert", "yield"):
+        start = tokens[1].start if len(tokens) > 1 else 0
+    for before, after in pairwise(tokens):
+        if before.text in ASSIGNMENTS or (before.text == "in" and tokens[0].text == "for"):
+            start = after.start
+    return text[:start], text[start : len(text) - len(tail)], tail
+
+
+def _operators(text: str) -> list[Token]:
+    """The operators that a text is broken at: those of least precedence outside brackets."""
+    tokens = _top(text)
+    binary = [token for before, token in pairwise(tokens) if before.is_word or before.text in CLOSING]
+    for operators in PRECEDENCES:
+        if found := [token for token in binary if token.text in operators]:
+            return found
+    return []
+
+
+def _ends_in_bracket(text: str) -> bool:
+    return text[-1] in CLOSING and not text.endswith(("()", "[]", "{}"))
+
+
+def _enclosed(
+    opening: str, body: str, closing: str, indent: int, comma: bool = False, together: bool = True
+) -> list[str]:
+    """`opening body closing` with the body on lines of its own: one if it fits and may, else one for each element."""
+    inner = indent + INDENT
+    elements = _elements(body)
+    if together and _fits(body, inner):
+        lines = [" " * inner + body]
+    elif len(elements) > 1 or comma:
+        lines = [line for element in elements for line in _expression(element, inner, ",")]
+    else:
+        lines = _expression(body, inner)
+    return [" " * indent + opening, *lines, " " * indent + closing]
+
+
+def _elements(text: str) -> list[str]:
+    commas = [token for token in _top(text) if token.text == ","]
+    pieces = _cut(text, [token.stop for token in commas])
+    return [piece.removesuffix(",") for piece in pieces if piece != ","]
+
+
+def _cut(text: str, places: Sequence[int]) -> list[str]:
+    borders = [0, *places, len(text)]
+    pieces = (text[a:b].strip() for a, b in pairwise(borders))
+    return [piece for piece in pieces if piece]
+
+
+def _expression(text: str, indent: int, after: str = "") -> list[str]:
+    """The lines of an expression that stands in brackets."""
+    if _fits(text + after, indent):
+        return [" " * indent + text + after]
+    clauses = [token for token in _top(text) if token.text == "for"]
+    breaks = _clauses(text) if clauses else _operators(text)
+    if not breaks:
+        return _bracketed(text + after, indent)
+    pieces = _cut(text, [token.start for token in breaks])
+    afters = [""] * (len(pieces) - 1) + [after]
+    return [line for piece, end in zip(pieces, afters, strict=True) for line in _expression(piece, indent, end)]
+
+
+def _clauses(text: str) -> list[Token]:
+    """Where the clauses of a comprehension begin."""
+    tokens = _top(text)
+    first = next(i for i, token in enumerate(tokens) if token.text == "for")
+    return [token for token in tokens[first:] if token.text in ("for", "if")]
+
+
+def _bracketed(text: str, indent: int) -> list[str]:
+    """The lines of a text broken at the last bracket that leaves its first line short enough."""
+    for opening, closing in reversed(_brackets(text)):
+        head, body, tail = text[: opening.stop], text[opening.stop : closing.start], text[closing.start :]
+        if _fits(head, indent) and _fits(tail, indent):
+            return _enclosed(head, body, tail, indent, comma=_takes_comma(head, body))
+    return [" " * indent + text]
+
+
+def _brackets(text: str) -> list[tuple[Token, Token]]:
+    """The pairs of brackets with something in them that is no subscript."""
+    brackets = [token for token in _top(text) if token.text in OPENING + CLOSING]
+    pairs = zip(brackets[::2], brackets[1::2], strict=True)
+    return [(a, b) for a, b in pairs if b.start > a.stop and not (a.text == "[" and _called(text[: a.start]))]
+
+
+def _takes_comma(head: str, body: str) -> bool:
+    """Whether a comma may follow the last element: not in parentheses around one expression, nor after a generator."""
+    if any(token.text == "for" for token in _top(body)):
+        return False
+    return head[-1] != "(" or _called(head[:-1]) or len(_elements(body)) > 1
+
+
+def _called(before: str) -> bool:
+    """Whether a bracket after this text belongs to it, as that of a call or a subscript does."""
+    return before[-1:].isalnum() or before[-1:] in ("_", ")", "]", "}", '"', "'")
