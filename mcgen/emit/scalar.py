@@ -72,18 +72,38 @@ def number(value: sympy.Expr) -> str:
     return f"{float(value)!r}"
 
 
+def _extreme(call: str, clamp: str) -> Spelling:
+    """torch's minimum and maximum take tensors alone; of a number and a tensor it is a clamp."""
+
+    def spell(x: str, y: str) -> str:
+        if _is_literal(x) or _is_literal(y):
+            return f"torch.{clamp}({f'{y}, {x}' if _is_literal(x) else f'{x}, {y}'})"
+        return f"torch.{call}({x}, {y})"
+
+    return spell
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 TORCH = ScalarPrinter(
     {
         functions.Absolute: "torch.abs({})".format,
         functions.Sign: "torch.sign({})".format,
         functions.Step: "torch.heaviside({0}, torch.zeros_like({0}))".format,
         functions.Relu: "torch.relu({})".format,
-        functions.Larger: "(torch.sign({} - {}) + 1.0) / 2.0".format,
+        functions.Larger: "((torch.sign({} - ({})) + 1.0) / 2.0)".format,
         functions.Shift: "torch.maximum({}, {})".format,
-        functions.Maximum: "torch.maximum({}, {})".format,
-        functions.Minimum: "torch.minimum({}, {})".format,
+        functions.Maximum: _extreme("maximum", "clamp_min"),
+        functions.Minimum: _extreme("minimum", "clamp_max"),
         functions.Sigmoid: "torch.sigmoid({})".format,
         functions.Softplus: "F.softplus({}, threshold=40.0)".format,
+        functions.Power: "torch.pow({}, {})".format,
         functions.Where: "torch.where({} > 0, {}, {})".format,
         sympy.exp: "torch.exp({})".format,
         sympy.log: "torch.log({})".format,
@@ -102,7 +122,7 @@ TRITON = ScalarPrinter(
     {
         functions.Absolute: "tl.abs({})".format,
         functions.Sign: "_sign({})".format,
-        functions.Step: "_step({})".format,
+        functions.Step: "tl.where({} > 0, 1.0, 0.0)".format,
         functions.Relu: "tl.maximum({}, 0.0)".format,
         functions.Larger: "_larger({}, {})".format,
         functions.Shift: "tl.maximum({}, {})".format,
@@ -110,6 +130,7 @@ TRITON = ScalarPrinter(
         functions.Minimum: "tl.minimum({}, {})".format,
         functions.Sigmoid: "tl.sigmoid({})".format,
         functions.Softplus: "_softplus({})".format,
+        functions.Power: "_pow({}, {})".format,
         functions.Where: "tl.where({} > 0, {}, {})".format,
         sympy.exp: "tl.exp({})".format,
         sympy.log: "tl.log({})".format,

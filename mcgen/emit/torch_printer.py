@@ -11,13 +11,17 @@ from mcgen.emit.naming import name_values
 from mcgen.emit.scalar import TORCH
 from mcgen.ir.program import AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, placeholder
 
-RESERVED = {"F", "math", "torch", "lambda"}
+RESERVED = {"F", "math", "torch", "others", "_", "_decay", "_runs", "_spread", *(f"n_{axis}" for axis in AXES)}
 
 
 def function(program: Program, name: str, docstring: str) -> str:
     """The program as a Python function of its inputs by name; it ignores what it does not need, and returns a dict."""
     names = name_values(program, RESERVED)
-    lines = [f"def {name}(*, {', '.join(program.inputs)}, **_):", f'    """{docstring}"""']
+    taken = [label for label, node in program.inputs.items() if names[node] == label]
+    renamed = {label: names[node] for label, node in program.inputs.items() if names[node] != label}
+    rest = "others" if renamed else "_"
+    lines = [f"def {name}(*, {', '.join([*taken, f'**{rest}'])}):", f'    """{docstring}"""']
+    lines += [f'    {text} = others["{label}"]' for label, text in renamed.items()]
     lines += [f"    {line}" for line in statements(program, names)]
     outputs = [f'        "{label}": {names[node]},' for label, node in program.outputs.items()]
     return "\n".join([*lines, "    return {", *outputs, "    }"])
@@ -31,10 +35,16 @@ def statements(program: Program, names: Mapping[Node, str]) -> list[str]:
         if isinstance(node, Input):
             continue
         if isinstance(node, Decay) and node.gate not in runs:
-            runs[node.gate] = f"{names[node.gate]}_runs"
+            runs[node.gate] = _unused(f"{names[node.gate]}_runs", {*names.values(), *runs.values()})
             lines.append(f"{runs[node.gate]} = _runs({names[node.gate]})")
         lines.append(f"{names[node]} = {_expression(node, names, sizes, runs)}")
     return [*sizes.lines(), *lines]
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 class _Sizes:

@@ -33,6 +33,7 @@ TORCH_FUNCTIONS = {
     functions.Minimum: torch.minimum,
     functions.Sigmoid: torch.sigmoid,
     functions.Softplus: lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    functions.Power: torch.pow,
     functions.Where: _where,
     sympy.exp: torch.exp,
     sympy.log: torch.log,
@@ -75,7 +76,9 @@ def evaluate(program: Program, inputs: Mapping[str, Tensor], sizes: Mapping[str,
     return {name: value[node].expand(shape(node)) for name, node in program.outputs.items()}
 
 
-def _evaluate(node: Node, value: Mapping[Node, Tensor], inputs: Mapping[str, Tensor], sizes: Mapping[str, int], like: Tensor) -> Tensor:
+def _evaluate(
+    node: Node, value: Mapping[Node, Tensor], inputs: Mapping[str, Tensor], sizes: Mapping[str, int], like: Tensor
+) -> Tensor:
     match node:
         case Input(_, name):
             return inputs[name]
@@ -85,9 +88,13 @@ def _evaluate(node: Node, value: Mapping[Node, Tensor], inputs: Mapping[str, Ten
             aligned = {placeholder(i): _align(value[v], v.axes, axes) for i, v in enumerate(values)}
             return scalar(expression, aligned, like).expand([sizes[axis] for axis in axes])
         case Contract(axes, left, right, _):
-            return torch.einsum(f"{_letters(left.axes)},{_letters(right.axes)}->{_letters(axes)}", value[left], value[right])
+            return torch.einsum(
+                f"{_letters(left.axes)},{_letters(right.axes)}->{_letters(axes)}", value[left], value[right]
+            )
         case Reduce(_, operation, operand, over):
-            return getattr(torch, {"sum": "sum", "max": "amax"}[operation])(value[operand], [operand.axes.index(a) for a in over])
+            return getattr(torch, {"sum": "sum", "max": "amax"}[operation])(
+                value[operand], [operand.axes.index(a) for a in over]
+            )
         case Rename(axes, operand, old, new):
             moved = [old if axis == new else axis for axis in axes]
             return value[operand].permute([operand.axes.index(axis) for axis in moved])

@@ -1,11 +1,11 @@
 """Tile programs: straight-line tensor programs over named axes.
 
-A program is a directed acyclic graph of eight kinds of node. An axis is a name, not a position, and two values
+A program is a directed acyclic graph of seven kinds of node. An axis is a name, not a position, and two values
 broadcast against each other by the names they share:
 
-    t, s0, s1, m, j   tokens of one chunk; `t` rows, `j` earlier tokens, the others in between
-    n                 segments
-    k, v, h           key, value and hidden dimensions
+    t, s, m, j   tokens of one chunk; `t` rows, `j` earlier tokens, the others in between
+    n            segments
+    k, v, h      key, value and hidden dimensions
 
 Every node lists its axes in that order, so a printer needs no layout of its own. Nodes are made by a `Builder`, which
 infers axes and keeps one node for one value: a common subexpression is the same object. `evaluate` is what they mean.
@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 
 import sympy
 
-AXES = ("t", "s0", "s1", "s2", "s3", "m", "j", "n", "k", "v", "h")
+from mcgen.symbolic.functions import settled
+
+AXES = ("t", "s", "m", "j", "n", "k", "v", "h")
 TOKEN_AXES = frozenset(AXES[: AXES.index("n")])
 
 
@@ -184,7 +186,7 @@ class Builder:
         distinct = tuple(dict.fromkeys(node for _, node in used))
         renamed = {symbol: placeholder(distinct.index(node)) for symbol, node in used}
         axes = in_order([*axes, *(axis for node in distinct for axis in node.axes)])
-        return self._intern(Map(axes, expression.xreplace(renamed), distinct))
+        return self._intern(Map(axes, settled(expression.xreplace(renamed)), distinct))
 
     def product(self, *values: Node) -> Node:
         symbols = [placeholder(i) for i in range(len(values))]
@@ -249,7 +251,9 @@ def describe(node: Node, name: Mapping[Node, str]) -> str:
         case Iota():
             return "iota"
         case Map(_, expression, values):
-            return sympy.sstr(expression.xreplace({placeholder(i): sympy.Symbol(name[v]) for i, v in enumerate(values)}))
+            return sympy.sstr(
+                expression.xreplace({placeholder(i): sympy.Symbol(name[v]) for i, v in enumerate(values)})
+            )
         case Contract(_, left, right, over):
             return f"sum[{' '.join(over)}] {name[left]} * {name[right]}"
         case Reduce(_, operation, operand, over):

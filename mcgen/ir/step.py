@@ -6,27 +6,26 @@ With X_s the (K, V) slots at the chunk's start, rows of tokens t and earlier tok
     o_t   = M_tᵀ q_t
     X_s'  = the same sums with the chunk's end in place of t
 
-and C, R follow from the triangular recurrence: a slot s decays what token i added to it, and token i adds its writes and
-last token's value of the slots that s reads.
+and C, R follow from the triangular recurrence: a slot s decays what token i added to it, and token i adds its writes
+and last token's value of the slots that s reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sympy
 
 from mcgen.ir.derivative import vjp
 from mcgen.ir.program import Builder, Node, Program
 from mcgen.spec import Spec
-from mcgen.symbolic.expressions import symbol, to_sympy
-from mcgen.symbolic.functions import Where
+from mcgen.symbolic.expressions import problem, symbol, to_sympy
+from mcgen.symbolic.functions import Absolute, Where
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.objective import VALUE
 from mcgen.symbolic.recurrence import MEMORY, Recurrence, Write
 
-ROW_AXES = ("t", "s0", "s1", "s2", "s3")
 WITHOUT_GRADIENT = frozenset({"head", "valid", "count"})
 
 
@@ -49,26 +48,36 @@ class ClosedForm:
     recurrence: Recurrence
     gates: Mapping[sympy.Symbol, Node]
     masked: bool
+    _known: dict[tuple[str, str | None, bool], Coefficients] = field(default_factory=dict, repr=False)
 
     def coefficients(self, slot: str, row: str | None, exclusive: bool = False) -> Coefficients:
         """The coefficients of `slot` after token `row` (before it, where exclusive), or at the chunk's end."""
-        inner = ROW_AXES[ROW_AXES.index(row) + 1 if row else 1]
+        if (slot, row, exclusive) not in self._known:
+            self._known[slot, row, exclusive] = self._coefficients(slot, row, exclusive)
+        return self._known[slot, row, exclusive]
+
+    def _coefficients(self, slot: str, row: str | None, exclusive: bool) -> Coefficients:
         own = self._gate(self.recurrence.transition(slot, slot), neutral=1)
         start = {slot: self._decay(own, row, None, exclusive)}
         writes = {}
         for write in self.recurrence.writes:
             rate = self.recurrence.injection(slot, write)
             if rate != 0:
-                writes[write] = self.b.product(self._decay(own, row, "j", exclusive), self._along(self._gate(rate, 0), "j"))
+                kept = self._decay(own, row, "j", exclusive)
+                writes[write] = self.b.product(kept, self._along(self._gate(rate, 0), "j"))
         for source in self.recurrence.slots:
             rate = self.recurrence.transition(slot, source)
             if source == slot or rate == 0:
                 continue
-            passed = self.b.product(self._decay(own, row, inner, exclusive), self._along(self._gate(rate, 0), inner))
-            read = self.coefficients(source, inner, exclusive=True)
-            self._add(start, {s: self.b.contract(passed, node, inner) for s, node in read.start.items()})
-            self._add(writes, {w: self.b.contract(passed, node, inner) for w, node in read.writes.items()})
+            passed = self.b.product(self._decay(own, row, "s", exclusive), self._along(self._gate(rate, 0), "s"))
+            read = self.coefficients(source, "t", exclusive=True)
+            self._add(start, {s: self._passed(passed, node) for s, node in read.start.items()})
+            self._add(writes, {w: self._passed(passed, node) for w, node in read.writes.items()})
         return Coefficients(start, writes)
+
+    def _passed(self, passed: Node, read: Node) -> Node:
+        """What a slot takes in of another: the sum over tokens s of passed[., s] times what that other was before s."""
+        return self.b.contract(passed, self._along(read, "s"), "s")
 
     def _add(self, into: dict, more: Mapping) -> None:
         for key, node in more.items():
@@ -88,6 +97,16 @@ class ClosedForm:
 
     def _along(self, gate: Node, axis: str) -> Node:
         return self.b.rename(gate, "t", axis)
+
+    def key(self, write: Write) -> Node:
+        return self.b.input(key_name(write.key_lag), "j", "k")
+
+    def value(self, write: Write) -> Node:
+        """The write's value row. Masked programs pad with zeros, where a function need not be finite: there it is 0."""
+        value = write.value
+        if self.masked and problem(value.subs(VALUE, 0)):
+            value = Where(Absolute(VALUE), value, sympy.S.Zero)
+        return self.b.map(value, {VALUE: self.b.input(value_name(write.value_lag), "j", "v")})
 
 
 def gate_nodes(b: Builder, spec: Spec) -> dict[sympy.Symbol, Node]:
@@ -123,7 +142,7 @@ def logit_scale(meaning: Meaning) -> sympy.Expr:
 
 
 def step(meaning: Meaning, masked: bool = False) -> Program:
-    """The chunk step: outputs `o` (the online read-out), `r` (its routing logit) and the state's `<slot>_next`, `pool_next`.
+    """The chunk step: outputs `o` (the online read-out), `r` (its logit), and the state's `<slot>_next`, `pool_next`.
 
     Inputs: q[t k], u[t k], keys[j k] and values[j v] by lag, gates[t], the slots[k v], `pool`[k] the sum of the
     segment's keys before the chunk, `count`[t] the number of the segment's tokens up to and including t.
@@ -145,15 +164,23 @@ def step_vjp(meaning: Meaning, masked: bool = False) -> Program:
 def step_gradients(
     b: Builder, meaning: Meaning, outputs: Mapping[str, Node], cotangents: Mapping[str, Node]
 ) -> dict[str, Node]:
-    """`d_<input>` for every input of a step that has a gradient, zeros for a state that nothing depends on."""
+    """`d_<input>` for every tensor the operator differentiates and for the state, zeros where nothing reads one."""
     results, zero = vjp(b, outputs, cotangents), b.constant(0)
     inputs = {name: node.axes for name, node in Program("step", outputs).inputs.items()}
-    wanted = {**inputs, **state_axes(meaning)}
+    wanted = {**inputs, **tensor_axes(meaning), **state_axes(meaning)}
     return {
         f"d_{name}": b.broadcast(results.get(name, zero), axes)
         for name, axes in wanted.items()
         if name not in WITHOUT_GRADIENT
     }
+
+
+def tensor_axes(meaning: Meaning) -> dict[str, tuple[str, ...]]:
+    """The tensors the operator differentiates, by its arguments' names, with their axes in a chunk."""
+    axes = {"q": ("t", "k"), "k": ("j", "k"), "v": ("j", "v")}
+    if meaning.spec.routes_by_u:
+        axes["u"] = ("t", "k")
+    return {**axes, **dict.fromkeys(meaning.spec.tensor_gates, ("t",))}
 
 
 def state_axes(meaning: Meaning) -> dict[str, tuple[str, ...]]:
@@ -169,7 +196,7 @@ def step_outputs(b: Builder, meaning: Meaning, masked: bool) -> dict[str, Node]:
     if meaning.routes:
         outputs["r"], outputs["pool_next"] = _pool(b, meaning)
     for slot in recurrence.slots:
-        outputs[f"{slot}_next"] = _next_state(b, form.coefficients(slot, None), slots)
+        outputs[f"{slot}_next"] = _next_state(b, form, slot, slots)
     return outputs
 
 
@@ -177,14 +204,15 @@ def _read_out(b: Builder, recurrence: Recurrence, form: ClosedForm, slots: Mappi
     q, rows = b.input("q", "t", "k"), form.coefficients(MEMORY, "t")
     terms = [b.product(node, b.contract(q, slots[slot], "k")) for slot, node in rows.start.items()]
     for write, node in rows.writes.items():
-        weights = b.product(node, b.contract(q, _key(b, write), "k"))
-        terms.append(b.contract(weights, _value(b, write), "j"))
+        weights = b.product(node, b.contract(q, form.key(write), "k"))
+        terms.append(b.contract(weights, form.value(write), "j"))
     return b.total(terms)
 
 
-def _next_state(b: Builder, end: Coefficients, slots: Mapping[str, Node]) -> Node:
-    terms = [b.product(node, slots[slot]) for slot, node in end.start.items()]
-    terms += [b.contract(_key(b, w), b.product(node, _value(b, w)), "j") for w, node in end.writes.items()]
+def _next_state(b: Builder, form: ClosedForm, slot: str, slots: Mapping[str, Node]) -> Node:
+    end = form.coefficients(slot, None)
+    terms = [b.product(node, slots[source]) for source, node in end.start.items()]
+    terms += [b.contract(form.key(w), b.product(node, form.value(w)), "j") for w, node in end.writes.items()]
     return b.total(terms)
 
 
@@ -197,11 +225,3 @@ def _pool(b: Builder, meaning: Meaning) -> tuple[Node, Node]:
     size = count if meaning.spec.aggregate.pool == "mean" else sympy.S.One
     terms = {x: b.sum(scores, "j"), y: b.contract(u, before, "k"), count: b.input("count", "t")}
     return b.map(logit_scale(meaning) * (x + y) / size, terms), b.total([before, b.sum(k, "j")])
-
-
-def _key(b: Builder, write: Write) -> Node:
-    return b.input(key_name(write.key_lag), "j", "k")
-
-
-def _value(b: Builder, write: Write) -> Node:
-    return b.map(write.value, {VALUE: b.input(value_name(write.value_lag), "j", "v")})

@@ -2,7 +2,7 @@
 
 SymPy's `Abs`, `Max` and `Heaviside` differentiate to Dirac deltas and complex-argument forms; these differentiate to
 what autograd gives, including at the kink. `sigmoid`, `softplus` and their kin stay whole so that a printer can use
-the form that does not overflow.
+the form that does not overflow. Of numbers, every one of them is a number.
 """
 
 from __future__ import annotations
@@ -11,10 +11,23 @@ import sympy
 from sympy import Function
 
 
+def _known(*values: sympy.Expr) -> bool:
+    """Whether values are real numbers, which can be computed with and compared."""
+    return all(value.is_number and value.is_extended_real for value in values)
+
+
+def _indicator(condition: sympy.Basic) -> sympy.Expr:
+    return sympy.S.One if condition else sympy.S.Zero
+
+
 class Absolute(Function):
     """|x|, with derivative sign(x), 0 at 0."""
 
     nargs = 1
+
+    @classmethod
+    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
+        return abs(x) if _known(x) else None
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         return Sign(self.args[0])
@@ -25,6 +38,10 @@ class Sign(Function):
 
     nargs = 1
 
+    @classmethod
+    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
+        return sympy.sign(x) if _known(x) else None
+
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         return sympy.S.Zero
 
@@ -33,6 +50,10 @@ class Step(Function):
     """1 where x > 0, else 0: the derivative of relu."""
 
     nargs = 1
+
+    @classmethod
+    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
+        return _indicator(x > 0) if _known(x) else None
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         return sympy.S.Zero
@@ -43,6 +64,10 @@ class Relu(Function):
 
     nargs = 1
 
+    @classmethod
+    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
+        return sympy.Max(x, 0) if _known(x) else None
+
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         return Step(self.args[0])
 
@@ -52,12 +77,24 @@ class Larger(Function):
 
     nargs = 2
 
+    @classmethod
+    def eval(cls, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
+        if x == y:
+            return sympy.S.Half
+        return _indicator(x > y) if _known(x, y) else None
+
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         return sympy.S.Zero
 
 
 class Maximum(Function):
     nargs = 2
+
+    @classmethod
+    def eval(cls, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
+        if x == y:
+            return x
+        return sympy.Max(x, y) if _known(x, y) else None
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         x, y = self.args
@@ -66,6 +103,12 @@ class Maximum(Function):
 
 class Minimum(Function):
     nargs = 2
+
+    @classmethod
+    def eval(cls, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
+        if x == y:
+            return x
+        return sympy.Min(x, y) if _known(x, y) else None
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         x, y = self.args
@@ -86,6 +129,10 @@ class Sigmoid(Function):
 
     nargs = 1
 
+    @classmethod
+    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
+        return 1 / (1 + sympy.exp(-x)) if _known(x) else None
+
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         x = self.args[0]
         return Sigmoid(x) * Sigmoid(-x)
@@ -96,20 +143,55 @@ class Softplus(Function):
 
     nargs = 1
 
+    @classmethod
+    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
+        return sympy.log(1 + sympy.exp(x)) if _known(x) else None
+
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         return Sigmoid(self.args[0])
 
 
+class Power(Function):
+    """x**y with y no number. By y it differentiates to 0 where x is 0, as autograd does, where x**y log(x) is 0·∞."""
+
+    nargs = 2
+
+    @classmethod
+    def eval(cls, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
+        return x**y if y.is_number or x.is_positive else None
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        x, y = self.args
+        if argindex == 1:
+            return y * Power(x, y - 1)
+        return Where(Absolute(x), self * sympy.log(x), sympy.S.Zero)
+
+
 class Where(Function):
-    """Where(c, x, y): x where c > 0, else y. Both sides may hold anything; the one not chosen never reaches the result."""
+    """Where(c, x, y): x where c > 0, else y. Either may hold anything; what is not chosen never reaches the result."""
 
     nargs = 3
+
+    @classmethod
+    def eval(cls, c: sympy.Expr, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
+        if x == y:
+            return x
+        if (x, y) == (1, 0):
+            return Step(c)
+        return (x if c > 0 else y) if _known(c) else None
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         c, _, _ = self.args
         if argindex == 1:
             return sympy.S.Zero
         return Where(c, sympy.S.One, sympy.S.Zero) if argindex == 2 else Where(c, sympy.S.Zero, sympy.S.One)
+
+
+def settled(expression: sympy.Expr) -> sympy.Expr:
+    """The expression without the functions that SymPy puts in by itself, such as `Abs` for sqrt(x**2)."""
+    if not expression.has(sympy.Abs, sympy.sign):
+        return expression
+    return expression.replace(sympy.Abs, Absolute).replace(sympy.sign, Sign)
 
 
 def gelu(x: sympy.Expr) -> sympy.Expr:

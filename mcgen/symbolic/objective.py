@@ -12,6 +12,7 @@ import sympy
 
 from mcgen.spec.grammar import Binary, Call, Expression, Unary
 from mcgen.symbolic.expressions import apply, symbol, to_sympy
+from mcgen.symbolic.functions import settled
 
 PREDICTION, VALUE = symbol("p"), symbol("v")
 
@@ -32,13 +33,13 @@ class ErrorRow:
 
     @property
     def affine(self) -> tuple[sympy.Expr, sympy.Expr] | None:
-        """(kappa, c) with e = kappa*p + c(v) and kappa a number, or None where there is no such form."""
-        kappa = sympy.simplify(self.curvature)
-        return (kappa, sympy.simplify(self.expression - kappa * PREDICTION)) if kappa.is_number else None
+        """(kappa, c) with e = kappa*p + c(v) and kappa a number, or None where no such form is seen."""
+        kappa = expanded(self.curvature)
+        return (kappa, expanded(self.expression - kappa * PREDICTION)) if kappa.is_number else None
 
 
 def integrand(expression: Expression) -> sympy.Expr:
-    """L(p, v) of a combination, with numeric coefficients, of `sum(f)` (integrand f) and `dot(a, b)` (integrand a*b)."""
+    """L(p, v) of a combination, with numeric coefficients, of `sum(f)` (integrand f) and `dot(a, b)` (a*b)."""
     match expression:
         case Call("sum", (argument,)):
             return to_sympy(argument)
@@ -52,4 +53,27 @@ def integrand(expression: Expression) -> sympy.Expr:
 
 
 def error_row(objective: Expression) -> ErrorRow:
-    return ErrorRow(sympy.diff(integrand(objective), PREDICTION))
+    """The error row of an objective; p is gone from it where it cancels."""
+    row = settled(sympy.diff(integrand(objective), PREDICTION))
+    short = expanded(row)
+    return ErrorRow(row if short.has(PREDICTION) else short)
+
+
+MAX_DEGREE = 32
+
+
+def expanded(expression: sympy.Expr) -> sympy.Expr:
+    """The expression multiplied out, where it is a polynomial of moderate degree; as it is elsewhere."""
+    if not expression.is_polynomial(PREDICTION, VALUE) or _degree(expression) > MAX_DEGREE:
+        return expression
+    return sympy.expand(expression)
+
+
+def _degree(expression: sympy.Expr) -> int:
+    """A bound on the degree of a polynomial, without multiplying it out."""
+    if expression.is_Pow and expression.exp.is_Integer:
+        return _degree(expression.base) * int(expression.exp)
+    degrees = map(_degree, expression.args)
+    if expression.is_Mul:
+        return sum(degrees)
+    return max(degrees, default=int(expression in (PREDICTION, VALUE)))

@@ -6,24 +6,29 @@ With x_t the column of slots after token t and G^w_t the writes of token t,
 
 where A_t and b^w_t are functions of token t's gates. The lines are run once with every slot a linear form over last
 token's slots and this token's writes, so a line that reads a slot assigned above it is substituted, and one that reads
-a slot assigned below it is not. Slots are then put in an order in which A is lower triangular, or refused.
+a slot assigned below it is not. Slots are then put in an order in which A is lower triangular, or refused; those that
+the memory does not depend on are left out. Gates that are numbers are put in as numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
+from typing import TypeVar
 
 import sympy
 
-from mcgen.errors import SpecError
+from mcgen.errors import Diagnostic, SpecError
 from mcgen.spec import Spec, Step
-from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Span, Unary
-from mcgen.symbolic.expressions import to_sympy
+from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Span, Unary, walk
+from mcgen.symbolic.expressions import problem, symbol, to_sympy
 from mcgen.symbolic.objective import VALUE, ErrorRow, error_row
 
 MEMORY = "M"
+
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Write:
     value: sympy.Expr = VALUE
 
     def __str__(self) -> str:
-        return f"{_lagged(sympy.sstr(self.value), self.value_lag)} {_lagged('k', self.key_lag)}ᵀ"
+        value = sympy.sstr(self.value.subs(VALUE, sympy.Symbol(_lagged("v", self.value_lag))))
+        return f"{f'({value})' if self.value.is_Add else value} {_lagged('k', self.key_lag)}ᵀ"
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Recurrence:
     memory_at    for each line that takes a gradient, the memory as it stands at that line, likewise
     error        the objective's error row, where the rule has an objective
     chunk        length of the chunks gradients are taken over; None where they are taken token by token
+    unread       slots of the rule that the memory does not depend on, and which are not computed
     """
 
     slots: tuple[str, ...]
@@ -78,6 +85,7 @@ class Recurrence:
     memory_at: Mapping[int, LinearForm]
     error: ErrorRow | None
     chunk: int | None
+    unread: tuple[str, ...] = ()
 
     def transition(self, slot: str, source: str) -> sympy.Expr:
         """A[slot, source]."""
@@ -106,46 +114,87 @@ def recurrence(spec: Spec) -> Recurrence:
     """The recurrence of a spec's rule.
 
     Raises:
-        SpecError: a line is not linear in the slots, or slots feed one another in a cycle.
+        SpecError: a line is not linear in the slots, slots feed one another in a cycle, or a coefficient or the
+            objective's gradient is no finite real number. Holds every such finding.
     """
-    error = error_row(spec.objective_expression) if spec.objective_expression is not None else None
+    error, diagnostics = _error_row(spec)
+    numbers = constants(spec)
     state: dict[str, LinearForm] = {slot: {PreviousSlot(slot): sympy.S.One} for slot in spec.slots}
     memory_at: dict[int, LinearForm] = {}
-    diagnostics = []
     for index, step in enumerate(spec.steps):
-        line = _Line(step, index, state, error if spec.memory.kind == "matrix" else None)
+        line = _Line(step, index, state, error if spec.memory.kind == "matrix" else None, numbers)
         try:
-            form = line.linear(step.expression)
-        except SpecError as problem:
-            diagnostics += problem.diagnostics
+            form = line.form()
+        except SpecError as refusal:
+            diagnostics += refusal.diagnostics
             continue
         if GradientWrite(index) in form:
             memory_at[index] = state[MEMORY]
         state = {**state, step.slot: form}
     if diagnostics:
         raise SpecError(diagnostics)
-    return Recurrence(_triangular_order(spec, state), state, memory_at, error, spec.gradient_chunk)
+    order = _triangular_order(spec, state)
+    return _without_unread(Recurrence(order, state, memory_at, error, spec.gradient_chunk))
+
+
+def constants(spec: Spec) -> dict[sympy.Symbol, sympy.Expr]:
+    """The gates that are one number, the same for every head."""
+    values = {}
+    for gate in spec.gates:
+        if gate.kind == "constant":
+            values[symbol(gate.name)] = sympy.Rational(repr(float(gate.value)))
+        elif gate.kind == "per_head" and to_sympy(gate.value).is_number:
+            values[symbol(gate.name)] = to_sympy(gate.value)
+    return values
+
+
+def _error_row(spec: Spec) -> tuple[ErrorRow | None, list[Diagnostic]]:
+    if spec.objective_expression is None:
+        return None, []
+    error = error_row(spec.objective_expression)
+    if why := problem(error.expression):
+        position, hint = spec.objective_position, "its gradient must be finite for ordinary p and v"
+        return None, [position.diagnose(f"the objective's gradient {why}", hint=hint)]
+    return error, []
 
 
 def _triangular_order(spec: Spec, forms: Mapping[str, LinearForm]) -> tuple[str, ...]:
-    reads = {
-        slot: [a.name for a in form if isinstance(a, PreviousSlot) and a.name != slot] for slot, form in forms.items()
-    }
+    reads = {slot: [source for source in _sources(form) if source != slot] for slot, form in forms.items()}
     try:
         return tuple(TopologicalSorter(reads).static_order())
-    except CycleError as problem:
-        cycle = problem.args[1]
+    except CycleError as refusal:
+        cycle = refusal.args[1]
         step = next(step for step in spec.steps if step.slot in cycle)
-        path = " -> ".join(reversed(cycle))
         raise SpecError(
-            [
-                step.diagnose(
-                    step.expression.span,
-                    f"slots feed one another in a cycle: {path}",
-                    "let a slot read only slots that do not read it back, directly or through others",
-                )
-            ]
+            step.diagnose(
+                step.expression.span,
+                f"slots feed one another in a cycle: {' -> '.join(reversed(cycle))}",
+                "let a slot read only slots that do not read it back, directly or through others",
+            )
         ) from None
+
+
+def _sources(form: LinearForm) -> Iterator[str]:
+    """The slots whose last value a form reads."""
+    return (atom.name for atom in form if isinstance(atom, PreviousSlot))
+
+
+def _without_unread(whole: Recurrence) -> Recurrence:
+    """The recurrence of M and of the slots it depends on, through states or through gradients."""
+    reached, lines, waiting = {MEMORY}, set(), [whole.forms[MEMORY]]
+    while waiting:
+        form = waiting.pop()
+        new = set(_sources(form)) - reached
+        taken = {atom.line for atom in form if isinstance(atom, GradientWrite)} - lines
+        waiting += [*(whole.forms[slot] for slot in new), *(whole.memory_at[line] for line in taken)]
+        reached, lines = reached | new, lines | taken
+    return replace(
+        whole,
+        slots=tuple(slot for slot in whole.slots if slot in reached),
+        forms={slot: form for slot, form in whole.forms.items() if slot in reached},
+        memory_at={line: form for line, form in whole.memory_at.items() if line in lines},
+        unread=tuple(slot for slot in whole.slots if slot not in reached),
+    )
 
 
 @dataclass(frozen=True)
@@ -156,8 +205,20 @@ class _Line:
     index: int
     state: Mapping[str, LinearForm]
     error: ErrorRow | None
+    numbers: Mapping[sympy.Symbol, sympy.Expr]
 
-    def linear(self, expression: Expression) -> LinearForm:
+    def form(self) -> LinearForm:
+        """The linear form of the line.
+
+        Raises:
+            SpecError: a term is not linear in the slots, or a coefficient no finite real number; holds every such term.
+        """
+        form = self._linear(self.step.expression)
+        for coefficient in form.values():
+            self._check(coefficient, self.step.expression)
+        return form
+
+    def _linear(self, expression: Expression) -> LinearForm:
         """The linear form of an expression shaped like the memory."""
         match expression:
             case Name("grad"):
@@ -167,21 +228,37 @@ class _Line:
             case Call("outer", (value, key)):
                 return {Write(_lag(value), _lag(key)): sympy.S.One}
             case Unary(op, operand):
-                return _scaled(self.linear(operand), -1 if op == "-" else 1)
+                return _scaled(self._linear(operand), -1 if op == "-" else 1)
             case Binary("+" | "-" as op, left, right):
-                return _sum(self.linear(left), _scaled(self.linear(right), 1 if op == "+" else -1))
+                first, second = _both(lambda: self._linear(left), lambda: self._linear(right))
+                return _sum(first, _scaled(second, 1 if op == "+" else -1))
             case Binary("*", left, right) if self._shaped(left) != self._shaped(right):
                 scale, shaped = (right, left) if self._shaped(left) else (left, right)
-                return _scaled(self.linear(shaped), to_sympy(scale))
+                return _scaled(*_both(lambda: self._linear(shaped), lambda: self._number(scale)))
             case Binary("/", left, right) if self._shaped(left) and not self._shaped(right):
-                return _scaled(self.linear(left), 1 / to_sympy(right))
+                form, divisor = _both(lambda: self._linear(left), lambda: self._number(right))
+                self._check(1 / divisor, right)
+                return _scaled(form, 1 / divisor)
         raise self._not_linear(expression)
 
     def _gradient(self) -> LinearForm:
-        """A gradient whose error row is free of p is a write like any other: e(v) k^T."""
+        """A gradient whose error row is free of p is a write like any other: e(v) k^T, its number a coefficient."""
         if self.error is None or self.error.reads_memory:
             return {GradientWrite(self.index): sympy.S.One}
-        return {Write(value=self.error.expression): sympy.S.One} if self.error.expression != 0 else {}
+        factor, value = self.error.expression.as_coeff_Mul()
+        return {Write(value=value): factor} if factor != 0 else {}
+
+    def _number(self, expression: Expression) -> sympy.Expr:
+        """A coefficient as a function of the gates."""
+        value = to_sympy(expression).xreplace(self.numbers)
+        self._check(value, expression)
+        return value
+
+    def _check(self, coefficient: sympy.Expr, expression: Expression) -> None:
+        if why := problem(coefficient):
+            read = {part.id for part in walk(expression) if isinstance(part, Name)}
+            numbers = [f"{gate} is {float(value)}" for gate, value in self.numbers.items() if gate.name in read]
+            raise SpecError(self.step.diagnose(expression.span, f"this coefficient {why}", "; ".join(numbers)))
 
     def _shaped(self, expression: Expression) -> bool:
         """Whether an expression is shaped like the memory, rather than a number a head."""
@@ -199,11 +276,25 @@ class _Line:
     def _not_linear(self, expression: Expression) -> SpecError:
         span: Span = expression.span
         if not self._shaped(expression):
-            message, hint = "this term is a number, not shaped like the memory", "multiply it by a slot, outer(...) or grad"
+            message = "this term is a number, not shaped like the memory"
+            hint = "multiply it by a slot, outer(...) or grad"
         else:
             message = "not linear in the slots"
             hint = "each term is a number or a function of gates, times one slot, outer(...) or grad"
-        return SpecError([self.step.diagnose(span, message, hint)])
+        return SpecError(self.step.diagnose(span, message, hint))
+
+
+def _both(first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
+    """The results of both; where either is refused, so is the whole, with the findings of both."""
+    results, diagnostics = [], []
+    for part in (first, second):
+        try:
+            results.append(part())
+        except SpecError as refusal:
+            diagnostics += refusal.diagnostics
+    if diagnostics:
+        raise SpecError(diagnostics)
+    return tuple(results)
 
 
 def _lag(argument: Expression) -> int:
@@ -221,5 +312,3 @@ def _sum(left: LinearForm, right: LinearForm) -> LinearForm:
 
 def _nonzero(form: LinearForm) -> LinearForm:
     return {atom: coefficient for atom, coefficient in form.items() if coefficient != 0}
-
-
