@@ -51,7 +51,11 @@ def understand(argument: str) -> Spec:
     Raises:
         SpecError: it does not.
     """
-    return load(find(argument))
+    from mcgen.symbolic.meaning import meaning
+
+    spec = load(find(argument))
+    meaning(spec)
+    return spec
 
 
 def _checked(argument: str) -> Outcome:
