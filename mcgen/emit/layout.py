@@ -30,6 +30,7 @@ PRECEDENCES = (
     ("<<", ">>"),
     ("+", "-"),
     ("*", "/", "//", "%", "@"),
+    ("**",),
 )
 ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "|=", "&=", "@=")
 COMPOUND = ("if", "elif", "while", "for", "with")
@@ -52,29 +53,45 @@ def _short_lines(text: str) -> str:
     lines = text.splitlines()
     if max(map(len, lines), default=0) <= LINE_LENGTH:
         return text
-    for row in _statement_rows(text):
-        if len(lines[row]) > LINE_LENGTH:
-            stripped = lines[row].lstrip()
-            lines[row] = "\n".join(_statement(stripped, len(lines[row]) - len(stripped)))
+    for first, last in reversed(list(_statements(text))):
+        rows = lines[first : last + 1]
+        if max(map(len, rows)) > LINE_LENGTH:
+            statement = _joined(rows)
+            lines[first : last + 1] = _with_comment(statement, len(rows[0]) - len(rows[0].lstrip()))
     return "\n".join(lines) + "\n"
 
 
-def _statement_rows(text: str) -> Iterator[int]:
-    """Rows that hold one whole statement without a comment."""
-    first = None
+def _statements(text: str) -> Iterator[tuple[int, int]]:
+    """First and last row of every statement that may be laid out anew: those with no long text or comment inside."""
+    first, fixed, before = None, False, None
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type in (tokenize.NL, tokenize.INDENT, tokenize.DEDENT) and first is None:
-            continue
-        if token.type == tokenize.COMMENT:
-            first = -1
-        elif first is None:
-            first = token.start[0]
         if token.type == tokenize.NEWLINE:
-            if token.start[0] == first:
-                yield first - 1
-            first = None
-        elif token.type == tokenize.NL and first == -1:
-            first = None
+            if not fixed:
+                yield first - 1, token.start[0] - 1
+            first, fixed = None, False
+        elif first is not None:
+            fixed |= token.start[0] != token.end[0] or (token.type == tokenize.NL and before == tokenize.COMMENT)
+        elif token.type not in (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT):
+            first, fixed = token.start[0], token.start[0] != token.end[0]
+        before = token.type
+
+
+def _joined(rows: Sequence[str]) -> str:
+    """A statement on one line."""
+    text = rows[0].strip()
+    for row in map(str.strip, rows[1:]):
+        text += row if text[-1] in OPENING or row[0] in CLOSING else f" {row}"
+    return text
+
+
+def _with_comment(text: str, indent: int) -> list[str]:
+    """The lines of a statement, a comment at its end on a line before it."""
+    comment = next((token for token in _tokens(text) if token.text.startswith("#")), None)
+    if comment is None:
+        return _statement(text, indent)
+    statement = text[: comment.start].rstrip()
+    lines = [" " * indent + statement] if _fits(statement, indent) else _statement(statement, indent)
+    return [" " * indent + comment.text, *lines]
 
 
 @dataclass(frozen=True)
@@ -116,9 +133,10 @@ def _statement(text: str, indent: int) -> list[str]:
     if any(token.text == "," for token in _top(value)):
         return _enclosed(f"{head}(", value, f"){tail}", indent, together=False)
     operators = _operators(value)
-    if len(operators) > 1 or (operators and not _ends_in_bracket(value)):
-        return _enclosed(f"{head}(", value, f"){tail}", indent)
-    return _bracketed(text, indent)
+    one_part = not operators or (len(operators) == 1 and _breaks_in_brackets(value))
+    if one_part and _opening_fits(text, indent):
+        return _bracketed(text, indent)
+    return _enclosed(f"{head}(", value, f"){tail}", indent)
 
 
 def _parts(text: str) -> tuple[str, str, str]:
@@ -143,8 +161,15 @@ def _operators(text: str) -> list[Token]:
     return []
 
 
-def _ends_in_bracket(text: str) -> bool:
-    return text[-1] in CLOSING and not text.endswith(("()", "[]", "{}"))
+def _breaks_in_brackets(text: str) -> bool:
+    """Whether a text begins with parentheses, or its last operand can be broken in its brackets."""
+    return text[0] in OPENING or (text[-1] in CLOSING and text[-2] not in OPENING)
+
+
+def _opening_fits(text: str, indent: int) -> bool:
+    """Whether a line can be broken at its first bracket."""
+    brackets = _brackets(text)
+    return bool(brackets) and _fits(text[: brackets[0][0].stop], indent)
 
 
 def _enclosed(
@@ -153,8 +178,8 @@ def _enclosed(
     """`opening body closing` with the body on lines of its own: one if it fits and may, else one for each element."""
     inner = indent + INDENT
     elements = _elements(body)
-    if together and _fits(body, inner):
-        lines = [" " * inner + body]
+    if together and _fits(body.removesuffix(","), inner):
+        lines = [" " * inner + body.removesuffix(",")]
     elif len(elements) > 1 or comma:
         lines = [line for element in elements for line in _expression(element, inner, ",")]
     else:
@@ -195,24 +220,30 @@ def _clauses(text: str) -> list[Token]:
 
 
 def _bracketed(text: str, indent: int) -> list[str]:
-    """The lines of a text broken at the last bracket that leaves its first line short enough."""
-    for opening, closing in reversed(_brackets(text)):
-        head, body, tail = text[: opening.stop], text[opening.stop : closing.start], text[closing.start :]
-        if _fits(head, indent) and _fits(tail, indent):
-            return _enclosed(head, body, tail, indent, comma=_takes_comma(head, body))
-    return [" " * indent + text]
+    """The lines of a text broken in its brackets, left to right: those that do not fit with what follows them."""
+    lines, line, done = [], " " * indent, 0
+    pairs = _brackets(text)
+    stops = [opening.stop for opening, _ in pairs[1:]] + [len(text)]
+    for (opening, closing), stop in zip(pairs, stops, strict=True):
+        if len(line) + stop - done > LINE_LENGTH:
+            head, body = line + text[done : opening.stop], text[opening.stop : closing.start]
+            called = _called(text[: opening.start])
+            comma = _takes_comma(text[: opening.stop], body)
+            lines += _enclosed(head.lstrip(), body, "", indent, comma=comma, together=called)[:-1]
+            line, done = " " * indent, closing.start
+    return [*lines, line + text[done:]]
 
 
 def _brackets(text: str) -> list[tuple[Token, Token]]:
-    """The pairs of brackets with something in them that is no subscript."""
+    """The pairs of brackets with something in them, outside others."""
     brackets = [token for token in _top(text) if token.text in OPENING + CLOSING]
     pairs = zip(brackets[::2], brackets[1::2], strict=True)
-    return [(a, b) for a, b in pairs if b.start > a.stop and not (a.text == "[" and _called(text[: a.start]))]
+    return [(opening, closing) for opening, closing in pairs if closing.start > opening.stop]
 
 
 def _takes_comma(head: str, body: str) -> bool:
-    """Whether a comma may follow the last element: not in parentheses around one expression, nor after a generator."""
-    if any(token.text == "for" for token in _top(body)):
+    """Whether a comma may follow the last element: not in a subscript, parentheses around one, or a comprehension."""
+    if any(token.text == "for" for token in _top(body)) or (head[-1] == "[" and _called(head[:-1])):
         return False
     return head[-1] != "(" or _called(head[:-1]) or len(_elements(body)) > 1
 

@@ -86,10 +86,13 @@ def _exploded(value: Any, indent: int, before: str, after: str) -> Iterator[str]
 
 
 def _text(value: str, indent: int, before: str, after: str) -> Iterator[str]:
-    """A string over several lines, broken after spaces where there are some."""
+    """A string on lines of its own, broken after spaces where there are some."""
+    room = LINE_LENGTH - indent - INDENT
+    chunks = [_inline(value)]
+    if _width(chunks[0]) > room:
+        chunks = [_quoted(chunk) for chunk in _chunks([*map(_piece, value)], room - 2)]
     yield f"{' ' * indent}{before}("
-    for chunk in _chunks([*map(_piece, value)], LINE_LENGTH - indent - INDENT - 2):
-        yield f"{' ' * (indent + INDENT)}{_quoted(chunk)}"
+    yield from (" " * (indent + INDENT) + chunk for chunk in chunks)
     yield f"{' ' * indent}){after}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,17 +10,20 @@ import sympy
 
 from mcgen.symbolic import functions
 
-SUM, PRODUCT, UNARY, ATOM = range(4)  # how tightly a piece of text binds
+SUM, PRODUCT, UNARY, POWER, ATOM = range(5)  # how tightly a piece of text binds
 
 Spelling = Callable[..., str]
 
 
 @dataclass(frozen=True)
 class ScalarPrinter:
-    """Prints scalar expressions. `functions` spells a call from its arguments' texts; `power` spells x**y."""
+    """Prints scalar expressions. `functions` spells a call from its arguments' texts; `power` spells x**y, and
+    `power_binding` says how tightly that binds.
+    """
 
     functions: Mapping[type, Spelling]
     power: Spelling
+    power_binding: int = ATOM
 
     def text(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str], binding: int = SUM) -> str:
         text, strength = self._piece(expression, names)
@@ -48,7 +52,7 @@ class ScalarPrinter:
 
     def _product(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> tuple[str, int]:
         if expression.could_extract_minus_sign():
-            return f"-{self.text(-expression, names, UNARY if (-expression).is_Mul else PRODUCT)}", UNARY
+            return f"-{self.text(-expression, names, UNARY if (-expression).is_Mul else ATOM)}", UNARY
         above, below = sympy.fraction(expression, exact=True)
         factors = [self.text(f, names, PRODUCT) for f in sympy.Mul.make_args(above) if f != 1]
         text = " * ".join(factors) or "1.0"
@@ -64,7 +68,12 @@ class ScalarPrinter:
             return f"1.0 / {self.text(1 / expression, names, UNARY)}", PRODUCT
         if exponent.is_Integer and exponent <= 4 and base.is_Symbol:
             return " * ".join([self.text(base, names, UNARY)] * int(exponent)), PRODUCT
-        return self.power(self.text(base, names, ATOM), self.text(exponent, names, UNARY)), ATOM
+        return self.power(self.text(base, names, ATOM), self.text(exponent, names, UNARY)), self.power_binding
+
+
+def _simple(text: str) -> bool:
+    """Whether a formatter lets an operand touch the operator of a power: a name or a number."""
+    return re.fullmatch(r"-?[\w.]+", text) is not None
 
 
 def number(value: sympy.Expr) -> str:
@@ -115,7 +124,8 @@ TORCH = ScalarPrinter(
         sympy.sinh: "torch.sinh({})".format,
         sympy.erf: "torch.erf({})".format,
     },
-    "{} ** {}".format,
+    lambda base, exponent: f"{base}**{exponent}" if _simple(base) and _simple(exponent) else f"{base} ** {exponent}",
+    POWER,
 )
 
 TRITON = ScalarPrinter(

@@ -106,7 +106,8 @@ def _map(node: Map, names: Mapping[Node, str], sizes: _Sizes) -> str:
     values = {placeholder(i): aligned(names[v], v.axes, node.axes) for i, v in enumerate(node.values)}
     if not node.values:
         value = TORCH.text(node.expression, values)
-        return f"torch.full(({', '.join(sizes[axis] for axis in node.axes)},), {value}, {sizes.like})" if node.axes else value
+        shape = ", ".join(sizes[axis] for axis in node.axes) + "," * (len(node.axes) == 1)
+        return f"torch.full(({shape}), {value}, {sizes.like})" if node.axes else value
     text = TORCH.text(node.expression, values)
     covered = {axis for value in node.values for axis in value.axes}
     if covered == set(node.axes):
@@ -125,15 +126,20 @@ def _contract(node: Contract, names: Mapping[Node, str]) -> str:
         dims = [_union(left, right).index(axis) - len(_union(left, right)) for axis in over]
         return f"({x} * {y}).sum({dims[0] if len(dims) == 1 else tuple(dims)})"
     x, y = _matrix(left, rows, over, names), _matrix(right, over, columns, names)
-    if x is None or y is None or len(rows) > 1 and len(columns) > 1:
-        letters = lambda axes: "..." + "".join("abcdefghijkl"[AXES.index(axis)] for axis in axes)  # noqa: E731
-        return f'torch.einsum("{letters(left.axes)},{letters(right.axes)}->{letters(node.axes)}", {names[left]}, {names[right]})'
+    if x is None or y is None or (len(rows) > 1 and len(columns) > 1):
+        formula = f"{_letters(left.axes)},{_letters(right.axes)}->{_letters(node.axes)}"
+        return f'torch.einsum("{formula}", {names[left]}, {names[right]})'
     text = f"{x} @ {y}"
     if len(rows) > 1:
         return f"({text}).unflatten(-2, {_tail(names[left], left.axes, rows)})"
     if len(columns) > 1:
         return f"({text}).unflatten(-1, {_tail(names[right], right.axes, columns)})"
     return text if (*rows, *columns) == node.axes else f"({text}).mT"
+
+
+def _letters(axes: Sequence[str]) -> str:
+    """A value's axes in the language of einsum."""
+    return "..." + "".join("abcdefghijkl"[AXES.index(axis)] for axis in axes)
 
 
 def _tail(name: str, axes: Sequence[str], part: Sequence[str]) -> str:
@@ -147,7 +153,7 @@ def _union(left: Node, right: Node) -> tuple[str, ...]:
 
 
 def _matrix(node: Node, rows: Sequence[str], columns: Sequence[str], names: Mapping[Node, str]) -> str | None:
-    """The value as a matrix of `rows` by `columns`, several axes flattened into one; None where they are interleaved."""
+    """The value as a matrix of `rows` by `columns`, several axes made one each; None where they are interleaved."""
     rows, columns = tuple(rows), tuple(columns)
     if node.axes == rows + columns:
         first, second = rows, columns
