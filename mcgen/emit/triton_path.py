@@ -5,7 +5,7 @@ Every kernel is described here by the tensors its program reads and writes; the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -99,7 +99,7 @@ class Kernels:
             return f"tl.load({source} + {row} + o_t * H, mask={seen}, other=0.0).to(tl.float32)"
         axis = MATRIX_AXES[source.removeprefix("d_").removesuffix("_rows")]
         width = axis.upper()
-        tile = f"{source} + {row} * {width} + o_t[:, None] * (H * {width}) + o_{axis}[None, :]"
+        tile = f"{source} + {row} * {width} + (o_t[:, None] * (H * {width}) + o_{axis}[None, :])"
         narrow = ".to(IN)" if name in self.narrow else ""
         return f"tl.load({tile}, mask={_both(seen, f'm_{axis}')}, other=0.0){narrow}"
 
@@ -107,33 +107,36 @@ class Kernels:
     def narrow(self) -> frozenset[str]:
         return frozenset({"q", "u", "k", "v", "d_y", *self.lagged})
 
-    def store(self, name: str) -> Callable[[str], list[str]]:
+    def store(self, name: str, parts: bool = False) -> Callable[[str], list[str]]:
         """Statements that store the tile of an input's gradient; a lagged view's is zero before the lag's border."""
         source, lag = self.lagged.get(name, (name, 0))
         tensor, axis = f"d_{name}", MATRIX_AXES.get(source)
         if axis is None:
-            return lambda tile: [f"tl.store({tensor} + i_row + o_t * H, {tile}, mask=m_t)"]
+            base = f"{tensor} + i_v.to(tl.int64) * (BH // H) * T * H" if parts else tensor
+            return lambda tile: [f"tl.store({base} + i_row + o_t * H, {tile}, mask=m_t)"]
         width = axis.upper()
-        place = f"{tensor} + i_row * {width} + o_t[:, None] * (H * {width}) + o_{axis}[None, :]"
+        place = f"{tensor} + i_row * {width} + (o_t[:, None] * (H * {width}) + o_{axis}[None, :])"
         mask, seen = _both("m_t", f"m_{axis}"), f"(i_t + o_t - {lag} >= border)[:, None]"
         clean = (lambda tile: f"tl.where({seen}, {tile}, 0.0)") if lag else (lambda tile: tile)
         return lambda tile: [f"tl.store({place}, {clean(tile)}.to({tensor}.dtype.element_ty), mask={mask})"]
 
-    def bind(self, program: Program, load: Mapping[str, str], store: Mapping, streamed: str | None = None) -> list[str]:
+    def bind(self, program: Program, load: Mapping[str, str], store: Mapping) -> list[str]:
         """The program's statements, per-token inputs loaded as always, others as `load` says."""
         loads = {name: load.get(name) or self.load(name) for name in program.inputs}
-        masked = frozenset({streamed}) if streamed else frozenset()
-        return statements(program, Binding(loads, store, self.narrow, streamed, masked))
+        return statements(program, Binding(loads, store, self.narrow))
 
     # -- the kernels --------------------------------------------------------------------------------------------------
 
     def _arguments(self, *programs: str, more: list[str] = ()) -> list[str]:
         """The per-token tensors some programs read, then others: a kernel's pointer arguments, each once."""
-        read = [name for part in programs for name in self.programs[part].inputs]
-        read = [self.lagged.get(name, (name, 0))[0] for name in read]
+        return list(dict.fromkeys([*self._tensors([n for part in programs for n in self.programs[part].inputs]), *more]))
+
+    def _tensors(self, inputs: Iterable[str]) -> list[str]:
+        """The per-token tensors behind program inputs, each once, in an order of their own."""
+        read = {self.lagged.get(name, (name, 0))[0] for name in inputs}
         known = [*tensor_inputs(self.meaning), "d_y", "y", "lse", "online", "delta", "d_r"]
         known += [f"d_{name}_rows" for name in self.queries]
-        return list(dict.fromkeys([name for name in known if name in read] + list(more)))
+        return [name for name in known if name in read]
 
     def states(self) -> tuple[list[str], str]:
         own = {name: f"b_{name}" for name in self.state}
@@ -147,8 +150,11 @@ class Kernels:
 
     def _carried(self, lines: list[str], to: str, source: str) -> list[str]:
         """Lines, then the state carried to the next chunk; loads of what a register holds already are no statements."""
-        kept = [line for line in lines if line.strip().split(" = ")[0] != line.strip().split(" = ")[-1]]
-        return kept + [f"{to.format(name)} = {source.format(name)}" for name in self.state]
+        return self._carry(lines, to, source, list(self.state))
+
+    def _carry(self, lines: list[str], to: str, source: str, names: list[str]) -> list[str]:
+        kept = [line for line in lines if not _idle(line)]
+        return kept + [f"{to.format(name)} = {source.format(name)}" for name in names]
 
     def read(self) -> tuple[list[str], str]:
         own = {name: f"b_{name}" for name in self.state}
@@ -162,7 +168,7 @@ class Kernels:
         return self._render("read", arguments, program=program, segment=segment, chooses=False)
 
     CACHED = {  # noqa: RUF012
-        "cached": "tl.load(cached + i_cached * K * V + o_k[:, None] * V + o_v[None, :], mask=m_k[:, None] & m_v[None, :], other=0.0)",
+        "cached": "tl.load(cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]), mask=m_k[:, None] & m_v[None, :], other=0.0)",
         "pools": "tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)",
     }
 
@@ -197,30 +203,70 @@ class Kernels:
         more += ["d_pools"] if self.meaning.routes else []
         return self._render("retreat", self._arguments("retreat", more=more), program=program)
 
-    def local(self) -> tuple[list[str], str]:
-        at = self._scratch()
-        state = {name: _scratch_load("p_state", at[name], axes) for name, axes in self.state.items()}
-        d_state = {f"d_{name}_next": _scratch_load("p_grad", at[name], axes) for name, axes in self.state.items()}
-        following = {
-            f"{name}_next": _scratch_store("p_state + SIZE", at[name], axes) for name, axes in self.state.items()
+    def gradient_kernels(self) -> dict[str, tuple[list[str], str]]:
+        """The kernels of the reverse chunk step, by name: each computes some of its outputs, with one axis on the grid.
+
+        A program that reads the state walks forwards with it, one that reads the state's gradient walks backwards with
+        that, and one that reads both recomputes the state at each chunk. All of it is read off the derivative program.
+        """
+        kernels = {}
+        for name, (axis, doc, wanted) in self.gradient_groups.items():
+            if wanted:
+                kernels[name] = self._gradient_kernel(name, axis, doc, wanted)
+        return kernels
+
+    @cached_property
+    def gradient_groups(self) -> Mapping[str, tuple[str, str, list[str]]]:
+        """Kernel -> (axis on the grid, what it says of itself, the inputs whose gradients it writes)."""
+        source = {name: self.lagged.get(name, (name, 0))[0] for name in self.gradients}
+        of = lambda *tensors: [name for name in self.gradients if source[name] in tensors]  # noqa: E731
+        gates = [name for name in self.gradients if source[name] not in MATRIX_AXES]
+        return {
+            "queries": ("k", "Gradients of the queries", of("q", "u")),
+            "keys": ("k", "Gradients of the keys", of("k")),
+            "values": ("v", "Gradients of the values", of("v")),
+            "gates": ("v", "Gradients of the gates, a part a tile", gates),
         }
-        advance = self.bind(self.programs["states"], state, following, streamed="k")
-        store: dict[str, Callable] = {
-            f"d_{name}": _scratch_store("p_grad", at[name], axes) for name, axes in self.state.items()
-        }
-        for name in self.gradients:
-            store[f"d_{name}"] = self.store(name)
-        program = self.bind(self.programs["local"], {**state, **d_state}, store, streamed="k")
-        arguments = self._arguments("local", "states")
-        if self.starts:
-            arguments += [f"start_{slot}" for slot in self.slots] + [f"d_end_{slot}" for slot in self.slots]
-            arguments += ["start_pool", "d_end_pool"] if self.meaning.routes else []
+
+    def _gradient_kernel(self, kernel: str, axis: str, doc: str, wanted: list[str]) -> tuple[list[str], str]:
+        local, step_program = self.programs["local"], self.programs["states"]
+        gradients = select(local, [f"d_{name}" for name in wanted], kernel)
+        reverse = any(f"d_{name}_next" in gradients.inputs for name in self.state)
+        d_state = self._carried_with(gradients, local, "d_{}_next", "d_{}") if reverse else []
+        gradients = select(local, [f"d_{name}" for name in [*wanted, *d_state]], kernel)
+        state = self._carried_with(gradients, step_program, "{}", "{}_next")
+        store = {f"d_{name}": self.store(name, parts=kernel == "gates") for name in wanted}
+        store |= {f"d_{name}": lambda tile: [] for name in d_state}
+        held = {name: f"b_{name}" for name in self.state} | {f"d_{n}_next": f"b_d_{n}_next" for n in self.state}
+        following = select(step_program, [f"{name}_next" for name in state], "advance")
+        advance = self._carry(self.bind(following, held, self._discard(following.outputs)), "b_{}", "b_{}_next", state)
+        if reverse:
+            program = self._carry(self.bind(gradients, held, store), "b_d_{}_next", "b_d_{}", d_state)
         else:
-            arguments += ["d_cached"] if self.meaning.reads_cached else []
-            arguments += ["d_pools"] if self.meaning.routes else []
-        arguments += [f"d_{name}" for name in self.gradients]
-        size = f"{len(self.slots)} * K * V" + (" + K" if self.meaning.routes else "")
-        return self._render("local", arguments, advance=advance, program=program, at=at, scratch_size=size)
+            both = Program(kernel, {**gradients.outputs, **following.outputs})
+            store |= self._discard(following.outputs)
+            program = self._carry(self.bind(both, held, store), "b_{}", "b_{}_next", state)
+        inputs = [*gradients.inputs, *following.inputs]
+        arguments = self._tensors(inputs)
+        if self.starts:
+            arguments += [f"start_{name}" for name in state] + [f"d_end_{name}" for name in d_state]
+        else:
+            arguments += ["d_cached"] if "M" in d_state and self.meaning.reads_cached else []
+            arguments += ["d_pools"] if "pool" in d_state else []
+        arguments += [f"d_{name}" for name in wanted]
+        more = {"axis": axis, "doc": doc, "reverse": reverse, "d_state": d_state, "recompute": state}
+        return self._render("gradients", arguments, kernel=kernel, advance=advance, program=program, **more)
+
+    def _carried_with(self, program: Program, source: Program, read: str, written: str) -> list[str]:
+        """The parts of the state a walk has to carry: those the program reads, and those that these depend on."""
+        needed: list[str] = []
+        while True:
+            known = set(program.inputs)
+            more = [n for n in self.state if read.format(n) in known and n not in needed]
+            if not more:
+                return [name for name in self.state if name in needed]
+            needed += more
+            program = Program("carried", {**program.outputs, **{f"+{n}": source.outputs[written.format(n)] for n in more}})
 
     @cached_property
     def gradients(self) -> list[str]:
@@ -228,14 +274,10 @@ class Kernels:
         names = [label.removeprefix("d_") for label in self.programs["local"].outputs]
         return [name for name in names if name not in self.state]
 
-    def _scratch(self) -> Mapping[str, str]:
-        at = {slot: f"{i} * K * V" for i, slot in enumerate(self.slots)}
-        return {**at, "pool": f"{len(self.slots)} * K * V"}
-
-    def _render(self, kernel: str, arguments: list[str], **more: object) -> tuple[list[str], str]:
+    def _render(self, template: str, arguments: list[str], **more: object) -> tuple[list[str], str]:
         meaning = self.meaning
         text = render(
-            f"triton/{kernel}.py.jinja",
+            f"triton/{template}.py.jinja",
             arguments=", ".join(arguments),
             state=self.state,
             slots=self.slots,
@@ -262,19 +304,6 @@ def _idle(line: str) -> bool:
     """Whether a statement only gives a register its own value."""
     target, _, value = line.strip().partition(" = ")
     return target == value
-
-
-def _scratch_load(base: str, at: str, axes: tuple[str, ...]) -> str:
-    if axes == ("k",):
-        return f"tl.load({base} + {at} + o_k, mask=m_k, other=0.0)"
-    return f"tl.load({base} + {at} + o_k[:, None] * V + o_v[None, :], mask={_both('m_k', 'm_v')}, other=0.0)"
-
-
-def _scratch_store(base: str, at: str, axes: tuple[str, ...]) -> Callable[[str], list[str]]:
-    if axes == ("k",):
-        return lambda tile: [f"tl.store({base} + {at} + o_k, {tile}, mask=m_k)"]
-    place = f"{base} + {at} + o_k[:, None] * V + o_v[None, :]"
-    return lambda tile: [f"tl.store({place}, {tile}, mask={_both('m_k', 'm_v')})"]
 
 
 FUNCTIONS = {
@@ -309,7 +338,7 @@ def _pow(x, y):
 def triton_source(meaning: Meaning) -> str:
     """The text that defines `_run_forward_triton(tensors)`, `_run_backward_triton(tensors, saved, d_y)` and `_saved_triton`."""
     kernels = Kernels(meaning)
-    parts = {"read": kernels.read(), "local": kernels.local()}
+    parts = {"read": kernels.read(), **kernels.gradient_kernels()}
     launches_states = bool(kernels.forward_tensors)
     if launches_states:
         parts = {"states": kernels.states(), **parts}
@@ -341,7 +370,8 @@ def _host(kernels: Kernels, parts: Mapping[str, tuple[list[str], str]], launches
     gradients = []
     for name in kernels.gradients:
         source = kernels.lagged.get(name, (name, 0))[0]
-        gradients.append((name, source, source in lagged_sources or source not in MATRIX_AXES))
+        if source in MATRIX_AXES:
+            gradients.append((name, source, source in lagged_sources))
     saved = (["y"] if meaning.routes else []) + kernels.forward_tensors
     return render(
         "triton/host.py.jinja",
@@ -361,8 +391,8 @@ def _host(kernels: Kernels, parts: Mapping[str, tuple[list[str], str]], launches
         starts=kernels.starts,
         slots=kernels.slots,
         gradients=gradients,
-        scratch_size=f"{len(kernels.slots)} * {spec.head.key_dim} * {spec.head.value_dim}"
-        + (f" + {spec.head.key_dim}" if meaning.routes else ""),
+        groups={name: group[0] for name, group in kernels.gradient_groups.items() if group[2]},
+        gate_names=kernels.gradient_groups["gates"][2],
         lagged=[(name, source, lag) for name, (source, lag) in kernels.lagged.items()],
         kind=meaning.aggregate,
     )

@@ -12,26 +12,20 @@ from dataclasses import dataclass, field
 from mcgen.emit.naming import name_values
 from mcgen.emit.scalar import TRITON
 from mcgen.ir.program import TOKEN_AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, placeholder
-from mcgen.plan.schedule import Phase, schedule
-
-INDENT = "    "
 
 
 @dataclass(frozen=True)
 class Binding:
     """How a program meets its kernel.
 
-    load      text that loads an input's tile, by name; it may use o_k and m_k inside a loop over k
-    store     statements that put an output's tile (named in the text as given) where it belongs
-    narrow    inputs whose tiles keep the type of the tensors, for products between two of them
-    streamed  the axis taken in tiles, if any
+    load    text that loads an input's tile, by name
+    store   statements that put an output's tile (named in the text as given) where it belongs
+    narrow  inputs whose tiles keep the type of the tensors, for products between two of them
     """
 
     load: Mapping[str, str]
     store: Mapping[str, Callable[[str], list[str]]]
     narrow: frozenset[str]
-    streamed: str | None = None
-    masked: frozenset[str] = frozenset()
 
 
 def size(axis: str) -> str:
@@ -64,46 +58,18 @@ class Printer:
         self.names = {node: f"b_{name}" for node, name in names.items()}
 
     def statements(self) -> list[str]:
-        plan = schedule(self.program, self.binding.streamed)
-        for phase in plan.phases:
-            self._phase(phase)
-        for node in plan.after:
-            self._emit(node, 0)
+        for node in self.program.nodes:
+            self._emit(node)
         for label, node in self.program.outputs.items():
-            if not plan.phases or self.binding.streamed not in node.axes:
-                self._store(label, node, 0)
+            self.lines += self.binding.store[label](self.names[node])
         return self.lines
 
-    def _phase(self, phase: Phase) -> None:
-        for node in phase.before:
-            self._emit(node, 0)
-        for node in phase.sums:
-            self._line(0, f"{self.names[node]} = {_zeros(node.axes)}")
-        axis = self.binding.streamed
-        self._line(0, f"for i_{axis} in range(0, {axis.upper()}, B{axis.upper()}):")
-        self._line(1, f"o_{axis} = i_{axis} + tl.arange(0, B{axis.upper()})")
-        if axis in self.binding.masked:
-            self._line(1, f"m_{axis} = o_{axis} < {axis.upper()}")
-        for node in phase.inside:
-            self._emit(node, 1)
-        for node in phase.sums:
-            self._line(1, f"{self.names[node]} += {self._expression(node)}")
-        for label in phase.stores:
-            self._store(label, self.program.outputs[label], 1)
-
-    def _line(self, depth: int, text: str) -> None:
-        self.lines.append(INDENT * depth + text)
-
-    def _store(self, label: str, node: Node, depth: int) -> None:
-        for text in self.binding.store[label](self.names[node]):
-            self._line(depth, text)
-
-    def _emit(self, node: Node, depth: int) -> None:
+    def _emit(self, node: Node) -> None:
         if isinstance(node, Decay) and node.gate not in self.runs:
             self.runs[node.gate] = self.names[node.gate]
             run = self.names[node.gate]
-            self._line(depth, f"{run}_e, {run}_f, {run}_c, {run}_e1, {run}_f1, {run}_c1 = _runs({run})")
-        self._line(depth, f"{self.names[node]} = {self._expression(node)}")
+            self.lines.append(f"{run}_e, {run}_f, {run}_c, {run}_e1, {run}_f1, {run}_c1 = _runs({run})")
+        self.lines.append(f"{self.names[node]} = {self._expression(node)}")
 
     def _expression(self, node: Node) -> str:
         match node:
@@ -196,5 +162,5 @@ def _zeros(axes: Sequence[str]) -> str:
 
 
 def statements(program: Program, binding: Binding) -> list[str]:
-    """The program's statements, loops included, as lines of text."""
+    """The program's statements, as lines of text."""
     return Printer(program, binding).statements()
