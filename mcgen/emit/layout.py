@@ -8,7 +8,6 @@ stay together. Statements that were written over several lines are left as they 
 from __future__ import annotations
 
 import io
-import re
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,18 +34,37 @@ PRECEDENCES = (
 ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "|=", "&=", "@=")
 COMPOUND = ("if", "elif", "while", "for", "with")
 
-_UNLAID = re.compile(r"\n+(?=(?:@|def |class ))")
-_DECORATED = re.compile(r"^(@.*\n)\n+(?=@|def |class )", re.MULTILINE)
-_COMMENTED = re.compile(r"^(#.*\n)\n\n(?=@|def |class )", re.MULTILINE)
+DEFINITIONS = ("@", "def ", "class ")
 
 
 def laid_out(text: str) -> str:
-    """The same program in lines of up to 120 columns, with two blank lines around functions and classes.
+    """The same program in lines of up to 120 columns, with two blank lines before functions and classes.
 
     No docstring in it may have a line that begins like a definition.
     """
-    spaced = _DECORATED.sub(r"\1", _UNLAID.sub("\n\n\n", text))
-    return _short_lines(re.sub(r"\n{4,}", "\n\n\n", _COMMENTED.sub(r"\1", spaced)).strip() + "\n")
+    return _short_lines(_spaced(text.strip().splitlines()))
+
+
+def _spaced(lines: Sequence[str]) -> str:
+    """Lines with two blank ones, and never more, before each definition and what stands right above it."""
+    spaced: list[str] = []
+    for i, line in enumerate(lines):
+        if not line and spaced[-2:] == ["", ""]:
+            continue
+        attached = bool(spaced) and spaced[-1].startswith(("@", "#"))
+        if spaced and not attached and _leads_to_definition(lines, i):
+            while spaced[-1] == "":
+                spaced.pop()
+            spaced += ["", ""]
+        spaced.append(line)
+    return "\n".join(spaced) + "\n"
+
+
+def _leads_to_definition(lines: Sequence[str], i: int) -> bool:
+    """Whether a line begins a definition, or a comment right above one."""
+    while lines[i].startswith("#") and i + 1 < len(lines):
+        i += 1
+    return lines[i].startswith(DEFINITIONS)
 
 
 def _short_lines(text: str) -> str:
@@ -90,8 +108,7 @@ def _with_comment(text: str, indent: int) -> list[str]:
     if comment is None:
         return _statement(text, indent)
     statement = text[: comment.start].rstrip()
-    lines = [" " * indent + statement] if _fits(statement, indent) else _statement(statement, indent)
-    return [" " * indent + comment.text, *lines]
+    return [" " * indent + comment.text, *_statement(statement, indent)]
 
 
 @dataclass(frozen=True)
@@ -127,7 +144,11 @@ def _fits(text: str, indent: int) -> bool:
 
 def _statement(text: str, indent: int) -> list[str]:
     """The lines of a statement: what comes before its value, the value, and the colon of a compound one."""
+    if _fits(text, indent):
+        return [" " * indent + text]
     head, value, tail = _parts(text)
+    if _is_enclosed(value):
+        return _statement(f"{head}{value[1:-1]}{tail}", indent)
     if text.startswith(("def ", "class ")):
         return _bracketed(text, indent)
     if any(token.text == "," for token in _top(value)):
@@ -137,6 +158,13 @@ def _statement(text: str, indent: int) -> list[str]:
     if one_part and _opening_fits(text, indent):
         return _bracketed(text, indent)
     return _enclosed(f"{head}(", value, f"){tail}", indent)
+
+
+def _is_enclosed(text: str) -> bool:
+    """Whether a text is one expression in parentheses that it does not need."""
+    brackets = _brackets(text)
+    whole = text[:1] == "(" and len(brackets) == 1 and brackets[0][1].stop == len(text)
+    return whole and not any(token.text in (",", "for") for token in _top(text[1:-1]))
 
 
 def _parts(text: str) -> tuple[str, str, str]:
