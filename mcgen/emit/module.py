@@ -12,7 +12,7 @@ from mcgen.emit.literal import docstring_lines, literal
 from mcgen.emit.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
 from mcgen.emit.reference import reference_source
 from mcgen.emit.rendering import render
-from mcgen.emit.torch_path import kept_slots, lagged_inputs, online, tensor_inputs, torch_source
+from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
 from mcgen.symbolic.meaning import Meaning
 
 IMPORTS = {
@@ -64,33 +64,7 @@ def _operator(meaning: Meaning) -> str:
         "op.py.jinja",
         inputs=", ".join(f'"{name}"' for name in inputs),
         lagged=lagged_inputs(meaning),
-        kind=meaning.aggregate,
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
-        saved_shapes=_saved_shapes(meaning),
-        sizes=_sizes(_saved_shapes(meaning) + ("B, H, T, N" if meaning.aggregate == "ssc" else "")),
         triton=False,
     )
-
-
-def _saved_shapes(meaning: Meaning) -> str:
-    shapes = {"o": "(B, H, T, V)", "r": "(B, H, T)", "pools": "(B, H, N, K)"}
-    shapes |= {f"kept_{slot}": "(B, H, N, K, V)" for slot in kept_slots(meaning)}
-    names = online(meaning) if meaning.reads_cached else online(meaning)[1:]
-    return ", ".join(shapes[name] for name in names)
-
-
-SIZES = {
-    "B": "q.shape[0]",
-    "T": "q.shape[1]",
-    "H": "q.shape[2]",
-    "K": "q.shape[3]",
-    "V": "v.shape[3]",
-    "N": "len(_segments(q.shape[1]))",
-}
-
-
-def _sizes(text: str) -> str:
-    """The statement that defines those of the sizes that a text has."""
-    used = [name for name in SIZES if re.search(rf"\b{name}\b", text)]
-    return f"{', '.join(used)} = {', '.join(SIZES[name] for name in used)}" if used else ""

@@ -1,32 +1,53 @@
-"""The torch path of a generated module: its chunk step and read-outs as printed programs, in the loops of a template."""
+"""The torch path of a generated module: tile programs printed as functions, in the loops of templates/torch.
+
+A chunk step is taken apart by what has to wait for the chunk before. Forward: `writes` gives what chunks add to the
+state, for all chunks at once; `carry` takes the state from chunk to chunk; `read_online` reads it, for all at once.
+Backward likewise: `pulls`, `carry_vjp`, and last `inputs_vjp`, the gradients of the inputs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from mcgen.emit.naming import name_values
 from mcgen.emit.rendering import render
-from mcgen.emit.torch_printer import function
+from mcgen.emit.torch_printer import RESERVED, function
 from mcgen.ir import aggregate
 from mcgen.ir.program import Program
-from mcgen.ir.step import key_name, step, step_vjp, value_name
-from mcgen.passes.simplify import simplify
+from mcgen.ir.step import key_name, query_name, state_axes, step, step_vjp, value_name
+from mcgen.passes.hoist import hoist, part
+from mcgen.passes.simplify import select, simplify
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY, Write
 
-CHUNK, SLAB = 64, 16
+CHUNK = 64
+ROWS = 8192
+SCRATCH = 1 << 22
+TILE = 64
 
-STEP_DOC = "One chunk: online read-outs, and the state at its end."
-AGGREGATES = {
+DOCS = {
+    "writes": "What chunks add to the state, and how much of it they leave.",
+    "carry": "The state after a chunk.",
+    "read_online": "The online read-outs of chunks, from the states before them.",
+    "pulls": "What the read-outs of chunks owe to the states before them.",
+    "carry_vjp": "The cotangent of the state before a chunk, from that after it.",
+    "inputs_vjp": "The gradients of the inputs, from the states before chunks and the cotangents of those after.",
+    "accumulate": "The online read-out and one read of the summed cached states.",
+    "blend": "The softmax of all routing logits, over the read-outs of all memories.",
+    "logits": "The routing logits of cached segments.",
+    "weigh": "The softmax of the chosen segments' logits and the online one.",
+    "read_weighted": "One cached segment: weighted read-outs of the rows that read it.",
+    "add_up": "The weighted online read-out, and those of the chosen segments.",
+}
+READS: Mapping[str, tuple[Callable, ...]] = {
     "residual": (aggregate.accumulate,),
     "mean": (aggregate.accumulate,),
     "grm": (aggregate.blend,),
-    "ssc": (aggregate.blend, aggregate.choose, aggregate.read_segment),
+    "ssc": (aggregate.blend, aggregate.logits, aggregate.weigh, aggregate.read_weighted, aggregate.add_up),
 }
-DOCS = {
-    "accumulate": "The online read-out and one read of the summed cached states.",
-    "blend": "The softmax of all routing logits, over the read-outs of all memories.",
-    "choose": "The softmax of the chosen segments' logits and the online one, over their read-outs.",
-    "read_segment": "One cached segment: routing logits and read-outs of the rows that read it.",
-    "logits": "The routing logits of cached segments.",
-}
+TEMPLATES = {"residual": ("sums",), "mean": ("sums",), "grm": ("blend",), "ssc": ("blend", "chosen")}
 
 
 def lagged_inputs(meaning: Meaning) -> list[tuple[str, str, int]]:
@@ -43,60 +64,170 @@ def tensor_inputs(meaning: Meaning) -> list[str]:
     return ["q", "k", "v", *(["u"] if spec.routes_by_u else []), *spec.tensor_gates]
 
 
-def kept_slots(meaning: Meaning) -> tuple[str, ...]:
-    """The slots whose value at each segment's end is kept: all where the next segment goes on from them, else what is read."""
-    if meaning.chained:
-        return meaning.recurrence.slots
-    return (MEMORY,) if meaning.reads_cached else ()
-
-
 def torch_source(meaning: Meaning) -> str:
-    """The text that defines `_forward_torch(x)` and `_backward_torch(x, saved, d_y)`."""
-    functions = [_printed(step(meaning), STEP_DOC), _printed(step_vjp(meaning), _reverse(STEP_DOC))]
-    reads = [text for make in AGGREGATES.get(meaning.aggregate, ()) for text in _both_ways(make, meaning)]
-    if meaning.aggregate == "ssc":
-        reads.append(_printed(aggregate.program(aggregate.logits, meaning), DOCS["logits"]))
-    spec, printed = meaning.spec, "\n".join([*functions, *reads])
-    return render(
-        "torch.py.jinja",
-        chunk=CHUNK,
-        slab=SLAB,
-        helpers=helpers(printed, meaning),
-        step=functions[0],
-        step_vjp=functions[1],
-        aggregate=reads,
-        kind=meaning.aggregate,
-        slots=meaning.recurrence.slots,
-        state=[*meaning.recurrence.slots, *(["pool"] if meaning.routes else [])],
-        kept=kept_slots(meaning),
-        online=online(meaning),
-        chained=meaning.chained,
-        routes=meaning.routes,
-        reads_cached=meaning.reads_cached,
-        mean_pool=spec.aggregate.pool == "mean",
-        read_inputs='"q", "u"' if spec.aggregate.connector == "u" else '"q",',
-    )
+    """The text that defines `_run_forward_torch`, `_run_backward_torch` and `_saved_torch`."""
+    path = TorchPath(meaning)
+    names = ("walk", *TEMPLATES.get(meaning.aggregate, ()), "run")
+    return "\n\n\n".join(render(f"torch/{name}.py.jinja", **path.context).strip("\n") for name in names)
 
 
-def online(meaning: Meaning) -> list[str]:
-    """What the walk hands to the read-outs, and what the forward pass saves of it."""
-    kept = [f"kept_{slot}" for slot in kept_slots(meaning)]
-    return ["o", *(["r"] if meaning.routes else []), *kept, *(["pools"] if meaning.routes else [])]
+@dataclass(frozen=True)
+class TorchPath:
+    """What the templates show for one meaning."""
+
+    meaning: Meaning
+
+    @cached_property
+    def state(self) -> Mapping[str, tuple[str, ...]]:
+        return state_axes(self.meaning)
+
+    @cached_property
+    def forward(self) -> tuple[Program, Program, Program]:
+        """`writes`, `carry` and `read_online`."""
+        whole = simplify(step(self.meaning))
+        writes, carry = _apart(select(whole, [f"{name}_next" for name in self.state], "carry"), self.state)
+        return _named(writes, "writes"), carry, select(whole, self.online, "read_online")
+
+    @cached_property
+    def backward(self) -> tuple[Program, Program, Program]:
+        """`pulls`, `carry_vjp` and `inputs_vjp`."""
+        whole = simplify(step_vjp(self.meaning))
+        state = [f"d_{name}" for name in self.state]
+        pulls, carry = _apart(select(whole, state, "carry_vjp"), self.cotangents)
+        rest = [name for name in whole.outputs if name not in state]
+        return _named(pulls, "pulls"), carry, select(whole, rest, "inputs_vjp")
+
+    @cached_property
+    def cotangents(self) -> list[str]:
+        return [f"d_{name}_next" for name in self.state]
+
+    @cached_property
+    def online(self) -> list[str]:
+        """What is read of the online memory: the read-out, and its routing logit."""
+        return ["o", *(["r"] if self.meaning.routes else [])]
+
+    @cached_property
+    def reads(self) -> list[Program]:
+        """The programs that combine read-outs, each with its derivative."""
+        makers = READS.get(self.meaning.aggregate, ())
+        pairs = [(aggregate.program(make, self.meaning), aggregate.program_vjp(make, self.meaning)) for make in makers]
+        return [simplify(program) for pair in pairs for program in pair]
+
+    @cached_property
+    def programs(self) -> list[Program]:
+        return [*self.forward, *self.backward, *self.reads]
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether segments make no difference: states go through their ends, and nothing reads them."""
+        return self.meaning.chained and not self.meaning.reads_cached
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """The slots kept at the ends of segments: all where the next goes on from them, else what is read."""
+        if self.meaning.chained:
+            return self.meaning.recurrence.slots
+        return (MEMORY,) if self.meaning.reads_cached else ()
+
+    @cached_property
+    def saved(self) -> dict[str, tuple[str, str]]:
+        """What the forward pass saves, by name: its shape, and what it is."""
+        saved = {"o": ("(B, H, T, V)", "online read-outs")} if self.meaning.reads_cached else {}
+        if self.meaning.routes:
+            saved["r"] = "(B, H, T)", "online logits"
+        for slot in self.kept:
+            saved[f"kept_{slot}"] = "(B, H, N, K, V)", f"{slot} at the ends of segments"
+        if self.meaning.routes:
+            saved["pools"] = "(B, H, N, K)", "pooled keys"
+        return saved
+
+    @cached_property
+    def context(self) -> dict[str, object]:
+        meaning, saved = self.meaning, self.saved
+        kind, inputs = meaning.aggregate, {name for program in self.programs for name in program.inputs}
+        query = query_name(meaning)
+        queries = ["q", *(["u"] if query == "u" and meaning.routes else [])]
+        chosen = (
+            {"chosen": ("(B, H, T, TOP_K)", "the segments each row reads, where it chooses")} if kind == "ssc" else {}
+        )
+        printed = [function(program, f"_{program.name}", _doc(program.name)) for program in self.programs]
+        fresh = dict.fromkeys(meaning.recurrence.slots, "slot") | ({"pool": "slot[..., 0]"} if meaning.routes else {})
+        sums = kind in ("residual", "mean")
+        return {
+            "chunk": CHUNK,
+            "rows": ROWS,
+            "scratch": SCRATCH,
+            "tile": TILE,
+            "layout": "chunk after chunk, across segments" if meaning.chained else "segments side by side",
+            "carry": _dimensions(self.forward[1], self.state),
+            "carry_vjp": _dimensions(self.backward[1], self.cotangents),
+            "carry_reads": _outside(self.forward[1], [*self.state, *self.forward[0].outputs]),
+            "carry_vjp_reads": _outside(self.backward[1], [*self.cotangents, *self.backward[0].outputs]),
+            "helpers": _helpers("\n".join(printed)),
+            "functions": printed,
+            "kind": kind,
+            "query": query,
+            "slots": meaning.recurrence.slots,
+            "state": list(self.state),
+            "kept": self.kept,
+            "saved": [*saved, *chosen],
+            "shapes": [shape for shape, _ in saved.values()],
+            "saved_doc": [f"{name} {shape}: {what}" for name, (shape, what) in {**saved, **chosen}.items()],
+            "online": self.online,
+            "chained": meaning.chained,
+            "fresh": _dict(fresh),
+            "segments": "panel.j - panel.i" if meaning.chained else "1",
+            "plain": self.plain,
+            "routes": meaning.routes,
+            "reads_cached": meaning.reads_cached,
+            "mean_pool": meaning.spec.aggregate.pool == "mean",
+            "counted": "count" in inputs,
+            "per_head": "head" in inputs,
+            "lagged": bool(lagged_inputs(meaning)),
+            "row_inputs": _tuple([*queries, "r"]),
+            "row_queries": _tuple(queries),
+            "read_inputs": _tuple([*(queries if meaning.reads_cached else []), *self.online]),
+            "read_arguments": "sums" if sums else ", ".join(["kept_M", "pools", *chosen]),
+            "owed_arguments": "d_sums, d_bank" if sums else "d_bank, d_pools",
+        }
 
 
-def helpers(printed: str, meaning: Meaning) -> str:
+def _apart(program: Program, carried: Collection[str]) -> tuple[Program, Program]:
+    whole = part(program, carried)
+    names = name_values(whole, RESERVED)
+    return hoist(whole, carried, names.__getitem__)
+
+
+def _named(program: Program, name: str) -> Program:
+    return Program(name, program.outputs)
+
+
+def _dict(items: Mapping[str, object]) -> str:
+    """The text of a dict, from the texts of its values."""
+    return "{" + ", ".join(f'"{name}": {text}' for name, text in items.items()) + "}"
+
+
+def _dimensions(carry: Program, carried: Collection[str]) -> str:
+    """How many axes each input of a loop has, besides the carried ones, as the text of a dict."""
+    return _dict({name: len(node.axes) for name, node in carry.inputs.items() if name not in carried})
+
+
+def _outside(carry: Program, known: list[str]) -> bool:
+    """Whether a loop reads inputs as they are."""
+    return any(name not in known for name in carry.inputs)
+
+
+def _tuple(names: list[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "")
+
+
+def _helpers(printed: str) -> str:
     used = {name for name in ("_spread", "_runs") if f"{name}(" in printed}
-    return render("helpers.py.jinja", used=used, lags=bool(lagged_inputs(meaning)), chained=meaning.chained).rstrip()
+    return render("torch/helpers.py.jinja", used=used).rstrip()
 
 
-def _both_ways(make: object, meaning: Meaning) -> list[str]:
-    doc = DOCS[make.__name__]
-    return [_printed(aggregate.program(make, meaning), doc), _printed(aggregate.program_vjp(make, meaning), _reverse(doc))]
-
-
-def _printed(program: Program, doc: str) -> str:
-    return function(simplify(program), f"_{program.name}", doc)
-
-
-def _reverse(doc: str) -> str:
-    return f"The derivative of: {doc[0].lower()}{doc[1:]}"
+def _doc(name: str) -> str:
+    forward = DOCS.get(name.removesuffix("_vjp"), "")
+    if name in DOCS:
+        return DOCS[name]
+    return f"The derivative of: {forward[0].lower()}{forward[1:]}"

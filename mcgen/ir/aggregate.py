@@ -36,11 +36,22 @@ def blend(b: Builder, meaning: Meaning) -> Outputs:
     return {"y": b.total([b.product(online, b.input("o", "t", "v")), cached])}
 
 
-def choose(b: Builder, meaning: Meaning) -> Outputs:
-    """`y`[t v] from the online read-out and the read-outs[t n v] of chosen segments, -inf the logit where there is none."""
+def weigh(b: Builder, meaning: Meaning) -> Outputs:
+    """`w`[t], `w_cached`[t n]: the softmax of the online logit r[t] and those of chosen segments, r_cached[t n]."""
     weights, online = _softmax(b, b.input("r_cached", "t", "n"))
-    chosen = b.contract(weights, b.input("o_cached", "t", "n", "v"), "n")
-    return {"y": b.total([b.product(online, b.input("o", "t", "v")), chosen])}
+    return {"w": online, "w_cached": weights}
+
+
+def read_weighted(b: Builder, meaning: Meaning) -> Outputs:
+    """`y_cached`[t v], the read-outs of one cached segment for a block of rows, times the rows' weights w_cached[t]."""
+    weighted = b.product(b.input("w_cached", "t"), b.input("q", "t", "k"))
+    return {"y_cached": b.contract(weighted, b.input("cached", "k", "v"), "k")}
+
+
+def add_up(b: Builder, meaning: Meaning) -> Outputs:
+    """`y`[t v] from the online read-out o, its weight w[t], and the sum y_cached[t v] of weighted cached read-outs."""
+    online = b.product(b.input("w", "t"), b.input("o", "t", "v"))
+    return {"y": b.total([online, b.input("y_cached", "t", "v")])}
 
 
 def logits(b: Builder, meaning: Meaning) -> Outputs:

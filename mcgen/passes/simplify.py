@@ -1,7 +1,7 @@
 """Rewrites of tile programs, as a table: each has a name, what it turns into what, and a function that does it.
 
-`simplify` rebuilds a program bottom-up and applies the table at every node until nothing changes. Sharing of equal values
-comes with rebuilding, since a Builder keeps one node a value; what no output reaches is left behind.
+`simplify` rebuilds a program bottom-up and applies the table at every node until nothing changes. Sharing of equal
+values comes with rebuilding, since a Builder keeps one node a value; what no output reaches is left behind.
 """
 
 from __future__ import annotations

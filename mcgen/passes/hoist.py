@@ -1,0 +1,67 @@
+"""Splitting a program that is run once a chunk into what needs no carried state, and what does.
+
+    before    x' = f(g(chunk), x)                     run chunk after chunk
+    after     a = g(chunk)                            for all chunks at once
+              x' = f(a, x)                            chunk after chunk
+
+What stays in the loop is all that has to wait for the chunk before: for a rule whose writes do not depend on the state,
+a product and a sum of the state's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from mcgen.ir.program import Builder, Input, Map, Node, Program, placeholder
+from mcgen.passes.simplify import rebuilt
+
+
+def hoist(program: Program, carried: Collection[str], label: Callable[[Node], str]) -> tuple[Program, Program]:
+    """The part that needs none of the carried inputs, and the rest, which takes the former's outputs as inputs.
+
+    `label` names a value that passes from one to the other. Other inputs and plain numbers the rest reads as they are.
+    """
+    waiting, varying = _reached(program, carried), _reached(program, program.inputs)
+    b, new, passed = Builder(), {}, {}
+    for node in program.nodes:
+        if node in waiting or node not in varying:
+            new[node] = rebuilt(b, node, new)
+        elif isinstance(node, Input):
+            new[node] = b.input(node.name, *node.axes)
+        else:
+            passed[node] = label(node)
+            new[node] = b.input(passed[node], *node.axes)
+    rest = Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+    ahead = {name: node for node, name in passed.items() if name in rest.inputs}
+    return Program(f"{program.name}_ahead", ahead), rest
+
+
+def part(program: Program, carried: Collection[str]) -> Program:
+    """Gives what a sum or product holds besides carried values a node of its own: x + y + s -> (x + y) + s."""
+    waiting = _reached(program, carried)
+    b, new = Builder(), {}
+    for node in program.nodes:
+        new[node] = _parted(b, node, new, waiting) if node in waiting else rebuilt(b, node, new)
+    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+
+def _parted(b: Builder, node: Node, new: Mapping[Node, Node], waiting: Collection[Node]) -> Node:
+    if not isinstance(node, Map) or not (node.expression.is_Add or node.expression.is_Mul):
+        return rebuilt(b, node, new)
+    values = {placeholder(i): value for i, value in enumerate(node.values)}
+    apart, rest = node.expression.as_independent(*(s for s, value in values.items() if value in waiting))
+    if len(apart.free_symbols) < 2:
+        return rebuilt(b, node, new)
+    known = b.map(apart, {symbol: new[value] for symbol, value in values.items()})
+    symbol = placeholder(len(values))
+    whole = rest + symbol if node.expression.is_Add else rest * symbol
+    return b.map(whole, {**{s: new[value] for s, value in values.items()}, symbol: known}, node.axes)
+
+
+def _reached(program: Program, inputs: Collection[str]) -> set[Node]:
+    """Every node that depends on one of the inputs."""
+    found: set[Node] = set()
+    for node in program.nodes:
+        if (isinstance(node, Input) and node.name in inputs) or any(operand in found for operand in node.operands):
+            found.add(node)
+    return found
