@@ -13,6 +13,7 @@ from mcgen.emit.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
 from mcgen.emit.reference import reference_source
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
+from mcgen.emit.triton_path import triton_source
 from mcgen.symbolic.meaning import Meaning
 
 IMPORTS = {
@@ -32,6 +33,7 @@ def module_source(meaning: Meaning) -> str:
         reference_source(spec),
         _constants(meaning),
         torch_source(meaning),
+        triton_source(meaning),
         _operator(meaning),
         layer_source(spec),
     ]
@@ -66,5 +68,6 @@ def _operator(meaning: Meaning) -> str:
         lagged=lagged_inputs(meaning),
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
-        triton=False,
+        triton=True,
+        routes=meaning.routes,
     )

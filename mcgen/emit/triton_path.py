@@ -26,6 +26,11 @@ SCALARS = {
 }
 MATRIX_AXES = {"q": "k", "u": "k", "k": "k", "v": "v", "y": "v"}
 
+CACHED = {
+    "cached": "tl.load(cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]), mask=m_k[:, None] & m_v[None, :], other=0.0)",
+    "pools": "tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)",
+}
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -129,9 +134,9 @@ class Kernels:
 
     def _arguments(self, *programs: str, more: list[str] = ()) -> list[str]:
         """The per-token tensors some programs read, then others: a kernel's pointer arguments, each once."""
-        return list(dict.fromkeys([*self._tensors([n for part in programs for n in self.programs[part].inputs]), *more]))
+        return list(dict.fromkeys([*self.tensors([n for part in programs for n in self.programs[part].inputs]), *more]))
 
-    def _tensors(self, inputs: Iterable[str]) -> list[str]:
+    def tensors(self, inputs: Iterable[str]) -> list[str]:
         """The per-token tensors behind program inputs, each once, in an order of their own."""
         read = {self.lagged.get(name, (name, 0))[0] for name in inputs}
         known = [*tensor_inputs(self.meaning), "d_y", "y", "lse", "online", "delta", "d_r"]
@@ -141,11 +146,11 @@ class Kernels:
     def states(self) -> tuple[list[str], str]:
         own = {name: f"b_{name}" for name in self.state}
         store = {f"{name}_next": (lambda n: lambda tile: [f"b_{n} = {tile}"])(name) for name in self.state}
-        program = self._carried(self.bind(self.programs["states"], own, self._discard(store)), "b_{}", "b_{}_next")
+        program = self._carried(self.bind(self.programs["states"], own, self.discard(store)), "b_{}", "b_{}_next")
         more = [name for name in self.forward_tensors if name not in ("lse", "online")]
-        return self._render("states", self._arguments("states", more=more), program=program)
+        return self.render("states", self._arguments("states", more=more), program=program)
 
-    def _discard(self, store: Mapping) -> Mapping:
+    def discard(self, store: Mapping) -> Mapping:
         return {name: lambda tile: [] for name in store}
 
     def _carried(self, lines: list[str], to: str, source: str) -> list[str]:
@@ -153,30 +158,28 @@ class Kernels:
         return self._carry(lines, to, source, list(self.state))
 
     def _carry(self, lines: list[str], to: str, source: str, names: list[str]) -> list[str]:
-        kept = [line for line in lines if not _idle(line)]
+        kept = [line for line in lines if not idle(line)]
         return kept + [f"{to.format(name)} = {source.format(name)}" for name in names]
 
-    def read(self) -> tuple[list[str], str]:
+    def read(self, kernel: str = "read", chooses: bool = False) -> tuple[list[str], str]:
         own = {name: f"b_{name}" for name in self.state}
-        outputs = self._discard(self.programs["read"].outputs)
+        outputs = self.discard(self.programs["read"].outputs)
         program = self._carried(self.bind(self.programs["read"], own, outputs), "b_{}", "b_{}_next")
         parts, segment = ["read"], []
-        if self.meaning.reads_cached:
+        if self.meaning.reads_cached and not chooses:
             parts.append("read_segment")
-            segment = self._segment_program("read_segment", self._discard(self.programs["read_segment"].outputs))
-        arguments = self._arguments(*parts, more=[*self.forward_tensors, "y"])
-        return self._render("read", arguments, program=program, segment=segment, chooses=False)
-
-    CACHED = {  # noqa: RUF012
-        "cached": "tl.load(cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]), mask=m_k[:, None] & m_v[None, :], other=0.0)",
-        "pools": "tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)",
-    }
+            segment = self._segment_program("read_segment", self.discard(self.programs["read_segment"].outputs))
+        unread = {"cached", "pools"} if chooses else set()
+        left = [name for name in self.forward_tensors if name not in unread]
+        more = [*left, *(["r_chosen", "o_chosen"] if chooses else []), "y"]
+        arguments = self._arguments(*parts, more=more)
+        return self.render("read", arguments, kernel=kernel, program=program, segment=segment, chooses=chooses)
 
     def _segment_program(self, part: str, store: Mapping, load: Mapping = {}) -> list[str]:  # noqa: B006
         program = self.programs[part]
-        loads = {**self.CACHED, **load}
+        loads = {**CACHED, **load}
         lines = self.bind(program, {name: text for name, text in loads.items() if name in program.inputs}, store)
-        return [line for line in lines if not _idle(line)]
+        return [line for line in lines if not idle(line)]
 
     def rows(self) -> tuple[list[str], str]:
         add = lambda name: lambda tile: [f"s_{name} += {tile}"]  # noqa: E731
@@ -185,23 +188,23 @@ class Kernels:
         program = self._segment_program("rows", store, held)
         arguments = self._arguments("rows", more=["d_y", *(["y", "delta", "d_r"] if self.meaning.routes else [])])
         arguments += ["cached", *(["pools"] if self.meaning.routes else []), *(f"d_{name}_rows" for name in self.queries)]
-        return self._render("rows", list(dict.fromkeys(arguments)), program=program)
+        return self.render("rows", list(dict.fromkeys(arguments)), program=program)
 
     def segments(self) -> tuple[list[str], str]:
         add = lambda name: lambda tile: [f"s_{name} += {tile}"]  # noqa: E731
         store = {"d_cached": add("cached"), "d_pools": add("pools")}
         program = self._segment_program("segment", store, {"cached": "b_cached", "pools": "b_pools"})
         more = ["cached", "pools", "d_cached", "d_pools"] if self.meaning.routes else ["d_cached"]
-        return self._render("segments", self._arguments("segment", more=more), program=program)
+        return self.render("segments", self._arguments("segment", more=more), program=program)
 
     def retreat(self) -> tuple[list[str], str]:
         own = {f"d_{name}_next": f"b_d_{name}_next" for name in self.state}
-        outputs = self._discard(self.programs["retreat"].outputs)
+        outputs = self.discard(self.programs["retreat"].outputs)
         program = self._carried(self.bind(self.programs["retreat"], own, outputs), "b_d_{}_next", "b_d_{}")
         more = [f"d_end_{slot}" for slot in self.slots] + (["d_end_pool"] if self.meaning.routes else [])
         more += ["d_cached"] if self.meaning.reads_cached else []
         more += ["d_pools"] if self.meaning.routes else []
-        return self._render("retreat", self._arguments("retreat", more=more), program=program)
+        return self.render("retreat", self._arguments("retreat", more=more), program=program)
 
     def gradient_kernels(self) -> dict[str, tuple[list[str], str]]:
         """The kernels of the reverse chunk step, by name: each computes some of its outputs, with one axis on the grid.
@@ -239,15 +242,15 @@ class Kernels:
         store |= {f"d_{name}": lambda tile: [] for name in d_state}
         held = {name: f"b_{name}" for name in self.state} | {f"d_{n}_next": f"b_d_{n}_next" for n in self.state}
         following = select(step_program, [f"{name}_next" for name in state], "advance")
-        advance = self._carry(self.bind(following, held, self._discard(following.outputs)), "b_{}", "b_{}_next", state)
+        advance = self._carry(self.bind(following, held, self.discard(following.outputs)), "b_{}", "b_{}_next", state)
         if reverse:
             program = self._carry(self.bind(gradients, held, store), "b_d_{}_next", "b_d_{}", d_state)
         else:
             both = Program(kernel, {**gradients.outputs, **following.outputs})
-            store |= self._discard(following.outputs)
+            store |= self.discard(following.outputs)
             program = self._carry(self.bind(both, held, store), "b_{}", "b_{}_next", state)
         inputs = [*gradients.inputs, *following.inputs]
-        arguments = self._tensors(inputs)
+        arguments = self.tensors(inputs)
         if self.starts:
             arguments += [f"start_{name}" for name in state] + [f"d_end_{name}" for name in d_state]
         else:
@@ -255,7 +258,7 @@ class Kernels:
             arguments += ["d_pools"] if "pool" in d_state else []
         arguments += [f"d_{name}" for name in wanted]
         more = {"axis": axis, "doc": doc, "reverse": reverse, "d_state": d_state, "recompute": state}
-        return self._render("gradients", arguments, kernel=kernel, advance=advance, program=program, **more)
+        return self.render("gradients", arguments, kernel=kernel, advance=advance, program=program, **more)
 
     def _carried_with(self, program: Program, source: Program, read: str, written: str) -> list[str]:
         """The parts of the state a walk has to carry: those the program reads, and those that these depend on."""
@@ -274,7 +277,7 @@ class Kernels:
         names = [label.removeprefix("d_") for label in self.programs["local"].outputs]
         return [name for name in names if name not in self.state]
 
-    def _render(self, template: str, arguments: list[str], **more: object) -> tuple[list[str], str]:
+    def render(self, template: str, arguments: list[str], **more: object) -> tuple[list[str], str]:
         meaning = self.meaning
         text = render(
             f"triton/{template}.py.jinja",
@@ -300,7 +303,7 @@ def _both(rows: str, columns: str) -> str:
     return f"{rows}[:, None] & {columns}[None, :]"
 
 
-def _idle(line: str) -> bool:
+def idle(line: str) -> bool:
     """Whether a statement only gives a register its own value."""
     target, _, value = line.strip().partition(" = ")
     return target == value
@@ -346,6 +349,10 @@ def triton_source(meaning: Meaning) -> str:
         parts |= {"rows": kernels.rows(), "segments": kernels.segments()}
     if kernels.starts:
         parts["retreat"] = kernels.retreat()
+    if meaning.aggregate == "ssc":
+        from mcgen.emit.triton_choice import choice_kernels
+
+        parts |= choice_kernels(kernels)
     text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
     prelude = render(
         "triton/prelude.py.jinja",
