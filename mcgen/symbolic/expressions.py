@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import sympy
 
-from mcgen.spec.grammar import Binary, Call, Expression, Name, Number, Unary
+from mcgen.spec.grammar import Binary, Call, Expression, Name, Number, Span, Unary, evaluate
 from mcgen.symbolic.functions import SCALAR_FUNCTIONS, Power, settled
+
+NOWHERE = Span(0, 0)
 
 
 def symbol(name: str) -> sympy.Symbol:
@@ -32,24 +35,39 @@ def apply(op: str, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
     return Power(left, right)
 
 
-def to_sympy(expression: Expression) -> sympy.Expr:
-    """The SymPy form of a scalar expression; names become real symbols, `pi` the number."""
-    return settled(_to_sympy(expression))
+def to_sympy(expression: Expression, numbers: Mapping[str, sympy.Expr] | None = None) -> sympy.Expr:
+    """The SymPy form of a scalar expression: names become the numbers given, or real symbols; `pi` is the number.
+
+    What floats cannot hold becomes a value that `problem` finds.
+    """
+    return settled(_to_sympy(expression, {"pi": sympy.pi, **(numbers or {})}))
 
 
-def _to_sympy(expression: Expression) -> sympy.Expr:
+def _to_sympy(expression: Expression, numbers: Mapping[str, sympy.Expr]) -> sympy.Expr:
     match expression:
         case Number(value):
             return number(value)
         case Name(id):
-            return sympy.pi if id == "pi" else symbol(id)
+            return numbers[id] if id in numbers else symbol(id)
         case Unary(op, operand):
-            return -_to_sympy(operand) if op == "-" else _to_sympy(operand)
+            return -_to_sympy(operand, numbers) if op == "-" else _to_sympy(operand, numbers)
         case Binary(op, left, right):
-            return apply(op, _to_sympy(left), _to_sympy(right))
+            return apply(op, _to_sympy(left, numbers), _to_sympy(right, numbers))
         case Call(function, arguments):
-            return SCALAR_FUNCTIONS[function](*map(_to_sympy, arguments))
+            return _called(function, [_to_sympy(argument, numbers) for argument in arguments])
     raise TypeError(f"no scalar form for {expression!r}")
+
+
+def _called(function: str, arguments: Sequence[sympy.Expr]) -> sympy.Expr:
+    """A function's value; of numbers it is tried in floats first, since SymPy would write exp(1e9 log 7) out."""
+    if all(argument.is_number for argument in arguments):
+        try:
+            literals = tuple(Number(float(argument), NOWHERE) for argument in arguments)
+            if evaluate(Call(function, literals, NOWHERE), {}) == 0:
+                return sympy.S.Zero
+        except (ArithmeticError, TypeError, ValueError):
+            return sympy.nan
+    return SCALAR_FUNCTIONS[function](*arguments)
 
 
 def problem(expression: sympy.Expr) -> str | None:

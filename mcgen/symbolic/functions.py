@@ -7,6 +7,8 @@ the form that does not overflow. Of numbers, every one of them is a number.
 
 from __future__ import annotations
 
+import math
+
 import sympy
 from sympy import Function
 
@@ -20,7 +22,13 @@ def _indicator(condition: sympy.Basic) -> sympy.Expr:
     return sympy.S.One if condition else sympy.S.Zero
 
 
-class Absolute(Function):
+class RealFunction(Function):
+    """A function of real values with real values: saying so spares SymPy long searches for imaginary parts."""
+
+    is_real = True
+
+
+class Absolute(RealFunction):
     """|x|, with derivative sign(x), 0 at 0."""
 
     nargs = 1
@@ -33,7 +41,7 @@ class Absolute(Function):
         return Sign(self.args[0])
 
 
-class Sign(Function):
+class Sign(RealFunction):
     """-1, 0 or 1; piecewise constant, so its derivative is 0."""
 
     nargs = 1
@@ -46,7 +54,7 @@ class Sign(Function):
         return sympy.S.Zero
 
 
-class Step(Function):
+class Step(RealFunction):
     """1 where x > 0, else 0: the derivative of relu."""
 
     nargs = 1
@@ -59,7 +67,7 @@ class Step(Function):
         return sympy.S.Zero
 
 
-class Relu(Function):
+class Relu(RealFunction):
     """max(x, 0)."""
 
     nargs = 1
@@ -72,7 +80,7 @@ class Relu(Function):
         return Step(self.args[0])
 
 
-class Larger(Function):
+class Larger(RealFunction):
     """1 where x > y, 1/2 where they are equal, else 0: how max and min share a cotangent."""
 
     nargs = 2
@@ -87,7 +95,7 @@ class Larger(Function):
         return sympy.S.Zero
 
 
-class Maximum(Function):
+class Maximum(RealFunction):
     nargs = 2
 
     @classmethod
@@ -101,7 +109,7 @@ class Maximum(Function):
         return Larger(x, y) if argindex == 1 else Larger(y, x)
 
 
-class Minimum(Function):
+class Minimum(RealFunction):
     nargs = 2
 
     @classmethod
@@ -115,7 +123,7 @@ class Minimum(Function):
         return Larger(y, x) if argindex == 1 else Larger(x, y)
 
 
-class Shift(Function):
+class Shift(RealFunction):
     """max(x, y), used only where its value cancels (a softmax is the same whatever is subtracted): derivative 0."""
 
     nargs = 2
@@ -124,7 +132,7 @@ class Shift(Function):
         return sympy.S.Zero
 
 
-class Sigmoid(Function):
+class Sigmoid(RealFunction):
     """1 / (1 + exp(-x)); derivative s(x) s(-x), which does not cancel at either end."""
 
     nargs = 1
@@ -138,7 +146,7 @@ class Sigmoid(Function):
         return Sigmoid(x) * Sigmoid(-x)
 
 
-class Softplus(Function):
+class Softplus(RealFunction):
     """log(1 + exp(x))."""
 
     nargs = 1
@@ -151,14 +159,24 @@ class Softplus(Function):
         return Sigmoid(self.args[0])
 
 
-class Power(Function):
-    """x**y with y no number. By y it differentiates to 0 where x is 0, as autograd does, where x**y log(x) is 0·∞."""
+MAX_EXPONENT = 128
+MAX_BITS = 1 << 14
+"""How far powers are worked out exactly: beyond, they would be numbers of any length."""
+
+
+class Power(RealFunction):
+    """x**y with y no number, or one too large to work with exactly.
+
+    By y it differentiates to 0 where x is 0, as autograd does, where x**y log(x) is 0·∞.
+    """
 
     nargs = 2
 
     @classmethod
     def eval(cls, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
-        return x**y if y.is_number or x.is_positive else None
+        if y.is_number and _moderate(x, y):
+            return x**y
+        return _float_power(x, y) if _known(x, y) else None
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         x, y = self.args
@@ -167,7 +185,25 @@ class Power(Function):
         return Where(Absolute(x), self * sympy.log(x), sympy.S.Zero)
 
 
-class Where(Function):
+def _moderate(x: sympy.Expr, y: sympy.Expr) -> bool:
+    """Whether x**y, y a number, stays small when SymPy multiplies exponents and raises coefficients."""
+    if not _known(y) or abs(y) > MAX_EXPONENT:
+        return False
+    exponents = [power.exp for power in x.atoms(sympy.Pow) if power.exp.is_number]
+    bits = [max(n.p.bit_length(), n.q.bit_length()) for n in x.atoms(sympy.Rational)]
+    return max(map(abs, exponents), default=1) * abs(y) <= MAX_EXPONENT and max(bits, default=1) * abs(y) <= MAX_BITS
+
+
+def _float_power(x: sympy.Expr, y: sympy.Expr) -> sympy.Expr:
+    try:
+        return sympy.Rational(repr(math.pow(x, y)))
+    except OverflowError:
+        return sympy.oo
+    except ValueError:
+        return sympy.nan
+
+
+class Where(RealFunction):
     """Where(c, x, y): x where c > 0, else y. Either may hold anything; what is not chosen never reaches the result."""
 
     nargs = 3

@@ -22,7 +22,7 @@ import sympy
 from mcgen.errors import Diagnostic, SpecError
 from mcgen.spec import Spec, Step
 from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Span, Unary, walk
-from mcgen.symbolic.expressions import problem, symbol, to_sympy
+from mcgen.symbolic.expressions import problem, to_sympy
 from mcgen.symbolic.objective import VALUE, ErrorRow, error_row
 
 MEMORY = "M"
@@ -137,14 +137,14 @@ def recurrence(spec: Spec) -> Recurrence:
     return _without_unread(Recurrence(order, state, memory_at, error, spec.gradient_chunk))
 
 
-def constants(spec: Spec) -> dict[sympy.Symbol, sympy.Expr]:
+def constants(spec: Spec) -> dict[str, sympy.Expr]:
     """The gates that are one number, the same for every head."""
     values = {}
     for gate in spec.gates:
         if gate.kind == "constant":
-            values[symbol(gate.name)] = sympy.Rational(repr(float(gate.value)))
+            values[gate.name] = sympy.Rational(repr(float(gate.value)))
         elif gate.kind == "per_head" and to_sympy(gate.value).is_number:
-            values[symbol(gate.name)] = to_sympy(gate.value)
+            values[gate.name] = to_sympy(gate.value)
     return values
 
 
@@ -205,7 +205,7 @@ class _Line:
     index: int
     state: Mapping[str, LinearForm]
     error: ErrorRow | None
-    numbers: Mapping[sympy.Symbol, sympy.Expr]
+    numbers: Mapping[str, sympy.Expr]
 
     def form(self) -> LinearForm:
         """The linear form of the line.
@@ -250,14 +250,14 @@ class _Line:
 
     def _number(self, expression: Expression) -> sympy.Expr:
         """A coefficient as a function of the gates."""
-        value = to_sympy(expression).xreplace(self.numbers)
+        value = to_sympy(expression, self.numbers)
         self._check(value, expression)
         return value
 
     def _check(self, coefficient: sympy.Expr, expression: Expression) -> None:
         if why := problem(coefficient):
             read = {part.id for part in walk(expression) if isinstance(part, Name)}
-            numbers = [f"{gate} is {float(value)}" for gate, value in self.numbers.items() if gate.name in read]
+            numbers = [f"{gate} is {float(value)}" for gate, value in self.numbers.items() if gate in read]
             raise SpecError(self.step.diagnose(expression.span, f"this coefficient {why}", "; ".join(numbers)))
 
     def _shaped(self, expression: Expression) -> bool:
