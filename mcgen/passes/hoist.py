@@ -13,18 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from mcgen.ir.program import Builder, Input, Map, Node, Program, placeholder
-from mcgen.passes.simplify import rebuilt
+from mcgen.passes.simplify import is_constant, rebuilt
 
 
 def hoist(program: Program, carried: Collection[str], label: Callable[[Node], str]) -> tuple[Program, Program]:
     """The part that needs none of the carried inputs, and the rest, which takes the former's outputs as inputs.
 
-    `label` names a value that passes from one to the other. Other inputs and plain numbers the rest reads as they are.
+    `label` names a value that passes from one to the other. Other inputs and plain numbers the rest reads as they are;
+    numbers along tokens it does not, for it has no inputs that say how many tokens there are.
     """
-    waiting, varying = _reached(program, carried), _reached(program, program.inputs)
+    waiting = _reached(program, carried)
     b, new, passed = Builder(), {}, {}
     for node in program.nodes:
-        if node in waiting or node not in varying:
+        if node in waiting or (is_constant(node) and not node.axes):
             new[node] = rebuilt(b, node, new)
         elif isinstance(node, Input):
             new[node] = b.input(node.name, *node.axes)

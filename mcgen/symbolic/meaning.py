@@ -108,3 +108,5 @@ def lowerable(meaning: Meaning) -> None:
         raise UnsupportedError(f"a memory of kind mlp cannot be lowered yet; {LOWERED}")
     if meaning.recurrence.reads_memory:
         raise UnsupportedError(f"a grad that depends on the memory cannot be lowered yet; {LOWERED}")
+    if not meaning.recurrence.writes:
+        raise UnsupportedError("nothing is ever written to M, so every read-out is zero; write outer(v, k) to it")
