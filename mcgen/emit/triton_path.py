@@ -357,7 +357,7 @@ def triton_source(meaning: Meaning) -> str:
     prelude = render(
         "triton/prelude.py.jinja",
         chained=meaning.chained,
-        decays="_runs(" in text,
+        decays="_tile_runs(" in text,
         functions=[source for name, source in FUNCTIONS.items() if f"{name}(" in text],
     )
     return "\n\n\n".join([prelude.strip("\n"), text, _host(kernels, parts, launches_states).strip("\n")])

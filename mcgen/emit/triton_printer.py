@@ -68,7 +68,7 @@ class Printer:
         if isinstance(node, Decay) and node.gate not in self.runs:
             self.runs[node.gate] = self.names[node.gate]
             run = self.names[node.gate]
-            self.lines.append(f"{run}_e, {run}_f, {run}_c, {run}_e1, {run}_f1, {run}_c1 = _runs({run})")
+            self.lines.append(f"{run}_e, {run}_f, {run}_c, {run}_e1, {run}_f1, {run}_c1 = _tile_runs({run})")
         self.lines.append(f"{self.names[node]} = {self._expression(node)}")
 
     def _expression(self, node: Node) -> str:
@@ -145,7 +145,7 @@ class Printer:
             f"{aligned(r, row_axes, order)} - {aligned(c, column_axes, order)}" if node.column else r
             for r, c in zip(rows, columns, strict=True)
         ]
-        text = f"_product({', '.join(differences)})"
+        text = f"_tile_product({', '.join(differences)})"
         if not (node.row and node.column):
             return text
         reach = ">" if node.exclusive else ">="
