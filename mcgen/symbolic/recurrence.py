@@ -24,6 +24,7 @@ from mcgen.spec import Spec, Step
 from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Span, Unary, walk
 from mcgen.symbolic.expressions import problem, to_sympy
 from mcgen.symbolic.objective import VALUE, ErrorRow, error_row
+from mcgen.symbolic.text import text
 
 MEMORY = "M"
 
@@ -39,9 +40,13 @@ class Write:
     key_lag: int = 0
     value: sympy.Expr = VALUE
 
+    def at(self, token: str) -> str:
+        """The write of a token as text."""
+        value = text(self.value.subs(VALUE, sympy.Symbol(_lagged("v", token, self.value_lag))))
+        return f"{f'({value})' if self.value.is_Add else value} {_lagged('k', token, self.key_lag)}ᵀ"
+
     def __str__(self) -> str:
-        value = sympy.sstr(self.value.subs(VALUE, sympy.Symbol(_lagged("v", self.value_lag))))
-        return f"{f'({value})' if self.value.is_Add else value} {_lagged('k', self.key_lag)}ᵀ"
+        return self.at("t")
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,12 @@ class GradientWrite:
 
     line: int
 
+    def at(self, token: str) -> str:
+        """The write of a token as text."""
+        return f"grad[{token}, line {self.line + 1}]"
+
     def __str__(self) -> str:
-        return f"grad[line {self.line + 1}]"
+        return self.at("t")
 
 
 @dataclass(frozen=True)
@@ -101,13 +110,18 @@ class Recurrence:
         return tuple(dict.fromkeys(a for s in self.slots for a in self.forms[s] if not isinstance(a, PreviousSlot)))
 
     @property
+    def gradients_come_first(self) -> bool:
+        """Whether every gradient is taken before any line assigns the memory."""
+        return all(form == {PreviousSlot(MEMORY): 1} for form in self.memory_at.values())
+
+    @property
     def reads_memory(self) -> bool:
         """Whether some write depends on the state."""
         return any(isinstance(write, GradientWrite) for write in self.writes)
 
 
-def _lagged(name: str, lag: int) -> str:
-    return f"{name}[t-{lag}]" if lag else f"{name}[t]"
+def _lagged(name: str, token: str, lag: int) -> str:
+    return f"{name}[{token}-{lag}]" if lag else f"{name}[{token}]"
 
 
 def recurrence(spec: Spec) -> Recurrence:
