@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mcgen.ir.program import Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename
+from mcgen.ir.program import Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve
 
 
 @dataclass
@@ -35,6 +35,8 @@ def hint(node: Node, names: Mapping[Node, str]) -> str:
             return f"at_{axis}"
         case Contract(_, left, right, _) if isinstance(left, Input) and isinstance(right, Input):
             return f"{names[left]}_{names[right]}"
+        case Solve():
+            return "rows"
         case Decay():
             return f"decay_{axes}" if axes else "decay_all"
         case Reduce(_, operation, _, _):

@@ -16,7 +16,8 @@ from mcgen.emit.rendering import render
 from mcgen.emit.torch_printer import RESERVED, function
 from mcgen.ir import aggregate
 from mcgen.ir.program import Program
-from mcgen.ir.step import key_name, query_name, state_axes, step, step_vjp, value_name
+from mcgen.ir.closed_form import key_name, value_name
+from mcgen.ir.step import query_name, state_axes, step, step_vjp
 from mcgen.passes.hoist import hoist, part
 from mcgen.passes.simplify import select, simplify
 from mcgen.symbolic.meaning import Meaning
@@ -79,19 +80,19 @@ class TorchPath:
 
     @cached_property
     def state(self) -> Mapping[str, tuple[str, ...]]:
-        return state_axes(self.meaning)
+        return state_axes(self.meaning, self.meaning.anchored(CHUNK))
 
     @cached_property
     def forward(self) -> tuple[Program, Program, Program]:
         """`writes`, `carry` and `read_online`."""
-        whole = simplify(step(self.meaning))
+        whole = simplify(step(self.meaning, anchored=self.meaning.anchored(CHUNK)))
         writes, carry = _apart(select(whole, [f"{name}_next" for name in self.state], "carry"), self.state)
         return _named(writes, "writes"), carry, select(whole, self.online, "read_online")
 
     @cached_property
     def backward(self) -> tuple[Program, Program, Program]:
         """`pulls`, `carry_vjp` and `inputs_vjp`."""
-        whole = simplify(step_vjp(self.meaning))
+        whole = simplify(step_vjp(self.meaning, anchored=self.meaning.anchored(CHUNK)))
         state = [f"d_{name}" for name in self.state]
         pulls, carry = _apart(select(whole, state, "carry_vjp"), self.cotangents)
         rest = [name for name in whole.outputs if name not in state]
@@ -120,7 +121,8 @@ class TorchPath:
     @cached_property
     def plain(self) -> bool:
         """Whether segments make no difference: states go through their ends, and nothing reads them."""
-        return self.meaning.chained and not self.meaning.reads_cached
+        meaning = self.meaning
+        return meaning.chained and not meaning.reads_cached and meaning.gradient_chunk is None
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
@@ -151,10 +153,12 @@ class TorchPath:
             {"chosen": ("(B, H, T, TOP_K)", "the segments each row reads, where it chooses")} if kind == "ssc" else {}
         )
         printed = [function(program, f"_{program.name}", _doc(program.name)) for program in self.programs]
-        fresh = dict.fromkeys(meaning.recurrence.slots, "slot") | ({"pool": "slot[..., 0]"} if meaning.routes else {})
+        fresh = dict.fromkeys([n for n in self.state if n != "pool"], "slot") | ({"pool": "slot[..., 0]"} if meaning.routes else {})
         sums = kind in ("residual", "mean")
         return {
-            "chunk": CHUNK,
+            "chunk": meaning.step(CHUNK),
+            "gradient": meaning.gradient_chunk,
+            "anchored": meaning.anchored(CHUNK),
             "rows": ROWS,
             "scratch": SCRATCH,
             "tile": TILE,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from mcgen.emit.naming import name_values
 from mcgen.emit.scalar import TORCH
-from mcgen.ir.program import AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, placeholder
+from mcgen.ir.program import AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve, placeholder
 
 RESERVED = {"F", "math", "torch", "others", "_", "_decay", "_runs", "_spread", *(f"n_{axis}" for axis in AXES)}
 
@@ -88,6 +88,9 @@ def _expression(node: Node, names: Mapping[Node, str], sizes: _Sizes, runs: Mapp
             position = operand.axes.index(node.old)
             assert axes.index(new) == position, "a rename keeps the order of the axes it is used on"
             return names[operand]
+        case Solve(_, matrix, right, transposed):
+            system, upper = f"-{names[matrix]}{'.mT' if transposed else ''}", str(transposed)
+            return f"torch.linalg.solve_triangular({system}, {names[right]}, upper={upper}, unitriangular=True)"
         case Decay(axes, gate, row, column, exclusive):
             kind = "before" if exclusive else "through"
             text = f'_decay({runs[gate]}, "{kind if row else "end"}", "{"after" if column else "start"}")'

@@ -10,7 +10,21 @@ from collections.abc import Callable, Iterable, Mapping
 
 import sympy
 
-from mcgen.ir.program import Builder, Contract, Decay, Input, Iota, Map, Node, Reduce, Rename, placeholder, topological
+from mcgen.ir.program import (
+    TOKEN_AXES,
+    Builder,
+    Contract,
+    Decay,
+    Input,
+    Iota,
+    Map,
+    Node,
+    Reduce,
+    Rename,
+    Solve,
+    placeholder,
+    topological,
+)
 
 Row = Callable[[Builder, Node, Node], Iterable[tuple[Node, Node]]]
 
@@ -52,6 +66,18 @@ def _decay(b: Builder, node: Decay, g: Node) -> Iterable[tuple[Node, Node]]:
     yield node.gate, b.rename(b.sum(b.product(reached, before), *filter(None, [node.column])), "m", axis)
 
 
+def _solve(b: Builder, node: Solve, g: Node) -> Iterable[tuple[Node, Node]]:
+    """d X = A X + B  ->  for B the transposed solve h of g, and for A[t, j] the sum of h[t] * X[j]."""
+    right = b.solve(node.matrix, g, not node.transposed)
+    yield node.right, right
+    row, column = node.matrix.axes
+    (other,) = set(node.axes) - {row}
+    rows, columns = (node, right) if node.transposed else (right, node)
+    if other in TOKEN_AXES:  # the columns of X are tokens too: another name, so as not to meet the matrix's
+        rows, columns, other = b.rename(rows, other, "m"), b.rename(columns, other, "m"), "m"
+    yield node.matrix, b.contract(rows, b.rename(columns, row, column), other)
+
+
 DERIVATIVES: Mapping[type[Node], Row] = {
     Input: lambda b, node, g: (),
     Iota: lambda b, node, g: (),
@@ -60,6 +86,7 @@ DERIVATIVES: Mapping[type[Node], Row] = {
     Reduce: _reduce,
     Rename: _rename,
     Decay: _decay,
+    Solve: _solve,
 }
 
 

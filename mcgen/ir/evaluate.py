@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import sympy
 import torch
 
-from mcgen.ir.program import AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, placeholder
+from mcgen.ir.program import AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve, placeholder
 from mcgen.symbolic import functions
 
 Tensor = torch.Tensor
@@ -101,6 +101,9 @@ def _evaluate(
         case Decay(axes, gate, row, column, exclusive):
             products = _decay(value[gate], row is not None, column is not None, exclusive)
             return products.mT if axes == (column, row) else products
+        case Solve(_, matrix, right, transposed):
+            system = torch.eye(sizes[matrix.axes[0]], dtype=like.dtype, device=like.device) - value[matrix]
+            return torch.linalg.solve(system.mT if transposed else system, value[right])
     raise TypeError(f"no meaning for {type(node).__name__}")
 
 

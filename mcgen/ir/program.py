@@ -125,6 +125,22 @@ class Decay(Node):
         return (self.gate,)
 
 
+@dataclass(frozen=True, eq=False)
+class Solve(Node):
+    """X with X = A X + B, for A[t j] strictly lower triangular (exact zeros on and above its diagonal) and B along t.
+
+    `transposed` solves X = Aᵀ X + B instead. X has B's axes; A's columns are the rows of X again.
+    """
+
+    matrix: Node
+    right: Node
+    transposed: bool
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        return self.matrix, self.right
+
+
 @dataclass(frozen=True)
 class Program:
     """A named program: its outputs by name. Inputs are the Input nodes its outputs reach."""
@@ -232,6 +248,9 @@ class Builder:
         axes = in_order([new if axis == old else axis for axis in operand.axes])
         return self._intern(Rename(axes, operand, old, new))
 
+    def solve(self, matrix: Node, right: Node, transposed: bool = False) -> Node:
+        return self._intern(Solve(right.axes, matrix, right, transposed))
+
     def decay(self, gate: Node, row: str | None, column: str | None, exclusive: bool = False) -> Node:
         axes = in_order(axis for axis in (row, column) if axis)
         return self._intern(Decay(axes, gate, row, column, exclusive))
@@ -263,6 +282,8 @@ def describe(node: Node, name: Mapping[Node, str]) -> str:
         case Decay(_, gate, row, column, exclusive):
             run = f"{column or 'start'} < m {'<' if exclusive else '<='} {row or 'end'}"
             return f"product of {name[gate]}[m] over {run}"
+        case Solve(_, matrix, right, transposed):
+            return f"x with x = {name[matrix]}{'ᵀ' if transposed else ''} x + {name[right]}"
     raise TypeError(f"no text for {type(node).__name__}")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, placeholder
+from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, Solve, placeholder
 from mcgen.symbolic.functions import Where
 
 
@@ -62,6 +62,10 @@ def _zero_sum(b: Builder, node: Node) -> Node | None:
     return None
 
 
+def _no_system(b: Builder, node: Node) -> Node | None:
+    return node.right if isinstance(node, Solve) and is_constant(node.matrix, 0) else None
+
+
 def _unit_decay(b: Builder, node: Node) -> Node | None:
     if not isinstance(node, Decay) or not is_constant(node.gate, 1):
         return None
@@ -83,6 +87,7 @@ RULES = (
     Rule("operand not needed", "f(x, y) that reads x only", "f(x)", _unused),
     Rule("constant spread along axes", "c[t]", "c", _constant_axes),
     Rule("sum of zeros", "sum 0 * x", "0", _zero_sum),
+    Rule("nothing to solve", "x with x = 0 x + b", "b", _no_system),
     Rule("decay by one", "product of 1 over j < m <= t", "1 where j <= t, else 0", _unit_decay),
     Rule("constant along another axis", "c with t as j", "c", _constant_rename),
 )
@@ -120,6 +125,8 @@ def rebuilt(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
             return (b.sum if operation == "sum" else b.max)(new[operand], *over)
         case Rename(_, operand, old, new_axis):
             return b.rename(new[operand], old, new_axis)
+        case Solve(_, matrix, right, transposed):
+            return b.solve(_spread(b, new[matrix], matrix.axes), _spread(b, new[right], right.axes), transposed)
         case Decay(_, gate, row, column, exclusive):
             return b.decay(_spread(b, new[gate], gate.axes), row, column, exclusive)
     return b._intern(replace(node))

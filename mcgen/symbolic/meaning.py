@@ -40,6 +40,29 @@ class Meaning:
         return self.aggregate != "none"
 
     @property
+    def gradient_chunk(self) -> int | None:
+        """Tokens of the chunks at whose start gradients are taken, where some write depends on the memory there.
+
+        A chunk as long as a segment is the segment, whatever its length.
+        """
+        size, chunk = self.spec.segment.size, self.recurrence.chunk
+        if chunk is None or not self.recurrence.reads_memory:
+            return None
+        return chunk if size is None or chunk < size else -(-size // 64) * 64
+
+    def step(self, most: int) -> int:
+        """Tokens of a chunk step of up to about `most` tokens: gradient chunks are a whole number of steps."""
+        chunk = self.gradient_chunk
+        if chunk is None or chunk <= most:
+            return chunk or most
+        divisors = [n for n in range(most // 2, chunk + 1) if chunk % n == 0]
+        return min(divisors, key=lambda n: (n > 2 * most, abs(n - most)))
+
+    def anchored(self, most: int) -> bool:
+        """Whether a gradient chunk is several steps, so that the memory at its start has to be carried along."""
+        return self.gradient_chunk is not None and self.step(most) < self.gradient_chunk
+
+    @property
     def chained(self) -> bool:
         """Whether a segment starts from the end of the one before."""
         return self.init == "checkpoint"
@@ -95,18 +118,26 @@ def meaning(spec: Spec) -> Meaning:
     return found
 
 
-LOWERED = "lowered are matrix memories whose steps write outer(...) or the grad of an objective linear in p"
+LOWERED = "lowered are matrix memories"
 
 
 def lowerable(meaning: Meaning) -> None:
     """Nothing, where a module can be made of a meaning.
 
     Raises:
-        UnsupportedError: it cannot yet; the message says what would be accepted.
+        UnsupportedError: it cannot; the message says what would be accepted.
     """
     if not meaning.linear:
         raise UnsupportedError(f"a memory of kind mlp cannot be lowered yet; {LOWERED}")
-    if meaning.recurrence.reads_memory:
-        raise UnsupportedError(f"a grad that depends on the memory cannot be lowered yet; {LOWERED}")
     if not meaning.recurrence.writes:
         raise UnsupportedError("nothing is ever written to M, so every read-out is zero; write outer(v, k) to it")
+    if meaning.recurrence.reads_memory and meaning.recurrence.chunk is None and meaning.recurrence.error.affine is None:
+        raise UnsupportedError(_token_gradients(meaning.recurrence))
+
+
+def _token_gradients(recurrence: Recurrence) -> str:
+    same = " ({chunk: 1} is the same as token here)" if recurrence.gradients_come_first else ""
+    return (
+        "gradient: token needs an objective quadratic in p, with a curvature that is a number; "
+        f"this one's gradient by p is {recurrence.error.expression}. Take gradient: {{chunk: b}}{same}"
+    )

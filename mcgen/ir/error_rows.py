@@ -1,0 +1,118 @@
+"""Error rows of the gradients a rule takes, for one chunk of a matrix memory (SEMANTICS 6).
+
+The gradient at token t is e_t k_tᵀ with e = dL/dp at p = M k_t. Taken over chunks, M is the memory at the chunk's start
+and every row is a function of p alone. Taken token by token, M holds the chunk's earlier gradients too; where e is affine
+in p, e = kappa p + c(v), the rows then solve a unit lower triangular system
+
+    E = kappa (R'∘K X + (C'_w∘K K_wᵀ) V_w) + c(V) + kappa (C'∘K Kᵀ) E,
+
+primes the coefficients of M as it stands at the line that takes the gradient. Several such lines give a system of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import sympy
+
+from mcgen.ir.closed_form import AnyWrite, ClosedForm, Coefficients
+from mcgen.ir.program import Builder, Node
+from mcgen.symbolic.functions import Absolute, Where
+from mcgen.symbolic.objective import PREDICTION, VALUE
+from mcgen.symbolic.recurrence import GradientWrite, LinearForm, PreviousSlot
+
+
+def error_rows(form: ClosedForm, slots: Mapping[str, Node], anchor: Node) -> dict[GradientWrite, Node]:
+    """e[t v] of every gradient write, from the slots at the chunk's start; `anchor` is the memory gradients are taken at,
+    where they are taken over chunks."""
+    recurrence = form.recurrence
+    gradients = [write for write in recurrence.writes if isinstance(write, GradientWrite)]
+    if not gradients:
+        return {}
+    if recurrence.chunk is not None:
+        prediction = form.b.contract(_keys(form), anchor, "k")
+        rows = form.of_values(recurrence.error.expression, {PREDICTION: prediction, VALUE: _values(form)})
+        return dict.fromkeys(gradients, rows)
+    system = [_equation(form, slots, gradients, write) for write in gradients]
+    return dict(zip(gradients, _solved(form.b, [row for row, _ in system], [right for _, right in system]), strict=True))
+
+
+def _keys(form: ClosedForm) -> Node:
+    return form.b.rename(form.b.input("k", "j", "k"), "j", "t")
+
+
+def _values(form: ClosedForm) -> Node:
+    return form.b.rename(form.b.input("v", "j", "v"), "j", "t")
+
+
+def _equation(
+    form: ClosedForm, slots: Mapping[str, Node], gradients: Sequence[GradientWrite], write: GradientWrite
+) -> tuple[list[Node | None], Node]:
+    """The block row of a line: its coefficients[t j] on every line's error rows, and its right-hand side[t v]."""
+    b, keys = form.b, _keys(form)
+    kappa, rest = form.recurrence.error.affine
+    at = _at_line(form, form.recurrence.memory_at[write.line])
+    k, c = b.constant(kappa), form.of_values(rest, {VALUE: _values(form)})
+    scores = lambda w: b.product(k, at.writes[w], b.contract(keys, form.key(w), "k"))  # noqa: E731
+    right = [b.product(k, node, b.contract(keys, slots[slot], "k")) for slot, node in at.start.items()]
+    right += [b.contract(scores(w), form.value(w), "j") for w in at.writes if not isinstance(w, GradientWrite)]
+    return [scores(g) if g in at.writes else None for g in gradients], b.total([*right, c])
+
+
+def _at_line(form: ClosedForm, memory: LinearForm) -> Coefficients:
+    """R' and C' of the memory as it stands at a line, given as a form over last token's slots and this token's writes."""
+    b = form.b
+    start: dict[str, list[Node]] = {}
+    writes: dict[AnyWrite, list[Node]] = {}
+    for atom, rate in memory.items():
+        value = form.gate(rate, neutral=0)
+        if isinstance(atom, PreviousSlot):
+            before = form.coefficients(atom.name, "t", exclusive=True)
+            for slot, node in before.start.items():
+                start.setdefault(slot, []).append(b.product(value, node))
+            for write, node in before.writes.items():
+                writes.setdefault(write, []).append(b.product(value, node))
+        else:
+            writes.setdefault(atom, []).append(_same_token(b, value))
+    return Coefficients(
+        {slot: b.total(terms) for slot, terms in start.items()}, {write: b.total(terms) for write, terms in writes.items()}
+    )
+
+
+def _same_token(b: Builder, rate: Node) -> Node:
+    """A diagonal[t j]."""
+    row, column, value = sympy.symbols("row column value", real=True)
+    diagonal = Where(1 - Absolute(row - column), value, sympy.S.Zero)
+    return b.map(diagonal, {row: b.iota("t"), column: b.iota("j"), value: rate})
+
+
+def _solved(b: Builder, rows: list[list[Node | None]], right: list[Node]) -> list[Node]:
+    """The E with E_l = sum over m of A[l, m] E_m + B_l: the first unknown eliminated, the others solved likewise."""
+    if not right:
+        return []
+    (own, *others), *below = rows
+    first = _solve(b, own, right[0])
+    passed = [_solve(b, own, node) if node is not None else None for node in others]
+    reduced, remaining = [], []
+    for (factor, *rest), value in zip(below, right[1:], strict=True):
+        reduced.append([_plus(b, node, _times(b, factor, other)) for node, other in zip(rest, passed, strict=True)])
+        remaining.append(_plus(b, value, _times(b, factor, first)))
+    found = _solved(b, reduced, remaining)
+    for factor, value in zip(passed, found, strict=True):
+        first = _plus(b, first, _times(b, factor, value))
+    return [first, *found]
+
+
+def _solve(b: Builder, matrix: Node | None, right: Node) -> Node:
+    return right if matrix is None else b.solve(matrix, right)
+
+
+def _times(b: Builder, matrix: Node | None, right: Node | None) -> Node | None:
+    """matrix[t j] times right[t ...], along the tokens."""
+    if matrix is None or right is None:
+        return None
+    return b.contract(b.rename(matrix, "j", "s"), b.rename(right, "t", "s"), "s")
+
+
+def _plus(b: Builder, left: Node | None, right: Node | None) -> Node | None:
+    return b.total([left, right]) if left is not None and right is not None else left if right is None else right
