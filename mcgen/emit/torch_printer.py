@@ -84,10 +84,9 @@ def _expression(node: Node, names: Mapping[Node, str], sizes: _Sizes, runs: Mapp
             dims = ", ".join(str(operand.axes.index(axis) - len(operand.axes)) for axis in over)
             method = {"sum": "sum", "max": "amax"}[operation]
             return f"{names[operand]}.{method}(({dims}))" if len(over) > 1 else f"{names[operand]}.{method}({dims})"
-        case Rename(axes, operand, _, new):
-            position = operand.axes.index(node.old)
-            assert axes.index(new) == position, "a rename keeps the order of the axes it is used on"
-            return names[operand]
+        case Rename(axes, operand, old, new):
+            moved = axes.index(new) != operand.axes.index(old)
+            return f"{names[operand]}.mT" if moved else names[operand]
         case Solve(_, matrix, right, transposed):
             system, upper = f"-{names[matrix]}{'.mT' if transposed else ''}", str(transposed)
             return f"torch.linalg.solve_triangular({system}, {names[right]}, upper={upper}, unitriangular=True)"
