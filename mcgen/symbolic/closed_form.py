@@ -231,32 +231,34 @@ def _short(difference: sympy.Expr) -> sympy.Expr:
 
 
 def _entry(lines: Mapping[str, Line], slot: str, of: str | Write | GradientWrite) -> Entry:
-    count = _count(lines, slot, of)
-    if count > MAX_PATHS:
-        return Entry(of, (), count)
-    paths = _paths(lines, slot, of)
+    counts = _counts(lines, of)
+    if counts[slot] > MAX_PATHS:
+        return Entry(of, (), counts[slot])
+    paths = _paths(lines, counts, slot, of)
     terms = [term for path in paths if (term := _term(lines, slot, path, of)) is not None]
     return Entry(of, tuple(terms), len(terms))
 
 
-def _count(lines: Mapping[str, Line], slot: str, of: str | Write | GradientWrite) -> int:
-    """The number of paths; `lines` lists the slots that others take in before those."""
+def _counts(lines: Mapping[str, Line], of: str | Write | GradientWrite) -> dict[str, int]:
+    """The number of paths from each slot; `lines` lists the slots that others take in before those."""
     counts: dict[str, int] = {}
     for name, line in lines.items():
         counts[name] = _ends(name, line, of) + sum(counts[link.source] for link in line.links)
-    return counts[slot]
+    return counts
 
 
 def _ends(slot: str, line: Line, of: str | Write | GradientWrite) -> bool:
     return of == slot if isinstance(of, str) else of in line.writes
 
 
-def _paths(lines: Mapping[str, Line], slot: str, of: str | Write | GradientWrite) -> Iterator[tuple[Link, ...]]:
+def _paths(
+    lines: Mapping[str, Line], counts: Mapping[str, int], slot: str, of: str | Write | GradientWrite
+) -> Iterator[tuple[Link, ...]]:
     """The chains of links from a slot down to one that is, or takes, what is asked for."""
     if _ends(slot, lines[slot], of):
         yield ()
     for link in lines[slot].links:
-        for rest in _paths(lines, link.source, of):
+        for rest in _paths(lines, counts, link.source, of) if counts[link.source] else ():
             yield (link, *rest)
 
 

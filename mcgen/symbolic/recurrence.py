@@ -290,7 +290,8 @@ class _Line:
     def _not_linear(self, expression: Expression) -> SpecError:
         span: Span = expression.span
         if not self._shaped(expression):
-            message = "this term is a number, not shaped like the memory"
+            what = f"`{expression.id}` is a gate," if isinstance(expression, Name) else "this term is"
+            message = f"{what} a number, not shaped like the memory"
             hint = "multiply it by a slot, outer(...) or grad"
         else:
             message = "not linear in the slots"
