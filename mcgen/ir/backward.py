@@ -10,13 +10,15 @@ Weights come back from the logits and the row's log-sum-exp, so neither they nor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import sympy
 
 from mcgen.ir.aggregate import read_segment
+from mcgen.ir.cut import cut
 from mcgen.ir.derivative import vjp
-from mcgen.ir.program import Builder, Node, Program
-from mcgen.ir.step import step_gradients, step_outputs
+from mcgen.ir.program import Builder, Node, Program, Solve, topological
+from mcgen.ir.step import error_names, error_outputs, state_axes, step_gradients, step_outputs
 from mcgen.symbolic.meaning import Meaning
 
 
@@ -62,22 +64,61 @@ def share(b: Builder, meaning: Meaning) -> Node:
     return b.input("share") if meaning.aggregate == "mean" else b.constant(1)
 
 
-def local(meaning: Meaning) -> Program:
-    """The reverse of a chunk step, from the cotangent of y: outputs `d_<input>`, gradients of rows already in `d_q_rows`.
+@dataclass(frozen=True)
+class Reverse:
+    """The reverse of a chunk step, from the cotangent of y.
 
-    Inputs beyond the step's: d_y[t v]; `online`[t], the weight of the online read-out, and `d_r`[t], its logit's
-    gradient, where rows are routed; the cotangents of the state at the chunk's end.
+    chain   what has to go from chunk to chunk: `d_<slot>` and `d_pool` at the chunk's start, and `pull_<n>`[t v], the
+            cotangents that pass through error rows
+    inputs  `d_<input>` of everything else, from error rows and pulls as they are known then; gradients that rows have
+            already are inputs `d_<query>_rows`
+    errors  the inputs that error rows depend on
     """
+
+    chain: Program
+    inputs: Program
+    errors: frozenset[str]
+
+    @property
+    def pulls(self) -> list[str]:
+        return [name for name in self.chain.outputs if name.startswith("pull_")]
+
+
+def reverse(meaning: Meaning, anchored: bool = False) -> Reverse:
+    """Inputs beyond the step's: d_y[t v]; `online`[t], the weight of the online read-out, and `d_r`[t], its logit's
+    gradient, where rows are routed; the cotangents of the state at the chunk's end."""
     b = Builder()
-    outputs = step_outputs(b, meaning, masked=True)
+    known = {name: b.input(name, "t", "v") for name in error_names(meaning).values()}
+    outputs = step_outputs(b, meaning, True, anchored, known)
     cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
     weight = b.input("online", "t") if meaning.routes else share(b, meaning)
     cotangents["o"] = b.product(weight, b.input("d_y", "t", "v"))
-    gradients = step_gradients(b, meaning, outputs, cotangents)
+    gradients = step_gradients(b, meaning, outputs, cotangents, anchored)
+    errors = error_outputs(b, meaning, True, anchored) if known else {}
+    owed = {name: gradients.pop(f"d_{name}") for name in known}
+    through = vjp(b, errors, owed)
+    for name, node in through.items():
+        if f"d_{name}" in gradients:
+            gradients[f"d_{name}"] = b.total([gradients[f"d_{name}"], node])
     if meaning.reads_cached:
         for name in query_inputs(meaning):
             gradients[f"d_{name}"] = b.total([gradients[f"d_{name}"], b.input(f"d_{name}_rows", "t", "k")])
-    return Program("local", gradients)
+    pulls = _pulls(meaning, owed, through)
+    state = [f"d_{name}" for name in state_axes(meaning, anchored)]
+    chain = {**{name: gradients[name] for name in state}, **{name: node for node, name in pulls.items()}}
+    rest = {name: node for name, node in gradients.items() if name not in state} | {n: gradients[n] for n in state}
+    cuts = {**{errors[name]: name for name in known}, **pulls}
+    reads = frozenset(Program("errors", errors).inputs)
+    return Reverse(Program("retreat", chain), cut(Program("reverse", rest), cuts), reads)
+
+
+def _pulls(meaning: Meaning, owed: Mapping[str, Node], through: Mapping[str, Node]) -> dict[Node, str]:
+    """The values to keep of the way back through error rows: solutions where there is a system, else what is owed."""
+    nodes = list(owed.values())
+    if meaning.recurrence.chunk is None:
+        reached = topological(through.values())
+        nodes = [node for node in reached if isinstance(node, Solve) and node.transposed and "v" in node.axes]
+    return {node: f"pull_{i}" for i, node in enumerate(dict.fromkeys(nodes))}
 
 
 def query_inputs(meaning: Meaning) -> list[str]:

@@ -21,7 +21,7 @@ from mcgen.ir.error_rows import error_rows
 from mcgen.ir.program import Builder, Node, Program
 from mcgen.symbolic.functions import Where
 from mcgen.symbolic.meaning import Meaning
-from mcgen.symbolic.recurrence import MEMORY, Recurrence
+from mcgen.symbolic.recurrence import MEMORY, GradientWrite, Recurrence
 
 WITHOUT_GRADIENT = frozenset({"head", "valid", "count", "fresh"})
 
@@ -84,19 +84,43 @@ def state_axes(meaning: Meaning, anchored: bool = False) -> dict[str, tuple[str,
     return {**dict.fromkeys(slots, ("k", "v")), **({"pool": ("k",)} if meaning.routes else {})}
 
 
-def step_outputs(b: Builder, meaning: Meaning, masked: bool, anchored: bool = False) -> dict[str, Node]:
-    recurrence = meaning.recurrence
-    form = ClosedForm(b, recurrence, gate_nodes(b, meaning.spec), masked)
-    slots = {slot: b.input(slot, "k", "v") for slot in recurrence.slots}
+def step_outputs(
+    b: Builder, meaning: Meaning, masked: bool, anchored: bool = False, errors: Mapping[str, Node] | None = None
+) -> dict[str, Node]:
+    """The outputs of the chunk step as nodes. `errors` gives the error rows by name where they are known already."""
+    form, slots = closed_form(b, meaning, masked)
     at = _anchor(b, slots[MEMORY]) if anchored else slots[MEMORY]
-    form.errors.update(error_rows(form, slots, at))
+    form.errors.update(_by_write(meaning, errors) if errors is not None else error_rows(form, slots, at))
     outputs = {"anchor_next": at} if anchored else {}
-    outputs |= {"o": _read_out(b, recurrence, form, slots)}
+    outputs |= {"o": _read_out(b, meaning.recurrence, form, slots)}
     if meaning.routes:
         outputs["r"], outputs["pool_next"] = _pool(b, meaning)
-    for slot in recurrence.slots:
+    for slot in meaning.recurrence.slots:
         outputs[f"{slot}_next"] = _next_state(b, form, slot, slots)
     return outputs
+
+
+def closed_form(b: Builder, meaning: Meaning, masked: bool) -> tuple[ClosedForm, dict[str, Node]]:
+    """The closed form of a chunk, and the slots at its start."""
+    form = ClosedForm(b, meaning.recurrence, gate_nodes(b, meaning.spec), masked)
+    return form, {slot: b.input(slot, "k", "v") for slot in meaning.recurrence.slots}
+
+
+def error_outputs(b: Builder, meaning: Meaning, masked: bool, anchored: bool = False) -> dict[str, Node]:
+    """The error rows[t v] of the gradients a rule takes, by name, from the slots at the chunk's start."""
+    form, slots = closed_form(b, meaning, masked)
+    rows = error_rows(form, slots, _anchor(b, slots[MEMORY]) if anchored else slots[MEMORY])
+    return {name: rows[write] for write, name in error_names(meaning).items()}
+
+
+def error_names(meaning: Meaning) -> dict[GradientWrite, str]:
+    """A name for the error rows of every gradient write; over chunks, all lines of a rule take the same."""
+    gradients = [write for write in meaning.recurrence.writes if isinstance(write, GradientWrite)]
+    return {w: f"error_{0 if meaning.recurrence.chunk is not None else i}" for i, w in enumerate(gradients)}
+
+
+def _by_write(meaning: Meaning, errors: Mapping[str, Node]) -> dict[GradientWrite, Node]:
+    return {write: errors[name] for write, name in error_names(meaning).items()}
 
 
 def _anchor(b: Builder, memory: Node) -> Node:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from mcgen.ir.program import Builder, Input, Map, Node, Program, placeholder
-from mcgen.passes.simplify import is_constant, rebuilt
+from mcgen.ir.rebuild import is_constant, rebuilt
 
 
 def hoist(program: Program, carried: Collection[str], label: Callable[[Node], str]) -> tuple[Program, Program]:

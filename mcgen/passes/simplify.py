@@ -7,11 +7,12 @@ values comes with rebuilding, since a Builder keeps one node a value; what no ou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sympy
 
 from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, Solve, placeholder
+from mcgen.ir.rebuild import is_constant, rebuilt, spread
 from mcgen.symbolic.functions import Where
 
 
@@ -23,11 +24,6 @@ class Rule:
     before: str
     after: str
     apply: Callable[[Builder, Node], Node | None]
-
-
-def is_constant(node: Node, value: int | None = None) -> bool:
-    """Whether a node is one number, the same everywhere (that number, where one is given)."""
-    return isinstance(node, Map) and not node.values and (value is None or node.expression == value)
 
 
 def _fold(b: Builder, node: Node) -> Node | None:
@@ -98,7 +94,7 @@ def simplify(program: Program, rules: tuple[Rule, ...] = RULES) -> Program:
     b, new = Builder(), {}
     for node in program.nodes:
         new[node] = _settled(b, rebuilt(b, node, new), rules)
-    return Program(program.name, {name: _spread(b, new[node], node.axes) for name, node in program.outputs.items()})
+    return Program(program.name, {name: spread(b, new[node], node.axes) for name, node in program.outputs.items()})
 
 
 def _settled(b: Builder, node: Node, rules: tuple[Rule, ...]) -> Node:
@@ -107,33 +103,6 @@ def _settled(b: Builder, node: Node, rules: tuple[Rule, ...]) -> Node:
         if changed is None:
             return node
         node = changed
-
-
-def rebuilt(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
-    """The same node over new operands, its axes inferred again."""
-    match node:
-        case Map(axes, expression, values):
-            return b.map(expression, {placeholder(i): new[value] for i, value in enumerate(values)}, axes)
-        case Contract(_, left, right, over):
-            kept = new[left], new[right]
-            if all(map(is_constant, kept)):
-                kept = _spread(b, new[left], left.axes), new[right]
-            return b.contract(*kept, *over)
-        case Reduce(_, operation, operand, over):
-            if is_constant(new[operand]) and not is_constant(new[operand], 0):
-                return b.sum(_spread(b, new[operand], operand.axes), *over)
-            return (b.sum if operation == "sum" else b.max)(new[operand], *over)
-        case Rename(_, operand, old, new_axis):
-            return b.rename(new[operand], old, new_axis)
-        case Solve(_, matrix, right, transposed):
-            return b.solve(_spread(b, new[matrix], matrix.axes), _spread(b, new[right], right.axes), transposed)
-        case Decay(_, gate, row, column, exclusive):
-            return b.decay(_spread(b, new[gate], gate.axes), row, column, exclusive)
-    return b._intern(replace(node))
-
-
-def _spread(b: Builder, node: Node, axes: tuple[str, ...]) -> Node:
-    return b.map(node.expression, {}, axes) if is_constant(node) else b.broadcast(node, axes)
 
 
 def select(program: Program, outputs: Mapping[str, str] | list[str], name: str) -> Program:

@@ -1,0 +1,16 @@
+"""Cutting a program at values that another kernel has computed already: those nodes become inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mcgen.ir.program import Builder, Node, Program
+from mcgen.ir.rebuild import rebuilt
+
+
+def cut(program: Program, at: Mapping[Node, str]) -> Program:
+    """The program with the given nodes read as inputs of those names; what only they needed is left behind."""
+    b, new = Builder(), {}
+    for node in program.nodes:
+        new[node] = b.input(at[node], *node.axes) if node in at else rebuilt(b, node, new)
+    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
