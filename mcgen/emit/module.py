@@ -33,7 +33,7 @@ def module_source(meaning: Meaning) -> str:
         reference_source(spec),
         _constants(meaning),
         torch_source(meaning),
-        triton_source(meaning) if not meaning.recurrence.reads_memory else "",
+        triton_source(meaning),
         _operator(meaning),
         layer_source(spec),
     ]
@@ -68,6 +68,6 @@ def _operator(meaning: Meaning) -> str:
         lagged=lagged_inputs(meaning),
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
-        triton=not meaning.recurrence.reads_memory,
+        triton=True,
         routes=meaning.routes,
     )

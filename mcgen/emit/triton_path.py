@@ -14,7 +14,7 @@ from mcgen.emit.torch_path import lagged_inputs, tensor_inputs
 from mcgen.emit.triton_printer import Binding, statements
 from mcgen.ir import aggregate, backward
 from mcgen.ir.program import Program
-from mcgen.ir.step import state_axes, step
+from mcgen.ir.step import error_names, state_axes, step_after_errors, step_with_errors
 from mcgen.passes.simplify import select, simplify
 from mcgen.symbolic.meaning import Meaning
 
@@ -23,6 +23,7 @@ SCALARS = {
     "valid": "m_t.to(tl.float32)",
     "count": "(i_t - segment_start + 1 + o_t).to(tl.float32)",
     "share": "b_share",
+    "fresh": "b_fresh",
 }
 MATRIX_AXES = {"q": "k", "u": "k", "k": "k", "v": "v", "y": "v"}
 
@@ -44,7 +45,21 @@ class Kernels:
 
     @cached_property
     def state(self) -> Mapping[str, tuple[str, ...]]:
-        return state_axes(self.meaning)
+        return state_axes(self.meaning, self.anchored)
+
+    @cached_property
+    def anchored(self) -> bool:
+        """Whether gradient chunks may be longer than a chunk step, whose tile is at least LEAST_STEP tokens."""
+        return (self.meaning.gradient_chunk or 0) > LEAST_STEP
+
+    @cached_property
+    def errors(self) -> list[str]:
+        """The error rows that the states' kernel leaves for the others."""
+        return list(dict.fromkeys(error_names(self.meaning).values()))
+
+    @cached_property
+    def reverse(self) -> backward.Reverse:
+        return backward.reverse(self.meaning, self.anchored)
 
     @cached_property
     def slots(self) -> tuple[str, ...]:
@@ -70,20 +85,23 @@ class Kernels:
             names += ["cached"]
         if self.meaning.routes:
             names += ["pools", "lse", "online"]
-        return names
+        return names + self.errors
 
     @cached_property
     def programs(self) -> Mapping[str, Program]:
         """Every tile program the kernels are printed from, by kernel and part."""
         meaning = self.meaning
-        whole = simplify(step(meaning, masked=True))
         following = [f"{name}_next" for name in self.state]
-        programs = {"states": select(whole, following, "states")}
+        known = simplify(step_after_errors(meaning, self.anchored))
+        chain = simplify(step_with_errors(meaning, self.anchored))
         read = ["o", *(["r"] if meaning.routes else []), *following]
-        programs["read"] = select(whole, read, "read")
-        reverse = simplify(backward.local(meaning))
-        programs["local"] = reverse
-        programs["retreat"] = select(reverse, [f"d_{name}" for name in self.state], "retreat")
+        programs = {
+            "states": select(chain, [*following, *self.errors], "states"),
+            "advance": select(known, following, "advance"),
+            "read": select(known, [name for name in read if name != "anchor_next"], "read"),
+            "reverse": simplify(self.reverse.inputs),
+            "retreat": simplify(self.reverse.chain),
+        }
         if meaning.reads_cached:
             programs["read_segment"] = simplify(aggregate.program(aggregate.read_segment, meaning))
             programs["rows"] = simplify(backward.rows(meaning))
@@ -100,9 +118,9 @@ class Kernels:
         row, seen = "i_row", "m_t"
         if lag:
             row, seen = f"(i_row - {lag} * H)", f"(m_t & (i_t + o_t - {lag} >= border))"
-        if source.removeprefix("d_").removesuffix("_rows") not in MATRIX_AXES:
+        axis = columns(source)
+        if axis is None:
             return f"tl.load({source} + {row} + o_t * H, mask={seen}, other=0.0).to(tl.float32)"
-        axis = MATRIX_AXES[source.removeprefix("d_").removesuffix("_rows")]
         width = axis.upper()
         tile = f"{source} + {row} * {width} + (o_t[:, None] * (H * {width}) + o_{axis}[None, :])"
         narrow = ".to(IN)" if name in self.narrow else ""
@@ -125,6 +143,11 @@ class Kernels:
         clean = (lambda tile: f"tl.where({seen}, {tile}, 0.0)") if lag else (lambda tile: tile)
         return lambda tile: [f"tl.store({place}, {clean(tile)}.to({tensor}.dtype.element_ty), mask={mask})"]
 
+    def keep_rows(self, tensor: str) -> Callable[[str], list[str]]:
+        """Statements that store rows[t v] in float32."""
+        place = f"{tensor} + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :])"
+        return lambda tile: [f"tl.store({place}, {tile}, mask={_both('m_t', 'm_v')})"]
+
     def bind(self, program: Program, load: Mapping[str, str], store: Mapping) -> list[str]:
         """The program's statements, per-token inputs loaded as always, others as `load` says."""
         loads = {name: load.get(name) or self.load(name) for name in program.inputs}
@@ -140,15 +163,22 @@ class Kernels:
         """The per-token tensors behind program inputs, each once, in an order of their own."""
         read = {self.lagged.get(name, (name, 0))[0] for name in inputs}
         known = [*tensor_inputs(self.meaning), "d_y", "y", "lse", "online", "delta", "d_r"]
+        known += [*self.errors, *self.reverse.pulls]
         known += [f"d_{name}_rows" for name in self.queries]
         return [name for name in known if name in read]
 
     def states(self) -> tuple[list[str], str]:
         own = {name: f"b_{name}" for name in self.state}
-        store = {f"{name}_next": (lambda n: lambda tile: [f"b_{n} = {tile}"])(name) for name in self.state}
-        program = self._carried(self.bind(self.programs["states"], own, self.discard(store)), "b_{}", "b_{}_next")
+        store = {**self.discard(self.programs["states"].outputs), **{name: self.keep_rows(name) for name in self.errors}}
+        program = self._carried(self.bind(self.programs["states"], own, store), "b_{}", "b_{}_next")
         more = [name for name in self.forward_tensors if name not in ("lse", "online")]
-        return self.render("states", self._arguments("states", more=more), program=program)
+        arguments = self._arguments("states", more=more)
+        return self.render("states", arguments, program=program, stepped=self.stepped)
+
+    @cached_property
+    def stepped(self) -> bool:
+        """Whether what depends on error rows has to be walked in steps of gradient chunks."""
+        return self.meaning.gradient_chunk is not None
 
     def discard(self, store: Mapping) -> Mapping:
         return {name: lambda tile: [] for name in store}
@@ -164,7 +194,8 @@ class Kernels:
     def read(self, kernel: str = "read", chooses: bool = False) -> tuple[list[str], str]:
         own = {name: f"b_{name}" for name in self.state}
         outputs = self.discard(self.programs["read"].outputs)
-        program = self._carried(self.bind(self.programs["read"], own, outputs), "b_{}", "b_{}_next")
+        lines = self.bind(self.programs["read"], own, outputs)
+        program = self._carry(lines, "b_{}", "b_{}_next", [name for name in self.state if name != "anchor"])
         parts, segment = ["read"], []
         if self.meaning.reads_cached and not chooses:
             parts.append("read_segment")
@@ -198,13 +229,27 @@ class Kernels:
         return self.render("segments", self._arguments("segment", more=more), program=program)
 
     def retreat(self) -> tuple[list[str], str]:
-        own = {f"d_{name}_next": f"b_d_{name}_next" for name in self.state}
-        outputs = self.discard(self.programs["retreat"].outputs)
-        program = self._carried(self.bind(self.programs["retreat"], own, outputs), "b_d_{}_next", "b_d_{}")
-        more = [f"d_end_{slot}" for slot in self.slots] + (["d_end_pool"] if self.meaning.routes else [])
+        whole, pulls = self.programs["retreat"], self.reverse.pulls
+        held = {name: f"b_{name}" for name in self.state} | {f"d_{n}_next": f"b_d_{n}_next" for n in self.state}
+        store = {**self.discard(whole.outputs), **{name: self.keep_rows(name) for name in pulls}}
+        program = self._carried(self.bind(whole, held, store), "b_d_{}_next", "b_d_{}")
+        state, following, advance = self._recomputed(whole, held)
+        more = [f"start_{name}" for name in state if name != "anchor"] if self.starts else []
+        if self.starts:
+            more += [f"d_end_{slot}" for slot in self.slots] + (["d_end_pool"] if self.meaning.routes else [])
         more += ["d_cached"] if self.meaning.reads_cached else []
         more += ["d_pools"] if self.meaning.routes else []
-        return self.render("retreat", self._arguments("retreat", more=more), program=program)
+        arguments = list(dict.fromkeys([*self.tensors([*whole.inputs, *following.inputs]), *pulls, *more]))
+        walk = {"stepped": self.stepped, "recompute": state, "advance": advance, "pulls": pulls}
+        return self.render("retreat", arguments, program=program, **walk)
+
+    def _recomputed(self, program: Program, held: Mapping[str, str]) -> tuple[list[str], Program, list[str]]:
+        """The parts of the state a reverse walk recomputes, the program that does, and its statements."""
+        step = self.programs["advance"]
+        state = self._carried_with(program, step, "{}", "{}_next")
+        following = select(step, [f"{name}_next" for name in state], "advance")
+        lines = self.bind(following, held, self.discard(following.outputs))
+        return state, following, self._carry(lines, "b_{}", "b_{}_next", state)
 
     def gradient_kernels(self) -> dict[str, tuple[list[str], str]]:
         """The kernels of the reverse chunk step, by name: each computes some of its outputs, with one axis on the grid.
@@ -232,33 +277,45 @@ class Kernels:
         }
 
     def _gradient_kernel(self, kernel: str, axis: str, doc: str, wanted: list[str]) -> tuple[list[str], str]:
-        local, step_program = self.programs["local"], self.programs["states"]
-        gradients = select(local, [f"d_{name}" for name in wanted], kernel)
+        whole = self.programs["reverse"]
+        gradients = select(whole, [f"d_{name}" for name in wanted], kernel)
         reverse = any(f"d_{name}_next" in gradients.inputs for name in self.state)
-        d_state = self._carried_with(gradients, local, "d_{}_next", "d_{}") if reverse else []
-        gradients = select(local, [f"d_{name}" for name in [*wanted, *d_state]], kernel)
-        state = self._carried_with(gradients, step_program, "{}", "{}_next")
+        d_state = self._carried_with(gradients, whole, "d_{}_next", "d_{}") if reverse else []
+        gradients = select(whole, [f"d_{name}" for name in [*wanted, *d_state]], kernel)
+        stepped = self.stepped and not self.reverse.errors.isdisjoint(wanted)
         store = {f"d_{name}": self.store(name, parts=kernel == "gates") for name in wanted}
         store |= {f"d_{name}": lambda tile: [] for name in d_state}
         held = {name: f"b_{name}" for name in self.state} | {f"d_{n}_next": f"b_d_{n}_next" for n in self.state}
-        following = select(step_program, [f"{name}_next" for name in state], "advance")
-        advance = self._carry(self.bind(following, held, self.discard(following.outputs)), "b_{}", "b_{}_next", state)
+        state, following, advance = self._recomputed(gradients, held)
         if reverse:
             program = self._carry(self.bind(gradients, held, store), "b_d_{}_next", "b_d_{}", d_state)
         else:
             both = Program(kernel, {**gradients.outputs, **following.outputs})
             store |= self.discard(following.outputs)
             program = self._carry(self.bind(both, held, store), "b_{}", "b_{}_next", state)
-        inputs = [*gradients.inputs, *following.inputs]
-        arguments = self.tensors(inputs)
+        arguments = self.tensors([*gradients.inputs, *following.inputs])
+        slots = [name for name in state if name != "anchor"], [name for name in d_state if name != "anchor"]
         if self.starts:
-            arguments += [f"start_{name}" for name in state] + [f"d_end_{name}" for name in d_state]
+            arguments += [f"start_{name}" for name in slots[0]] + [f"d_end_{name}" for name in slots[1]]
         else:
             arguments += ["d_cached"] if "M" in d_state and self.meaning.reads_cached else []
             arguments += ["d_pools"] if "pool" in d_state else []
         arguments += [f"d_{name}" for name in wanted]
         more = {"axis": axis, "doc": doc, "reverse": reverse, "d_state": d_state, "recompute": state}
-        return self.render("gradients", arguments, kernel=kernel, advance=advance, program=program, **more)
+        return self.render(
+            "gradients", arguments, kernel=kernel, advance=advance, program=program, stepped=stepped, **more
+        )
+
+    @cached_property
+    def whole(self) -> list[str]:
+        """The kernels whose program sums over the axis on their grid, and so needs all of it in one tile."""
+        found = []
+        for kernel, (axis, _, wanted) in self.gradient_groups.items():
+            gradients = select(self.programs["reverse"], [f"d_{name}" for name in wanted], kernel)
+            sums = any(axis in getattr(node, "over", ()) for node in gradients.nodes)
+            if sums and kernel != "gates":
+                found.append(kernel)
+        return found
 
     def _carried_with(self, program: Program, source: Program, read: str, written: str) -> list[str]:
         """The parts of the state a walk has to carry: those the program reads, and those that these depend on."""
@@ -274,7 +331,7 @@ class Kernels:
     @cached_property
     def gradients(self) -> list[str]:
         """The inputs whose gradients `local` writes, lagged views apart."""
-        names = [label.removeprefix("d_") for label in self.programs["local"].outputs]
+        names = [label.removeprefix("d_") for label in self.programs["reverse"].outputs]
         return [name for name in names if name not in self.state]
 
     def render(self, template: str, arguments: list[str], **more: object) -> tuple[list[str], str]:
@@ -296,7 +353,15 @@ class Kernels:
         return arguments, text
 
 
+LEAST_STEP = 32  # tokens: gradient chunks up to this many are one step of a kernel
 BLOCK = 256  # tokens of a block, where its segment is no longer than four of them
+
+
+def columns(tensor: str) -> str | None:
+    """The axis of a per-token tensor besides the tokens, by its name; None for one number a token."""
+    if tensor.startswith(("error_", "pull_")):
+        return "v"
+    return MATRIX_AXES.get(tensor.removeprefix("d_").removesuffix("_rows"))
 
 
 def _both(rows: str, columns: str) -> str:
@@ -347,7 +412,7 @@ def triton_source(meaning: Meaning) -> str:
         parts = {"states": kernels.states(), **parts}
     if meaning.reads_cached:
         parts |= {"rows": kernels.rows(), "segments": kernels.segments()}
-    if kernels.starts:
+    if kernels.starts or kernels.reverse.pulls:
         parts["retreat"] = kernels.retreat()
     if meaning.aggregate == "ssc":
         from mcgen.emit.triton_choice import choice_kernels
@@ -358,6 +423,7 @@ def triton_source(meaning: Meaning) -> str:
         "triton/prelude.py.jinja",
         chained=meaning.chained,
         decays="_tile_runs(" in text,
+        solves="_tile_solve(" in text,
         functions=[source for name, source in FUNCTIONS.items() if f"{name}(" in text],
     )
     return "\n\n\n".join([prelude.strip("\n"), text, _host(kernels, parts, launches_states).strip("\n")])
@@ -370,6 +436,7 @@ def _host(kernels: Kernels, parts: Mapping[str, tuple[list[str], str]], launches
         "start_pool": "B, H, len(blocks), K",
         "cached": "B, H, len(segments), K, V",
         "pools": "B, H, len(segments), K",
+        **{name: "B, T, H, V" for name in kernels.errors},
         "lse": "B, T, H",
         "online": "B, T, H",
     }
@@ -398,6 +465,10 @@ def _host(kernels: Kernels, parts: Mapping[str, tuple[list[str], str]], launches
         starts=kernels.starts,
         slots=kernels.slots,
         gradients=gradients,
+        pulls=kernels.reverse.pulls,
+        least_step=LEAST_STEP,
+        gradient=meaning.gradient_chunk if kernels.stepped else None,
+        whole=kernels.whole,
         groups={name: group[0] for name, group in kernels.gradient_groups.items() if group[2]},
         gate_names=kernels.gradient_groups["gates"][2],
         lagged=[(name, source, lag) for name, (source, lag) in kernels.lagged.items()],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from mcgen.emit.naming import name_values
 from mcgen.emit.scalar import TRITON
-from mcgen.ir.program import TOKEN_AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, placeholder
+from mcgen.ir.program import TOKEN_AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve, placeholder
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ class Printer:
                 return f"tl.trans({self.names[operand]})" if moved else self.names[operand]
             case Decay():
                 return self._decay(node)
+            case Solve(_, matrix, right, transposed):
+                return f"_tile_solve({self.names[matrix]}, {self._wide(right)}, BT, PREC, {transposed})"
         raise TypeError(type(node).__name__)
 
     def _wide(self, node: Node) -> str:

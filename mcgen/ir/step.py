@@ -84,6 +84,19 @@ def state_axes(meaning: Meaning, anchored: bool = False) -> dict[str, tuple[str,
     return {**dict.fromkeys(slots, ("k", "v")), **({"pool": ("k",)} if meaning.routes else {})}
 
 
+def step_after_errors(meaning: Meaning, anchored: bool) -> Program:
+    """The masked chunk step where the error rows are known: inputs `error_<n>`[t v]."""
+    b = Builder()
+    known = {name: b.input(name, "t", "v") for name in error_names(meaning).values()}
+    return Program("step", step_outputs(b, meaning, True, anchored, known))
+
+
+def step_with_errors(meaning: Meaning, anchored: bool) -> Program:
+    """The masked chunk step, with its error rows as outputs `error_<n>`[t v]."""
+    b = Builder()
+    return Program("step", {**step_outputs(b, meaning, True, anchored), **error_outputs(b, meaning, True, anchored)})
+
+
 def step_outputs(
     b: Builder, meaning: Meaning, masked: bool, anchored: bool = False, errors: Mapping[str, Node] | None = None
 ) -> dict[str, Node]:
