@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
+from mcgen.dump import Dump, tabulated
 from mcgen.emit.module import module_source
+from mcgen.emit.torch_path import CHUNK, READS
+from mcgen.ir import aggregate
+from mcgen.ir.program import Program
+from mcgen.ir.step import step, step_vjp
+from mcgen.passes.report import history, report
 from mcgen.spec import Spec, load
-from mcgen.symbolic.meaning import lowerable, meaning
+from mcgen.spec.text import spec_text
+from mcgen.symbolic.cost import cost, cost_table, sizes
+from mcgen.symbolic.explanation import closed_form_lines, outcome_line, recurrence_lines
+from mcgen.symbolic.meaning import Meaning, lowerable, meaning
 
 
 def build(path: str | Path) -> tuple[Spec, str]:
@@ -21,7 +32,57 @@ def build(path: str | Path) -> tuple[Spec, str]:
 
 
 def source(spec: Spec) -> str:
-    """The text of a spec's module; raises what `build` raises."""
+    """The text of a spec's module; raises what `build` raises. Every stage's output is dumped, if MCGEN_DUMP asks."""
+    dump = Dump.of(spec.name)
+    dump("spec", lambda: spec_text(spec))
     understood = meaning(spec)
+    _dump_symbolic(dump, understood)
     lowerable(understood)
-    return module_source(understood)
+    _dump_programs(dump, understood)
+    dump("plan", lambda: plan_text(understood))
+    text = module_source(understood)
+    dump("module", lambda: text)
+    return text
+
+
+def tile_programs(meaning: Meaning) -> list[Program]:
+    """The tile programs that a spec is made of, as they are built: the chunk step, the reads, and their derivatives.
+
+    Raises:
+        UnsupportedError: it cannot be lowered.
+    """
+    lowerable(meaning)
+    anchored = meaning.anchored(CHUNK)
+    reads = READS.get(meaning.aggregate, ())
+    pairs = [(aggregate.program(make, meaning), aggregate.program_vjp(make, meaning)) for make in reads]
+    steps = [step(meaning, anchored=anchored), step_vjp(meaning, anchored=anchored)]
+    return [*steps, *(program for pair in pairs for program in pair)]
+
+
+PLAN = "mcgen.plan.plan"
+"""The module whose `plan_text(meaning) -> str` says what was planned and why."""
+
+
+def plan_text(meaning: Meaning) -> str:
+    """The plan in words."""
+    return import_module(PLAN).plan_text(meaning) if find_spec(PLAN) else "Nothing is chosen by a plan yet."
+
+
+def _dump_symbolic(dump: Dump, meaning: Meaning) -> None:
+    dump("recurrence", lambda: "\n".join([*recurrence_lines(meaning), "", outcome_line(meaning)]))
+    dump("closed-form", lambda: "\n".join(closed_form_lines(meaning)))
+    dump("cost", lambda: "\n\n".join(_cost_tables(meaning)))
+
+
+def _dump_programs(dump: Dump, meaning: Meaning) -> None:
+    for program in tile_programs(meaning) if dump.folder else ():
+        for stage in history(program):
+            if stage.rule and not stage.used:
+                continue
+            after = f"after {stage.rule.name}" if stage.rule else "as built"
+            dump(f"{program.name} {after}", lambda stage=stage: str(stage.program))
+        dump(f"{program.name} rewrites", lambda program=program: tabulated(*report(program)))
+
+
+def _cost_tables(meaning: Meaning) -> list[str]:
+    return [tabulated(*cost_table(cost(meaning), what, sizes(meaning))) for what in ("flops", "traffic", "state")]

@@ -14,7 +14,7 @@ import pytest
 from mcgen.spec.presets import PRESETS
 
 PACKAGE = Path(__file__).parent.parent / "mcgen"
-STAGES = ("errors", "spec", "symbolic", "ir", "passes", "plan", "emit", "pipeline", "tune", "cli", "__main__")
+STAGES = ("errors", "dump", "spec", "symbolic", "ir", "passes", "plan", "emit", "pipeline", "tune", "cli", "__main__")
 
 # Where a library may be imported at all, and the stages or modules among those where at module level: elsewhere an
 # import stands in the function that needs it, so that a command pays only for what it uses.
@@ -29,7 +29,10 @@ LIBRARIES: dict[str, tuple[set[str], set[str]]] = {
 }
 
 # Words a preset shares with something else of the spec language, where they may stand as plain text.
-SHARED_WORDS = {"decay": "the gate function exp(-exp(A) * softplus(x))"}
+SHARED_WORDS = {
+    "decay": "the gate function exp(-exp(A) * softplus(x))",
+    "delta": "the row sum of dy and y in the derivative of a softmax",
+}
 
 
 @dataclass(frozen=True)

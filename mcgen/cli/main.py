@@ -17,6 +17,7 @@ from mcgen.errors import InternalError, McgenError, SpecError
 COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("mcgen.cli.build:build", "Compile specs to Python modules."),
     "check": ("mcgen.cli.check:check", "Validate specs."),
+    "explain": ("mcgen.cli.explain:explain", "Show what the compiler understood and did."),
     "verify": ("mcgen.cli.verify:verify", "Hold generated code against the token-by-token reference."),
     "new": ("mcgen.cli.new:new", "Write a commented spec to start from."),
     "list": ("mcgen.cli.list:list_", "List presets and shipped specs."),

@@ -1,0 +1,193 @@
+"""`mcgen explain`: what the compiler understood of a spec, and did with it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mcgen.cli.output import PIPED_WIDTH, json_option, print_json, show_diagnostics
+from mcgen.errors import UnsupportedError
+from mcgen.spec import load
+from mcgen.spec.shipped import find
+
+if TYPE_CHECKING:
+    from mcgen.symbolic.meaning import Meaning
+
+HTML_WIDTH = 150
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def plain(self) -> dict[str, Any]:
+        return {"title": self.title, "columns": list(self.columns), "rows": [list(row) for row in self.rows]}
+
+
+Block = str | Rows
+
+
+@dataclass(frozen=True)
+class Section:
+    """One stage of the compiler: texts and tables, in order."""
+
+    stage: str
+    blocks: Sequence[Block]
+
+    def plain(self) -> dict[str, Any]:
+        """The section as plain data."""
+        texts = [block for block in self.blocks if isinstance(block, str)]
+        tables = [block.plain() for block in self.blocks if isinstance(block, Rows)]
+        return {"title": STAGES[self.stage][0], "text": texts, "tables": tables}
+
+
+def _spec(meaning: Meaning) -> list[Block]:
+    from mcgen.spec.text import spec_text
+
+    return [spec_text(meaning.spec)]
+
+
+def _recurrence(meaning: Meaning) -> list[Block]:
+    from mcgen.symbolic import explanation
+
+    found = meaning.recurrence
+    return [
+        "\n".join(explanation.recurrence_lines(meaning)),
+        Rows("A and b: rows are slots after a token", *explanation.matrix_table(found)),
+        Rows("Identities", *explanation.identity_table(meaning)),
+        explanation.outcome_line(meaning),
+    ]
+
+
+def _closed_form(meaning: Meaning) -> list[Block]:
+    from mcgen.symbolic.explanation import closed_form_lines
+
+    return ["\n".join(closed_form_lines(meaning))]
+
+
+def _ir(meaning: Meaning) -> list[Block]:
+    from mcgen.passes.report import history, report
+    from mcgen.pipeline import tile_programs
+
+    blocks: list[Block] = []
+    for program in tile_programs(meaning):
+        *_, last = history(program)
+        blocks += [
+            f"As built: {program}",
+            Rows(f"Rewrites of {program.name}", *report(program)),
+            f"Then: {last.program}",
+        ]
+    return blocks
+
+
+def _plan(meaning: Meaning) -> list[Block]:
+    from mcgen.pipeline import plan_text
+
+    return [plan_text(meaning)]
+
+
+def _cost(meaning: Meaning) -> list[Block]:
+    from mcgen.symbolic.cost import cost, cost_table, sizes
+
+    found, problem = cost(meaning), sizes(meaning)
+    units = {"flops": "FLOPs", "traffic": "Bytes moved", "state": "Numbers carried from call to call, float32"}
+    shown = ", ".join(f"{symbol} = {value}" for symbol, value in sorted(problem.items(), key=lambda pair: str(pair[0])))
+    tables = [Rows(title, *cost_table(found, what, problem)) for what, title in units.items()]
+    return [f"Formulas, and their values for {shown}.", *tables]
+
+
+STAGES: dict[str, tuple[str, Callable[[Meaning], list[Block]]]] = {
+    "spec": ("Spec, its defaults filled in", _spec),
+    "recurrence": ("Recurrence: x[t] = A[t] x[t-1] + b[t] G[t]", _recurrence),
+    "closed-form": ("Closed form inside a chunk", _closed_form),
+    "ir": ("Tile programs, before and after the rewrites", _ir),
+    "plan": ("Plan", _plan),
+    "cost": ("Cost", _cost),
+}
+"""Each stage's title and what makes its blocks, in the compiler's order."""
+
+
+@click.command()
+@click.argument("spec")
+@click.option("--stage", type=click.Choice(list(STAGES)), help="Show one stage; all of them without this option.")
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write one self-contained HTML file instead of printing.",
+)
+@json_option
+def explain(spec: str, stage: str | None, html: Path | None, as_json: bool) -> None:
+    """Show what the compiler understood of SPEC and did with it, stage by stage.
+
+    SPEC is a file, or the name of a shipped spec.
+
+    \b
+    Example:
+      mcgen explain swla_grm --stage closed-form
+      mcgen explain my_memory.yaml --html my_memory.html
+    """
+    from mcgen.symbolic.meaning import meaning
+
+    understood = meaning(load(find(spec)))
+    show_diagnostics(understood.spec.warnings)
+    sections = [_section(stage, understood)] if stage else [_tried(name, understood) for name in STAGES]
+    if as_json:
+        print_json({section.stage: section.plain() for section in sections})
+    elif html is None:
+        _show(sections, Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH))
+    else:
+        html.write_text(_html(sections, understood.spec.name), encoding="utf-8", errors="backslashreplace")
+        click.echo(f"wrote {click.format_filename(html)}")
+
+
+def _section(stage: str, meaning: Meaning) -> Section:
+    _, blocks = STAGES[stage]
+    return Section(stage, blocks(meaning))
+
+
+def _tried(stage: str, meaning: Meaning) -> Section:
+    """A stage's section; of one that a spec does not reach, why."""
+    try:
+        return _section(stage, meaning)
+    except UnsupportedError as error:
+        return Section(stage, [f"Not reached: {error}"])
+
+
+def _show(sections: Sequence[Section], console: Console) -> None:
+    for section in sections:
+        title, _ = STAGES[section.stage]
+        console.print(Text(title, style="bold underline"))
+        for block in section.blocks:
+            console.print(_table(block) if isinstance(block, Rows) else Text(block.rstrip()), soft_wrap=True)
+            console.print()
+
+
+def _table(block: Rows) -> Table:
+    title = Text(block.title, style="bold")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in block.columns:
+        table.add_column(Text(column))
+    for row in block.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _html(sections: Sequence[Section], name: str) -> str:
+    console = Console(record=True, file=io.StringIO(), width=HTML_WIDTH, highlight=False)
+    console.print(Text(f"mcgen explain {name}", style="bold"))
+    _show(sections, console)
+    return console.export_html(inline_styles=True)

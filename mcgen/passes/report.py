@@ -1,0 +1,69 @@
+"""What each rewrite does to a program: a table of operation counts after each rule, in the order they are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import sympy
+
+from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, Solve
+from mcgen.passes.simplify import RULES, Rule, simplify
+
+KINDS: dict[str, type[Node]] = {
+    "products": Contract,
+    "sums": Reduce,
+    "decays": Decay,
+    "solves": Solve,
+    "renames": Rename,
+    "maps": Map,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A program after the rules up to and including `rule`; `used` is how often that rule applied."""
+
+    rule: Rule | None
+    program: Program
+    used: int
+
+
+def history(program: Program, rules: tuple[Rule, ...] = RULES) -> Iterator[Stage]:
+    """A program as it was built, then after the first rule, the first two, and so on to all of them."""
+    yield Stage(None, program, 0)
+    for count, rule in enumerate(rules, 1):
+        calls: list[Node] = []
+        counted = replace(rule, apply=_counting(rule, calls))
+        yield Stage(rule, simplify(program, (*rules[: count - 1], counted)), len(calls))
+
+
+def _counting(rule: Rule, calls: list[Node]) -> Callable[[Builder, Node], Node | None]:
+    def apply(b: Builder, node: Node) -> Node | None:
+        result = rule.apply(b, node)
+        if result is not None:
+            calls.append(node)
+        return result
+
+    return apply
+
+
+def operations(program: Program) -> dict[str, int]:
+    """How many nodes of each kind a program has, and how many scalar operations its maps are made of."""
+    nodes = program.nodes
+    found = {"nodes": len(nodes)}
+    found |= {name: sum(isinstance(node, kind) for node in nodes) for name, kind in KINDS.items()}
+    return {**found, "scalar operations": sum(_scalar_operations(n.expression) for n in nodes if isinstance(n, Map))}
+
+
+def _scalar_operations(expression: sympy.Expr) -> int:
+    return int(sympy.count_ops(expression))
+
+
+def report(program: Program, rules: tuple[Rule, ...] = RULES) -> tuple[list[str], list[list[str]]]:
+    """The table: column heads, and a row for each stage of the history."""
+    rows = []
+    for stage in history(program, rules):
+        rule = [stage.rule.name, f"{stage.rule.before}  ->  {stage.rule.after}"] if stage.rule else ["as built", ""]
+        rows.append([*rule, str(stage.used) if stage.rule else "", *map(str, operations(stage.program).values())])
+    return ["rule", "before -> after", "used", "nodes", *KINDS, "scalar operations"], rows
