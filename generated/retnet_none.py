@@ -12,16 +12,22 @@ shapes     q, k (B, T, H, 64); v and y (B, T, H, 64)
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import os
+import sys
 
 import torch
 import torch.nn.functional as F
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # the torch path needs torch alone
-    triton = tl = None
+# Triton takes long to import, so a file does that only where kernels can run, or where others have done it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+triton = tl = None
+if INTERPRETED or torch.version.cuda or torch.version.hip or "triton" in sys.modules:
+    with contextlib.suppress(ImportError):
+        import triton
+        import triton.language as tl
 
 MCGEN_VERSION = "0.1.0"
 SPEC = {
@@ -38,7 +44,8 @@ SPEC = {
 SPEC_HASH = "3e4268dff13dd0e09a214e70e4a1076fe1e53726dd5e9d0b8138c30b97687eae"
 
 
-_jit = triton.jit if triton else lambda kernel: kernel
+def _jit(function):
+    return triton.jit(function) if triton else function
 
 
 class UnsupportedError(NotImplementedError):
@@ -136,14 +143,19 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Torch path: chunks of 64 tokens, any device, any float type. Tensors are (B, H, T, ·) in here.
+# Torch path: any device, any float type.
 #
-# A walk goes through the chunks of equal segments side by side, as (B, H, S, C, ·), carrying the state:
-# M.
+# The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): chunk after chunk, across segments.
+# Only the state (M) goes from chunk to chunk; all else is done for the chunks of a panel at once.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHUNK = 64
-SLAB = 16  # segments walked side by side, at most
+CHUNK = 64  # tokens of a chunk, at most
+ROWS = 8192  # tokens of a panel, times batch, times heads, about
+CARRY = {
+    "decay_all": 0,
+    "x_kv2": 2,
+}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
+CARRY_VJP = {"decay_all": 0, "x_kv2": 2}
 
 
 def _spread(x, *sizes):
@@ -182,10 +194,35 @@ def _decay(runs, row, column):
     return product if column == "after" else product[..., 0]
 
 
-def _step(*, head, q, M, k, v, **_):
-    """One chunk: online read-outs, and the state at its end."""
+def _writes(*, head, k, v, **_):
+    """What chunks add to the state, and how much of it they leave."""
+    n_t = v.shape[-2]
+    x = 1.0 - torch.pow(2.0, -head - 5.0)
+    x_t = _spread(x[..., None], n_t)
+    x_t_runs = _runs(x_t)
+    decay_all = _decay(x_t_runs, "end", "start")
+    decay_j = _decay(x_t_runs, "end", "after")
+    x_jv = decay_j[..., :, None] * v
+    x_kv2 = k.mT @ x_jv
+    return {
+        "decay_all": decay_all,
+        "x_kv2": x_kv2,
+    }
+
+
+def _carry(*, decay_all, M, x_kv2, **_):
+    """The state after a chunk."""
+    x_kv = decay_all[..., None, None] * M
+    M_next = x_kv + x_kv2
+    return {
+        "M_next": M_next,
+    }
+
+
+def _read_online(*, head, q, M, k, v, **_):
+    """The online read-outs of chunks, from the states before them."""
     n_t = q.shape[-2]
-    x = 1.0 - 1.0 / 2.0 ** (head + 5.0)
+    x = 1.0 - torch.pow(2.0, -head - 5.0)
     x_t = _spread(x[..., None], n_t)
     x_t_runs = _runs(x_t)
     decay_t = _decay(x_t_runs, "through", "start")
@@ -196,23 +233,41 @@ def _step(*, head, q, M, k, v, **_):
     x_tj = decay_tj * q_k
     x_tv2 = x_tj @ v
     o = x_tv + x_tv2
-    decay_all = _decay(x_t_runs, "end", "start")
-    x_kv = decay_all[..., None, None] * M
-    decay_j = _decay(x_t_runs, "end", "after")
-    x_jv = decay_j[..., :, None] * v
-    x_kv2 = k.mT @ x_jv
-    M_next = x_kv + x_kv2
     return {
         "o": o,
-        "M_next": M_next,
     }
 
 
-def _step_vjp(*, d_o, v, head, k, M, d_M_next, q, **_):
-    """The derivative of: one chunk: online read-outs, and the state at its end."""
+def _pulls(*, head, q, d_o, **_):
+    """What the read-outs of chunks owe to the states before them."""
+    n_t = d_o.shape[-2]
+    x = 1.0 - torch.pow(2.0, -head - 5.0)
+    x_t = _spread(x[..., None], n_t)
+    x_t_runs = _runs(x_t)
+    decay_all = _decay(x_t_runs, "end", "start")
+    decay_t = _decay(x_t_runs, "through", "start")
+    x_tv = d_o * decay_t[..., :, None]
+    x_kv2 = q.mT @ x_tv
+    return {
+        "decay_all": decay_all,
+        "x_kv2": x_kv2,
+    }
+
+
+def _carry_vjp(*, d_M_next, decay_all, x_kv2, **_):
+    """The cotangent of the state before a chunk, from that after it."""
+    x_kv = d_M_next * decay_all[..., None, None]
+    d_M = x_kv + x_kv2
+    return {
+        "d_M": d_M,
+    }
+
+
+def _inputs_vjp(*, d_o, v, head, k, M, d_M_next, q, **_):
+    """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = q.shape[-2]
     d_o_v = d_o @ v.mT
-    x = 1.0 - 1.0 / 2.0 ** (head + 5.0)
+    x = 1.0 - torch.pow(2.0, -head - 5.0)
     x_t = _spread(x[..., None], n_t)
     x_t_runs = _runs(x_t)
     decay_tj = _decay(x_t_runs, "through", "after")
@@ -222,10 +277,6 @@ def _step_vjp(*, d_o, v, head, k, M, d_M_next, q, **_):
     x_tv = d_o * decay_t[..., :, None]
     x_tk2 = x_tv @ M.mT
     d_q = x_tk + x_tk2
-    decay_all = _decay(x_t_runs, "end", "start")
-    x_kv = d_M_next * decay_all[..., None, None]
-    x_kv2 = q.mT @ x_tv
-    d_M = x_kv + x_kv2
     decay_j = _decay(x_t_runs, "end", "after")
     x_jv = decay_j[..., :, None] * v
     x_jk = (d_M_next @ x_jv.mT).mT
@@ -239,118 +290,865 @@ def _step_vjp(*, d_o, v, head, k, M, d_M_next, q, **_):
     d_v = x_jv2 + x_jv3
     return {
         "d_q": d_q,
-        "d_M": d_M,
         "d_k": d_k,
         "d_v": d_v,
     }
 
 
-def _panel(x, first, last, count):
-    """Tokens first..last of every input as `count` segments side by side: (B, H, count, C, ·)."""
-    return {name: t[:, :, first:last].unflatten(2, (count, -1)) for name, t in x.items()}
+def _compute_type(tensors):
+    """The widest of the inputs' types, float32 at least."""
+    dtype = torch.float32
+    for t in tensors:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return dtype
 
 
-def _chunk(panel, first, head):
-    """The chunk of a panel that begins at its token `first`, with what a step needs to know of where it stands."""
-    chunk = {name: t[:, :, :, first : first + CHUNK] for name, t in panel.items()}
-    q = chunk["q"]
-    chunk["count"] = torch.arange(first + 1, first + 1 + q.shape[3], dtype=q.dtype, device=q.device)
-    return {**chunk, "head": head}
+class _Panel:
+    """Tokens first..last of segments i..j, in chunks of `chunk` tokens: whole segments of one length, or a part of one.
+
+    `offset` is where in its segment the panel begins, `length` how many tokens of each segment it has.
+    """
+
+    def __init__(self, i, j, first, last, offset, chunk):
+        self.i, self.j, self.first, self.last = i, j, first, last
+        self.offset, self.length, self.chunk = offset, (last - first) // max(j - i, 1), chunk
 
 
-def _fresh(x, count):
+def _panels(T, heads):
+    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order."""
+    size, walk, i = max(ROWS // (heads * CHUNK), 1) * CHUNK, [], 0
+    spans = [(a, min(a + size, T)) for a in range(0, T, size)]  # what segments there are makes no difference
+    while i < len(spans):
+        first, last = spans[i]
+        length, j = last - first, i + 1
+        chunk = max(n for n in range(1, CHUNK + 1) if length % n == 0)
+        uneven = length > CHUNK and chunk < CHUNK // 4
+        if length > size or uneven:
+            whole = last - length % CHUNK
+            parts = [(a, min(a + size, whole)) for a in range(first, whole, size)]
+            parts += [(whole, last)] if whole < last else []
+            walk.append([_Panel(i, j, a, b, a - first, min(b - a, CHUNK)) for a, b in parts])
+        else:
+            while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
+                j += 1
+            walk.append([_Panel(i, j, first, spans[j - 1][1], 0, chunk)])
+        i = j
+    return walk
+
+
+def _rows(t, panel, dtype):
+    """A panel's rows of t (B, T, H, ·), as (B, H, rows, ·)."""
+    rows = t[:, panel.first : panel.last].transpose(1, 2)
+    return rows.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _load(tensors, panel, dtype):
+    """A panel's inputs by name."""
+    size = (1, -1, panel.chunk)
+    x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
+    x["head"] = torch.arange(x["q"].shape[1], dtype=dtype, device=x["q"].device).view(1, -1, 1, 1)
+    return x
+
+
+def _fresh(tensors, lanes, dtype):
     """The state before a segment's first token."""
+    q, v = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")]
+    slot = q.new_zeros(q.shape[0], q.shape[2], lanes, q.shape[3], v.shape[3], dtype=dtype)
+    return {"M": slot}
+
+
+def _by_chunk(values, dimensions, batch):
+    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    parts = {}
+    for name, n in dimensions.items():
+        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
+
+
+def _walk(x, state, segments):
+    """The states before the chunks of a panel, stacked; those at the ends of its segments; and the one after it.
+
+    `segments` is how many the chunks go through one after another.
+    """
+    batch, before, ends = x["q"].shape[:4], [], []
+    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+        before.append(state)
+        out = _carry(**chunk, **state)
+        state = {name: out[f"{name}_next"] for name in state}
+        if (c + 1) * segments % batch[3] == 0:
+            ends.append(state)
+    return {name: torch.stack([s[name] for s in before], 3) for name in state}, ends, state
+
+
+def _walk_back(x, d_state, d_ends, segments):
+    """The reverse of `_walk`: cotangents of the states after the chunks, stacked, and of the one before the panel.
+
+    `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
+    """
+    batch, after = x["q"].shape[:4], []
+    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    for c in reversed(range(len(chunks))):
+        after.append(d_state)
+        out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
+        d_state = {name: out[f"d_{name}"] for name in d_state}
+    return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
+
+
+def _saved_torch(tensors):
+    """Empty tensors for what the forward pass saves.
+
+    kept_M (B, H, N, K, V): M at the ends of segments
+    """
+    q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
+    (B, T, H, K), V = q.shape, v.shape[3]
+    N = _panels(T, B * H)[-1][-1].j
+    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, N, K, V)]]
+
+
+def _run_forward_torch(tensors):
+    """y, and what the backward pass needs of it."""
+    v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
+    B, T, H, _ = v.shape
+    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    (kept_M,) = saved
+    state = _fresh(tensors, 1, dtype)
+    for panel in [panel for run in _panels(T, B * H) for panel in run]:
+        i, j = panel.i, panel.j
+        x = _load(tensors, panel, dtype)
+        before, ends, state = _walk(x, state, panel.j - panel.i)
+        if ends:
+            kept_M[:, :, i:j] = torch.cat([end["M"] for end in ends], 2)
+        x |= _read_online(**x, **before)
+        rows = {name: x[name].flatten(2, 4) for name in ("o",)}
+        y[:, panel.first : panel.last] = rows["o"].transpose(1, 2)
+    return [y, *saved]
+
+
+def _run_backward_torch(tensors, saved, d_y):
+    """The gradient of every input."""
+    dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
+    (kept_M,) = saved
+    d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+    d_state = _fresh(tensors, 1, dtype)
+    for run in reversed(_panels(T, B * H)):
+        i = run[0].i
+        states = [_fresh(tensors, 1, dtype)]
+        if i > 0:
+            states[0] |= {"M": kept_M[:, :, i - 1 : i]}
+        for panel in run[:-1]:
+            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        for panel in reversed(run):
+            x = _load(tensors, panel, dtype)
+            d_rows = _rows(d_y, panel, dtype)
+            x["d_o"] = d_rows.unflatten(2, x["q"].shape[2:5])
+            x |= _walk(x, states.pop(), panel.j - panel.i)[0]
+            after, d_state = _walk_back(x, d_state, None, panel.j - panel.i)
+            out = _inputs_vjp(**x, **after)
+            for name, t in zip(INPUTS, d, strict=True):
+                t[:, panel.first : panel.last] = out[f"d_{name}"].expand_as(x[name]).flatten(2, 4).transpose(1, 2)
+    return d
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Triton path. B batch, T tokens, H heads, K and V the head's sizes; BT, BK, BV the tile of each; i_ an index,
+# o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·); states are (B, H, number, K, V) in float32.
+#
+# A block is a run of whole chunks of BT tokens inside one segment: what one program walks. Where blocks follow one
+# another (segments longer than a block, and every segment here),
+# `states` leaves the state at each block's start and `retreat` its gradient at each block's end, so that everything
+# else runs block by block.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@_jit
+def _tile_runs(b_a):
+    """For products over runs of tokens: running sums of log2|a| (integer exponents and logs of mantissas apart, so that
+    differences stay exact) and of zeros << 16 | negative signs; then the summands themselves.
+
+    Subnormals count as zero.
+    """
+    bits = tl.abs(b_a).to(tl.int32, bitcast=True)
+    zero = bits < 0x00800000
+    bits = tl.where(zero, 0x3F800000, bits)
+    mantissa = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    large = mantissa > 1.4142135
+    e = ((bits >> 23) - 127 + large.to(tl.int32)).to(tl.float32)
+    f = tl.log2(tl.where(large, mantissa * 0.5, mantissa))
+    c = (zero.to(tl.int32) << 16) + (b_a < 0).to(tl.int32)
+    return tl.cumsum(e, 0), tl.cumsum(f, 0), tl.cumsum(c, 0), e, f, c
+
+
+@_jit
+def _tile_product(e, f, c):
+    """The product that a difference of running sums stands for: 0 where a zero lies between, with the signs between."""
+    size = tl.exp2(e + f)
+    return tl.where((c >> 16) == 0, tl.where((c & 1) == 1, -size, size), 0.0)
+
+
+@_jit
+def _pow(x, y):
+    return tl.where(x == 0, 0.0, tl.exp2(y * tl.log2(x)))
+
+
+@_jit
+def states_kernel(
+    k,
+    v,
+    start_M,
+    blocks,
+    chains,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The state at the end of every segment and at the start of every block.
+
+    One program walks a chain of blocks and a tile of V columns.
+    """
+    i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    b_M = tl.zeros([BK, BV], tl.float32)
+    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
+        start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+        i_state = i_bh.to(tl.int64) * n_blocks + i_n
+        tl.store(start_M + i_state * K * V + o_kv, b_M, mask=m_kv)
+        for i_step in range(tl.cdiv(end - start, BT)):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_head = i_h.to(tl.float32)
+            b_x = 1.0 - _pow(2.0, -b_head - 5.0)
+            b_x_t = tl.where(b_valid > 0, b_x, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+            b_x_kv = b_decay_all * b_M
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_decay_j = _tile_product(
+                tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+            )
+            b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+            b_x_j = b_x_t2
+            b_x_j2 = b_decay_j * b_x_j
+            b_v = tl.load(
+                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
+            b_x_kv2 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv, input_precision=PREC)
+            b_M_next = b_x_kv + b_x_kv2
+            b_M = b_M_next
+
+
+@_jit
+def read_kernel(
+    q,
+    k,
+    v,
+    start_M,
+    y,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The read-outs y.
+
+    One program a block and tile of V columns walks the block's chunks, and reads cached states for each.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_state = i_bh.to(tl.int64) * n_blocks + i_n
+    b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_valid = m_t.to(tl.float32)
+        b_head = i_h.to(tl.float32)
+        b_x = 1.0 - _pow(2.0, -b_head - 5.0)
+        b_x_t = tl.where(b_valid > 0, b_x, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_M = tl.dot(b_q.to(tl.float32), b_M, input_precision=PREC)
+        b_x_tv = b_decay_t[:, None] * b_q_M
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(
+                b_x_t_e[:, None] - b_x_t_e[None, :],
+                b_x_t_f[:, None] - b_x_t_f[None, :],
+                b_x_t_c[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_j = b_x_t2
+        b_x_tj = b_decay_tj * b_x_j[None, :]
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
+        b_x_tj2 = b_x_tj * b_q_k
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv2 = tl.dot(b_x_tj2, b_v.to(tl.float32), input_precision=PREC)
+        b_o = b_x_tv + b_x_tv2
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+        b_x_kv = b_decay_all * b_M
+        b_decay_j = _tile_product(
+            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+        )
+        b_x_j2 = b_decay_j * b_x_j
+        b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
+        b_x_kv2 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv, input_precision=PREC)
+        b_M_next = b_x_kv + b_x_kv2
+        b_M = b_M_next
+        b_y = b_o
+        o_y = o_t[:, None] * (H * V) + o_v[None, :]
+        tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
+
+
+@_jit
+def queries_kernel(
+    k,
+    v,
+    d_y,
+    start_M,
+    d_q,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the queries.
+
+    One program a block and tile of K columns walks the block forwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_state = i_bh.to(tl.int64) * n_blocks + i_n
+    b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_v = tl.dot(b_d_y, tl.trans(b_v), input_precision=PREC)
+        b_valid = m_t.to(tl.float32)
+        b_head = i_h.to(tl.float32)
+        b_x = 1.0 - _pow(2.0, -b_head - 5.0)
+        b_x_t = tl.where(b_valid > 0, b_x, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_c, _, _, _ = _tile_runs(b_x_t)
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(
+                b_x_t_e[:, None] - b_x_t_e[None, :],
+                b_x_t_f[:, None] - b_x_t_f[None, :],
+                b_x_t_c[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_j = b_x_t2
+        b_x_tj = b_decay_tj * b_x_j[None, :]
+        b_x_tj2 = b_d_y_v * b_x_tj
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tk = tl.dot(b_x_tj2, b_k.to(tl.float32), input_precision=PREC)
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+        b_x_tv = b_d_y.to(tl.float32) * b_decay_t[:, None]
+        b_x_tk2 = tl.dot(b_x_tv, tl.trans(b_M), input_precision=PREC)
+        b_d_q = b_x_tk + b_x_tk2
+        b_valid2 = m_t.to(tl.float32)
+        b_head2 = i_h.to(tl.float32)
+        b_x2 = 1.0 - _pow(2.0, -b_head2 - 5.0)
+        b_x_t3 = tl.where(b_valid2 > 0, b_x2, 1.0)
+        b_x_t3_e, b_x_t3_f, b_x_t3_c, b_x_t3_e1, b_x_t3_f1, b_x_t3_c1 = _tile_runs(b_x_t3)
+        b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0), tl.sum(b_x_t3_c1, 0))
+        b_M2 = b_M
+        b_x_kv = b_decay_all * b_M2
+        b_k2 = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_decay_j = _tile_product(
+            tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f, tl.sum(b_x_t3_c1, 0) - b_x_t3_c
+        )
+        b_x_t4 = tl.where(b_valid2 > 0, 1.0, 0.0)
+        b_x_j2 = b_x_t4
+        b_x_j3 = b_decay_j * b_x_j2
+        b_v2 = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_jv = b_x_j3[:, None] * b_v2.to(tl.float32)
+        b_x_kv2 = tl.dot(tl.trans(b_k2.to(tl.float32)), b_x_jv, input_precision=PREC)
+        b_M_next = b_x_kv + b_x_kv2
+        tl.store(
+            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_q.to(d_q.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_M = b_M_next
+
+
+@_jit
+def keys_kernel(
+    q,
+    v,
+    d_y,
+    d_end_M,
+    d_k,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the keys.
+
+    One program a block and tile of K columns walks the block backwards.
+    """
+    i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_state = i_bh.to(tl.int64) * n_blocks + i_n
+    b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_valid = m_t.to(tl.float32)
+        b_head = i_h.to(tl.float32)
+        b_x = 1.0 - _pow(2.0, -b_head - 5.0)
+        b_x_t = tl.where(b_valid > 0, b_x, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(
+            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+        )
+        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_j = b_x_t2
+        b_x_j2 = b_decay_j * b_x_j
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
+        b_x_jk = tl.dot(b_x_jv, tl.trans(b_d_M_next), input_precision=PREC)
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_v = tl.dot(b_d_y, tl.trans(b_v), input_precision=PREC)
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(
+                b_x_t_e[:, None] - b_x_t_e[None, :],
+                b_x_t_f[:, None] - b_x_t_f[None, :],
+                b_x_t_c[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_x_tj = b_decay_tj * b_x_j[None, :]
+        b_x_tj2 = b_d_y_v * b_x_tj
+        b_x_jk2 = tl.dot(tl.trans(b_x_tj2), b_q.to(tl.float32), input_precision=PREC)
+        b_d_k = b_x_jk + b_x_jk2
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+        b_x_kv = b_d_M_next * b_decay_all
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+        b_x_tv = b_d_y.to(tl.float32) * b_decay_t[:, None]
+        b_x_kv2 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv, input_precision=PREC)
+        b_d_M = b_x_kv + b_x_kv2
+        tl.store(
+            d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_k.to(d_k.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_d_M_next = b_d_M
+
+
+@_jit
+def values_kernel(
+    q,
+    k,
+    d_y,
+    d_end_M,
+    d_v,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the values.
+
+    One program a block and tile of V columns walks the block backwards.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_state = i_bh.to(tl.int64) * n_blocks + i_n
+    b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_M_next = tl.dot(b_k.to(tl.float32), b_d_M_next, input_precision=PREC)
+        b_valid = m_t.to(tl.float32)
+        b_head = i_h.to(tl.float32)
+        b_x = 1.0 - _pow(2.0, -b_head - 5.0)
+        b_x_t = tl.where(b_valid > 0, b_x, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(
+            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+        )
+        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_j = b_x_t2
+        b_x_j2 = b_decay_j * b_x_j
+        b_x_jv = b_k_d_M_next * b_x_j2[:, None]
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(
+                b_x_t_e[:, None] - b_x_t_e[None, :],
+                b_x_t_f[:, None] - b_x_t_f[None, :],
+                b_x_t_c[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_x_tj = b_decay_tj * b_x_j[None, :]
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
+        b_x_tj2 = b_x_tj * b_q_k
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_jv2 = tl.dot(tl.trans(b_x_tj2), b_d_y.to(tl.float32), input_precision=PREC)
+        b_d_v = b_x_jv + b_x_jv2
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+        b_x_kv = b_d_M_next * b_decay_all
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+        b_x_tv = b_d_y.to(tl.float32) * b_decay_t[:, None]
+        b_x_kv2 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv, input_precision=PREC)
+        b_d_M = b_x_kv + b_x_kv2
+        tl.store(
+            d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            b_d_v.to(d_v.dtype.element_ty),
+            mask=m_t[:, None] & m_v[None, :],
+        )
+        b_d_M_next = b_d_M
+
+
+@_jit
+def retreat_kernel(
+    q,
+    d_y,
+    d_end_M,
+    blocks,
+    chains,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The gradient of the state at the end of every block.
+
+    One program walks a chain of blocks and a tile of V columns, in reverse.
+    """
+    i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    b_d_M_next = tl.zeros([BK, BV], tl.float32)
+    i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+    for i_back in range(i_last - i_first):
+        i_n = i_last - 1 - i_back
+        start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+        i_state = i_bh.to(tl.int64) * n_blocks + i_n
+        tl.store(d_end_M + i_state * K * V + o_kv, b_d_M_next, mask=m_kv)
+        n_steps = tl.cdiv(end - start, BT)
+        for i_back in range(n_steps):
+            i_step = n_steps - 1 - i_back
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_head = i_h.to(tl.float32)
+            b_x = 1.0 - _pow(2.0, -b_head - 5.0)
+            b_x_t = tl.where(b_valid > 0, b_x, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+            b_x_kv = b_d_M_next * b_decay_all
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_d_y = tl.load(
+                d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+            b_x_tv = b_d_y.to(tl.float32) * b_decay_t[:, None]
+            b_x_kv2 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv, input_precision=PREC)
+            b_d_M = b_x_kv + b_x_kv2
+            b_d_M_next = b_d_M
+
+
+BLOCK = 256
+
+
+def _block_length(length):
+    """Tokens of a block: BLOCK in segments up to 4 BLOCK; longer ones have as many blocks as a block has chunks."""
+    if length <= 4 * BLOCK:
+        return BLOCK
+    return BLOCK * ((math.isqrt(length * 64 - 1) + BLOCK) // BLOCK)
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(T, device):
+    """Tables of where things are, and their sizes.
+
+    blocks (n, 8): start, end, segment, its start, its end, the sequence's first segment, the border lags do not cross.
+    chains (n, 2): first block, last + 1, of the blocks that follow one another.
+    segments (n, 4): start, end, the sequence's first segment, the sequence's end.
+    """
+    blocks, chains, segments = [], [], []
+    for s, (begin, end) in enumerate(_segments(T)):
+        segments.append((begin, end, 0, T))
+        length = _block_length(end - begin)
+        for start in range(begin, end, length):
+            border = 0
+            blocks.append((start, min(start + length, end), s, begin, end, 0, border, 0))
+    chains.append((0, len(blocks)))
+    longest = max(end - start for start, end, *_ in blocks)
+    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
+    return table(blocks), table(chains), table(segments), longest
+
+
+def _tile(n):
+    """The power of two, 16 at least, that holds n."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def _configuration(kernel, element, device):
+    """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
+    wide = element == torch.float32
+    BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
+    if kernel in ("queries", "keys"):
+        BK = min(BK, 64)
+    elif kernel != "rows":
+        BV = min(BV, 64)
+    return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
+
+
+def _element(tensors):
+    """The type of products between inputs: the widest of theirs; float32 for bfloat16 where kernels are interpreted."""
+    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    if element == torch.float64:
+        raise UnsupportedError(
+            'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
+        )
+    return torch.float32 if element == torch.bfloat16 and INTERPRETED else element
+
+
+def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
+    element = _element(tensors)
+    BT, BK, BV, options = _configuration(name, element, tensors[0].device)
+    BT = min(BT, _tile(layout[3]))
+    precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
+    constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
+    kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)
+
+
+_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
+
+
+def _contiguous(tensors):
+    return dict(zip(INPUTS, (t.contiguous() for t in tensors), strict=True))
+
+
+def _empty_forward(x):
+    """Tensors the forward kernels fill for the backward pass, by name."""
     q, v = x["q"], x["v"]
-    slot = q.new_zeros(*q.shape[:2], count, q.shape[-1], v.shape[-1])
+    B, T, H, K = q.shape
+    V = v.shape[-1]
+    blocks, _, _, _ = _layout(T, q.device)
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
     return {
-        "M": slot,
+        "start_M": new(B, H, len(blocks), K, V),
     }
 
 
-def _advance(state, chunk):
-    out = _step(**chunk, **state)
-    return {name: out[f"{name}_next"] for name in state}, out
+def _run_forward_triton(tensors):
+    x = _contiguous(tensors)
+    q, v = x["q"], x["v"]
+    B, T, H, _ = q.shape
+    layout = _layout(T, q.device)
+    blocks, chains, segments, _ = layout
+    x |= _empty_forward(x)
+    x["y"] = torch.empty_like(v)
+    sizes = (T, H, B * H, len(blocks), len(segments))
+    _launch(
+        states_kernel,
+        "states",
+        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
+        [x["k"], x["v"], x["start_M"]],
+        tensors,
+        lambda BT: (blocks, chains, *sizes),
+        layout,
+    )
+    _launch(
+        read_kernel,
+        "read",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [x["q"], x["k"], x["v"], x["start_M"], x["y"]],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    return [x[name] for name in ("y", "start_M")]
 
 
-def _slabs(T):
-    """Runs of segments that a walk takes side by side: (first segment, last + 1, first token, last + 1)."""
-    spans, slabs, i = _segments(T), [], 0
-    while i < len(spans):
-        j = i + 1
-        slabs.append((i, j, spans[i][0], spans[j - 1][1]))
-        i = j
-    return slabs
+def _saved_triton(tensors):
+    return list(_empty_forward(dict(zip(INPUTS, tensors, strict=True))).values())
 
 
-def _online_forward(x):
-    """Every token's online read-out, and what each segment leaves behind."""
-    B, H, T, K = x["q"].shape
-    V, N = x["v"].shape[-1], len(_segments(T))
-    head = torch.arange(H, dtype=x["q"].dtype, device=x["q"].device)[:, None]
-    o = x["q"].new_empty(B, H, T, V)
-    kept_M = x["q"].new_empty(B, H, N, K, V)
-    state = _fresh(x, 1)
-    for i, j, first, last in _slabs(T):
-        panel = _panel(x, first, last, j - i)
-        length = panel["q"].shape[3]
-        o_panel = o[:, :, first:last].unflatten(2, (j - i, -1))
-        for a in range(0, length, CHUNK):
-            state, out = _advance(state, _chunk(panel, a, head))
-            o_panel[:, :, :, a : a + CHUNK] = out["o"]
-        kept_M[:, :, i:j] = state["M"]
-    return o, kept_M
-
-
-def _online_backward(x, d, kept, d_o):
-    """The walk in reverse: adds to d[name] what every input's gradient owes to the online read-outs and the states.
-
-    States inside a segment are recomputed: once at about every sqrt(n)-th of its n chunks, then chunk by chunk.
-    """
-    H, T = x["q"].shape[1:3]
-    head = torch.arange(H, dtype=x["q"].dtype, device=x["q"].device)[:, None]
-    d_state = _fresh(x, 1)
-    for i, j, first, last in reversed(_slabs(T)):
-        panel, gradients = _panel(x, first, last, j - i), _panel(d, first, last, j - i)
-        d_o_panel = d_o[:, :, first:last].unflatten(2, (j - i, -1))
-        length = panel["q"].shape[3]
-        state = _fresh(x, j - i)
-        if i > 0:
-            state |= {slot: kept[slot][:, :, i - 1 : i] for slot in kept}
-        starts = range(0, length, CHUNK)
-        stride = math.isqrt(len(starts) - 1) + 1
-        marks = []
-        for n, a in enumerate(starts):
-            if n % stride == 0:
-                marks.append(state)
-            state, _ = _advance(state, _chunk(panel, a, head))
-        for mark in reversed(range(len(marks))):
-            block = starts[mark * stride : (mark + 1) * stride]
-            states = [marks.pop()]
-            for a in block[:-1]:
-                states.append(_advance(states[-1], _chunk(panel, a, head))[0])
-            for a in reversed(block):
-                cotangents = {f"d_{name}_next": t for name, t in d_state.items()}
-                cotangents["d_o"] = d_o_panel[:, :, :, a : a + CHUNK]
-                out = _step_vjp(**_chunk(panel, a, head), **states.pop(), **cotangents)
-                for name, t in gradients.items():
-                    t[:, :, :, a : a + CHUNK] += out[f"d_{name}"]
-                d_state = {name: out[f"d_{name}"] for name in d_state}
-
-
-def _forward_torch(x):
-    """y and what the backward pass needs of it, from inputs (B, H, T, ·) of one float type."""
-    o, kept_M = _online_forward(x)
-    return o, [kept_M]
-
-
-def _backward_torch(x, saved, d_y):
-    """The gradient of every input, from what the forward pass saved."""
-    d = {name: torch.zeros_like(t) for name, t in x.items()}
-    (kept_M,) = saved
-    d_o = d_y
-    kept = {"M": kept_M}
-    _online_backward(x, d, kept, d_o)
-    return d
+def _run_backward_triton(tensors, saved, d_y):
+    x = _contiguous(tensors)
+    q = x["q"]
+    B, T, H, _ = q.shape
+    layout = _layout(T, q.device)
+    blocks, chains, segments, _ = layout
+    x |= dict(zip(("start_M",), saved, strict=True))
+    x["d_y"] = d_y.contiguous()
+    sizes = (T, H, B * H, len(blocks), len(segments))
+    x["d_end_M"] = torch.empty_like(x["start_M"])
+    _launch(
+        retreat_kernel,
+        "retreat",
+        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
+        [x["q"], x["d_y"], x["d_end_M"]],
+        tensors,
+        lambda BT: (blocks, chains, *sizes),
+        layout,
+    )
+    x["d_q"] = torch.empty_like(x["q"], memory_format=torch.contiguous_format)
+    x["d_k"] = torch.empty_like(x["k"], memory_format=torch.contiguous_format)
+    x["d_v"] = torch.empty_like(x["v"], memory_format=torch.contiguous_format)
+    _launch(
+        queries_kernel,
+        "queries",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
+        [x["k"], x["v"], x["d_y"], x["start_M"], x["d_q"]],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    _launch(
+        keys_kernel,
+        "keys",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
+        [x["q"], x["v"], x["d_y"], x["d_end_M"], x["d_k"]],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    _launch(
+        values_kernel,
+        "values",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [x["q"], x["k"], x["d_y"], x["d_end_M"], x["d_v"]],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    return [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -360,43 +1158,12 @@ def _backward_torch(x, saved, d_y):
 INPUTS = ("q", "k", "v")
 
 
-def _heads_first(tensors):
-    """The inputs by name as (B, H, T, ·), of one float type: the widest of theirs, float32 at least."""
-    dtype = torch.float32
-    for t in tensors:
-        dtype = torch.promote_types(dtype, t.dtype)
-    x = {name: t.transpose(1, 2).contiguous().to(dtype) for name, t in zip(INPUTS, tensors, strict=True)}
-    return x
-
-
-def _run_forward_torch(tensors):
-    y, saved = _forward_torch(_heads_first(tensors))
-    return [y.transpose(1, 2).to(tensors[INPUTS.index("v")].dtype).contiguous(), *saved]
-
-
-def _run_backward_torch(tensors, saved, d_y):
-    x = _heads_first(tensors)
-    d = _backward_torch(x, saved, d_y.transpose(1, 2).to(x["q"].dtype).contiguous())
-    return [d[name].transpose(1, 2).to(t.dtype).contiguous() for name, t in zip(INPUTS, tensors, strict=True)]
-
-
-def _saved_torch(tensors):
-    """Empty tensors like those that the forward pass saves."""
-    q, v = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")]
-    B, H, K, V, N = q.shape[0], q.shape[2], q.shape[3], v.shape[3], len(_segments(q.shape[1]))
-    dtype = torch.float32
-    for t in tensors:
-        dtype = torch.promote_types(dtype, t.dtype)
-    shapes = [(B, H, N, K, V)]
-    saved = [q.new_empty(shape, dtype=dtype) for shape in shapes]
-    return saved
-
-
-def _define(backend, forward, backward, saved):
+def _define(backend, forward, backward, saved, first=1):
     """The operator of one backend; a module imported again, or a copy of it, has operators of its own.
 
     Defined by schema, since what `torch.library.custom_op` wraps around a function imports torch.compile at its first
-    call. Under autocast the arithmetic stays what the tensors' types say.
+    call. Under autocast the arithmetic stays what the tensors' types say. Outputs from `first` on are kept for the
+    backward pass: 0 for y too.
     """
     library, number = getattr(torch.ops, f"mcgen_{SPEC_HASH[:16]}"), 1
     while hasattr(library, f"{backend}_forward_{number}"):
@@ -426,7 +1193,7 @@ def _define(backend, forward, backward, saved):
 
     def keep(ctx, inputs, output):
         ctx.count = len(inputs[0])
-        ctx.save_for_backward(*inputs[0], *output[1:])
+        ctx.save_for_backward(*inputs[0], *output[first:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -443,7 +1210,7 @@ def _define(backend, forward, backward, saved):
 
 
 _torch_op = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
-_triton_op = None
+_triton_op = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=1)
 
 
 def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens=None, backend=None, **gates):
@@ -466,6 +1233,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         return torch.zeros_like(v)
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
+    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     run = {"torch": _torch_op, "triton": _triton_op}[backend]
     return run([named[name] for name in INPUTS])[0]

@@ -14,16 +14,22 @@ shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64)
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import os
+import sys
 
 import torch
 import torch.nn.functional as F
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # the torch path needs torch alone
-    triton = tl = None
+# Triton takes long to import, so a file does that only where kernels can run, or where others have done it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+triton = tl = None
+if INTERPRETED or torch.version.cuda or torch.version.hip or "triton" in sys.modules:
+    with contextlib.suppress(ImportError):
+        import triton
+        import triton.language as tl
 
 MCGEN_VERSION = "0.1.0"
 SPEC = {
@@ -48,7 +54,8 @@ SPEC = {
 SPEC_HASH = "30fb65233eb44f87abe223bd06111fbea4ffd7ce824976a33d522f8b63ebfa8d"
 
 
-_jit = triton.jit if triton else lambda kernel: kernel
+def _jit(function):
+    return triton.jit(function) if triton else function
 
 
 class UnsupportedError(NotImplementedError):
@@ -168,14 +175,20 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Torch path: chunks of 64 tokens, any device, any float type. Tensors are (B, H, T, ·) in here.
+# Torch path: any device, any float type.
 #
-# A walk goes through the chunks of equal segments side by side, as (B, H, S, C, ·), carrying the state:
-# M, pool.
+# The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
+# Only the state (M, pool) goes from chunk to chunk; all else is done for the chunks of a panel at once.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHUNK = 64
-SLAB = 16  # segments walked side by side, at most
+CHUNK = 64  # tokens of a chunk, at most
+ROWS = 8192  # tokens of a panel, times batch, times heads, about
+CARRY = {
+    "decay_all": 0,
+    "x_kv4": 2,
+    "sum_k": 1,
+}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
+CARRY_VJP = {"decay_all": 0, "x_kv2": 2, "x_k": 1}
 
 
 def _spread(x, *sizes):
@@ -214,25 +227,41 @@ def _decay(runs, row, column):
     return product if column == "after" else product[..., 0]
 
 
-def _lagged(t, lag):
-    """t[..., lag tokens back, ·], zero before the segment's first token. t is (B, H, T, ·)."""
-    T = t.shape[2]
-    back = F.pad(t, (0, 0, lag, 0))[:, :, :T].clone()
-    for first, _ in _segments(T):
-        back[:, :, first : first + lag] = 0
-    return back
+def _writes(*, alpha, k_1, beta, v_1, k, lam, v, **_):
+    """What chunks add to the state, and how much of it they leave."""
+    alpha_runs = _runs(alpha)
+    decay_all = _decay(alpha_runs, "end", "start")
+    decay_j = _decay(alpha_runs, "end", "after")
+    x_j = beta
+    x_j2 = decay_j * x_j
+    x_jv = x_j2[..., :, None] * v_1
+    x_kv = k_1.mT @ x_jv
+    x_j3 = lam
+    x_j4 = decay_j * x_j3
+    x_jv2 = x_j4[..., :, None] * v
+    x_kv2 = k.mT @ x_jv2
+    x_kv4 = x_kv + x_kv2
+    sum_k = k.sum(-2)
+    return {
+        "decay_all": decay_all,
+        "x_kv4": x_kv4,
+        "sum_k": sum_k,
+    }
 
 
-def _unlagged(d, lag):
-    """The adjoint of `_lagged`."""
-    d, T = d.clone(), d.shape[2]
-    for first, _ in _segments(T):
-        d[:, :, first : first + lag] = 0
-    return F.pad(d, (0, 0, 0, lag))[:, :, lag : T + lag]
+def _carry(*, decay_all, M, x_kv4, pool, sum_k, **_):
+    """The state after a chunk."""
+    x_kv = decay_all[..., None, None] * M
+    M_next = x_kv + x_kv4
+    pool_next = pool + sum_k
+    return {
+        "M_next": M_next,
+        "pool_next": pool_next,
+    }
 
 
-def _step(*, alpha, q, M, beta, k_1, v_1, lam, k, v, u, pool, count, **_):
-    """One chunk: online read-outs, and the state at its end."""
+def _read_online(*, alpha, q, M, beta, k_1, v_1, lam, k, v, u, pool, count, **_):
+    """The online read-outs of chunks, from the states before them."""
     n_t = count.shape[-1]
     n_j = v.shape[-2]
     alpha_runs = _runs(alpha)
@@ -258,28 +287,41 @@ def _step(*, alpha, q, M, beta, k_1, v_1, lam, k, v, u, pool, count, **_):
     sum_t = x_tj5.sum(-1)
     u_pool = (u * pool[..., None, :]).sum(-1)
     r = (sum_t + u_pool) / count
-    sum_k = k.sum(-2)
-    pool_next = pool + sum_k
-    decay_all = _decay(alpha_runs, "end", "start")
-    x_kv = decay_all[..., None, None] * M
-    decay_j = _decay(alpha_runs, "end", "after")
-    x_j3 = decay_j * x_j
-    x_jv = x_j3[..., :, None] * v_1
-    x_kv2 = k_1.mT @ x_jv
-    x_j4 = decay_j * x_j2
-    x_jv2 = x_j4[..., :, None] * v
-    x_kv3 = k.mT @ x_jv2
-    M_next = x_kv + x_kv2 + x_kv3
     return {
         "o": o,
         "r": r,
-        "pool_next": pool_next,
-        "M_next": M_next,
     }
 
 
-def _step_vjp(*, alpha, k, d_M_next, v, lam, k_1, v_1, beta, M, d_o, q, d_pool_next, u, d_r, count, pool, **_):
-    """The derivative of: one chunk: online read-outs, and the state at its end."""
+def _pulls(*, alpha, q, d_o, u, d_r, count, **_):
+    """What the read-outs of chunks owe to the states before them."""
+    alpha_runs = _runs(alpha)
+    decay_all = _decay(alpha_runs, "end", "start")
+    decay_t = _decay(alpha_runs, "through", "start")
+    x_tv = d_o * decay_t[..., :, None]
+    x_kv2 = q.mT @ x_tv
+    x_t = d_r / count
+    x_k = (u * x_t[..., :, None]).sum(-2)
+    return {
+        "decay_all": decay_all,
+        "x_kv2": x_kv2,
+        "x_k": x_k,
+    }
+
+
+def _carry_vjp(*, d_M_next, decay_all, x_kv2, d_pool_next, x_k, **_):
+    """The cotangent of the state before a chunk, from that after it."""
+    x_kv = d_M_next * decay_all[..., None, None]
+    d_M = x_kv + x_kv2
+    d_pool = d_pool_next + x_k
+    return {
+        "d_M": d_M,
+        "d_pool": d_pool,
+    }
+
+
+def _inputs_vjp(*, alpha, k, d_M_next, v, lam, k_1, v_1, beta, M, d_o, q, d_pool_next, u, d_r, count, pool, **_):
+    """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_j = v_1.shape[-2]
     n_t = count.shape[-1]
     alpha_runs = _runs(alpha)
@@ -338,10 +380,6 @@ def _step_vjp(*, alpha, k, d_M_next, v, lam, k_1, v_1, beta, M, d_o, q, d_pool_n
     x_tv2 = d_o * decay_t[..., :, None]
     x_tk3 = x_tv2 @ M.mT
     d_q = x_tk + x_tk2 + x_tk3
-    decay_all = _decay(alpha_runs, "end", "start")
-    x_kv2 = d_M_next * decay_all[..., None, None]
-    x_kv3 = q.mT @ x_tv2
-    d_M = x_kv2 + x_kv3
     decay_j = _decay(alpha_runs, "end", "after")
     x_j6 = sum_j2 * decay_j
     x_tj10 = x_tj3 * decay_tj
@@ -383,12 +421,9 @@ def _step_vjp(*, alpha, k, d_M_next, v, lam, k_1, v_1, beta, M, d_o, q, d_pool_n
     x_tk4 = x_t5[..., :, None] * pool[..., None, :]
     x_tk5 = x_tj14 @ k
     d_u = x_tk4 + x_tk5
-    x_k = (u * x_t5[..., :, None]).sum(-2)
-    d_pool = d_pool_next + x_k
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
-        "d_M": d_M,
         "d_beta": d_beta,
         "d_k_1": d_k_1,
         "d_v_1": d_v_1,
@@ -396,7 +431,6 @@ def _step_vjp(*, alpha, k, d_M_next, v, lam, k_1, v_1, beta, M, d_o, q, d_pool_n
         "d_k": d_k,
         "d_v": d_v,
         "d_u": d_u,
-        "d_pool": d_pool,
     }
 
 
@@ -465,154 +499,1613 @@ def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     }
 
 
-def _panel(x, first, last, count):
-    """Tokens first..last of every input as `count` segments side by side: (B, H, count, C, ·)."""
-    return {name: t[:, :, first:last].unflatten(2, (count, -1)) for name, t in x.items()}
+def _compute_type(tensors):
+    """The widest of the inputs' types, float32 at least."""
+    dtype = torch.float32
+    for t in tensors:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return dtype
 
 
-def _chunk(panel, first, head):
-    """The chunk of a panel that begins at its token `first`, with what a step needs to know of where it stands."""
-    chunk = {name: t[:, :, :, first : first + CHUNK] for name, t in panel.items()}
-    q = chunk["q"]
-    chunk["count"] = torch.arange(first + 1, first + 1 + q.shape[3], dtype=q.dtype, device=q.device)
-    return {**chunk, "head": head}
+class _Panel:
+    """Tokens first..last of segments i..j, in chunks of `chunk` tokens: whole segments of one length, or a part of one.
 
-
-def _fresh(x, count):
-    """The state before a segment's first token."""
-    q, v = x["q"], x["v"]
-    slot = q.new_zeros(*q.shape[:2], count, q.shape[-1], v.shape[-1])
-    return {
-        "M": slot,
-        "pool": slot[..., 0],
-    }
-
-
-def _advance(state, chunk):
-    out = _step(**chunk, **state)
-    return {name: out[f"{name}_next"] for name in state}, out
-
-
-def _slabs(T):
-    """Runs of segments that a walk takes side by side: (first segment, last + 1, first token, last + 1)."""
-    spans, slabs, i = _segments(T), [], 0
-    while i < len(spans):
-        j = i + 1
-        while j < len(spans) and j - i < SLAB and spans[j][1] - spans[j][0] == spans[i][1] - spans[i][0]:
-            j += 1
-        slabs.append((i, j, spans[i][0], spans[j - 1][1]))
-        i = j
-    return slabs
-
-
-def _online_forward(x):
-    """Every token's online read-out and routing logit, and what each segment leaves behind."""
-    B, H, T, K = x["q"].shape
-    V, N = x["v"].shape[-1], len(_segments(T))
-    head = torch.arange(H, dtype=x["q"].dtype, device=x["q"].device)[:, None]
-    o = x["q"].new_empty(B, H, T, V)
-    r = x["q"].new_empty(B, H, T)
-    pools = x["q"].new_empty(B, H, N, K)
-    kept_M = x["q"].new_empty(B, H, N, K, V)
-    for i, j, first, last in _slabs(T):
-        panel = _panel(x, first, last, j - i)
-        length = panel["q"].shape[3]
-        state = _fresh(x, j - i)
-        o_panel = o[:, :, first:last].unflatten(2, (j - i, -1))
-        r_panel = r[:, :, first:last].unflatten(2, (j - i, -1))
-        for a in range(0, length, CHUNK):
-            state, out = _advance(state, _chunk(panel, a, head))
-            o_panel[:, :, :, a : a + CHUNK] = out["o"]
-            r_panel[:, :, :, a : a + CHUNK] = out["r"]
-        kept_M[:, :, i:j] = state["M"]
-        pools[:, :, i:j] = state["pool"] / length
-    return o, r, kept_M, pools
-
-
-def _online_backward(x, d, kept, d_o, d_r, d_pools, d_bank):
-    """The walk in reverse: adds to d[name] what every input's gradient owes to the online read-outs and the states.
-
-    States inside a segment are recomputed: once at about every sqrt(n)-th of its n chunks, then chunk by chunk.
+    `offset` is where in its segment the panel begins, `length` how many tokens of each segment it has.
     """
-    H, T = x["q"].shape[1:3]
-    head = torch.arange(H, dtype=x["q"].dtype, device=x["q"].device)[:, None]
-    for i, j, first, last in reversed(_slabs(T)):
-        panel, gradients = _panel(x, first, last, j - i), _panel(d, first, last, j - i)
-        d_o_panel = d_o[:, :, first:last].unflatten(2, (j - i, -1))
-        d_r_panel = d_r[:, :, first:last].unflatten(2, (j - i, -1))
-        length = panel["q"].shape[3]
-        state = _fresh(x, j - i)
-        d_state = _fresh(x, j - i)
-        d_state["M"] = d_state["M"] + d_bank[:, :, i:j]
-        d_state["pool"] = d_pools[:, :, i:j] / length
-        starts = range(0, length, CHUNK)
-        stride = math.isqrt(len(starts) - 1) + 1
-        marks = []
-        for n, a in enumerate(starts):
-            if n % stride == 0:
-                marks.append(state)
-            state, _ = _advance(state, _chunk(panel, a, head))
-        for mark in reversed(range(len(marks))):
-            block = starts[mark * stride : (mark + 1) * stride]
-            states = [marks.pop()]
-            for a in block[:-1]:
-                states.append(_advance(states[-1], _chunk(panel, a, head))[0])
-            for a in reversed(block):
-                cotangents = {f"d_{name}_next": t for name, t in d_state.items()}
-                cotangents["d_o"] = d_o_panel[:, :, :, a : a + CHUNK]
-                cotangents["d_r"] = d_r_panel[:, :, :, a : a + CHUNK]
-                out = _step_vjp(**_chunk(panel, a, head), **states.pop(), **cotangents)
-                for name, t in gradients.items():
-                    t[:, :, :, a : a + CHUNK] += out[f"d_{name}"]
-                d_state = {name: out[f"d_{name}"] for name in d_state}
+
+    def __init__(self, i, j, first, last, offset, chunk):
+        self.i, self.j, self.first, self.last = i, j, first, last
+        self.offset, self.length, self.chunk = offset, (last - first) // max(j - i, 1), chunk
 
 
-def _rows(x, first, last):
-    return {name: x[name][:, :, first:last] for name in ("q", "u")}
+def _panels(T, heads):
+    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order."""
+    size, walk, i = max(ROWS // (heads * CHUNK), 1) * CHUNK, [], 0
+    spans = _segments(T)
+    while i < len(spans):
+        first, last = spans[i]
+        length, j = last - first, i + 1
+        chunk = max(n for n in range(1, CHUNK + 1) if length % n == 0)
+        uneven = length > CHUNK and chunk < CHUNK // 4
+        if length > size or uneven:
+            whole = last - length % CHUNK
+            parts = [(a, min(a + size, whole)) for a in range(first, whole, size)]
+            parts += [(whole, last)] if whole < last else []
+            walk.append([_Panel(i, j, a, b, a - first, min(b - a, CHUNK)) for a, b in parts])
+        else:
+            while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
+                j += 1
+            walk.append([_Panel(i, j, first, spans[j - 1][1], 0, chunk)])
+        i = j
+    return walk
 
 
-def _blend_forward(x, o, r, bank, pools):
-    """y: each segment's rows read every state before it, weighted by the softmax of their logits."""
-    y = o.clone()
-    for s, (first, last) in enumerate(_segments(o.shape[2])):
-        if s:
-            online = {"o": o[:, :, first:last], "r": r[:, :, first:last]}
-            y[:, :, first:last] = _blend(
-                **_rows(x, first, last), **online, cached=bank[:, :, :s], pools=pools[:, :, :s]
-            )["y"]
+def _lagged(t, panel, lag, dtype):
+    """A panel's rows of t, `lag` tokens back, zero before the segment's first: (B, H, rows, ·)."""
+    rows = t[:, max(panel.first - lag, 0) : max(panel.last - lag, 0)].transpose(1, 2).to(dtype)
+    rows = F.pad(rows, (0, 0, panel.last - panel.first - rows.shape[2], 0))
+    rows.unflatten(2, (-1, panel.length))[:, :, :, : max(lag - panel.offset, 0)] = 0
+    return rows
+
+
+def _add_lagged(d, g, panel, lag):
+    """The adjoint of `_lagged`: adds a panel's gradient g (B, H, rows, ·) to d (B, T, H, ·), `lag` tokens back."""
+    g.unflatten(2, (-1, panel.length))[:, :, :, : max(lag - panel.offset, 0)] = 0
+    rows = g[:, :, max(lag - panel.first, 0) :].transpose(1, 2)
+    d[:, max(panel.first - lag, 0) : max(panel.last - lag, 0)] += rows
+
+
+def _rows(t, panel, dtype):
+    """A panel's rows of t (B, T, H, ·), as (B, H, rows, ·)."""
+    rows = t[:, panel.first : panel.last].transpose(1, 2)
+    return rows.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _load(tensors, panel, dtype):
+    """A panel's inputs by name, with each token's place in its segment."""
+    size = (panel.j - panel.i, -1, panel.chunk)
+    x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
+    for name, source, lag in LAGGED:
+        x[name] = _lagged(tensors[INPUTS.index(source)], panel, lag, dtype).unflatten(2, size)
+    token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
+    x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
+    return x
+
+
+def _fresh(tensors, lanes, dtype):
+    """The state before a segment's first token."""
+    q, v = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")]
+    slot = q.new_zeros(q.shape[0], q.shape[2], lanes, q.shape[3], v.shape[3], dtype=dtype)
+    return {"M": slot, "pool": slot[..., 0]}
+
+
+def _by_chunk(values, dimensions, batch):
+    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    parts = {}
+    for name, n in dimensions.items():
+        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
+
+
+def _walk(x, state, segments):
+    """The states before the chunks of a panel, stacked; those at the ends of its segments; and the one after it.
+
+    `segments` is how many the chunks go through one after another.
+    """
+    batch, before, ends = x["q"].shape[:4], [], []
+    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+        before.append(state)
+        out = _carry(**chunk, **state)
+        state = {name: out[f"{name}_next"] for name in state}
+        if (c + 1) * segments % batch[3] == 0:
+            ends.append(state)
+    return {name: torch.stack([s[name] for s in before], 3) for name in state}, ends, state
+
+
+def _walk_back(x, d_state, d_ends, segments):
+    """The reverse of `_walk`: cotangents of the states after the chunks, stacked, and of the one before the panel.
+
+    `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
+    """
+    batch, after = x["q"].shape[:4], []
+    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    for c in reversed(range(len(chunks))):
+        if d_ends is not None and (c + 1) * segments % batch[3] == 0:
+            end = c * segments // batch[3] * batch[2]
+            d_state["M"] = d_state["M"] + d_ends["M"][:, :, end : end + batch[2]]
+            d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
+        after.append(d_state)
+        out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
+        d_state = {name: out[f"d_{name}"] for name in d_state}
+    return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
+
+
+SCRATCH = 4194304  # numbers in the largest value of a read-out, about
+
+
+def _blocks(panel, heads, width):
+    """A panel's rows in blocks (s, first, last) that read the same s cached segments with bounded scratch."""
+    for s in range(max(panel.i, 1), panel.j):
+        rows, end = max(SCRATCH // (heads * s * width), 32), (s - panel.i + 1) * panel.length
+        for a in range(end - panel.length, end, rows):
+            yield s, a, min(a + rows, end)
+
+
+def _blend_forward(x, bank, pools, panel):
+    """y of a panel's rows, each reading every state before its segment, weighted by the softmax of their logits."""
+    y = x["o"].clone()
+    for s, a, b in _blocks(panel, y.shape[0] * y.shape[1], max(bank.shape[3:])):
+        rows = {name: t[:, :, a:b] for name, t in x.items()}
+        y[:, :, a:b] = _blend(**rows, cached=bank[:, :, :s], pools=pools[:, :, :s])["y"]
     return y
 
 
-def _blend_backward(x, d, o, r, bank, pools, d_y):
-    """The reverse of `_blend_forward`: adds to d, and returns the gradients of o, r, the states and the pooled keys."""
-    d_o, d_r, d_bank, d_pools = d_y.clone(), torch.zeros_like(r), torch.zeros_like(bank), torch.zeros_like(pools)
-    for s, (first, last) in enumerate(_segments(o.shape[2])):
-        if s:
-            online = {"o": o[:, :, first:last], "r": r[:, :, first:last], "d_y": d_y[:, :, first:last]}
-            cached = {"cached": bank[:, :, :s], "pools": pools[:, :, :s]}
-            out = _blend_vjp(**_rows(x, first, last), **online, **cached)
-            for name in ("q", "u"):
-                d[name][:, :, first:last] += out[f"d_{name}"]
-            d_o[:, :, first:last], d_r[:, :, first:last] = out["d_o"], out["d_r"]
-            d_bank[:, :, :s] += out["d_cached"]
-            d_pools[:, :, :s] += out["d_pools"]
-    return d_o, d_r, d_bank, d_pools
-
-
-def _forward_torch(x):
-    """y and what the backward pass needs of it, from inputs (B, H, T, ·) of one float type."""
-    o, r, kept_M, pools = _online_forward(x)
-    return _blend_forward(x, o, r, kept_M, pools), [o, r, kept_M, pools]
-
-
-def _backward_torch(x, saved, d_y):
-    """The gradient of every input, from what the forward pass saved."""
-    d = {name: torch.zeros_like(t) for name, t in x.items()}
-    o, r, kept_M, pools = saved
-    d_o, d_r, d_bank, d_pools = _blend_backward(x, d, o, r, kept_M, pools, d_y)
-    kept = {}
-    _online_backward(x, d, kept, d_o, d_r, d_pools, d_bank)
+def _blend_backward(x, bank, pools, d_bank, d_pools, panel):
+    """The reverse of `_blend_forward`: adds to d_bank and d_pools, and returns the gradients of the rows' inputs."""
+    d = {name: torch.zeros_like(x[name]) for name in ("q", "u", "r")} | {"o": x["d_y"].clone()}
+    for s, a, b in _blocks(panel, bank.shape[0] * bank.shape[1], max(bank.shape[3:])):
+        rows = {name: t[:, :, a:b] for name, t in x.items()}
+        out = _blend_vjp(**rows, cached=bank[:, :, :s], pools=pools[:, :, :s])
+        for name, t in d.items():
+            t[:, :, a:b] = out[f"d_{name}"]
+        d_bank[:, :, :s] += out["d_cached"]
+        d_pools[:, :, :s] += out["d_pools"]
     return d
+
+
+_read_forward, _read_backward = _blend_forward, _blend_backward
+
+
+def _saved_torch(tensors):
+    """Empty tensors for what the forward pass saves.
+
+    o (B, H, T, V): online read-outs
+    r (B, H, T): online logits
+    kept_M (B, H, N, K, V): M at the ends of segments
+    pools (B, H, N, K): pooled keys
+    """
+    q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
+    (B, T, H, K), V = q.shape, v.shape[3]
+    N = len(_segments(T))
+    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, K, V), (B, H, N, K)]]
+
+
+def _run_forward_torch(tensors):
+    """y, and what the backward pass needs of it."""
+    v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
+    B, T, H, _ = v.shape
+    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    o, r, kept_M, pools = saved
+    for panel in [panel for run in _panels(T, B * H) for panel in run]:
+        i, j = panel.i, panel.j
+        x = _load(tensors, panel, dtype)
+        if panel.offset == 0:
+            state = _fresh(tensors, panel.j - panel.i, dtype)
+        before, ends, state = _walk(x, state, 1)
+        if ends:
+            kept_M[:, :, i:j] = torch.cat([end["M"] for end in ends], 2)
+            pools[:, :, i:j] = torch.cat([end["pool"] for end in ends], 2) / (panel.offset + panel.length)
+        x |= _read_online(**x, **before)
+        rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
+        o[:, :, panel.first : panel.last] = rows["o"]
+        r[:, :, panel.first : panel.last] = rows["r"]
+        y[:, panel.first : panel.last] = _read_forward(rows, kept_M, pools, panel).transpose(1, 2)
+    return [y, *saved]
+
+
+def _run_backward_torch(tensors, saved, d_y):
+    """The gradient of every input."""
+    dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
+    o, r, kept_M, pools = saved
+    d = [torch.zeros_like(t, dtype=dtype, memory_format=torch.contiguous_format) for t in tensors]
+    d_bank, d_pools = torch.zeros_like(kept_M), torch.zeros_like(pools)
+    for run in reversed(_panels(T, B * H)):
+        i, j = run[0].i, run[0].j
+        states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
+        d_state = _fresh(tensors, run[0].j - run[0].i, dtype)
+        for panel in run[:-1]:
+            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        for panel in reversed(run):
+            x = _load(tensors, panel, dtype)
+            d_rows = _rows(d_y, panel, dtype)
+            rows = {name: x[name].flatten(2, 4) for name in ("q", "u")}
+            rows |= {"o": o[:, :, panel.first : panel.last], "r": r[:, :, panel.first : panel.last], "d_y": d_rows}
+            owed = _read_backward(rows, kept_M, pools, d_bank, d_pools, panel)
+            owed = {name: t.unflatten(2, x["q"].shape[2:5]) for name, t in owed.items()}
+            x |= {"d_o": owed.pop("o"), "d_r": owed.pop("r")}
+            x |= _walk(x, states.pop(), 1)[0]
+            d_ends = {"M": d_bank[:, :, i:j]}
+            d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
+            out = _inputs_vjp(**x, **after)
+            for name, t in owed.items():
+                out[f"d_{name}"] = out[f"d_{name}"] + t
+            for name, t in zip(INPUTS, d, strict=True):
+                t[:, panel.first : panel.last] += out[f"d_{name}"].expand_as(x[name]).flatten(2, 4).transpose(1, 2)
+            for name, source, lag in LAGGED:
+                _add_lagged(d[INPUTS.index(source)], out[f"d_{name}"].flatten(2, 4), panel, lag)
+    return [g.to(t.dtype) for g, t in zip(d, tensors, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Triton path. B batch, T tokens, H heads, K and V the head's sizes; BT, BK, BV the tile of each; i_ an index,
+# o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·); states are (B, H, number, K, V) in float32.
+#
+# A block is a run of whole chunks of BT tokens inside one segment: what one program walks. Where blocks follow one
+# another (segments longer than a block),
+# `states` leaves the state at each block's start and `retreat` its gradient at each block's end, so that everything
+# else runs block by block.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@_jit
+def _tile_runs(b_a):
+    """For products over runs of tokens: running sums of log2|a| (integer exponents and logs of mantissas apart, so that
+    differences stay exact) and of zeros << 16 | negative signs; then the summands themselves.
+
+    Subnormals count as zero.
+    """
+    bits = tl.abs(b_a).to(tl.int32, bitcast=True)
+    zero = bits < 0x00800000
+    bits = tl.where(zero, 0x3F800000, bits)
+    mantissa = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    large = mantissa > 1.4142135
+    e = ((bits >> 23) - 127 + large.to(tl.int32)).to(tl.float32)
+    f = tl.log2(tl.where(large, mantissa * 0.5, mantissa))
+    c = (zero.to(tl.int32) << 16) + (b_a < 0).to(tl.int32)
+    return tl.cumsum(e, 0), tl.cumsum(f, 0), tl.cumsum(c, 0), e, f, c
+
+
+@_jit
+def _tile_product(e, f, c):
+    """The product that a difference of running sums stands for: 0 where a zero lies between, with the signs between."""
+    size = tl.exp2(e + f)
+    return tl.where((c >> 16) == 0, tl.where((c & 1) == 1, -size, size), 0.0)
+
+
+@_jit
+def states_kernel(
+    k,
+    v,
+    alpha,
+    beta,
+    lam,
+    cached,
+    pools,
+    blocks,
+    chains,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The state at the end of every segment.
+
+    One program walks a chain of blocks and a tile of V columns.
+    """
+    i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    b_M = tl.zeros([BK, BV], tl.float32)
+    b_pool = tl.zeros([BK], tl.float32)
+    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
+        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+        segment_start, segment_end = tl.load(blocks + 8 * i_n + 3), tl.load(blocks + 8 * i_n + 4)
+        border = tl.load(blocks + 8 * i_n + 6)
+        for i_step in range(tl.cdiv(end - start, BT)):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+            b_x_kv = b_decay_all * b_M
+            b_k_1 = tl.load(
+                k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
+                other=0.0,
+            ).to(IN)
+            b_decay_j = _tile_product(
+                tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+            )
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_j = b_x_t2
+            b_x_j2 = b_decay_j * b_x_j
+            b_v_1 = tl.load(
+                v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
+                other=0.0,
+            ).to(IN)
+            b_x_jv = b_x_j2[:, None] * b_v_1.to(tl.float32)
+            b_x_kv2 = tl.dot(tl.trans(b_k_1.to(tl.float32)), b_x_jv, input_precision=PREC)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
+            b_x_j3 = b_x_t3
+            b_x_j4 = b_decay_j * b_x_j3
+            b_v = tl.load(
+                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_jv2 = b_x_j4[:, None] * b_v.to(tl.float32)
+            b_x_kv3 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv2, input_precision=PREC)
+            b_M_next = b_x_kv + b_x_kv2 + b_x_kv3
+            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+            b_pool_next = b_pool + b_sum_k
+            b_M = b_M_next
+            b_pool = b_pool_next
+        if end == segment_end:
+            i_cached = i_bh.to(tl.int64) * n_segments + i_s
+            tl.store(cached + i_cached * K * V + o_kv, b_M, mask=m_kv)
+            if i_v == 0:
+                tl.store(pools + i_cached * K + o_k, b_pool / (segment_end - segment_start), mask=m_k)
+
+
+@_jit
+def read_kernel(
+    q,
+    k,
+    v,
+    u,
+    alpha,
+    beta,
+    lam,
+    cached,
+    pools,
+    lse,
+    online,
+    y,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The read-outs y.
+
+    One program a block and tile of V columns walks the block's chunks, and reads cached states for each with an
+    online softmax over segments.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    segment_start = tl.load(blocks + 8 * i_n + 3)
+    first, border = tl.load(blocks + 8 * i_n + 5), tl.load(blocks + 8 * i_n + 6)
+    b_M = tl.zeros([BK, BV], tl.float32)
+    b_pool = tl.zeros([BK], tl.float32)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_M = tl.dot(b_q.to(tl.float32), b_M, input_precision=PREC)
+        b_x_tv = b_decay_t[:, None] * b_q_M
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(
+                b_x_t_e[:, None] - b_x_t_e[None, :],
+                b_x_t_f[:, None] - b_x_t_f[None, :],
+                b_x_t_c[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_x_j = b_x_t2
+        b_x_tj = b_decay_tj * b_x_j[None, :]
+        b_k_1 = tl.load(
+            k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
+            other=0.0,
+        ).to(IN)
+        b_q_k_1 = tl.dot(b_q, tl.trans(b_k_1), input_precision=PREC)
+        b_x_tj2 = b_x_tj * b_q_k_1
+        b_v_1 = tl.load(
+            v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
+            other=0.0,
+        ).to(IN)
+        b_x_tv2 = tl.dot(b_x_tj2, b_v_1.to(tl.float32), input_precision=PREC)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j2 = b_x_t3
+        b_x_tj3 = b_decay_tj * b_x_j2[None, :]
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
+        b_x_tj4 = b_x_tj3 * b_q_k
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv3 = tl.dot(b_x_tj4, b_v.to(tl.float32), input_precision=PREC)
+        b_o = b_x_tv + b_x_tv2 + b_x_tv3
+        b_at_t = o_t
+        b_at_j = o_t
+        b_u = tl.load(
+            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_k = tl.dot(b_u, tl.trans(b_k), input_precision=PREC)
+        b_x_tj5 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_sum_t = tl.sum(b_x_tj5, 1)
+        b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_r = (b_sum_t + b_u_pool) / b_count
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+        b_x_kv = b_decay_all * b_M
+        b_decay_j = _tile_product(
+            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+        )
+        b_x_j3 = b_decay_j * b_x_j
+        b_x_jv = b_x_j3[:, None] * b_v_1.to(tl.float32)
+        b_x_kv2 = tl.dot(tl.trans(b_k_1.to(tl.float32)), b_x_jv, input_precision=PREC)
+        b_x_j4 = b_decay_j * b_x_j2
+        b_x_jv2 = b_x_j4[:, None] * b_v.to(tl.float32)
+        b_x_kv3 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv2, input_precision=PREC)
+        b_M_next = b_x_kv + b_x_kv2 + b_x_kv3
+        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_sum_k
+        b_M = b_M_next
+        b_pool = b_pool_next
+        b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
+        for i_c in range(first, i_s):
+            i_cached = i_bh.to(tl.int64) * n_segments + i_c
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_cached = tl.load(
+                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                mask=m_k[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_o_cached = tl.dot(b_q.to(tl.float32), b_cached, input_precision=PREC)
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+            b_r_cached = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_higher = tl.maximum(b_top, b_r_cached)
+            b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
+            b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
+            b_sum, b_top = b_sum * b_keep + b_new, b_higher
+        b_y = b_y / b_sum[:, None]
+        if i_v == 0:
+            b_lse = b_top + tl.log(b_sum)
+            tl.store(lse + i_row + o_t * H, b_lse, mask=m_t)
+            tl.store(online + i_row + o_t * H, tl.exp(b_r - b_lse), mask=m_t)
+        o_y = o_t[:, None] * (H * V) + o_v[None, :]
+        tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
+
+
+@_jit
+def queries_kernel(
+    k,
+    v,
+    alpha,
+    beta,
+    lam,
+    d_y,
+    online,
+    d_r,
+    d_q_rows,
+    d_u_rows,
+    d_q,
+    d_u,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the queries.
+
+    One program a block and tile of K columns walks the block forwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    segment_start = tl.load(blocks + 8 * i_n + 3)
+    border = tl.load(blocks + 8 * i_n + 6)
+    b_M = tl.zeros([BK, BV], tl.float32)
+    b_pool = tl.zeros([BK], tl.float32)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tj = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_c, _, _, _ = _tile_runs(b_x_t)
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(
+                b_x_t_e[:, None] - b_x_t_e[None, :],
+                b_x_t_f[:, None] - b_x_t_f[None, :],
+                b_x_t_c[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j = b_x_t2
+        b_x_tj2 = b_decay_tj * b_x_j[None, :]
+        b_x_tj3 = b_x_tj * b_x_tj2
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tk = tl.dot(b_x_tj3, b_k.to(tl.float32), input_precision=PREC)
+        b_v_1 = tl.load(
+            v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
+            other=0.0,
+        ).to(IN)
+        b_x_tj4 = tl.dot(b_x_tv, tl.trans(b_v_1.to(tl.float32)), input_precision=PREC)
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_x_j2 = b_x_t3
+        b_x_tj5 = b_decay_tj * b_x_j2[None, :]
+        b_x_tj6 = b_x_tj4 * b_x_tj5
+        b_k_1 = tl.load(
+            k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
+            other=0.0,
+        ).to(IN)
+        b_x_tk2 = tl.dot(b_x_tj6, b_k_1.to(tl.float32), input_precision=PREC)
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+        b_x_tv2 = b_x_tv * b_decay_t[:, None]
+        b_x_tk3 = tl.dot(b_x_tv2, tl.trans(b_M), input_precision=PREC)
+        b_x_tk4 = b_x_tk + b_x_tk2 + b_x_tk3
+        b_d_q_rows = tl.load(
+            d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_d_q = b_x_tk4 + b_d_q_rows
+        b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_x_t4 = b_d_r / b_count
+        b_x_tk5 = b_x_t4[:, None] * b_pool[None, :]
+        b_x_tj7 = (b_x_t4[:, None]) + tl.zeros([BT, BT], tl.float32)
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj8 = b_x_tj7 * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_tk6 = tl.dot(b_x_tj8, b_k.to(tl.float32), input_precision=PREC)
+        b_x_tk7 = b_x_tk5 + b_x_tk6
+        b_d_u_rows = tl.load(
+            d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_d_u = b_x_tk7 + b_d_u_rows
+        b_valid2 = m_t.to(tl.float32)
+        b_alpha2 = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t5 = tl.where(b_valid2 > 0, b_alpha2, 1.0)
+        b_x_t5_e, b_x_t5_f, b_x_t5_c, b_x_t5_e1, b_x_t5_f1, b_x_t5_c1 = _tile_runs(b_x_t5)
+        b_decay_all = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0), tl.sum(b_x_t5_c1, 0))
+        b_M2 = b_M
+        b_x_kv = b_decay_all * b_M2
+        b_k_12 = tl.load(
+            k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
+            other=0.0,
+        ).to(IN)
+        b_decay_j = _tile_product(
+            tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f, tl.sum(b_x_t5_c1, 0) - b_x_t5_c
+        )
+        b_beta2 = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t6 = tl.where(b_valid2 > 0, b_beta2, 0.0)
+        b_x_j3 = b_x_t6
+        b_x_j4 = b_decay_j * b_x_j3
+        b_v_12 = tl.load(
+            v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
+            other=0.0,
+        ).to(IN)
+        b_x_jv = b_x_j4[:, None] * b_v_12.to(tl.float32)
+        b_x_kv2 = tl.dot(tl.trans(b_k_12.to(tl.float32)), b_x_jv, input_precision=PREC)
+        b_k2 = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_lam2 = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t7 = tl.where(b_valid2 > 0, b_lam2, 0.0)
+        b_x_j5 = b_x_t7
+        b_x_j6 = b_decay_j * b_x_j5
+        b_v2 = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_jv2 = b_x_j6[:, None] * b_v2.to(tl.float32)
+        b_x_kv3 = tl.dot(tl.trans(b_k2.to(tl.float32)), b_x_jv2, input_precision=PREC)
+        b_M_next = b_x_kv + b_x_kv2 + b_x_kv3
+        b_pool2 = b_pool
+        b_sum_k = tl.sum(b_k2.to(tl.float32), 0)
+        b_pool_next = b_pool2 + b_sum_k
+        tl.store(
+            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_q.to(d_q.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        tl.store(
+            d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_u.to(d_u.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_M = b_M_next
+        b_pool = b_pool_next
+
+
+@_jit
+def keys_kernel(
+    q,
+    v,
+    u,
+    alpha,
+    beta,
+    lam,
+    d_y,
+    online,
+    d_r,
+    d_cached,
+    d_pools,
+    d_k_1,
+    d_k,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the keys.
+
+    One program a block and tile of K columns walks the block backwards.
+    """
+    i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    segment_start = tl.load(blocks + 8 * i_n + 3)
+    border = tl.load(blocks + 8 * i_n + 6)
+    b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    b_d_pool_next = tl.load(d_pools + (i_bh.to(tl.int64) * n_segments + i_s) * K + o_k, mask=m_k, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(
+            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+        )
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_x_j = b_x_t2
+        b_x_j2 = b_decay_j * b_x_j
+        b_v_1 = tl.load(
+            v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
+            other=0.0,
+        ).to(IN)
+        b_x_jv = b_x_j2[:, None] * b_v_1.to(tl.float32)
+        b_x_jk = tl.dot(b_x_jv, tl.trans(b_d_M_next), input_precision=PREC)
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+        b_x_tj = tl.dot(b_x_tv, tl.trans(b_v_1.to(tl.float32)), input_precision=PREC)
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(
+                b_x_t_e[:, None] - b_x_t_e[None, :],
+                b_x_t_f[:, None] - b_x_t_f[None, :],
+                b_x_t_c[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_x_tj2 = b_decay_tj * b_x_j[None, :]
+        b_x_tj3 = b_x_tj * b_x_tj2
+        b_x_jk2 = tl.dot(tl.trans(b_x_tj3), b_q.to(tl.float32), input_precision=PREC)
+        b_d_k_1 = b_x_jk + b_x_jk2
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j3 = b_x_t3
+        b_x_j4 = b_decay_j * b_x_j3
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_jv2 = b_x_j4[:, None] * b_v.to(tl.float32)
+        b_x_jk3 = tl.dot(b_x_jv2, tl.trans(b_d_M_next), input_precision=PREC)
+        b_x_jk4 = (b_d_pool_next[None, :]) + tl.zeros([BT, BK], tl.float32)
+        b_u = tl.load(
+            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_x_t4 = b_d_r / b_count
+        b_x_tj4 = (b_x_t4[:, None]) + tl.zeros([BT, BT], tl.float32)
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj5 = b_x_tj4 * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_jk5 = tl.dot(tl.trans(b_x_tj5), b_u.to(tl.float32), input_precision=PREC)
+        b_x_tj6 = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
+        b_x_tj7 = b_decay_tj * b_x_j3[None, :]
+        b_x_tj8 = b_x_tj6 * b_x_tj7
+        b_x_jk6 = tl.dot(tl.trans(b_x_tj8), b_q.to(tl.float32), input_precision=PREC)
+        b_d_k = b_x_jk3 + b_x_jk4 + b_x_jk5 + b_x_jk6
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+        b_x_kv = b_d_M_next * b_decay_all
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+        b_x_tv2 = b_x_tv * b_decay_t[:, None]
+        b_x_kv2 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv2, input_precision=PREC)
+        b_d_M = b_x_kv + b_x_kv2
+        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t4[:, None], 0)
+        b_d_pool = b_d_pool_next + b_x_k
+        tl.store(
+            d_k_1 + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            tl.where((i_t + o_t - 1 >= border)[:, None], b_d_k_1, 0.0).to(d_k_1.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        tl.store(
+            d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_k.to(d_k.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_d_M_next = b_d_M
+        b_d_pool_next = b_d_pool
+
+
+@_jit
+def values_kernel(
+    q,
+    k,
+    alpha,
+    beta,
+    lam,
+    d_y,
+    online,
+    d_cached,
+    d_v_1,
+    d_v,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the values.
+
+    One program a block and tile of V columns walks the block backwards.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    border = tl.load(blocks + 8 * i_n + 6)
+    b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_k_1 = tl.load(
+            k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
+            other=0.0,
+        ).to(IN)
+        b_k_1_d_M_next = tl.dot(b_k_1.to(tl.float32), b_d_M_next, input_precision=PREC)
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(
+            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+        )
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_x_j = b_x_t2
+        b_x_j2 = b_decay_j * b_x_j
+        b_x_jv = b_k_1_d_M_next * b_x_j2[:, None]
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(
+                b_x_t_e[:, None] - b_x_t_e[None, :],
+                b_x_t_f[:, None] - b_x_t_f[None, :],
+                b_x_t_c[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_x_tj = b_decay_tj * b_x_j[None, :]
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k_1 = tl.dot(b_q, tl.trans(b_k_1), input_precision=PREC)
+        b_x_tj2 = b_x_tj * b_q_k_1
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+        b_x_jv2 = tl.dot(tl.trans(b_x_tj2), b_x_tv, input_precision=PREC)
+        b_d_v_1 = b_x_jv + b_x_jv2
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_M_next = tl.dot(b_k.to(tl.float32), b_d_M_next, input_precision=PREC)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j3 = b_x_t3
+        b_x_j4 = b_decay_j * b_x_j3
+        b_x_jv3 = b_k_d_M_next * b_x_j4[:, None]
+        b_x_tj3 = b_decay_tj * b_x_j3[None, :]
+        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
+        b_x_tj4 = b_x_tj3 * b_q_k
+        b_x_jv4 = tl.dot(tl.trans(b_x_tj4), b_x_tv, input_precision=PREC)
+        b_d_v = b_x_jv3 + b_x_jv4
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+        b_x_kv = b_d_M_next * b_decay_all
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+        b_x_tv2 = b_x_tv * b_decay_t[:, None]
+        b_x_kv2 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv2, input_precision=PREC)
+        b_d_M = b_x_kv + b_x_kv2
+        tl.store(
+            d_v_1 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            tl.where((i_t + o_t - 1 >= border)[:, None], b_d_v_1, 0.0).to(d_v_1.dtype.element_ty),
+            mask=m_t[:, None] & m_v[None, :],
+        )
+        tl.store(
+            d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            b_d_v.to(d_v.dtype.element_ty),
+            mask=m_t[:, None] & m_v[None, :],
+        )
+        b_d_M_next = b_d_M
+
+
+@_jit
+def gates_kernel(
+    q,
+    k,
+    v,
+    alpha,
+    beta,
+    lam,
+    d_y,
+    online,
+    d_cached,
+    d_alpha,
+    d_beta,
+    d_lam,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the gates, a part a tile.
+
+    One program a block and tile of V columns walks the block backwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    border = tl.load(blocks + 8 * i_n + 6)
+    b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        b_M = tl.zeros([BK, BV], tl.float32)
+        for i_step in range(n_steps - 1 - i_back):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+            b_x_kv = b_decay_all * b_M
+            b_k_1 = tl.load(
+                k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
+                other=0.0,
+            ).to(IN)
+            b_decay_j = _tile_product(
+                tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+            )
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_j = b_x_t2
+            b_x_j2 = b_decay_j * b_x_j
+            b_v_1 = tl.load(
+                v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
+                other=0.0,
+            ).to(IN)
+            b_x_jv = b_x_j2[:, None] * b_v_1.to(tl.float32)
+            b_x_kv2 = tl.dot(tl.trans(b_k_1.to(tl.float32)), b_x_jv, input_precision=PREC)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
+            b_x_j3 = b_x_t3
+            b_x_j4 = b_decay_j * b_x_j3
+            b_v = tl.load(
+                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_jv2 = b_x_j4[:, None] * b_v.to(tl.float32)
+            b_x_kv3 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv2, input_precision=PREC)
+            b_M_next = b_x_kv + b_x_kv2 + b_x_kv3
+            b_M = b_M_next
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
+        b_decay_m = _tile_product(
+            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+        )
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_M_next = tl.dot(b_k.to(tl.float32), b_d_M_next, input_precision=PREC)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_jv = b_k_d_M_next * b_v.to(tl.float32)
+        b_sum_j = tl.sum(b_x_jv, 1)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j = b_x_t2
+        b_x_j2 = b_sum_j * b_x_j
+        b_k_1 = tl.load(
+            k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
+            other=0.0,
+        ).to(IN)
+        b_k_1_d_M_next = tl.dot(b_k_1.to(tl.float32), b_d_M_next, input_precision=PREC)
+        b_v_1 = tl.load(
+            v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
+            other=0.0,
+        ).to(IN)
+        b_x_jv2 = b_k_1_d_M_next * b_v_1.to(tl.float32)
+        b_sum_j2 = tl.sum(b_x_jv2, 1)
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_x_j3 = b_x_t3
+        b_x_j4 = b_sum_j2 * b_x_j3
+        b_x_j5 = b_x_j2 + b_x_j4
+        b_x_mj = b_decay_m[:, None] * b_x_j5[None, :]
+        b_decay_mj = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :],
+                (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :],
+                (b_x_t_c - b_x_t_c1)[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_x_mj2 = b_x_mj * b_decay_mj
+        b_sum_m = tl.sum(b_x_mj2, 1)
+        b_x_t4 = b_sum_m
+        b_x_kv = b_d_M_next * b_M
+        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_x_m = b_decay_m * b_sum
+        b_decay_m2 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1), (b_x_t_c - b_x_t_c1))
+        b_x_m2 = b_x_m * b_decay_m2
+        b_x_t5 = b_x_m2
+        b_decay_tm = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(
+                b_x_t_e[:, None] - b_x_t_e[None, :],
+                b_x_t_f[:, None] - b_x_t_f[None, :],
+                b_x_t_c[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+        b_x_tj = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
+        b_x_tj2 = b_x_tj * b_q_k
+        b_x_tj3 = b_x_tj2 * b_x_j[None, :]
+        b_x_tj4 = tl.dot(b_x_tv, tl.trans(b_v_1.to(tl.float32)), input_precision=PREC)
+        b_q_k_1 = tl.dot(b_q, tl.trans(b_k_1), input_precision=PREC)
+        b_x_tj5 = b_x_tj4 * b_q_k_1
+        b_x_tj6 = b_x_tj5 * b_x_j3[None, :]
+        b_x_tj7 = b_x_tj3 + b_x_tj6
+        b_x_mj3 = tl.dot(tl.trans(b_decay_tm), b_x_tj7, input_precision=PREC)
+        b_x_mj4 = b_x_mj3 * b_decay_mj
+        b_sum_m2 = tl.sum(b_x_mj4, 1)
+        b_x_t6 = b_sum_m2
+        b_q_M = tl.dot(b_q.to(tl.float32), b_M, input_precision=PREC)
+        b_x_tv2 = b_x_tv * b_q_M
+        b_sum_t = tl.sum(b_x_tv2, 1)
+        b_x_m3 = tl.sum(b_decay_tm * b_sum_t[:, None], 0)
+        b_x_m4 = b_x_m3 * b_decay_m2
+        b_x_t7 = b_x_m4
+        b_x_t8 = b_x_t4 + b_x_t5 + b_x_t6 + b_x_t7
+        b_d_alpha = b_x_t8 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_decay_j = _tile_product(
+            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+        )
+        b_x_j6 = b_sum_j2 * b_decay_j
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(
+                b_x_t_e[:, None] - b_x_t_e[None, :],
+                b_x_t_f[:, None] - b_x_t_f[None, :],
+                b_x_t_c[:, None] - b_x_t_c[None, :],
+            ),
+            0.0,
+        )
+        b_x_tj8 = b_x_tj5 * b_decay_tj
+        b_sum_j3 = tl.sum(b_x_tj8, 0)
+        b_x_j7 = b_x_j6 + b_sum_j3
+        b_x_t9 = b_x_j7
+        b_d_beta = b_x_t9 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_j8 = b_sum_j * b_decay_j
+        b_x_tj9 = b_x_tj2 * b_decay_tj
+        b_sum_j4 = tl.sum(b_x_tj9, 0)
+        b_x_j9 = b_x_j8 + b_sum_j4
+        b_x_t10 = b_x_j9
+        b_d_lam = b_x_t10 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+        b_x_kv2 = b_d_M_next * b_decay_all
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+        b_x_tv3 = b_x_tv * b_decay_t[:, None]
+        b_x_kv3 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv3, input_precision=PREC)
+        b_d_M = b_x_kv2 + b_x_kv3
+        tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
+        tl.store(d_beta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_beta, mask=m_t)
+        tl.store(d_lam + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_lam, mask=m_t)
+        b_d_M_next = b_d_M
+
+
+@_jit
+def rows_kernel(
+    q,
+    u,
+    d_y,
+    lse,
+    delta,
+    y,
+    d_r,
+    cached,
+    pools,
+    d_q_rows,
+    d_u_rows,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """What a block's rows owe to cached segments: gradients of their queries, and of their online logit."""
+    i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    first = tl.load(blocks + 8 * i_n + 5)
+    for i_t in range(start, end, BT):
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        m_t = i_t + o_t < end
+        o_y = o_t[:, None] * (H * V) + o_v[None, :]
+        b_y = tl.load(y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
+        b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
+        b_delta = tl.sum(b_y * b_d_y, 1)
+        tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
+        s_r = tl.zeros([BT], tl.float32)
+        s_q = tl.zeros([BT, BK], tl.float32)
+        s_u = tl.zeros([BT, BK], tl.float32)
+        for i_c in range(first, i_s):
+            i_cached = i_bh.to(tl.int64) * n_segments + i_c
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+            b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.exp(b_u_pools - b_lse)
+            b_cached = tl.load(
+                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                mask=m_k[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_d_y_cached = tl.dot(b_d_y.to(tl.float32), tl.trans(b_cached), input_precision=PREC)
+            b_d_q = b_x_t[:, None] * b_d_y_cached
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+            b_sum_t = tl.sum(b_x_tk, 1)
+            b_d_r = b_x_t * (b_sum_t - b_delta)
+            b_d_u = b_d_r[:, None] * b_pools[None, :]
+            s_q += b_d_q
+            s_r += b_d_r
+            s_u += b_d_u
+        tl.store(d_r + i_row + o_t * H, -s_r, mask=m_t)
+        o_q = o_t[:, None] * (H * K) + o_k[None, :]
+        tl.store(d_q_rows + i_row * K + o_q, s_q, mask=m_t[:, None] & m_k[None, :])
+        tl.store(d_u_rows + i_row * K + o_q, s_u, mask=m_t[:, None] & m_k[None, :])
+
+
+@_jit
+def segments_kernel(
+    q,
+    u,
+    d_y,
+    lse,
+    delta,
+    cached,
+    pools,
+    d_cached,
+    d_pools,
+    segments,
+    T,
+    H,
+    BH,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of each segment's state and pooled key.
+
+    One program a segment and tile of V columns goes over the rows that read it.
+    """
+    i_s, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    end = tl.load(segments + 4 * i_s + 1)
+    i_cached = i_bh.to(tl.int64) * n_segments + i_s
+    s_cached = tl.zeros([BK, BV], tl.float32)
+    s_pools = tl.zeros([BK], tl.float32)
+    b_cached = tl.load(cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
+    b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+    end = tl.load(segments + 4 * i_s + 3)
+    for i_t in range(tl.load(segments + 4 * i_s + 1), end, BT):
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        m_t = i_t + o_t < end
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u = tl.load(
+            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+        b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.exp(b_u_pools - b_lse)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv, input_precision=PREC)
+        b_d_y_cached = tl.dot(b_d_y.to(tl.float32), tl.trans(b_cached), input_precision=PREC)
+        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+        b_sum_t = tl.sum(b_x_tk, 1)
+        b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = b_x_t * (b_sum_t - b_delta)
+        b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
+        s_cached += b_d_cached
+        s_pools += b_d_pools
+    tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
+    length = tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s)
+    i_part = (i_v * BH + i_bh).to(tl.int64) * n_segments + i_s
+    tl.store(d_pools + i_part * K + o_k, s_pools / length, mask=m_k)
+
+
+BLOCK = 256
+
+
+def _block_length(length):
+    """Tokens of a block: BLOCK in segments up to 4 BLOCK; longer ones have as many blocks as a block has chunks."""
+    if length <= 4 * BLOCK:
+        return BLOCK
+    return BLOCK * ((math.isqrt(length * 64 - 1) + BLOCK) // BLOCK)
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(T, device):
+    """Tables of where things are, and their sizes.
+
+    blocks (n, 8): start, end, segment, its start, its end, the sequence's first segment, the border lags do not cross.
+    chains (n, 2): first block, last + 1, of the blocks that follow one another.
+    segments (n, 4): start, end, the sequence's first segment, the sequence's end.
+    """
+    blocks, chains, segments = [], [], []
+    for s, (begin, end) in enumerate(_segments(T)):
+        segments.append((begin, end, 0, T))
+        chains.append((len(blocks), len(blocks)))
+        length = _block_length(end - begin)
+        for start in range(begin, end, length):
+            border = begin
+            blocks.append((start, min(start + length, end), s, begin, end, 0, border, 0))
+        chains[-1] = (chains[-1][0], len(blocks))
+    longest = max(end - start for start, end, *_ in blocks)
+    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
+    return table(blocks), table(chains), table(segments), longest
+
+
+def _tile(n):
+    """The power of two, 16 at least, that holds n."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def _configuration(kernel, element, device):
+    """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
+    wide = element == torch.float32
+    BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
+    if kernel in ("queries", "keys"):
+        BK = min(BK, 64)
+    elif kernel != "rows":
+        BV = min(BV, 64)
+    return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
+
+
+def _element(tensors):
+    """The type of products between inputs: the widest of theirs; float32 for bfloat16 where kernels are interpreted."""
+    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    if element == torch.float64:
+        raise UnsupportedError(
+            'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
+        )
+    return torch.float32 if element == torch.bfloat16 and INTERPRETED else element
+
+
+def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
+    element = _element(tensors)
+    BT, BK, BV, options = _configuration(name, element, tensors[0].device)
+    BT = min(BT, _tile(layout[3]))
+    precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
+    constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
+    kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)
+
+
+_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
+
+
+def _contiguous(tensors):
+    return dict(zip(INPUTS, (t.contiguous() for t in tensors), strict=True))
+
+
+def _empty_forward(x):
+    """Tensors the forward kernels fill for the backward pass, by name."""
+    q, v = x["q"], x["v"]
+    B, T, H, K = q.shape
+    V = v.shape[-1]
+    _, _, segments, _ = _layout(T, q.device)
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    return {
+        "cached": new(B, H, len(segments), K, V),
+        "pools": new(B, H, len(segments), K),
+        "lse": new(B, T, H),
+        "online": new(B, T, H),
+    }
+
+
+def _run_forward_triton(tensors):
+    x = _contiguous(tensors)
+    q, v = x["q"], x["v"]
+    B, T, H, _ = q.shape
+    layout = _layout(T, q.device)
+    blocks, chains, segments, _ = layout
+    x |= _empty_forward(x)
+    x["y"] = torch.empty_like(v)
+    sizes = (T, H, B * H, len(blocks), len(segments))
+    _launch(
+        states_kernel,
+        "states",
+        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
+        [x["k"], x["v"], x["alpha"], x["beta"], x["lam"], x["cached"], x["pools"]],
+        tensors,
+        lambda BT: (blocks, chains, *sizes),
+        layout,
+    )
+    _launch(
+        read_kernel,
+        "read",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [
+            x["q"],
+            x["k"],
+            x["v"],
+            x["u"],
+            x["alpha"],
+            x["beta"],
+            x["lam"],
+            x["cached"],
+            x["pools"],
+            x["lse"],
+            x["online"],
+            x["y"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    return [x[name] for name in ("y", "cached", "pools", "lse", "online")]
+
+
+def _saved_triton(tensors):
+    return list(_empty_forward(dict(zip(INPUTS, tensors, strict=True))).values())
+
+
+def _reverse_reads(tensors, x, layout):
+    """The reverse of reads of every earlier segment: adds to x what `_run_backward_triton` goes on from."""
+    q = x["q"]
+    blocks, _, segments, _ = layout
+    B, T, H, _ = q.shape
+    sizes = (T, H, B * H, len(blocks), len(segments))
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    x["delta"], x["d_r"] = new(B, T, H), new(B, T, H)
+    x["d_q_rows"] = new(B, T, H, 64)
+    x["d_u_rows"] = new(B, T, H, 64)
+    _launch(
+        rows_kernel,
+        "rows",
+        lambda BT, BK, BV: (len(blocks) * B * H,),
+        [
+            x["q"],
+            x["u"],
+            x["d_y"],
+            x["lse"],
+            x["delta"],
+            x["y"],
+            x["d_r"],
+            x["cached"],
+            x["pools"],
+            x["d_q_rows"],
+            x["d_u_rows"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    x["d_cached"] = torch.empty_like(x["cached"])
+    parts = triton.cdiv(64, _configuration("segments", _element(tensors), q.device)[2])
+    x["d_pools"] = new(parts, *x["pools"].shape)
+    _launch(
+        segments_kernel,
+        "segments",
+        lambda BT, BK, BV: (len(segments) * B * H, triton.cdiv(64, BV)),
+        [x["q"], x["u"], x["d_y"], x["lse"], x["delta"], x["cached"], x["pools"], x["d_cached"], x["d_pools"]],
+        tensors,
+        lambda BT: (segments, *sizes[:3], len(segments)),
+        layout,
+    )
+    x["d_pools"] = x["d_pools"][0] if parts == 1 else x["d_pools"].sum(0)
+
+
+def _run_backward_triton(tensors, saved, d_y):
+    x = _contiguous(tensors)
+    q = x["q"]
+    B, T, H, _ = q.shape
+    layout = _layout(T, q.device)
+    blocks, _, segments, _ = layout
+    x |= dict(
+        zip(
+            (
+                "y",
+                "cached",
+                "pools",
+                "lse",
+                "online",
+            ),
+            saved,
+            strict=True,
+        )
+    )
+    x["d_y"] = d_y.contiguous()
+    sizes = (T, H, B * H, len(blocks), len(segments))
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    _reverse_reads(tensors, x, layout)
+    x["d_q"] = torch.empty_like(x["q"], memory_format=torch.contiguous_format)
+    x["d_k_1"] = torch.empty_like(x["k"], dtype=torch.float32, memory_format=torch.contiguous_format)
+    x["d_v_1"] = torch.empty_like(x["v"], dtype=torch.float32, memory_format=torch.contiguous_format)
+    x["d_k"] = torch.empty_like(x["k"], dtype=torch.float32, memory_format=torch.contiguous_format)
+    x["d_v"] = torch.empty_like(x["v"], dtype=torch.float32, memory_format=torch.contiguous_format)
+    x["d_u"] = torch.empty_like(x["u"], memory_format=torch.contiguous_format)
+    _launch(
+        queries_kernel,
+        "queries",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
+        [
+            x["k"],
+            x["v"],
+            x["alpha"],
+            x["beta"],
+            x["lam"],
+            x["d_y"],
+            x["online"],
+            x["d_r"],
+            x["d_q_rows"],
+            x["d_u_rows"],
+            x["d_q"],
+            x["d_u"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    _launch(
+        keys_kernel,
+        "keys",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
+        [
+            x["q"],
+            x["v"],
+            x["u"],
+            x["alpha"],
+            x["beta"],
+            x["lam"],
+            x["d_y"],
+            x["online"],
+            x["d_r"],
+            x["d_cached"],
+            x["d_pools"],
+            x["d_k_1"],
+            x["d_k"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    _launch(
+        values_kernel,
+        "values",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [x["q"], x["k"], x["alpha"], x["beta"], x["lam"], x["d_y"], x["online"], x["d_cached"], x["d_v_1"], x["d_v"]],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    parts = triton.cdiv(64, _configuration("gates", _element(tensors), q.device)[2])
+    x["d_alpha"] = new(parts, B, T, H)
+    x["d_beta"] = new(parts, B, T, H)
+    x["d_lam"] = new(parts, B, T, H)
+    _launch(
+        gates_kernel,
+        "gates",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [
+            x["q"],
+            x["k"],
+            x["v"],
+            x["alpha"],
+            x["beta"],
+            x["lam"],
+            x["d_y"],
+            x["online"],
+            x["d_cached"],
+            x["d_alpha"],
+            x["d_beta"],
+            x["d_lam"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    x["d_alpha"] = x["d_alpha"][0] if parts == 1 else x["d_alpha"].sum(0)
+    x["d_beta"] = x["d_beta"][0] if parts == 1 else x["d_beta"].sum(0)
+    x["d_lam"] = x["d_lam"][0] if parts == 1 else x["d_lam"].sum(0)
+    _add_unlagged(x["d_k"], x["d_k_1"], 1)
+    _add_unlagged(x["d_v"], x["d_v_1"], 1)
+    return [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=True)]
+
+
+def _add_unlagged(d, d_lagged, lag):
+    """Adds the gradient of a lagged view, (B, T, H, ·), to that of the tensor; rows before a border are zero in it."""
+    d[:, :-lag] += d_lagged[:, lag:]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -623,46 +2116,12 @@ INPUTS = ("q", "k", "v", "u", "alpha", "beta", "lam")
 LAGGED = (("k_1", "k", 1), ("v_1", "v", 1))
 
 
-def _heads_first(tensors):
-    """The inputs by name as (B, H, T, ·), of one float type: the widest of theirs, float32 at least."""
-    dtype = torch.float32
-    for t in tensors:
-        dtype = torch.promote_types(dtype, t.dtype)
-    x = {name: t.transpose(1, 2).contiguous().to(dtype) for name, t in zip(INPUTS, tensors, strict=True)}
-    x |= {name: _lagged(x[source], lag) for name, source, lag in LAGGED}
-    return x
-
-
-def _run_forward_torch(tensors):
-    y, saved = _forward_torch(_heads_first(tensors))
-    return [y.transpose(1, 2).to(tensors[INPUTS.index("v")].dtype).contiguous(), *saved]
-
-
-def _run_backward_torch(tensors, saved, d_y):
-    x = _heads_first(tensors)
-    d = _backward_torch(x, saved, d_y.transpose(1, 2).to(x["q"].dtype).contiguous())
-    for name, source, lag in LAGGED:
-        d[source] = d[source] + _unlagged(d[name], lag)
-    return [d[name].transpose(1, 2).to(t.dtype).contiguous() for name, t in zip(INPUTS, tensors, strict=True)]
-
-
-def _saved_torch(tensors):
-    """Empty tensors like those that the forward pass saves."""
-    q, v = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")]
-    B, T, H, K, V, N = q.shape[0], q.shape[1], q.shape[2], q.shape[3], v.shape[3], len(_segments(q.shape[1]))
-    dtype = torch.float32
-    for t in tensors:
-        dtype = torch.promote_types(dtype, t.dtype)
-    shapes = [(B, H, T, V), (B, H, T), (B, H, N, K, V), (B, H, N, K)]
-    saved = [q.new_empty(shape, dtype=dtype) for shape in shapes]
-    return saved
-
-
-def _define(backend, forward, backward, saved):
+def _define(backend, forward, backward, saved, first=1):
     """The operator of one backend; a module imported again, or a copy of it, has operators of its own.
 
     Defined by schema, since what `torch.library.custom_op` wraps around a function imports torch.compile at its first
-    call. Under autocast the arithmetic stays what the tensors' types say.
+    call. Under autocast the arithmetic stays what the tensors' types say. Outputs from `first` on are kept for the
+    backward pass: 0 for y too.
     """
     library, number = getattr(torch.ops, f"mcgen_{SPEC_HASH[:16]}"), 1
     while hasattr(library, f"{backend}_forward_{number}"):
@@ -692,7 +2151,7 @@ def _define(backend, forward, backward, saved):
 
     def keep(ctx, inputs, output):
         ctx.count = len(inputs[0])
-        ctx.save_for_backward(*inputs[0], *output[1:])
+        ctx.save_for_backward(*inputs[0], *output[first:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -709,7 +2168,7 @@ def _define(backend, forward, backward, saved):
 
 
 _torch_op = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
-_triton_op = None
+_triton_op = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=0)
 
 
 def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens=None, backend=None, **gates):
@@ -732,6 +2191,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         return torch.zeros_like(v)
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
+    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     run = {"torch": _torch_op, "triton": _triton_op}[backend]
     return run([named[name] for name in INPUTS])[0]

@@ -14,15 +14,13 @@ from mcgen.emit.reference import reference_source
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
 from mcgen.emit.triton_path import triton_source
+from mcgen.emit.unused import without_unused
 from mcgen.symbolic.meaning import Meaning
 
-IMPORTS = {
-    "functools": "import functools",
-    "math": "import math",
-    "os": "import os",
-    "torch": "import torch",
-    "F": "import torch.nn.functional as F",
-}
+LIBRARY = ("contextlib", "functools", "math", "os", "sys")
+"""What a file may need of the standard library."""
+ALWAYS = ("contextlib", "os", "sys")
+"""What every file needs of it, for its first lines."""
 
 
 def module_source(meaning: Meaning) -> str:
@@ -37,12 +35,13 @@ def module_source(meaning: Meaning) -> str:
         _operator(meaning),
         layer_source(spec),
     ]
-    body = laid_out("\n\n\n".join(part.strip("\n") for part in parts if part.strip()))
+    body = laid_out(without_unused("\n\n\n".join(part.strip("\n") for part in parts if part.strip())))
     return render(
         "module.py.jinja",
         title=docstring_lines(f"{spec.name}: {spec.doc}" if spec.doc.strip() else spec.name, DOCSTRING_WIDTH),
         mathematics=[*mathematics(spec), *shapes_text(spec)],
-        imports=_imports(body),
+        library=[module for module in LIBRARY if module in ALWAYS or _uses(body, module)],
+        functional=_uses(body, "F"),
         version=__version__,
         spec=literal(spec.to_dict()),
         digest=spec.digest(),
@@ -50,10 +49,8 @@ def module_source(meaning: Meaning) -> str:
     )
 
 
-def _imports(body: str) -> dict[str, list[str]]:
-    """The imports a module needs, the standard library's apart."""
-    used = [line for name, line in IMPORTS.items() if re.search(rf"\b{name}\.", body)]
-    return {"standard": used[: used.index("import torch")], "others": used[used.index("import torch") :]}
+def _uses(text: str, module: str) -> bool:
+    return re.search(rf"\b{module}\.", text) is not None
 
 
 def _constants(meaning: Meaning) -> str:

@@ -6,7 +6,7 @@ import ast
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcgen.emit.literal import docstring_lines, literal
@@ -25,15 +25,17 @@ NASTY = [
     "# -*- coding: ascii -*-\n# ruff: noqa\ndef f(): # type: ignore",
     "",
 ]
-TEXTS = st.text(st.characters(), max_size=300) | st.lists(st.sampled_from(NASTY), max_size=3).map("".join)
+NAMES = st.text("abc_", min_size=1, max_size=12)
+TEXTS = st.text(max_size=300) | st.lists(st.sampled_from(NASTY), max_size=3).map("".join)
 PLAIN = st.recursive(
     TEXTS | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.from_regex(r"[a-z_]{1,12}", fullmatch=True), inner),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner),
     max_leaves=12,
 )
 
 
-@given(st.dictionaries(st.from_regex(r"[a-z_]{1,12}", fullmatch=True), PLAIN, max_size=5))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(NAMES, PLAIN, max_size=5))
 def test_a_literal_is_its_value_in_short_lines(value: dict) -> None:
     text = literal(value)
     assert ast.literal_eval(text) == value
@@ -41,6 +43,7 @@ def test_a_literal_is_its_value_in_short_lines(value: dict) -> None:
     text.encode("utf-8")
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS)
 def test_a_docstring_says_what_the_text_says(text: str) -> None:
     lines = docstring_lines(f"name: {text}", 100)

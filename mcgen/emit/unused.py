@@ -1,0 +1,141 @@
+"""Templates state what a function may need; what none of its statements reads is taken out of the file here."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+PURE_CALLS = ("len", "min", "max", "triton.cdiv", "triton.next_power_of_2", "_segments", "_layout")
+IMPURE = ("store", "atomic", "debug", "device")
+"""How the names of Triton's functions begin that do more than give a value."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One name that an assignment gives a value: the `index`-th of its targets."""
+
+    statement: ast.Assign
+    index: int
+
+    @property
+    def target(self) -> ast.expr:
+        target = self.statement.targets[0]
+        return target.elts[self.index] if isinstance(target, ast.Tuple) else target
+
+    @property
+    def value(self) -> ast.expr | None:
+        """Its own value; None where one value is unpacked into several names."""
+        if not isinstance(self.statement.targets[0], ast.Tuple):
+            return self.statement.value
+        value = self.statement.value
+        return value.elts[self.index] if isinstance(value, ast.Tuple) else None
+
+
+def without_unused(text: str) -> str:
+    """The same program without assignments to local variables that are read nowhere.
+
+    An assignment stays where its value is not known to be free of effects; of a value that is unpacked, the parts that
+    are not read are called `_`.
+    """
+    lines = text.splitlines()
+    changes = [change for function in _functions(ast.parse(text)) for change in _changes(function).items()]
+    for statement, replacement in sorted(changes, key=lambda change: -change[0].lineno):
+        indent = " " * statement.col_offset
+        lines[statement.lineno - 1 : statement.end_lineno] = [indent + replacement] if replacement else []
+    return "\n".join(lines) + "\n"
+
+
+def _functions(module: ast.Module) -> Iterator[ast.FunctionDef]:
+    """Functions that stand in no other; names of inner ones count as read in the outer one."""
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef):
+            yield node
+        elif isinstance(node, ast.ClassDef):
+            yield from (method for method in node.body if isinstance(method, ast.FunctionDef))
+
+
+def _changes(function: ast.FunctionDef) -> dict[ast.Assign, str]:
+    """Each assignment to change, with what takes its place: a shorter one, or nothing, where others stand beside it."""
+    pieces = [piece for node in ast.walk(function) if isinstance(node, ast.Assign) for piece in _pieces(node)]
+    unused = _unused(function, pieces)
+    statements = dict.fromkeys(piece.statement for piece in pieces if piece in unused)
+    changes = {s: _rest([piece for piece in pieces if piece.statement is s], unused) for s in statements}
+    for block in _blocks(function):
+        if all(changes.get(statement) == "" for statement in block):
+            changes[block[-1]] = "pass"
+    return changes
+
+
+def _blocks(function: ast.FunctionDef) -> Iterator[list[ast.stmt]]:
+    for node in ast.walk(function):
+        yield from (
+            block for name in ("body", "orelse") if isinstance(block := getattr(node, name, None), list) and block
+        )
+
+
+def _pieces(statement: ast.Assign) -> Iterator[Piece]:
+    if len(statement.targets) != 1:
+        return
+    target, value = statement.targets[0], statement.value
+    parts = target.elts if isinstance(target, ast.Tuple) else [target]
+    matched = not isinstance(target, ast.Tuple) or not isinstance(value, ast.Tuple) or len(value.elts) == len(parts)
+    if matched and all(isinstance(part, ast.Name) for part in parts):
+        yield from (Piece(statement, i) for i in range(len(parts)))
+
+
+def _unused(function: ast.FunctionDef, pieces: list[Piece]) -> set[Piece]:
+    """The pieces whose name nothing reads but other such pieces."""
+    unused: set[Piece] = set()
+    while True:
+        skipped = {id(piece.value) for piece in unused} | {id(s) for s in _wholly_gone(pieces, unused)}
+        read = set(_names_read(function, skipped))
+        more = {piece for piece in pieces if piece.target.id not in read and _may_go(piece)}
+        if more <= unused:
+            return unused
+        unused |= more
+
+
+def _wholly_gone(pieces: list[Piece], unused: set[Piece]) -> Iterator[ast.Assign]:
+    for statement in {piece.statement for piece in pieces}:
+        if all(piece in unused for piece in pieces if piece.statement is statement) and _pure(statement.value):
+            yield statement
+
+
+def _names_read(node: ast.AST, skipped: set[int]) -> Iterator[str]:
+    if id(node) in skipped:
+        return
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        yield node.id
+    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+        yield node.target.id
+    if isinstance(node, ast.Global | ast.Nonlocal):
+        yield from node.names
+    for child in ast.iter_child_nodes(node):
+        yield from _names_read(child, skipped)
+
+
+def _may_go(piece: Piece) -> bool:
+    return piece.target.id != "_" and (piece.value is None or _pure(piece.value))
+
+
+def _pure(value: ast.expr) -> bool:
+    """Whether computing a value is known to do nothing else."""
+    if isinstance(value, ast.Lambda):
+        return True
+    return all(_pure_call(ast.unparse(node.func)) for node in ast.walk(value) if isinstance(node, ast.Call))
+
+
+def _pure_call(name: str) -> bool:
+    return name in PURE_CALLS or (name.startswith("tl.") and not name.removeprefix("tl.").startswith(IMPURE))
+
+
+def _rest(pieces: list[Piece], unused: set[Piece]) -> str:
+    """The assignment of the pieces that are used."""
+    kept = [piece for piece in pieces if piece not in unused]
+    if pieces[0].value is None and (kept or not _pure(pieces[0].statement.value)):
+        targets = ["_" if piece in unused else piece.target.id for piece in pieces]
+        return f"{', '.join(targets)} = {ast.unparse(pieces[0].statement.value)}"
+    if not kept:
+        return ""
+    return f"{', '.join(piece.target.id for piece in kept)} = {', '.join(ast.unparse(piece.value) for piece in kept)}"
