@@ -18,12 +18,13 @@ Spelling = Callable[..., str]
 @dataclass(frozen=True)
 class ScalarPrinter:
     """Prints scalar expressions. `functions` spells a call from its arguments' texts; `power` spells x**y, and
-    `power_binding` says how tightly that binds.
+    `power_binding` says how tightly that binds; `whole_power`, where x**n for a whole n is spelled another way, that.
     """
 
     functions: Mapping[type, Spelling]
     power: Spelling
     power_binding: int = ATOM
+    whole_power: Spelling | None = None
 
     def text(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str], binding: int = SUM) -> str:
         text, strength = self._piece(expression, names)
@@ -68,6 +69,8 @@ class ScalarPrinter:
             return f"1.0 / {self.text(1 / expression, names, UNARY)}", PRODUCT
         if exponent.is_Integer and exponent <= 4 and base.is_Symbol:
             return " * ".join([self.text(base, names, UNARY)] * int(exponent)), PRODUCT
+        if exponent.is_Integer and self.whole_power:
+            return self.whole_power(self.text(base, names, ATOM), int(exponent)), ATOM
         return self.power(self.text(base, names, ATOM), self.text(exponent, names, UNARY)), self.power_binding
 
 
@@ -153,4 +156,5 @@ TRITON = ScalarPrinter(
         sympy.erf: "tl.erf({})".format,
     },
     "_pow({}, {})".format,
+    whole_power="_whole_pow({}, {})".format,
 )

@@ -282,7 +282,7 @@ class Kernels:
         reverse = any(f"d_{name}_next" in gradients.inputs for name in self.state)
         d_state = self._carried_with(gradients, whole, "d_{}_next", "d_{}") if reverse else []
         gradients = select(whole, [f"d_{name}" for name in [*wanted, *d_state]], kernel)
-        stepped = self.stepped and not self.reverse.errors.isdisjoint(wanted)
+        stepped = self.stepped and not set(self.reverse.pulls).isdisjoint(gradients.inputs)
         store = {f"d_{name}": self.store(name, parts=kernel == "gates") for name in wanted}
         store |= {f"d_{name}": lambda tile: [] for name in d_state}
         held = {name: f"b_{name}" for name in self.state} | {f"d_{n}_next": f"b_d_{n}_next" for n in self.state}
@@ -397,6 +397,12 @@ def _cosh(x):
     "_sinh": """@_jit
 def _sinh(x):
     return 0.5 * (tl.exp(x) - tl.exp(-x))""",
+    "_whole_pow": """@_jit
+def _whole_pow(x, N: tl.constexpr):
+    y = x
+    for _ in tl.static_range(1, N):
+        y *= x
+    return y""",
     "_pow": """@_jit
 def _pow(x, y):
     return tl.where(x == 0, 0.0, tl.exp2(y * tl.log2(x)))""",

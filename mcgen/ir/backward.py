@@ -72,12 +72,10 @@ class Reverse:
             cotangents that pass through error rows
     inputs  `d_<input>` of everything else, from error rows and pulls as they are known then; gradients that rows have
             already are inputs `d_<query>_rows`
-    errors  the inputs that error rows depend on
     """
 
     chain: Program
     inputs: Program
-    errors: frozenset[str]
 
     @property
     def pulls(self) -> list[str]:
@@ -108,8 +106,7 @@ def reverse(meaning: Meaning, anchored: bool = False) -> Reverse:
     chain = {**{name: gradients[name] for name in state}, **{name: node for node, name in pulls.items()}}
     rest = {name: node for name, node in gradients.items() if name not in state} | {n: gradients[n] for n in state}
     cuts = {**{errors[name]: name for name in known}, **pulls}
-    reads = frozenset(Program("errors", errors).inputs)
-    return Reverse(Program("retreat", chain), cut(Program("reverse", rest), cuts), reads)
+    return Reverse(Program("retreat", chain), cut(Program("reverse", rest), cuts))
 
 
 def _pulls(meaning: Meaning, owed: Mapping[str, Node], through: Mapping[str, Node]) -> dict[Node, str]:
