@@ -10,12 +10,14 @@ from mcgen.emit.layer import layer_source
 from mcgen.emit.layout import laid_out
 from mcgen.emit.literal import docstring_lines, literal
 from mcgen.emit.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
+from mcgen.emit.private_names import private_names, renamed
 from mcgen.emit.reference import reference_source
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
 from mcgen.emit.triton_path import triton_source
 from mcgen.emit.unused import without_unused
 from mcgen.symbolic.meaning import Meaning
+from mcgen.symbolic.meaning import meaning as meaning_of
 
 LIBRARY = ("contextlib", "functools", "math", "os", "sys")
 """What a file may need of the standard library."""
@@ -26,13 +28,15 @@ ALWAYS = ("contextlib", "os", "sys")
 def module_source(meaning: Meaning) -> str:
     """The text of a spec's module."""
     spec = meaning.spec
+    names = private_names(spec)
+    lowered = meaning_of(renamed(spec, names)) if names else meaning
     parts = [
         arguments_source(spec),
         reference_source(spec),
         _constants(meaning),
-        torch_source(meaning),
-        triton_source(meaning),
-        _operator(meaning),
+        torch_source(lowered),
+        triton_source(lowered),
+        _operator(lowered, tensor_inputs(meaning)),
         layer_source(spec),
     ]
     body = laid_out(without_unused("\n\n\n".join(part.strip("\n") for part in parts if part.strip())))
@@ -57,11 +61,12 @@ def _constants(meaning: Meaning) -> str:
     return f"TOP_K = {meaning.spec.aggregate.top_k}" if meaning.aggregate == "ssc" else ""
 
 
-def _operator(meaning: Meaning) -> str:
+def _operator(meaning: Meaning, arguments: list[str]) -> str:
     spec, inputs = meaning.spec, tensor_inputs(meaning)
     return render(
         "op.py.jinja",
         inputs=", ".join(f'"{name}"' for name in inputs),
+        arguments=", ".join(f'"{name}"' for name in arguments),
         lagged=lagged_inputs(meaning),
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,

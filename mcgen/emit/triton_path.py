@@ -1,4 +1,4 @@
-"""The Triton path of a generated module: tile programs printed into the loop nests of the templates in templates/triton.
+"""The Triton path of a generated module: tile programs printed into the loop nests of templates/triton.
 
 Every kernel is described here by the tensors its program reads and writes; the loop nests know only the walk.
 """
@@ -28,7 +28,8 @@ SCALARS = {
 MATRIX_AXES = {"q": "k", "u": "k", "k": "k", "v": "v", "y": "v"}
 
 CACHED = {
-    "cached": "tl.load(cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]), mask=m_k[:, None] & m_v[None, :], other=0.0)",
+    "cached": "tl.load(cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),"
+    " mask=m_k[:, None] & m_v[None, :], other=0.0)",
     "pools": "tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)",
 }
 
@@ -111,7 +112,7 @@ class Kernels:
     # -- how tiles are loaded and stored ------------------------------------------------------------------------------
 
     def load(self, name: str) -> str:
-        """The text that loads the tile of a per-token tensor, zero past the sequence's end and before a lag's border."""
+        """The text that loads a per-token tensor's tile, zero past the sequence's end and before a lag's border."""
         if name in SCALARS:
             return SCALARS[name]
         source, lag = self.lagged.get(name, (name, 0))
@@ -169,7 +170,10 @@ class Kernels:
 
     def states(self) -> tuple[list[str], str]:
         own = {name: f"b_{name}" for name in self.state}
-        store = {**self.discard(self.programs["states"].outputs), **{name: self.keep_rows(name) for name in self.errors}}
+        store = {
+            **self.discard(self.programs["states"].outputs),
+            **{name: self.keep_rows(name) for name in self.errors},
+        }
         program = self._carried(self.bind(self.programs["states"], own, store), "b_{}", "b_{}_next")
         more = [name for name in self.forward_tensors if name not in ("lse", "online")]
         arguments = self._arguments("states", more=more)
@@ -206,7 +210,7 @@ class Kernels:
         arguments = self._arguments(*parts, more=more)
         return self.render("read", arguments, kernel=kernel, program=program, segment=segment, chooses=chooses)
 
-    def _segment_program(self, part: str, store: Mapping, load: Mapping = {}) -> list[str]:  # noqa: B006
+    def _segment_program(self, part: str, store: Mapping, load: Mapping = {}) -> list[str]:
         program = self.programs[part]
         loads = {**CACHED, **load}
         lines = self.bind(program, {name: text for name, text in loads.items() if name in program.inputs}, store)
@@ -218,7 +222,11 @@ class Kernels:
         held = {"d_y": "b_d_y", "delta": "b_delta"} if self.meaning.routes else {}
         program = self._segment_program("rows", store, held)
         arguments = self._arguments("rows", more=["d_y", *(["y", "delta", "d_r"] if self.meaning.routes else [])])
-        arguments += ["cached", *(["pools"] if self.meaning.routes else []), *(f"d_{name}_rows" for name in self.queries)]
+        arguments += [
+            "cached",
+            *(["pools"] if self.meaning.routes else []),
+            *(f"d_{name}_rows" for name in self.queries),
+        ]
         return self.render("rows", list(dict.fromkeys(arguments)), program=program)
 
     def segments(self) -> tuple[list[str], str]:
@@ -326,7 +334,9 @@ class Kernels:
             if not more:
                 return [name for name in self.state if name in needed]
             needed += more
-            program = Program("carried", {**program.outputs, **{f"+{n}": source.outputs[written.format(n)] for n in more}})
+            program = Program(
+                "carried", {**program.outputs, **{f"+{n}": source.outputs[written.format(n)] for n in more}}
+            )
 
     @cached_property
     def gradients(self) -> list[str]:
@@ -442,7 +452,7 @@ def _host(kernels: Kernels, parts: Mapping[str, tuple[list[str], str]], launches
         "start_pool": "B, H, len(blocks), K",
         "cached": "B, H, len(segments), K, V",
         "pools": "B, H, len(segments), K",
-        **{name: "B, T, H, V" for name in kernels.errors},
+        **dict.fromkeys(kernels.errors, "B, T, H, V"),
         "lse": "B, T, H",
         "online": "B, T, H",
     }

@@ -1,7 +1,7 @@
 """Tile programs as Triton statements: every value a tile whose dimensions are its axes, in order.
 
-A skeleton (a kernel's template) has bound the axes' offsets and masks and the tensors' bases before a program begins, and
-says for each input how its tile is loaded, and for each output what to do with it.
+A skeleton (a kernel's template) has bound the axes' offsets and masks and the tensors' bases before a program begins,
+and says for each input how its tile is loaded, and for each output what to do with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,20 @@ from dataclasses import dataclass, field
 
 from mcgen.emit.naming import name_values
 from mcgen.emit.scalar import TRITON
-from mcgen.ir.program import TOKEN_AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve, placeholder
+from mcgen.ir.program import (
+    TOKEN_AXES,
+    Contract,
+    Decay,
+    Input,
+    Iota,
+    Map,
+    Node,
+    Program,
+    Reduce,
+    Rename,
+    Solve,
+    placeholder,
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,9 @@ class Printer:
         covered = {axis for value in node.values for axis in value.axes}
         if covered == set(node.axes):
             return text
-        return f"({text}) + {_zeros(node.axes)}" if node.values else f"tl.full([{_sizes(node.axes)}], {text}, tl.float32)"
+        return (
+            f"({text}) + {_zeros(node.axes)}" if node.values else f"tl.full([{_sizes(node.axes)}], {text}, tl.float32)"
+        )
 
     def _reduce(self, operation: str, text: str, axes: Sequence[str], over: Sequence[str]) -> str:
         remaining = list(axes)

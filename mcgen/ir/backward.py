@@ -40,11 +40,13 @@ def segment(meaning: Meaning) -> Program:
     gradients, weights, _ = _segment(b, meaning)
     outputs = read_segment(b, meaning)
     results = vjp(b, outputs, {"o_cached": b.product(weights, b.input("d_y", "t", "v"))})
-    return Program("segment", {"d_cached": results["cached"], **({"d_pools": gradients["pools"]} if meaning.routes else {})})
+    return Program(
+        "segment", {"d_cached": results["cached"], **({"d_pools": gradients["pools"]} if meaning.routes else {})}
+    )
 
 
 def _segment(b: Builder, meaning: Meaning) -> tuple[Mapping[str, Node], Node, Node]:
-    """Gradients through the logits, the weights w[t], and M dy_t[t k]: what the read-out's query gets before weighting."""
+    """Gradients through the logits, the weights w[t], and M dy_t[t k], what the query gets before weighting."""
     outputs, d_y = read_segment(b, meaning), b.input("d_y", "t", "v")
     pull = vjp(b, {"o": outputs["o_cached"]}, {"o": d_y})["q"]
     if not meaning.routes:

@@ -35,7 +35,8 @@ class Coefficients:
 class ClosedForm:
     """R and C of a recurrence as nodes, for one chunk.
 
-    `errors` holds the error row e[t v] of every gradient the rule takes, once known. `masked` programs take `valid[t]`, 1 at the chunk's tokens and 0 past the sequence's end, where nothing changes.
+    `errors` holds the error row e[t v] of every gradient the rule takes, once known. `masked` programs take `valid[t]`,
+    1 at the chunk's tokens and 0 past the sequence's end, where nothing changes.
     """
 
     b: Builder
@@ -104,7 +105,7 @@ class ClosedForm:
         return self.of_values(write.value, {VALUE: self.b.input(value_name(write.value_lag), "j", "v")})
 
     def of_values(self, expression: sympy.Expr, values: Mapping[sympy.Symbol, Node]) -> Node:
-        """A function of rows. Masked programs pad with zeros, where it need not be finite: what is not finite there is 0."""
+        """A function of rows. Masked programs pad with zeros, where it need not be finite; there it is made 0."""
         if self.masked and problem(expression.subs(dict.fromkeys(values, 0))):
             expression = Where(sum(map(Absolute, values)), expression, sympy.S.Zero)
         return self.b.map(expression, values)

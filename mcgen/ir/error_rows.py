@@ -1,12 +1,13 @@
 """Error rows of the gradients a rule takes, for one chunk of a matrix memory (SEMANTICS 6).
 
-The gradient at token t is e_t k_tᵀ with e = dL/dp at p = M k_t. Taken over chunks, M is the memory at the chunk's start
-and every row is a function of p alone. Taken token by token, M holds the chunk's earlier gradients too; where e is affine
-in p, e = kappa p + c(v), the rows then solve a unit lower triangular system
+The gradient at token t is e_t k_tᵀ with e = dL/dp at p = M k_t. Taken over chunks, M is the memory at the chunk's
+start and every row is a function of p alone. Taken token by token, M holds the chunk's earlier gradients too; where e
+is affine in p, e = kappa p + c(v), the rows then solve a unit lower triangular system
 
     E = kappa (R'∘K X + (C'_w∘K K_wᵀ) V_w) + c(V) + kappa (C'∘K Kᵀ) E,
 
-primes the coefficients of M as it stands at the line that takes the gradient. Several such lines give a system of blocks.
+primes the coefficients of M as it stands at the line that takes the gradient. Several such lines give a system of
+blocks.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from mcgen.symbolic.recurrence import GradientWrite, LinearForm, PreviousSlot
 
 
 def error_rows(form: ClosedForm, slots: Mapping[str, Node], anchor: Node) -> dict[GradientWrite, Node]:
-    """e[t v] of every gradient write, from the slots at the chunk's start; `anchor` is the memory gradients are taken at,
-    where they are taken over chunks."""
+    """e[t v] of every gradient write, from the slots at the chunk's start.
+
+    `anchor` is the memory that gradients are taken at, where they are taken over chunks.
+    """
     recurrence = form.recurrence
     gradients = [write for write in recurrence.writes if isinstance(write, GradientWrite)]
     if not gradients:
@@ -34,7 +37,9 @@ def error_rows(form: ClosedForm, slots: Mapping[str, Node], anchor: Node) -> dic
         rows = form.of_values(recurrence.error.expression, {PREDICTION: prediction, VALUE: _values(form)})
         return dict.fromkeys(gradients, rows)
     system = [_equation(form, slots, gradients, write) for write in gradients]
-    return dict(zip(gradients, _solved(form.b, [row for row, _ in system], [right for _, right in system]), strict=True))
+    return dict(
+        zip(gradients, _solved(form.b, [row for row, _ in system], [right for _, right in system]), strict=True)
+    )
 
 
 def _keys(form: ClosedForm) -> Node:
@@ -60,7 +65,7 @@ def _equation(
 
 
 def _at_line(form: ClosedForm, memory: LinearForm) -> Coefficients:
-    """R' and C' of the memory as it stands at a line, given as a form over last token's slots and this token's writes."""
+    """R' and C' of the memory at a line, given as a form over last token's slots and this token's writes."""
     b = form.b
     start: dict[str, list[Node]] = {}
     writes: dict[AnyWrite, list[Node]] = {}
@@ -75,7 +80,8 @@ def _at_line(form: ClosedForm, memory: LinearForm) -> Coefficients:
         else:
             writes.setdefault(atom, []).append(_same_token(b, value))
     return Coefficients(
-        {slot: b.total(terms) for slot, terms in start.items()}, {write: b.total(terms) for write, terms in writes.items()}
+        {slot: b.total(terms) for slot, terms in start.items()},
+        {write: b.total(terms) for write, terms in writes.items()},
     )
 
 
