@@ -153,7 +153,9 @@ class TorchPath:
             {"chosen": ("(B, H, T, TOP_K)", "the segments each row reads, where it chooses")} if kind == "ssc" else {}
         )
         printed = [function(program, f"_{program.name}", _doc(program.name)) for program in self.programs]
-        fresh = dict.fromkeys([n for n in self.state if n != "pool"], "slot") | ({"pool": "slot[..., 0]"} if meaning.routes else {})
+        fresh = dict.fromkeys([n for n in self.state if n != "pool"], "slot") | (
+            {"pool": "slot[..., 0]"} if meaning.routes else {}
+        )
         sums = kind in ("residual", "mean")
         return {
             "chunk": meaning.step(CHUNK),

@@ -420,7 +420,7 @@ def _pow(x, y):
 
 
 def triton_source(meaning: Meaning) -> str:
-    """The text that defines `_run_forward_triton(tensors)`, `_run_backward_triton(tensors, saved, d_y)` and `_saved_triton`."""
+    """The text that defines `_run_forward_triton`, `_run_backward_triton` and `_saved_triton`."""
     kernels = Kernels(meaning)
     parts = {"read": kernels.read(), **kernels.gradient_kernels()}
     launches_states = bool(kernels.forward_tensors)

@@ -67,7 +67,7 @@ def scalar(expression: sympy.Expr, values: Mapping[sympy.Symbol, Tensor], like: 
 
 
 def evaluate(program: Program, inputs: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """The outputs of a program. Inputs and outputs have the axes of their nodes, in order; `sizes` has their lengths."""
+    """The outputs of a program. Inputs and outputs have their nodes' axes, in order; `sizes` has their lengths."""
     like = next(iter(inputs.values()))
     value: dict[Node, Tensor] = {}
     for node in program.nodes:

@@ -82,7 +82,7 @@ class Contract(Node):
 
 @dataclass(frozen=True, eq=False)
 class Reduce(Node):
-    """The sum, or the maximum, over the axes `over`. A maximum only ever shifts a softmax: its derivative counts as 0."""
+    """The sum, or the maximum, over the axes `over`. A maximum only shifts a softmax: its derivative counts as 0."""
 
     operation: str
     operand: Node

@@ -167,7 +167,7 @@ MAX_BITS = 1 << 14
 class Power(RealFunction):
     """x**y with y no number, or one too large to work with exactly.
 
-    By y it differentiates to 0 where x is 0, as autograd does, where x**y log(x) is 0·∞.
+    As autograd does, it differentiates to 0 by y where x is 0 (x**y log(x) is 0·∞ there), and by x where y is 0.
     """
 
     nargs = 2
@@ -181,7 +181,7 @@ class Power(RealFunction):
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         x, y = self.args
         if argindex == 1:
-            return y * Power(x, y - 1)
+            return Where(Absolute(y), y * Power(x, y - 1), sympy.S.Zero)
         return Where(Absolute(x), self * sympy.log(x), sympy.S.Zero)
 
 
