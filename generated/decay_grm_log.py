@@ -652,28 +652,45 @@ def _run_backward_torch(tensors, saved, d_y):
 
 
 @_jit
-def _tile_runs(b_a):
-    """For products over runs of tokens: running sums of log2|a| (integer exponents and logs of mantissas apart, so that
-    differences stay exact) and of zeros << 16 | negative signs; then the summands themselves.
+def _tile_dot_add(b_c, b_a, b_b, one, PREC: tl.constexpr):
+    """c + a b, in a loop of one turn that the compiler cannot see through.
 
-    Subnormals count as zero.
+    Of products in one region Triton spreads all warps over rows alone, each with the whole of b in its registers; in a
+    region of its own a product's warps share a and b both.
+    """
+    for _ in range(one):
+        b_c = tl.dot(b_a, b_b, b_c, input_precision=PREC)
+    return b_c
+
+
+@_jit
+def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
+    return _tile_dot_add(tl.zeros([b_a.shape[0], b_b.shape[1]], tl.float32), b_a, b_b, one, PREC)
+
+
+@_jit
+def _tile_runs(b_a):
+    """For products over runs of at most 128 tokens: running sums of log2|a|, integer exponents and logs of mantissas apart
+    so that differences stay exact; then the summands themselves.
+
+    An exponent shares its word with counts of zeros (bits 8 to 15) and of negative signs (0 to 7). Subnormals are zeros.
     """
     bits = tl.abs(b_a).to(tl.int32, bitcast=True)
     zero = bits < 0x00800000
     bits = tl.where(zero, 0x3F800000, bits)
     mantissa = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
     large = mantissa > 1.4142135
-    e = ((bits >> 23) - 127 + large.to(tl.int32)).to(tl.float32)
+    e = (bits >> 23) - 127 + large.to(tl.int32)
+    e = (e << 16) + (zero.to(tl.int32) << 8) + (b_a < 0).to(tl.int32)
     f = tl.log2(tl.where(large, mantissa * 0.5, mantissa))
-    c = (zero.to(tl.int32) << 16) + (b_a < 0).to(tl.int32)
-    return tl.cumsum(e, 0), tl.cumsum(f, 0), tl.cumsum(c, 0), e, f, c
+    return tl.cumsum(e, 0), tl.cumsum(f, 0), e, f
 
 
 @_jit
-def _tile_product(e, f, c):
+def _tile_product(e, f):
     """The product that a difference of running sums stands for: 0 where a zero lies between, with the signs between."""
-    size = tl.exp2(e + f)
-    return tl.where((c >> 16) == 0, tl.where((c & 1) == 1, -size, size), 0.0)
+    size = tl.exp2((e >> 16).to(tl.float32) + f).to(tl.int32, bitcast=True)
+    return tl.where((e & 0xFF00) == 0, size ^ (e << 31), 0).to(tl.float32, bitcast=True)
 
 
 @_jit
@@ -706,6 +723,7 @@ def states_kernel(
     """
     i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -725,24 +743,20 @@ def states_kernel(
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
             b_x_kv = b_decay_all * b_M
-            b_k = tl.load(
-                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_decay_j = _tile_product(
-                tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-            )
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
             b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
-            b_x_j = b_x_t2
-            b_x_j2 = b_decay_j * b_x_j
+            b_x_j2 = b_decay_j * b_x_t2
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
             b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
-            b_x_kv2 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv, input_precision=PREC)
-            b_M_next = b_x_kv + b_x_kv2
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
             b_sum_k = tl.sum(b_k.to(tl.float32), 0)
             b_pool_next = b_pool + b_sum_k
             b_M = b_M_next
@@ -789,6 +803,7 @@ def read_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -802,60 +817,51 @@ def read_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_valid = m_t.to(tl.float32)
-        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_M = tl.dot(b_q.to(tl.float32), b_M, input_precision=PREC)
-        b_x_tv = b_decay_t[:, None] * b_q_M
-        b_decay_tj = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t2
-        b_x_tj = b_decay_tj * b_x_j[None, :]
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
-        b_x_tj2 = b_x_tj * b_q_k
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv2 = tl.dot(b_x_tj2, b_v.to(tl.float32), input_precision=PREC)
-        b_o = b_x_tv + b_x_tv2
-        b_at_t = o_t
-        b_at_j = o_t
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_u_k = tl.dot(b_u, tl.trans(b_k), input_precision=PREC)
-        b_x_tj3 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_sum_t = tl.sum(b_x_tj3, 1)
         b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
-        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_r = (b_sum_t + b_u_pool) / b_count
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
-        b_x_kv = b_decay_all * b_M
-        b_decay_j = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
-        b_x_j2 = b_decay_j * b_x_j
-        b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
-        b_x_kv2 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv, input_precision=PREC)
-        b_M_next = b_x_kv + b_x_kv2
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
         b_sum_k = tl.sum(b_k.to(tl.float32), 0)
         b_pool_next = b_pool + b_sum_k
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_sum_t = tl.sum(b_x_tj, 1)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_r = (b_sum_t + b_u_pool) / b_count
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            0.0,
+        )
+        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj2 = b_decay_tj * b_x_t2[None, :]
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj3 = b_x_tj2 * b_q_k
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
+        b_x_tv = b_decay_t[:, None] * b_q_M
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_o = _tile_dot_add(b_x_tv, b_x_tj3, b_v.to(tl.float32), one, PREC)
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv = b_decay_all * b_M
+        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_j2 = b_decay_j * b_x_t2
+        b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
         b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
@@ -869,7 +875,7 @@ def read_kernel(
                 mask=m_k[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_o_cached = tl.dot(b_q.to(tl.float32), b_cached, input_precision=PREC)
+            b_o_cached = _tile_dot(b_q.to(tl.float32), b_cached, one, PREC)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -923,6 +929,7 @@ def queries_kernel(
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -935,93 +942,71 @@ def queries_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_d_y = tl.load(
-            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tj = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
-        b_valid = m_t.to(tl.float32)
-        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_c, _, _, _ = _tile_runs(b_x_t)
-        b_decay_tj = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t2
-        b_x_tj2 = b_decay_tj * b_x_j[None, :]
-        b_x_tj3 = b_x_tj * b_x_tj2
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = tl.dot(b_x_tj3, b_k.to(tl.float32), input_precision=PREC)
-        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
-        b_x_tv2 = b_x_tv * b_decay_t[:, None]
-        b_x_tk2 = tl.dot(b_x_tv2, tl.trans(b_M), input_precision=PREC)
-        b_x_tk3 = b_x_tk + b_x_tk2
-        b_d_q_rows = tl.load(
-            d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        )
-        b_d_q = b_x_tk3 + b_d_q_rows
-        b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t3 = b_d_r / b_count
-        b_x_tk4 = b_x_t3[:, None] * b_pool[None, :]
-        b_x_tj4 = (b_x_t3[:, None]) + tl.zeros([BT, BT], tl.float32)
+        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_sum_k
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj5 = b_x_tj4 * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tk5 = tl.dot(b_x_tj5, b_k.to(tl.float32), input_precision=PREC)
-        b_x_tk6 = b_x_tk4 + b_x_tk5
+        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_tk = _tile_dot(b_x_tj, b_k.to(tl.float32), one, PREC)
+        b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_x_t = b_d_r / b_count
+        b_x_tk2 = b_x_t[:, None] * b_x_tk
+        b_x_tk3 = b_x_t[:, None] * b_pool[None, :]
+        b_x_tk4 = b_x_tk3 + b_x_tk2
         b_d_u_rows = tl.load(
             d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_u = b_x_tk6 + b_d_u_rows
-        b_valid2 = m_t.to(tl.float32)
-        b_alpha2 = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t4 = tl.where(b_valid2 > 0, b_alpha2, 1.0)
-        b_x_t4_e, b_x_t4_f, b_x_t4_c, b_x_t4_e1, b_x_t4_f1, b_x_t4_c1 = _tile_runs(b_x_t4)
-        b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0), tl.sum(b_x_t4_c1, 0))
-        b_M2 = b_M
-        b_x_kv = b_decay_all * b_M2
-        b_k2 = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_decay_j = _tile_product(
-            tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f, tl.sum(b_x_t4_c1, 0) - b_x_t4_c
-        )
-        b_x_t5 = tl.where(b_valid2 > 0, 1.0, 0.0)
-        b_x_j2 = b_x_t5
-        b_x_j3 = b_decay_j * b_x_j2
-        b_v2 = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_jv = b_x_j3[:, None] * b_v2.to(tl.float32)
-        b_x_kv2 = tl.dot(tl.trans(b_k2.to(tl.float32)), b_x_jv, input_precision=PREC)
-        b_M_next = b_x_kv + b_x_kv2
-        b_pool2 = b_pool
-        b_sum_k = tl.sum(b_k2.to(tl.float32), 0)
-        b_pool_next = b_pool2 + b_sum_k
-        tl.store(
-            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-            b_d_q.to(d_q.dtype.element_ty),
-            mask=m_t[:, None] & m_k[None, :],
-        )
+        b_d_u = b_x_tk4 + b_d_u_rows
         tl.store(
             d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_u.to(d_u.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+            0.0,
+        )
+        b_x_t3 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj2 = b_decay_tj * b_x_t3[None, :]
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_M = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_x_tj3 = b_d_y_v * b_x_tj2
+        b_x_tk5 = _tile_dot(b_x_tj3, b_k.to(tl.float32), one, PREC)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_tk6 = b_online[:, None] * b_x_tk5
+        b_decay_t = _tile_product(b_x_t2_e, b_x_t2_f)
+        b_x_tk7 = b_online[:, None] * b_decay_t[:, None] * b_d_y_M
+        b_x_tk8 = b_x_tk6 + b_x_tk7
+        b_d_q_rows = tl.load(
+            d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_d_q = b_x_tk8 + b_d_q_rows
+        tl.store(
+            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_q.to(d_q.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+        b_x_kv = b_decay_all * b_M
+        b_decay_j = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+        b_x_j2 = b_decay_j * b_x_t3
+        b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
 
@@ -1058,6 +1043,7 @@ def keys_kernel(
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1072,68 +1058,60 @@ def keys_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_valid = m_t.to(tl.float32)
-        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
-        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t2
-        b_x_j2 = b_decay_j * b_x_j
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
-        b_x_jk = tl.dot(b_x_jv, tl.trans(b_d_M_next), input_precision=PREC)
-        b_x_jk2 = (b_d_pool_next[None, :]) + tl.zeros([BT, BK], tl.float32)
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t3 = b_d_r / b_count
-        b_x_tj = (b_x_t3[:, None]) + tl.zeros([BT, BT], tl.float32)
+        b_x_t = b_d_r / b_count
+        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t[:, None], 0)
+        b_d_pool = b_d_pool_next + b_x_k
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_M_next_v = _tile_dot(b_v.to(tl.float32), tl.trans(b_d_M_next), one, PREC)
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+        b_decay_j = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+        b_x_t3 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_j2 = b_decay_j * b_x_t3
+        b_x_jk = b_x_j2[:, None] * b_d_M_next_v
+        b_x_jk2 = b_d_pool_next[None, :] + b_x_jk
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj2 = b_x_tj * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_jk3 = tl.dot(tl.trans(b_x_tj2), b_u.to(tl.float32), input_precision=PREC)
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_tj = b_x_t[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_jk4 = _tile_dot_add(b_x_jk2, tl.trans(b_x_tj), b_u.to(tl.float32), one, PREC)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_tj3 = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_tj2 = b_online[:, None] * b_d_y_v
         b_decay_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
+            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
             0.0,
         )
-        b_x_tj4 = b_decay_tj * b_x_j[None, :]
-        b_x_tj5 = b_x_tj3 * b_x_tj4
-        b_x_jk4 = tl.dot(tl.trans(b_x_tj5), b_q.to(tl.float32), input_precision=PREC)
-        b_d_k = b_x_jk + b_x_jk2 + b_x_jk3 + b_x_jk4
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
-        b_x_kv = b_d_M_next * b_decay_all
-        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
-        b_x_tv2 = b_x_tv * b_decay_t[:, None]
-        b_x_kv2 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv2, input_precision=PREC)
-        b_d_M = b_x_kv + b_x_kv2
-        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t3[:, None], 0)
-        b_d_pool = b_d_pool_next + b_x_k
+        b_x_tj3 = b_x_tj2 * b_decay_tj
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_jk5 = _tile_dot(tl.trans(b_x_tj3), b_q.to(tl.float32), one, PREC)
+        b_x_jk6 = b_x_t3[:, None] * b_x_jk5
+        b_d_k = b_x_jk6 + b_x_jk4
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
+        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+        b_decay_t = _tile_product(b_x_t2_e, b_x_t2_f)
+        b_x_tv2 = b_x_tv * b_decay_t[:, None]
+        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+        b_x_kv = b_d_M_next * b_decay_all
+        b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
         b_d_M_next = b_d_M
         b_d_pool_next = b_d_pool
 
@@ -1167,6 +1145,7 @@ def values_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1182,51 +1161,43 @@ def values_kernel(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_k_d_M_next = tl.dot(b_k.to(tl.float32), b_d_M_next, input_precision=PREC)
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
         b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t2
-        b_x_j2 = b_decay_j * b_x_j
+        b_x_j2 = b_decay_j * b_x_t2
         b_x_jv = b_k_d_M_next * b_x_j2[:, None]
-        b_decay_tj = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_tj = b_decay_tj * b_x_j[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
-        b_x_tj2 = b_x_tj * b_q_k
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            0.0,
+        )
+        b_x_tj = b_decay_tj * b_q_k
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_jv2 = tl.dot(tl.trans(b_x_tj2), b_x_tv, input_precision=PREC)
-        b_d_v = b_x_jv + b_x_jv2
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
-        b_x_kv = b_d_M_next * b_decay_all
-        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
-        b_x_tv2 = b_x_tv * b_decay_t[:, None]
-        b_x_kv2 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv2, input_precision=PREC)
-        b_d_M = b_x_kv + b_x_kv2
+        b_x_jv2 = _tile_dot(tl.trans(b_x_tj), b_x_tv, one, PREC)
+        b_x_jv3 = b_x_t2[:, None] * b_x_jv2
+        b_d_v = b_x_jv + b_x_jv3
         tl.store(
             d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             b_d_v.to(d_v.dtype.element_ty),
             mask=m_t[:, None] & m_v[None, :],
         )
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
+        b_x_tv2 = b_x_tv * b_decay_t[:, None]
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv = b_d_M_next * b_decay_all
+        b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
         b_d_M_next = b_d_M
 
 
@@ -1262,6 +1233,7 @@ def gates_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1278,74 +1250,38 @@ def gates_kernel(
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
             b_x_kv = b_decay_all * b_M
-            b_k = tl.load(
-                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_decay_j = _tile_product(
-                tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-            )
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
             b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
-            b_x_j = b_x_t2
-            b_x_j2 = b_decay_j * b_x_j
+            b_x_j2 = b_decay_j * b_x_t2
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
             b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
-            b_x_kv2 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv, input_precision=PREC)
-            b_M_next = b_x_kv + b_x_kv2
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_x_kv = b_d_M_next * b_M
+        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-        b_decay_m = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_k_d_M_next = tl.dot(b_k.to(tl.float32), b_d_M_next, input_precision=PREC)
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_jv = b_k_d_M_next * b_v.to(tl.float32)
-        b_sum_j = tl.sum(b_x_jv, 1)
-        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t2
-        b_x_j2 = b_sum_j * b_x_j
-        b_x_mj = b_decay_m[:, None] * b_x_j2[None, :]
-        b_decay_mj = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :],
-                (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :],
-                (b_x_t_c - b_x_t_c1)[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_mj2 = b_x_mj * b_decay_mj
-        b_sum_m = tl.sum(b_x_mj2, 1)
-        b_x_t3 = b_sum_m
-        b_x_kv = b_d_M_next * b_M
-        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
-        b_x_m = b_decay_m * b_sum
-        b_decay_m2 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1), (b_x_t_c - b_x_t_c1))
-        b_x_m2 = b_x_m * b_decay_m2
-        b_x_t4 = b_x_m2
-        b_decay_tm = tl.where(
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_m2 = b_decay_j * b_sum
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_m4 = b_x_m2 * b_decay_t
+        b_decay_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
+            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
             0.0,
         )
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
@@ -1353,31 +1289,51 @@ def gates_kernel(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_tj = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
+        b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
+        b_x_tv2 = b_x_tv * b_decay_t2[:, None]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
-        b_x_tj2 = b_x_tj * b_q_k
-        b_x_tj3 = b_x_tj2 * b_x_j[None, :]
-        b_x_mj3 = tl.dot(tl.trans(b_decay_tm), b_x_tj3, input_precision=PREC)
-        b_x_mj4 = b_x_mj3 * b_decay_mj
-        b_sum_m2 = tl.sum(b_x_mj4, 1)
-        b_x_t5 = b_sum_m2
-        b_q_M = tl.dot(b_q.to(tl.float32), b_M, input_precision=PREC)
-        b_x_tv2 = b_x_tv * b_q_M
-        b_sum_t = tl.sum(b_x_tv2, 1)
-        b_x_m3 = tl.sum(b_decay_tm * b_sum_t[:, None], 0)
-        b_x_m4 = b_x_m3 * b_decay_m2
-        b_x_t6 = b_x_m4
-        b_x_t7 = b_x_t3 + b_x_t4 + b_x_t5 + b_x_t6
-        b_d_alpha = b_x_t7 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_x_tv3 = b_d_y.to(tl.float32) * b_q_M
+        b_sum_t = tl.sum(b_x_tv3, 1)
+        b_x_t2 = b_online * b_sum_t
+        b_x_m5 = tl.sum(b_decay_tj * b_x_t2[:, None], 0)
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
         b_x_kv2 = b_d_M_next * b_decay_all
-        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
-        b_x_tv3 = b_x_tv * b_decay_t[:, None]
-        b_x_kv3 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv3, input_precision=PREC)
-        b_d_M = b_x_kv2 + b_x_kv3
+        b_d_M = _tile_dot_add(b_x_kv2, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_jv = b_k_d_M_next * b_v.to(tl.float32)
+        b_sum_j = tl.sum(b_x_jv, 1)
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_x_tj = b_online[:, None] * b_d_y_v
+        b_x_tj2 = b_x_tj * b_q_k
+        b_x_mj = _tile_dot(tl.trans(b_decay_tj), b_x_tj2, one, PREC)
+        b_x_t3 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_j2 = b_sum_j * b_x_t3
+        b_x_mj2 = b_x_t3[None, :] * b_x_mj
+        b_decay_tj2 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
+        b_x_mj4 = b_x_mj2 * b_decay_tj2
+        b_sum_m = tl.sum(b_x_mj4, 1)
+        b_x_mj5 = b_x_j2[None, :] * b_decay_tj2
+        b_sum_m2 = tl.sum(b_x_mj5, 1)
+        b_x_m6 = b_decay_j * b_sum_m2
+        b_x_m7 = b_x_m5 * b_decay_t
+        b_x_t8 = b_x_m6 + b_x_m4 + b_sum_m + b_x_m7
+        b_d_alpha = b_x_t8 * tl.where(b_valid > 0, 1.0, 0.0)
         tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
         b_d_M_next = b_d_M
 
@@ -1412,6 +1368,7 @@ def rows_kernel(
     """What a block's rows owe to cached segments: gradients of their queries, and of their online logit."""
     i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
@@ -1429,6 +1386,17 @@ def rows_kernel(
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
+            b_cached = tl.load(
+                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                mask=m_k[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+            b_sum_t = tl.sum(b_x_tk, 1)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1436,22 +1404,11 @@ def rows_kernel(
             b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
             b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t = tl.exp(b_u_pools - b_lse)
-            b_cached = tl.load(
-                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
-                mask=m_k[:, None] & m_v[None, :],
-                other=0.0,
-            )
-            b_d_y_cached = tl.dot(b_d_y.to(tl.float32), tl.trans(b_cached), input_precision=PREC)
             b_d_q = b_x_t[:, None] * b_d_y_cached
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-            b_sum_t = tl.sum(b_x_tk, 1)
-            b_d_r = b_x_t * (b_sum_t - b_delta)
-            b_d_u = b_d_r[:, None] * b_pools[None, :]
             s_q += b_d_q
+            b_d_r = b_x_t * (b_sum_t - b_delta)
             s_r += b_d_r
+            b_d_u = b_d_r[:, None] * b_pools[None, :]
             s_u += b_d_u
         tl.store(d_r + i_row + o_t * H, -s_r, mask=m_t)
         o_q = o_t[:, None] * (H * K) + o_k[None, :]
@@ -1489,6 +1446,7 @@ def segments_kernel(
     """
     i_s, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1502,28 +1460,28 @@ def segments_kernel(
     for i_t in range(tl.load(segments + 4 * i_s + 1), end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
+        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+        b_sum_t = tl.sum(b_x_tk, 1)
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t = tl.exp(b_u_pools - b_lse)
-        b_d_y = tl.load(
-            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
-        b_d_cached = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv, input_precision=PREC)
-        b_d_y_cached = tl.dot(b_d_y.to(tl.float32), tl.trans(b_cached), input_precision=PREC)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
         b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t2 = b_x_t * (b_sum_t - b_delta)
         b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
-        s_cached += b_d_cached
         s_pools += b_d_pools
+        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        s_cached += b_d_cached
     tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
     length = tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s)
     i_part = (i_v * BH + i_bh).to(tl.int64) * n_segments + i_s
@@ -1563,6 +1521,7 @@ def retreat_kernel(
     """
     i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1587,24 +1546,23 @@ def retreat_kernel(
             i_t = start + i_step * BT
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-            b_valid = m_t.to(tl.float32)
-            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
-            b_x_kv = b_d_M_next * b_decay_all
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
             b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_d_y = tl.load(
                 d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
             b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-            b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
             b_x_tv2 = b_x_tv * b_decay_t[:, None]
-            b_x_kv2 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv2, input_precision=PREC)
-            b_d_M = b_x_kv + b_x_kv2
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv = b_d_M_next * b_decay_all
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1666,8 +1624,8 @@ def _configuration(kernel, element, device):
 
 
 def _element(tensors):
-    """The type of products between inputs: the widest of theirs; float32 for bfloat16 where kernels are interpreted."""
-    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    """The type of products between inputs: the widest of theirs, gates aside; float32 for bfloat16 if interpreted."""
+    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 4))
     if element == torch.float64:
         raise UnsupportedError(
             'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
@@ -1993,7 +1951,7 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     run = {"torch": _torch_op, "triton": _triton_op}[backend]
-    return run([named[name] for name in INPUTS])[0]
+    return run([named[name] for name in ("q", "k", "v", "u", "alpha")])[0]
 
 
 class _ShortConvolution(torch.nn.Conv1d):

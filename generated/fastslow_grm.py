@@ -892,28 +892,45 @@ def _run_backward_torch(tensors, saved, d_y):
 
 
 @_jit
-def _tile_runs(b_a):
-    """For products over runs of tokens: running sums of log2|a| (integer exponents and logs of mantissas apart, so that
-    differences stay exact) and of zeros << 16 | negative signs; then the summands themselves.
+def _tile_dot_add(b_c, b_a, b_b, one, PREC: tl.constexpr):
+    """c + a b, in a loop of one turn that the compiler cannot see through.
 
-    Subnormals count as zero.
+    Of products in one region Triton spreads all warps over rows alone, each with the whole of b in its registers; in a
+    region of its own a product's warps share a and b both.
+    """
+    for _ in range(one):
+        b_c = tl.dot(b_a, b_b, b_c, input_precision=PREC)
+    return b_c
+
+
+@_jit
+def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
+    return _tile_dot_add(tl.zeros([b_a.shape[0], b_b.shape[1]], tl.float32), b_a, b_b, one, PREC)
+
+
+@_jit
+def _tile_runs(b_a):
+    """For products over runs of at most 128 tokens: running sums of log2|a|, integer exponents and logs of mantissas apart
+    so that differences stay exact; then the summands themselves.
+
+    An exponent shares its word with counts of zeros (bits 8 to 15) and of negative signs (0 to 7). Subnormals are zeros.
     """
     bits = tl.abs(b_a).to(tl.int32, bitcast=True)
     zero = bits < 0x00800000
     bits = tl.where(zero, 0x3F800000, bits)
     mantissa = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
     large = mantissa > 1.4142135
-    e = ((bits >> 23) - 127 + large.to(tl.int32)).to(tl.float32)
+    e = (bits >> 23) - 127 + large.to(tl.int32)
+    e = (e << 16) + (zero.to(tl.int32) << 8) + (b_a < 0).to(tl.int32)
     f = tl.log2(tl.where(large, mantissa * 0.5, mantissa))
-    c = (zero.to(tl.int32) << 16) + (b_a < 0).to(tl.int32)
-    return tl.cumsum(e, 0), tl.cumsum(f, 0), tl.cumsum(c, 0), e, f, c
+    return tl.cumsum(e, 0), tl.cumsum(f, 0), e, f
 
 
 @_jit
-def _tile_product(e, f, c):
+def _tile_product(e, f):
     """The product that a difference of running sums stands for: 0 where a zero lies between, with the signs between."""
-    size = tl.exp2(e + f)
-    return tl.where((c >> 16) == 0, tl.where((c & 1) == 1, -size, size), 0.0)
+    size = tl.exp2((e >> 16).to(tl.float32) + f).to(tl.int32, bitcast=True)
+    return tl.where((e & 0xFF00) == 0, size ^ (e << 31), 0).to(tl.float32, bitcast=True)
 
 
 @_jit
@@ -947,6 +964,7 @@ def states_kernel(
     """
     i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -964,74 +982,58 @@ def states_kernel(
             b_valid = m_t.to(tl.float32)
             b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t = tl.where(b_valid > 0, b_gamma, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
-            b_x_kv = b_decay_all * b_S
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+            b_x_tj = b_decay_tj * b_x_t2[None, :]
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+            b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+            b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = b_gamma * b_lam
+            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+            b_x_s3 = b_decay_j * b_x_t5
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_t6 = tl.where(b_valid > 0, b_lam, 0.0)
+            b_x_j4 = b_decay_j * b_x_t6
+            b_x_j5 = b_x_j4 + b_x_j2
+            b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+            b_x_kv = b_decay_all * b_M
+            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv2 = b_decay_all2 * b_S
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_kv3 = b_x * b_S
+            b_x_kv4 = b_x_kv3 + b_x_kv
+            b_v = tl.load(
+                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_jv = b_x_j5[:, None] * b_v.to(tl.float32)
             b_k_1 = tl.load(
                 k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                 mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
                 other=0.0,
             ).to(IN)
-            b_decay_j = _tile_product(
-                tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-            )
-            b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
-            b_x_j = b_x_t2
-            b_x_j2 = b_decay_j * b_x_j
-            b_v = tl.load(
-                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-            ).to(IN)
-            b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
-            b_x_kv2 = tl.dot(tl.trans(b_k_1.to(tl.float32)), b_x_jv, input_precision=PREC)
-            b_S_next = b_x_kv + b_x_kv2
-            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t3_e, b_x_t3_f, b_x_t3_c, b_x_t3_e1, b_x_t3_f1, b_x_t3_c1 = _tile_runs(b_x_t3)
-            b_decay_all2 = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0), tl.sum(b_x_t3_c1, 0))
-            b_x_kv3 = b_decay_all2 * b_M
-            b_decay_s = _tile_product(
-                tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f, tl.sum(b_x_t3_c1, 0) - b_x_t3_c
-            )
-            b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = b_gamma * b_lam
-            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
-            b_x_s = b_x_t5
-            b_x_s2 = b_decay_s * b_x_s
-            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1), (b_x_t_c - b_x_t_c1))
-            b_x_s3 = b_decay_t
-            b_x = tl.sum(b_x_s2 * b_x_s3, 0)
-            b_x_kv4 = b_x * b_S
-            b_decay_j2 = _tile_product(
-                tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f, tl.sum(b_x_t3_c1, 0) - b_x_t3_c
-            )
-            b_x_t6 = tl.where(b_valid > 0, b_lam, 0.0)
-            b_x_j3 = b_x_t6
-            b_x_j4 = b_decay_j2 * b_x_j3
-            b_decay_tj = tl.where(
-                o_t[:, None] > o_t[None, :],
-                _tile_product(
-                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :],
-                    (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :],
-                    (b_x_t_c - b_x_t_c1)[:, None] - b_x_t_c[None, :],
-                ),
-                0.0,
-            )
-            b_x_tj = b_decay_tj * b_x_j[None, :]
-            b_x_sj = b_x_tj
-            b_x_j5 = tl.sum(b_x_s2[:, None] * b_x_sj, 0)
-            b_x_j6 = b_x_j4 + b_x_j5
+            b_x_kv6 = _tile_dot_add(b_x_kv4, tl.trans(b_k_1.to(tl.float32)), b_x_jv, one, PREC)
+            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_j6 = b_decay_j2 * b_x_t2
             b_x_jv2 = b_x_j6[:, None] * b_v.to(tl.float32)
-            b_x_kv5 = tl.dot(tl.trans(b_k_1.to(tl.float32)), b_x_jv2, input_precision=PREC)
+            b_S_next = _tile_dot_add(b_x_kv2, tl.trans(b_k_1.to(tl.float32)), b_x_jv2, one, PREC)
+            b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t7 = tl.where(b_valid > 0, b_mu, 0.0)
+            b_x_j8 = b_decay_j * b_x_t7
+            b_x_jv3 = b_x_j8[:, None] * b_v.to(tl.float32)
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t7 = tl.where(b_valid > 0, b_mu, 0.0)
-            b_x_j7 = b_x_t7
-            b_x_j8 = b_decay_j2 * b_x_j7
-            b_x_jv3 = b_x_j8[:, None] * b_v.to(tl.float32)
-            b_x_kv6 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv3, input_precision=PREC)
-            b_M_next = b_x_kv3 + b_x_kv4 + b_x_kv5 + b_x_kv6
+            b_M_next = _tile_dot_add(b_x_kv6, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
             b_sum_k = tl.sum(b_k.to(tl.float32), 0)
             b_pool_next = b_pool + b_sum_k
             b_S = b_S_next
@@ -1080,6 +1082,7 @@ def read_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
@@ -1092,129 +1095,99 @@ def read_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_sum_k
+        b_u = tl.load(
+            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
+        b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_sum_t = tl.sum(b_x_tj, 1)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_r = (b_sum_t + b_u_pool) / b_count
         b_valid = m_t.to(tl.float32)
+        b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_gamma, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_tj = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
+        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj2 = b_decay_tj * b_x_t2[None, :]
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-        b_decay_t = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
+        b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+        b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t4 = b_gamma * b_lam
+        b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+        b_x_s3 = b_decay_j * b_x_t5
+        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj2, 0)
+        b_x_t6 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j4 = b_decay_j * b_x_t6
+        b_x_j5 = b_x_j4 + b_x_j2
+        b_decay_tj2 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t3_e[:, None] - b_x_t3_e[None, :], b_x_t3_f[:, None] - b_x_t3_f[None, :]),
+            0.0,
+        )
+        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t7 = tl.where(b_valid > 0, b_mu, 0.0)
+        b_x_tj3 = b_decay_tj2 * b_x_t7[None, :]
+        b_x_tj4 = b_decay_tj2 * b_x_t6[None, :]
+        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+        b_x_tj6 = _tile_dot_add(b_x_tj4, b_x_ts2, b_x_tj2, one, PREC)
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_t8 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+        b_x_kv = b_x * b_S
+        b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+        b_x_kv2 = b_decay_all * b_M
+        b_x_kv3 = b_x_kv + b_x_kv2
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_q_M = tl.dot(b_q.to(tl.float32), b_M, input_precision=PREC)
-        b_x_tv = b_decay_t[:, None] * b_q_M
-        b_decay_ts = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = b_gamma * b_lam
-        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-        b_x_s = b_x_t3
-        b_x_ts = b_decay_ts * b_x_s[None, :]
-        b_x_t4 = tl.where(b_valid > 0, b_gamma, 1.0)
-        b_x_t4_e, b_x_t4_f, b_x_t4_c, b_x_t4_e1, b_x_t4_f1, b_x_t4_c1 = _tile_runs(b_x_t4)
-        b_decay_t2 = _tile_product((b_x_t4_e - b_x_t4_e1), (b_x_t4_f - b_x_t4_f1), (b_x_t4_c - b_x_t4_c1))
-        b_x_s2 = b_decay_t2
-        b_x_t5 = tl.sum(b_x_ts * b_x_s2[None, :], 1)
-        b_q_S = tl.dot(b_q.to(tl.float32), b_S, input_precision=PREC)
-        b_x_tv2 = b_x_t5[:, None] * b_q_S
-        b_decay_tj = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_t6 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_j = b_x_t6
-        b_x_tj = b_decay_tj * b_x_j[None, :]
-        b_decay_tj2 = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t4_e - b_x_t4_e1)[:, None] - b_x_t4_e[None, :],
-                (b_x_t4_f - b_x_t4_f1)[:, None] - b_x_t4_f[None, :],
-                (b_x_t4_c - b_x_t4_c1)[:, None] - b_x_t4_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_t7 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j2 = b_x_t7
-        b_x_tj2 = b_decay_tj2 * b_x_j2[None, :]
-        b_x_sj = b_x_tj2
-        b_x_tj3 = tl.dot(b_x_ts, b_x_sj, input_precision=PREC)
-        b_x_tj4 = b_x_tj + b_x_tj3
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj7 = b_x_tj3 * b_q_k
+        b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
+        b_x_tv = b_x_t8[:, None] * b_q_S
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_decay_t2 = _tile_product(b_x_t3_e, b_x_t3_f)
+        b_x_tv2 = b_decay_t2[:, None] * b_q_M
+        b_x_tv3 = b_x_tv + b_x_tv2
         b_k_1 = tl.load(
             k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
             other=0.0,
         ).to(IN)
-        b_q_k_1 = tl.dot(b_q, tl.trans(b_k_1), input_precision=PREC)
-        b_x_tj5 = b_x_tj4 * b_q_k_1
+        b_q_k_1 = _tile_dot(b_q, tl.trans(b_k_1), one, PREC)
+        b_x_tj8 = b_x_tj6 * b_q_k_1
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv3 = tl.dot(b_x_tj5, b_v.to(tl.float32), input_precision=PREC)
-        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t8 = tl.where(b_valid > 0, b_mu, 0.0)
-        b_x_j3 = b_x_t8
-        b_x_tj6 = b_decay_tj * b_x_j3[None, :]
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
-        b_x_tj7 = b_x_tj6 * b_q_k
-        b_x_tv4 = tl.dot(b_x_tj7, b_v.to(tl.float32), input_precision=PREC)
-        b_o = b_x_tv + b_x_tv2 + b_x_tv3 + b_x_tv4
-        b_at_t = o_t
-        b_at_j = o_t
-        b_u = tl.load(
-            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_u_k = tl.dot(b_u, tl.trans(b_k), input_precision=PREC)
-        b_x_tj8 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_sum_t = tl.sum(b_x_tj8, 1)
-        b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
-        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_r = (b_sum_t + b_u_pool) / b_count
-        b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0), tl.sum(b_x_t4_c1, 0))
-        b_x_kv = b_decay_all * b_S
-        b_decay_j = _tile_product(
-            tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f, tl.sum(b_x_t4_c1, 0) - b_x_t4_c
-        )
-        b_x_j4 = b_decay_j * b_x_j2
-        b_x_jv = b_x_j4[:, None] * b_v.to(tl.float32)
-        b_x_kv2 = tl.dot(tl.trans(b_k_1.to(tl.float32)), b_x_jv, input_precision=PREC)
-        b_S_next = b_x_kv + b_x_kv2
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
-        b_x_kv3 = b_decay_all2 * b_M
-        b_decay_s = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
-        b_x_s3 = b_decay_s * b_x_s
-        b_x = tl.sum(b_x_s3 * b_x_s2, 0)
-        b_x_kv4 = b_x * b_S
-        b_decay_j2 = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
-        b_x_j5 = b_decay_j2 * b_x_j
-        b_x_j6 = tl.sum(b_x_s3[:, None] * b_x_sj, 0)
-        b_x_j7 = b_x_j5 + b_x_j6
+        b_x_tv5 = _tile_dot_add(b_x_tv3, b_x_tj8, b_v.to(tl.float32), one, PREC)
+        b_o = _tile_dot_add(b_x_tv5, b_x_tj7, b_v.to(tl.float32), one, PREC)
+        b_x_jv = b_x_j5[:, None] * b_v.to(tl.float32)
+        b_x_kv5 = _tile_dot_add(b_x_kv3, tl.trans(b_k_1.to(tl.float32)), b_x_jv, one, PREC)
+        b_x_j7 = b_decay_j * b_x_t7
         b_x_jv2 = b_x_j7[:, None] * b_v.to(tl.float32)
-        b_x_kv5 = tl.dot(tl.trans(b_k_1.to(tl.float32)), b_x_jv2, input_precision=PREC)
-        b_x_j8 = b_decay_j2 * b_x_j3
+        b_M_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv7 = b_decay_all2 * b_S
+        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_j8 = b_decay_j2 * b_x_t2
         b_x_jv3 = b_x_j8[:, None] * b_v.to(tl.float32)
-        b_x_kv6 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv3, input_precision=PREC)
-        b_M_next = b_x_kv3 + b_x_kv4 + b_x_kv5 + b_x_kv6
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-        b_pool_next = b_pool + b_sum_k
+        b_S_next = _tile_dot_add(b_x_kv7, tl.trans(b_k_1.to(tl.float32)), b_x_jv3, one, PREC)
         b_S = b_S_next
         b_M = b_M_next
         b_pool = b_pool_next
@@ -1229,7 +1202,7 @@ def read_kernel(
                 mask=m_k[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_o_cached = tl.dot(b_q.to(tl.float32), b_cached, input_precision=PREC)
+            b_o_cached = _tile_dot(b_q.to(tl.float32), b_cached, one, PREC)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1284,6 +1257,7 @@ def queries_kernel(
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
@@ -1296,192 +1270,120 @@ def queries_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_d_y = tl.load(
-            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tj = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
-        b_valid = m_t.to(tl.float32)
-        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_c, _, _, _ = _tile_runs(b_x_t)
-        b_decay_tj = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_mu, 0.0)
-        b_x_j = b_x_t2
-        b_x_tj2 = b_decay_tj * b_x_j[None, :]
-        b_x_tj3 = b_x_tj * b_x_tj2
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = tl.dot(b_x_tj3, b_k.to(tl.float32), input_precision=PREC)
-        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_j2 = b_x_t3
-        b_x_tj4 = b_decay_tj * b_x_j2[None, :]
-        b_decay_ts = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
+        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_sum_k
+        b_valid = m_t.to(tl.float32)
         b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t4 = b_gamma * b_lam
-        b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
-        b_x_s = b_x_t5
-        b_x_ts = b_decay_ts * b_x_s[None, :]
-        b_x_t6 = tl.where(b_valid > 0, b_gamma, 1.0)
-        b_x_t6_e, b_x_t6_f, b_x_t6_c, b_x_t6_e1, b_x_t6_f1, b_x_t6_c1 = _tile_runs(b_x_t6)
-        b_decay_tj2 = tl.where(
+        b_x_t = tl.where(b_valid > 0, b_gamma, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t6_e - b_x_t6_e1)[:, None] - b_x_t6_e[None, :],
-                (b_x_t6_f - b_x_t6_f1)[:, None] - b_x_t6_f[None, :],
-                (b_x_t6_c - b_x_t6_c1)[:, None] - b_x_t6_c[None, :],
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
             ),
             0.0,
         )
-        b_x_t7 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j3 = b_x_t7
-        b_x_tj5 = b_decay_tj2 * b_x_j3[None, :]
-        b_x_sj = b_x_tj5
-        b_x_tj6 = tl.dot(b_x_ts, b_x_sj, input_precision=PREC)
-        b_x_tj7 = b_x_tj4 + b_x_tj6
-        b_x_tj8 = b_x_tj * b_x_tj7
-        b_k_1 = tl.load(
-            k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
-            other=0.0,
-        ).to(IN)
-        b_x_tk2 = tl.dot(b_x_tj8, b_k_1.to(tl.float32), input_precision=PREC)
-        b_decay_t = _tile_product((b_x_t6_e - b_x_t6_e1), (b_x_t6_f - b_x_t6_f1), (b_x_t6_c - b_x_t6_c1))
-        b_x_s2 = b_decay_t
-        b_x_t8 = tl.sum(b_x_ts * b_x_s2[None, :], 1)
-        b_x_tv2 = b_x_tv * b_x_t8[:, None]
-        b_x_tk3 = tl.dot(b_x_tv2, tl.trans(b_S), input_precision=PREC)
-        b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
-        b_x_tv3 = b_x_tv * b_decay_t2[:, None]
-        b_x_tk4 = tl.dot(b_x_tv3, tl.trans(b_M), input_precision=PREC)
-        b_x_tk5 = b_x_tk + b_x_tk2 + b_x_tk3 + b_x_tk4
-        b_d_q_rows = tl.load(
-            d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj = b_decay_tj * b_x_t2[None, :]
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+        b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t4 = b_gamma * b_lam
+        b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+        b_x_s3 = b_decay_j * b_x_t5
+        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+        b_x_t6 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j4 = b_decay_j * b_x_t6
+        b_x_j5 = b_x_j4 + b_x_j2
+        b_decay_tj2 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t3_e[:, None] - b_x_t3_e[None, :], b_x_t3_f[:, None] - b_x_t3_f[None, :]),
+            0.0,
         )
-        b_d_q = b_x_tk5 + b_d_q_rows
+        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_t7 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+        b_x_tj2 = b_decay_tj2 * b_x_t6[None, :]
+        b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t8 = tl.where(b_valid > 0, b_mu, 0.0)
+        b_x_tj5 = b_decay_tj2 * b_x_t8[None, :]
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj6 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_tk = _tile_dot(b_x_tj6, b_k.to(tl.float32), one, PREC)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
         b_x_t9 = b_d_r / b_count
-        b_x_tk6 = b_x_t9[:, None] * b_pool[None, :]
-        b_x_tj9 = (b_x_t9[:, None]) + tl.zeros([BT, BT], tl.float32)
-        b_at_t = o_t
-        b_at_j = o_t
-        b_x_tj10 = b_x_tj9 * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tk7 = tl.dot(b_x_tj10, b_k.to(tl.float32), input_precision=PREC)
-        b_x_tk8 = b_x_tk6 + b_x_tk7
+        b_x_tk2 = b_x_t9[:, None] * b_x_tk
+        b_x_tk3 = b_x_t9[:, None] * b_pool[None, :]
+        b_x_tk4 = b_x_tk3 + b_x_tk2
         b_d_u_rows = tl.load(
             d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_u = b_x_tk8 + b_d_u_rows
-        b_valid2 = m_t.to(tl.float32)
-        b_gamma2 = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t10 = tl.where(b_valid2 > 0, b_gamma2, 1.0)
-        b_x_t10_e, b_x_t10_f, b_x_t10_c, b_x_t10_e1, b_x_t10_f1, b_x_t10_c1 = _tile_runs(b_x_t10)
-        b_decay_all = _tile_product(tl.sum(b_x_t10_e1, 0), tl.sum(b_x_t10_f1, 0), tl.sum(b_x_t10_c1, 0))
-        b_S2 = b_S
-        b_x_kv = b_decay_all * b_S2
-        b_k_12 = tl.load(
-            k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
-            other=0.0,
-        ).to(IN)
-        b_decay_j = _tile_product(
-            tl.sum(b_x_t10_e1, 0) - b_x_t10_e, tl.sum(b_x_t10_f1, 0) - b_x_t10_f, tl.sum(b_x_t10_c1, 0) - b_x_t10_c
-        )
-        b_x_t11 = tl.where(b_valid2 > 0, 1.0, 0.0)
-        b_x_j4 = b_x_t11
-        b_x_j5 = b_decay_j * b_x_j4
-        b_v2 = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_jv = b_x_j5[:, None] * b_v2.to(tl.float32)
-        b_x_kv2 = tl.dot(tl.trans(b_k_12.to(tl.float32)), b_x_jv, input_precision=PREC)
-        b_S_next = b_x_kv + b_x_kv2
-        b_alpha2 = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t12 = tl.where(b_valid2 > 0, b_alpha2, 1.0)
-        b_x_t12_e, b_x_t12_f, b_x_t12_c, b_x_t12_e1, b_x_t12_f1, b_x_t12_c1 = _tile_runs(b_x_t12)
-        b_decay_all2 = _tile_product(tl.sum(b_x_t12_e1, 0), tl.sum(b_x_t12_f1, 0), tl.sum(b_x_t12_c1, 0))
-        b_M2 = b_M
-        b_x_kv3 = b_decay_all2 * b_M2
-        b_decay_s = _tile_product(
-            tl.sum(b_x_t12_e1, 0) - b_x_t12_e, tl.sum(b_x_t12_f1, 0) - b_x_t12_f, tl.sum(b_x_t12_c1, 0) - b_x_t12_c
-        )
-        b_lam2 = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t13 = b_gamma2 * b_lam2
-        b_x_t14 = tl.where(b_valid2 > 0, b_x_t13, 0.0)
-        b_x_s3 = b_x_t14
-        b_x_s4 = b_decay_s * b_x_s3
-        b_decay_t3 = _tile_product((b_x_t10_e - b_x_t10_e1), (b_x_t10_f - b_x_t10_f1), (b_x_t10_c - b_x_t10_c1))
-        b_x_s5 = b_decay_t3
-        b_x = tl.sum(b_x_s4 * b_x_s5, 0)
-        b_x_kv4 = b_x * b_S2
-        b_decay_j2 = _tile_product(
-            tl.sum(b_x_t12_e1, 0) - b_x_t12_e, tl.sum(b_x_t12_f1, 0) - b_x_t12_f, tl.sum(b_x_t12_c1, 0) - b_x_t12_c
-        )
-        b_x_t15 = tl.where(b_valid2 > 0, b_lam2, 0.0)
-        b_x_j6 = b_x_t15
-        b_x_j7 = b_decay_j2 * b_x_j6
-        b_decay_tj3 = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t10_e - b_x_t10_e1)[:, None] - b_x_t10_e[None, :],
-                (b_x_t10_f - b_x_t10_f1)[:, None] - b_x_t10_f[None, :],
-                (b_x_t10_c - b_x_t10_c1)[:, None] - b_x_t10_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_tj11 = b_decay_tj3 * b_x_j4[None, :]
-        b_x_sj2 = b_x_tj11
-        b_x_j8 = tl.sum(b_x_s4[:, None] * b_x_sj2, 0)
-        b_x_j9 = b_x_j7 + b_x_j8
-        b_x_jv2 = b_x_j9[:, None] * b_v2.to(tl.float32)
-        b_x_kv5 = tl.dot(tl.trans(b_k_12.to(tl.float32)), b_x_jv2, input_precision=PREC)
-        b_k2 = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_mu2 = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t16 = tl.where(b_valid2 > 0, b_mu2, 0.0)
-        b_x_j10 = b_x_t16
-        b_x_j11 = b_decay_j2 * b_x_j10
-        b_x_jv3 = b_x_j11[:, None] * b_v2.to(tl.float32)
-        b_x_kv6 = tl.dot(tl.trans(b_k2.to(tl.float32)), b_x_jv3, input_precision=PREC)
-        b_M_next = b_x_kv3 + b_x_kv4 + b_x_kv5 + b_x_kv6
-        b_pool2 = b_pool
-        b_sum_k = tl.sum(b_k2.to(tl.float32), 0)
-        b_pool_next = b_pool2 + b_sum_k
-        tl.store(
-            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-            b_d_q.to(d_q.dtype.element_ty),
-            mask=m_t[:, None] & m_k[None, :],
-        )
+        b_d_u = b_x_tk4 + b_d_u_rows
         tl.store(
             d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_u.to(d_u.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
+        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+        b_x_kv = b_x * b_S
+        b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+        b_x_kv2 = b_decay_all * b_M
+        b_x_kv3 = b_x_kv + b_x_kv2
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_M = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_decay_t2 = _tile_product(b_x_t3_e, b_x_t3_f)
+        b_x_tk5 = b_online[:, None] * b_decay_t2[:, None] * b_d_y_M
+        b_d_y_S = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_S), one, PREC)
+        b_x_tk6 = b_online[:, None] * b_x_t7[:, None] * b_d_y_S
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_x_tj7 = b_d_y_v * b_x_tj4
+        b_x_tj8 = b_d_y_v * b_x_tj5
+        b_x_tk7 = _tile_dot(b_x_tj8, b_k.to(tl.float32), one, PREC)
+        b_x_tk8 = b_online[:, None] * b_x_tk7
+        b_k_1 = tl.load(
+            k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
+            other=0.0,
+        ).to(IN)
+        b_x_tk9 = _tile_dot(b_x_tj7, b_k_1.to(tl.float32), one, PREC)
+        b_x_tk10 = b_online[:, None] * b_x_tk9
+        b_x_tk11 = b_x_tk10 + b_x_tk8
+        b_x_tk12 = b_x_tk6 + b_x_tk11
+        b_x_tk13 = b_x_tk5 + b_x_tk12
+        b_d_q_rows = tl.load(
+            d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_d_q = b_x_tk13 + b_d_q_rows
+        tl.store(
+            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_q.to(d_q.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_x_jv = b_x_j5[:, None] * b_v.to(tl.float32)
+        b_x_kv5 = _tile_dot_add(b_x_kv3, tl.trans(b_k_1.to(tl.float32)), b_x_jv, one, PREC)
+        b_x_j7 = b_decay_j * b_x_t8
+        b_x_jv2 = b_x_j7[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv7 = b_decay_all2 * b_S
+        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_j8 = b_decay_j2 * b_x_t2
+        b_x_jv3 = b_x_j8[:, None] * b_v.to(tl.float32)
+        b_S_next = _tile_dot_add(b_x_kv7, tl.trans(b_k_1.to(tl.float32)), b_x_jv3, one, PREC)
         b_S = b_S_next
         b_M = b_M_next
         b_pool = b_pool_next
@@ -1523,6 +1425,7 @@ def keys_kernel(
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1538,137 +1441,106 @@ def keys_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_valid = m_t.to(tl.float32)
-        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
-        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_j = b_x_t2
-        b_x_j2 = b_decay_j * b_x_j
-        b_decay_s = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
-        b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = b_gamma * b_lam
-        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
-        b_x_s = b_x_t4
-        b_x_s2 = b_decay_s * b_x_s
-        b_x_t5 = tl.where(b_valid > 0, b_gamma, 1.0)
-        b_x_t5_e, b_x_t5_f, b_x_t5_c, b_x_t5_e1, b_x_t5_f1, b_x_t5_c1 = _tile_runs(b_x_t5)
-        b_decay_tj = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
-                (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
-                (b_x_t5_c - b_x_t5_c1)[:, None] - b_x_t5_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_t6 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j3 = b_x_t6
-        b_x_tj = b_decay_tj * b_x_j3[None, :]
-        b_x_sj = b_x_tj
-        b_x_j4 = tl.sum(b_x_s2[:, None] * b_x_sj, 0)
-        b_x_j5 = b_x_j2 + b_x_j4
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_jv = b_x_j5[:, None] * b_v.to(tl.float32)
-        b_x_jk = tl.dot(b_x_jv, tl.trans(b_d_M_next), input_precision=PREC)
-        b_decay_j2 = _tile_product(
-            tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f, tl.sum(b_x_t5_c1, 0) - b_x_t5_c
-        )
-        b_x_j6 = b_decay_j2 * b_x_j3
-        b_x_jv2 = b_x_j6[:, None] * b_v.to(tl.float32)
-        b_x_jk2 = tl.dot(b_x_jv2, tl.trans(b_d_S_next), input_precision=PREC)
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_d_y = tl.load(
-            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_tj2 = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
-        b_decay_tj2 = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_tj3 = b_decay_tj2 * b_x_j[None, :]
-        b_decay_ts = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_ts = b_decay_ts * b_x_s[None, :]
-        b_x_tj4 = tl.dot(b_x_ts, b_x_sj, input_precision=PREC)
-        b_x_tj5 = b_x_tj3 + b_x_tj4
-        b_x_tj6 = b_x_tj2 * b_x_tj5
-        b_x_jk3 = tl.dot(tl.trans(b_x_tj6), b_q.to(tl.float32), input_precision=PREC)
-        b_d_k_1 = b_x_jk + b_x_jk2 + b_x_jk3
-        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t7 = tl.where(b_valid > 0, b_mu, 0.0)
-        b_x_j7 = b_x_t7
-        b_x_j8 = b_decay_j * b_x_j7
-        b_x_jv3 = b_x_j8[:, None] * b_v.to(tl.float32)
-        b_x_jk4 = tl.dot(b_x_jv3, tl.trans(b_d_M_next), input_precision=PREC)
-        b_x_jk5 = (b_d_pool_next[None, :]) + tl.zeros([BT, BK], tl.float32)
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t8 = b_d_r / b_count
-        b_x_tj7 = (b_x_t8[:, None]) + tl.zeros([BT, BT], tl.float32)
-        b_at_t = o_t
-        b_at_j = o_t
-        b_x_tj8 = b_x_tj7 * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_jk6 = tl.dot(tl.trans(b_x_tj8), b_u.to(tl.float32), input_precision=PREC)
-        b_x_tj9 = b_decay_tj2 * b_x_j7[None, :]
-        b_x_tj10 = b_x_tj2 * b_x_tj9
-        b_x_jk7 = tl.dot(tl.trans(b_x_tj10), b_q.to(tl.float32), input_precision=PREC)
-        b_d_k = b_x_jk4 + b_x_jk5 + b_x_jk6 + b_x_jk7
-        b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1), (b_x_t5_c - b_x_t5_c1))
-        b_x_s3 = b_decay_t
-        b_x = tl.sum(b_x_s2 * b_x_s3, 0)
-        b_x_kv = b_d_M_next * b_x
-        b_decay_all = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0), tl.sum(b_x_t5_c1, 0))
-        b_x_kv2 = b_d_S_next * b_decay_all
-        b_x_t9 = tl.sum(b_x_ts * b_x_s3[None, :], 1)
-        b_x_tv2 = b_x_tv * b_x_t9[:, None]
-        b_x_kv3 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv2, input_precision=PREC)
-        b_d_S = b_x_kv + b_x_kv2 + b_x_kv3
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
-        b_x_kv4 = b_d_M_next * b_decay_all2
-        b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
-        b_x_tv3 = b_x_tv * b_decay_t2[:, None]
-        b_x_kv5 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv3, input_precision=PREC)
-        b_d_M = b_x_kv4 + b_x_kv5
-        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t8[:, None], 0)
+        b_x_t = b_d_r / b_count
+        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t[:, None], 0)
         b_d_pool = b_d_pool_next + b_x_k
+        b_valid = m_t.to(tl.float32)
+        b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_gamma, 1.0)
+        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+        b_decay_tj = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
+            ),
+            0.0,
+        )
+        b_x_t3 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj = b_decay_tj * b_x_t3[None, :]
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
+        b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t5 = b_gamma * b_lam
+        b_x_t6 = tl.where(b_valid > 0, b_x_t5, 0.0)
+        b_x_s3 = b_decay_j * b_x_t6
+        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+        b_x_t7 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j4 = b_decay_j * b_x_t7
+        b_x_j5 = b_x_j4 + b_x_j2
+        b_decay_tj2 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t4_e[:, None] - b_x_t4_e[None, :], b_x_t4_f[:, None] - b_x_t4_f[None, :]),
+            0.0,
+        )
+        b_x_tj2 = b_decay_tj2 * b_x_t7[None, :]
+        b_x_ts2 = b_decay_tj2 * b_x_t6[None, :]
+        b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+        b_decay_t = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
+        b_x_t8 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+        b_x_kv = b_d_S_next * b_decay_all
+        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+        b_x_kv2 = b_d_M_next * b_x
+        b_x_kv3 = b_x_kv + b_x_kv2
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_S_next_v = _tile_dot(b_v.to(tl.float32), tl.trans(b_d_S_next), one, PREC)
+        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+        b_x_j6 = b_decay_j2 * b_x_t3
+        b_x_jk = b_x_j6[:, None] * b_d_S_next_v
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_tj5 = b_online[:, None] * b_d_y_v
+        b_x_tj6 = b_x_tj5 * b_x_tj4
+        b_x_tj7 = b_x_tj5 * b_decay_tj2
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_jk2 = _tile_dot(tl.trans(b_x_tj7), b_q.to(tl.float32), one, PREC)
+        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t9 = tl.where(b_valid > 0, b_mu, 0.0)
+        b_x_jk3 = b_x_t9[:, None] * b_x_jk2
+        b_d_M_next_v = _tile_dot(b_v.to(tl.float32), tl.trans(b_d_M_next), one, PREC)
+        b_x_jk4 = b_x_j5[:, None] * b_d_M_next_v
+        b_x_jk5 = b_x_jk + b_x_jk4
+        b_d_k_1 = _tile_dot_add(b_x_jk5, tl.trans(b_x_tj6), b_q.to(tl.float32), one, PREC)
         tl.store(
             d_k_1 + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             tl.where((i_t + o_t - 1 >= border)[:, None], b_d_k_1, 0.0).to(d_k_1.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
+        b_x_j8 = b_decay_j * b_x_t9
+        b_x_jk7 = b_x_j8[:, None] * b_d_M_next_v
+        b_x_jk8 = b_d_pool_next[None, :] + b_x_jk7
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj8 = b_x_t[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_jk10 = _tile_dot_add(b_x_jk8, tl.trans(b_x_tj8), b_u.to(tl.float32), one, PREC)
+        b_d_k = b_x_jk3 + b_x_jk10
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
+        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+        b_x_tv2 = b_x_tv * b_x_t8[:, None]
+        b_d_S = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
+        b_decay_t2 = _tile_product(b_x_t4_e, b_x_t4_f)
+        b_x_tv3 = b_x_tv * b_decay_t2[:, None]
+        b_decay_all2 = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
+        b_x_kv5 = b_d_M_next * b_decay_all2
+        b_d_M = _tile_dot_add(b_x_kv5, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
         b_d_pool_next = b_d_pool
@@ -1706,6 +1578,7 @@ def values_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1719,123 +1592,95 @@ def values_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_k_d_M_next = tl.dot(b_k.to(tl.float32), b_d_M_next, input_precision=PREC)
         b_valid = m_t.to(tl.float32)
-        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+        b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_gamma, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_tj = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
         )
-        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_mu, 0.0)
-        b_x_j = b_x_t2
-        b_x_j2 = b_decay_j * b_x_j
-        b_x_jv = b_k_d_M_next * b_x_j2[:, None]
+        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj = b_decay_tj * b_x_t2[None, :]
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+        b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t4 = b_gamma * b_lam
+        b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+        b_x_s3 = b_decay_j * b_x_t5
+        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+        b_x_t6 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j4 = b_decay_j * b_x_t6
+        b_x_j5 = b_x_j4 + b_x_j2
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv = b_d_S_next * b_decay_all
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+        b_x_kv2 = b_d_M_next * b_x
+        b_x_kv3 = b_x_kv + b_x_kv2
         b_k_1 = tl.load(
             k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
             other=0.0,
         ).to(IN)
-        b_k_1_d_M_next = tl.dot(b_k_1.to(tl.float32), b_d_M_next, input_precision=PREC)
-        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_j3 = b_x_t3
-        b_x_j4 = b_decay_j * b_x_j3
-        b_decay_s = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
-        b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t4 = b_gamma * b_lam
-        b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
-        b_x_s = b_x_t5
-        b_x_s2 = b_decay_s * b_x_s
-        b_x_t6 = tl.where(b_valid > 0, b_gamma, 1.0)
-        b_x_t6_e, b_x_t6_f, b_x_t6_c, b_x_t6_e1, b_x_t6_f1, b_x_t6_c1 = _tile_runs(b_x_t6)
-        b_decay_tj = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t6_e - b_x_t6_e1)[:, None] - b_x_t6_e[None, :],
-                (b_x_t6_f - b_x_t6_f1)[:, None] - b_x_t6_f[None, :],
-                (b_x_t6_c - b_x_t6_c1)[:, None] - b_x_t6_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_t7 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j5 = b_x_t7
-        b_x_tj = b_decay_tj * b_x_j5[None, :]
-        b_x_sj = b_x_tj
-        b_x_j6 = tl.sum(b_x_s2[:, None] * b_x_sj, 0)
-        b_x_j7 = b_x_j4 + b_x_j6
-        b_x_jv2 = b_k_1_d_M_next * b_x_j7[:, None]
-        b_k_1_d_S_next = tl.dot(b_k_1.to(tl.float32), b_d_S_next, input_precision=PREC)
-        b_decay_j2 = _tile_product(
-            tl.sum(b_x_t6_e1, 0) - b_x_t6_e, tl.sum(b_x_t6_f1, 0) - b_x_t6_f, tl.sum(b_x_t6_c1, 0) - b_x_t6_c
-        )
-        b_x_j8 = b_decay_j2 * b_x_j5
-        b_x_jv3 = b_k_1_d_S_next * b_x_j8[:, None]
+        b_k_1_d_S_next = _tile_dot(b_k_1.to(tl.float32), b_d_S_next, one, PREC)
+        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_j6 = b_decay_j2 * b_x_t2
+        b_x_jv = b_k_1_d_S_next * b_x_j6[:, None]
+        b_k_1_d_M_next = _tile_dot(b_k_1.to(tl.float32), b_d_M_next, one, PREC)
+        b_x_jv2 = b_k_1_d_M_next * b_x_j5[:, None]
         b_decay_tj2 = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
+            _tile_product(b_x_t3_e[:, None] - b_x_t3_e[None, :], b_x_t3_f[:, None] - b_x_t3_f[None, :]),
             0.0,
         )
-        b_x_tj2 = b_decay_tj2 * b_x_j[None, :]
+        b_x_tj2 = b_decay_tj2 * b_x_t6[None, :]
+        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+        b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+        b_x_t7 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t8 = tl.where(b_valid > 0, b_mu, 0.0)
+        b_x_j8 = b_decay_j * b_x_t8
+        b_x_jv3 = b_k_d_M_next * b_x_j8[:, None]
+        b_x_jv4 = b_x_jv2 + b_x_jv3
+        b_x_jv5 = b_x_jv + b_x_jv4
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
+        b_q_k_1 = _tile_dot(b_q, tl.trans(b_k_1), one, PREC)
+        b_x_tj5 = b_x_tj4 * b_q_k_1
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj6 = b_decay_tj2 * b_q_k
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_jv4 = tl.dot(tl.trans(b_x_tj3), b_x_tv, input_precision=PREC)
-        b_x_tj4 = b_decay_tj2 * b_x_j3[None, :]
-        b_decay_ts = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_ts = b_decay_ts * b_x_s[None, :]
-        b_x_tj5 = tl.dot(b_x_ts, b_x_sj, input_precision=PREC)
-        b_x_tj6 = b_x_tj4 + b_x_tj5
-        b_q_k_1 = tl.dot(b_q, tl.trans(b_k_1), input_precision=PREC)
-        b_x_tj7 = b_x_tj6 * b_q_k_1
-        b_x_jv5 = tl.dot(tl.trans(b_x_tj7), b_x_tv, input_precision=PREC)
-        b_d_v = b_x_jv + b_x_jv2 + b_x_jv3 + b_x_jv4 + b_x_jv5
-        b_decay_t = _tile_product((b_x_t6_e - b_x_t6_e1), (b_x_t6_f - b_x_t6_f1), (b_x_t6_c - b_x_t6_c1))
-        b_x_s3 = b_decay_t
-        b_x = tl.sum(b_x_s2 * b_x_s3, 0)
-        b_x_kv = b_d_M_next * b_x
-        b_decay_all = _tile_product(tl.sum(b_x_t6_e1, 0), tl.sum(b_x_t6_f1, 0), tl.sum(b_x_t6_c1, 0))
-        b_x_kv2 = b_d_S_next * b_decay_all
-        b_x_t8 = tl.sum(b_x_ts * b_x_s3[None, :], 1)
-        b_x_tv2 = b_x_tv * b_x_t8[:, None]
-        b_x_kv3 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv2, input_precision=PREC)
-        b_d_S = b_x_kv + b_x_kv2 + b_x_kv3
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
-        b_x_kv4 = b_d_M_next * b_decay_all2
-        b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
-        b_x_tv3 = b_x_tv * b_decay_t2[:, None]
-        b_x_kv5 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv3, input_precision=PREC)
-        b_d_M = b_x_kv4 + b_x_kv5
+        b_x_jv6 = _tile_dot(tl.trans(b_x_tj6), b_x_tv, one, PREC)
+        b_x_jv7 = b_x_t8[:, None] * b_x_jv6
+        b_x_jv8 = b_x_jv7 + b_x_jv5
+        b_d_v = _tile_dot_add(b_x_jv8, tl.trans(b_x_tj5), b_x_tv, one, PREC)
         tl.store(
             d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             b_d_v.to(d_v.dtype.element_ty),
             mask=m_t[:, None] & m_v[None, :],
         )
+        b_x_tv2 = b_x_tv * b_x_t7[:, None]
+        b_d_S = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
+        b_decay_t2 = _tile_product(b_x_t3_e, b_x_t3_f)
+        b_x_tv3 = b_x_tv * b_decay_t2[:, None]
+        b_decay_all2 = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+        b_x_kv5 = b_d_M_next * b_decay_all2
+        b_d_M = _tile_dot_add(b_x_kv5, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
 
@@ -1877,6 +1722,7 @@ def gates_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1895,339 +1741,251 @@ def gates_kernel(
             b_valid = m_t.to(tl.float32)
             b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t = tl.where(b_valid > 0, b_gamma, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
-            b_x_kv = b_decay_all * b_S
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+            b_x_tj = b_decay_tj * b_x_t2[None, :]
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+            b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+            b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = b_gamma * b_lam
+            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+            b_x_s3 = b_decay_j * b_x_t5
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_t6 = tl.where(b_valid > 0, b_lam, 0.0)
+            b_x_j4 = b_decay_j * b_x_t6
+            b_x_j5 = b_x_j4 + b_x_j2
+            b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+            b_x_kv = b_decay_all * b_M
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_kv2 = b_x * b_S
+            b_x_kv3 = b_x_kv2 + b_x_kv
+            b_v = tl.load(
+                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_jv = b_x_j5[:, None] * b_v.to(tl.float32)
             b_k_1 = tl.load(
                 k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                 mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
                 other=0.0,
             ).to(IN)
-            b_decay_j = _tile_product(
-                tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-            )
-            b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
-            b_x_j = b_x_t2
-            b_x_j2 = b_decay_j * b_x_j
-            b_v = tl.load(
-                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-            ).to(IN)
-            b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
-            b_x_kv2 = tl.dot(tl.trans(b_k_1.to(tl.float32)), b_x_jv, input_precision=PREC)
-            b_S_next = b_x_kv + b_x_kv2
-            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t3_e, b_x_t3_f, b_x_t3_c, b_x_t3_e1, b_x_t3_f1, b_x_t3_c1 = _tile_runs(b_x_t3)
-            b_decay_all2 = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0), tl.sum(b_x_t3_c1, 0))
-            b_x_kv3 = b_decay_all2 * b_M
-            b_decay_s = _tile_product(
-                tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f, tl.sum(b_x_t3_c1, 0) - b_x_t3_c
-            )
-            b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = b_gamma * b_lam
-            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
-            b_x_s = b_x_t5
-            b_x_s2 = b_decay_s * b_x_s
-            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1), (b_x_t_c - b_x_t_c1))
-            b_x_s3 = b_decay_t
-            b_x = tl.sum(b_x_s2 * b_x_s3, 0)
-            b_x_kv4 = b_x * b_S
-            b_decay_j2 = _tile_product(
-                tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f, tl.sum(b_x_t3_c1, 0) - b_x_t3_c
-            )
-            b_x_t6 = tl.where(b_valid > 0, b_lam, 0.0)
-            b_x_j3 = b_x_t6
-            b_x_j4 = b_decay_j2 * b_x_j3
-            b_decay_tj = tl.where(
-                o_t[:, None] > o_t[None, :],
-                _tile_product(
-                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :],
-                    (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :],
-                    (b_x_t_c - b_x_t_c1)[:, None] - b_x_t_c[None, :],
-                ),
-                0.0,
-            )
-            b_x_tj = b_decay_tj * b_x_j[None, :]
-            b_x_sj = b_x_tj
-            b_x_j5 = tl.sum(b_x_s2[:, None] * b_x_sj, 0)
-            b_x_j6 = b_x_j4 + b_x_j5
+            b_x_kv5 = _tile_dot_add(b_x_kv3, tl.trans(b_k_1.to(tl.float32)), b_x_jv, one, PREC)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv6 = b_decay_all2 * b_S
+            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_j6 = b_decay_j2 * b_x_t2
             b_x_jv2 = b_x_j6[:, None] * b_v.to(tl.float32)
-            b_x_kv5 = tl.dot(tl.trans(b_k_1.to(tl.float32)), b_x_jv2, input_precision=PREC)
+            b_S_next = _tile_dot_add(b_x_kv6, tl.trans(b_k_1.to(tl.float32)), b_x_jv2, one, PREC)
+            b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t7 = tl.where(b_valid > 0, b_mu, 0.0)
+            b_x_j8 = b_decay_j * b_x_t7
+            b_x_jv3 = b_x_j8[:, None] * b_v.to(tl.float32)
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t7 = tl.where(b_valid > 0, b_mu, 0.0)
-            b_x_j7 = b_x_t7
-            b_x_j8 = b_decay_j2 * b_x_j7
-            b_x_jv3 = b_x_j8[:, None] * b_v.to(tl.float32)
-            b_x_kv6 = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv3, input_precision=PREC)
-            b_M_next = b_x_kv3 + b_x_kv4 + b_x_kv5 + b_x_kv6
+            b_M_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
             b_S = b_S_next
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_x_kv = b_d_M_next * b_M
+        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_c, b_x_t_e1, b_x_t_f1, b_x_t_c1 = _tile_runs(b_x_t)
-        b_decay_m = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_m2 = b_decay_j * b_sum
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_m4 = b_x_m2 * b_decay_t
+        b_x_kv2 = b_d_S_next * b_S
+        b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
+        b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_gamma, 1.0)
+        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+        b_x_m6 = b_decay_j2 * b_sum2
+        b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
+        b_x_m8 = b_x_m6 * b_decay_t2
+        b_x_kv3 = b_d_M_next * b_S
+        b_sum3 = tl.sum(tl.sum(b_x_kv3, 0), 0)
+        b_x_s2 = b_sum3 * b_decay_t2
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = b_gamma * b_lam
+        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
+        b_x_s5 = b_decay_j * b_x_t4
+        b_x_s6 = b_x_s5 * b_sum3
+        b_decay_tj = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
         )
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        b_decay_tj2 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            0.0,
+        )
+        b_x_ts2 = b_decay_tj2 * b_x_t4[None, :]
+        b_x_t5 = tl.sum(b_x_ts2 * b_decay_t2[None, :], 1)
+        b_decay_tj3 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
+            ),
+            0.0,
+        )
+        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+        b_x_kv4 = b_d_S_next * b_decay_all
+        b_x = tl.sum(b_x_s5 * b_decay_t2, 0)
+        b_x_kv5 = b_d_M_next * b_x
+        b_x_kv6 = b_x_kv4 + b_x_kv5
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_k_d_M_next = tl.dot(b_k.to(tl.float32), b_d_M_next, input_precision=PREC)
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_jv = b_k_d_M_next * b_v.to(tl.float32)
-        b_sum_j = tl.sum(b_x_jv, 1)
-        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_mu, 0.0)
-        b_x_j = b_x_t2
-        b_x_j2 = b_sum_j * b_x_j
+        b_x_tv = b_d_y.to(tl.float32) * b_q_S
+        b_sum_t = tl.sum(b_x_tv, 1)
+        b_x_tv2 = b_d_y.to(tl.float32) * b_q_M
+        b_sum_t2 = tl.sum(b_x_tv2, 1)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t6 = b_online * b_sum_t
+        b_x_t7 = b_online * b_sum_t2
+        b_x_m9 = tl.sum(b_decay_tj2 * b_x_t7[:, None], 0)
+        b_x_m10 = b_x_m9 * b_decay_t
+        b_x_s7 = tl.sum(b_decay_tj2 * b_x_t6[:, None], 0)
+        b_x_s8 = b_x_t4 * b_x_s7
+        b_x_s9 = b_x_s6 + b_x_s8
+        b_x_m11 = tl.sum(b_decay_tj3 * b_x_s9[:, None], 0)
+        b_x_m12 = b_x_m11 * b_decay_t2
+        b_x_tv3 = b_online[:, None] * b_d_y.to(tl.float32)
+        b_x_tv4 = b_x_tv3 * b_x_t5[:, None]
+        b_d_S = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
+        b_decay_t3 = _tile_product(b_x_t_e, b_x_t_f)
+        b_x_tv5 = b_x_tv3 * b_decay_t3[:, None]
+        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv8 = b_d_M_next * b_decay_all2
+        b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_q.to(tl.float32)), b_x_tv5, one, PREC)
         b_k_1 = tl.load(
             k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
             other=0.0,
         ).to(IN)
-        b_k_1_d_M_next = tl.dot(b_k_1.to(tl.float32), b_d_M_next, input_precision=PREC)
-        b_x_jv2 = b_k_1_d_M_next * b_v.to(tl.float32)
+        b_k_1_d_S_next = _tile_dot(b_k_1.to(tl.float32), b_d_S_next, one, PREC)
+        b_x_ts3 = b_x_t6[:, None] * b_decay_t2[None, :]
+        b_k_1_d_M_next = _tile_dot(b_k_1.to(tl.float32), b_d_M_next, one, PREC)
+        b_q_k_1 = _tile_dot(b_q, tl.trans(b_k_1), one, PREC)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_jv = b_k_1_d_M_next * b_v.to(tl.float32)
+        b_sum_j = tl.sum(b_x_jv, 1)
+        b_x_jv2 = b_k_1_d_S_next * b_v.to(tl.float32)
         b_sum_j2 = tl.sum(b_x_jv2, 1)
-        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_j3 = b_x_t3
-        b_x_j4 = b_sum_j2 * b_x_j3
-        b_x_j5 = b_x_j2 + b_x_j4
-        b_x_mj = b_decay_m[:, None] * b_x_j5[None, :]
-        b_decay_mj = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :],
-                (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :],
-                (b_x_t_c - b_x_t_c1)[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_mj2 = b_x_mj * b_decay_mj
+        b_x_t9 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_j2 = b_sum_j2 * b_x_t9
+        b_x_t10 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j4 = b_sum_j * b_x_t10
+        b_x_mj2 = b_x_j2[None, :] * b_decay_tj3
         b_sum_m = tl.sum(b_x_mj2, 1)
-        b_x_t4 = b_sum_m
-        b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t5 = tl.where(b_valid > 0, b_gamma, 1.0)
-        b_x_t5_e, b_x_t5_f, b_x_t5_c, b_x_t5_e1, b_x_t5_f1, b_x_t5_c1 = _tile_runs(b_x_t5)
-        b_decay_tj = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
-                (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
-                (b_x_t5_c - b_x_t5_c1)[:, None] - b_x_t5_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_t6 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j6 = b_x_t6
-        b_x_tj = b_decay_tj * b_x_j6[None, :]
-        b_x_sj = b_x_tj
-        b_x_s = tl.sum(b_sum_j2[None, :] * b_x_sj, 1)
-        b_x_kv = b_d_M_next * b_S
-        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
-        b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1), (b_x_t5_c - b_x_t5_c1))
-        b_x_s2 = b_decay_t
-        b_x_s3 = b_sum * b_x_s2
-        b_x_s4 = b_x_s + b_x_s3
-        b_x_t7 = b_gamma * b_lam
-        b_x_t8 = tl.where(b_valid > 0, b_x_t7, 0.0)
-        b_x_s5 = b_x_t8
-        b_x_s6 = b_x_s4 * b_x_s5
-        b_x_sm = b_decay_m[None, :] * b_x_s6[:, None]
+        b_x_m13 = b_decay_j2 * b_sum_m
+        b_x_j5 = b_sum_j * b_decay_j
+        b_x_tj = b_decay_tj3 * b_x_t9[None, :]
+        b_x_s10 = tl.sum(b_sum_j[None, :] * b_x_tj, 1)
+        b_x_s11 = b_x_s10 + b_x_s2
+        b_x_s12 = b_x_s11 * b_x_t4
+        b_x_s13 = b_x_s11 * b_decay_j
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_x_jv3 = b_k_d_M_next * b_v.to(tl.float32)
+        b_sum_j3 = tl.sum(b_x_jv3, 1)
+        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t11 = tl.where(b_valid > 0, b_mu, 0.0)
+        b_x_j7 = b_sum_j3 * b_x_t11
+        b_x_j8 = b_x_j7 + b_x_j4
+        b_x_mj4 = b_x_j8[None, :] * b_decay_tj
+        b_sum_m2 = tl.sum(b_x_mj4, 1)
+        b_x_m14 = b_decay_j * b_sum_m2
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_j9 = b_sum_j3 * b_decay_j
+        b_x_tj2 = b_d_y_v * b_q_k_1
+        b_x_ts4 = _tile_dot(b_x_tj2, tl.trans(b_x_tj), one, PREC)
+        b_x_ts5 = b_online[:, None] * b_x_ts4
+        b_x_ts6 = b_x_ts5 + b_x_ts3
+        b_x_tj3 = b_online[:, None] * b_d_y_v
+        b_x_tj4 = b_x_tj3 * b_q_k
+        b_x_tj5 = b_x_tj3 * b_q_k_1
+        b_x_ts7 = b_x_ts6 * b_decay_tj2
+        b_sum_s = tl.sum(b_x_ts7, 0)
+        b_x_s14 = b_x_s13 + b_sum_s
+        b_x_t13 = b_x_s14 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t14 = b_x_t13 * b_lam
+        b_x_t15 = b_x_t13 * b_gamma
+        b_x_tj6 = b_x_tj5 * b_decay_tj2
+        b_sum_j4 = tl.sum(b_x_tj6, 0)
+        b_x_j10 = b_x_j5 + b_sum_j4
+        b_x_t17 = b_x_j10 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_lam = b_x_t17 + b_x_t15
+        tl.store(d_lam + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_lam, mask=m_t)
+        b_x_tj7 = b_x_tj4 * b_decay_tj2
+        b_sum_j5 = tl.sum(b_x_tj7, 0)
+        b_x_j11 = b_x_j9 + b_sum_j5
+        b_d_mu = b_x_j11 * tl.where(b_valid > 0, 1.0, 0.0)
+        tl.store(d_mu + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_mu, mask=m_t)
+        b_x_tj8 = b_x_tj4 * b_x_t11[None, :]
+        b_x_sm = _tile_dot(tl.trans(b_x_ts6), b_decay_tj2, one, PREC)
+        b_x_sm2 = b_x_t4[:, None] * b_x_sm
+        b_x_tj9 = b_x_tj5 * b_x_t10[None, :]
+        b_x_tj10 = b_x_tj8 + b_x_tj9
+        b_x_mj5 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj10, one, PREC)
+        b_x_mj6 = b_x_mj5 * b_decay_tj
+        b_x_sj2 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj5, one, PREC)
+        b_sum_m3 = tl.sum(b_x_mj6, 1)
+        b_x_sj3 = b_x_t4[:, None] * b_x_sj2
+        b_x_sj4 = b_x_s5[:, None] * b_sum_j[None, :]
+        b_x_sj5 = b_x_sj4 + b_x_sj3
+        b_x_mj7 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj5, one, PREC)
+        b_x_mj8 = b_x_t9[None, :] * b_x_mj7
+        b_x_mj9 = b_x_mj8 * b_decay_tj3
+        b_sum_m4 = tl.sum(b_x_mj9, 1)
         b_decay_sm = tl.where(
             o_t[None, :] > o_t[:, None],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[None, :] - b_x_t_e[:, None],
-                (b_x_t_f - b_x_t_f1)[None, :] - b_x_t_f[:, None],
-                (b_x_t_c - b_x_t_c1)[None, :] - b_x_t_c[:, None],
+                (b_x_t_e - b_x_t_e1)[None, :] - b_x_t_e[:, None], (b_x_t_f - b_x_t_f1)[None, :] - b_x_t_f[:, None]
             ),
             0.0,
         )
-        b_x_sm2 = b_x_sm * b_decay_sm
-        b_sum_m2 = tl.sum(b_x_sm2, 0)
-        b_x_t9 = b_sum_m2
-        b_x_kv2 = b_d_M_next * b_M
-        b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
-        b_x_m = b_decay_m * b_sum2
-        b_decay_m2 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1), (b_x_t_c - b_x_t_c1))
-        b_x_m2 = b_x_m * b_decay_m2
-        b_x_t10 = b_x_m2
-        b_decay_tm = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_d_y = tl.load(
-            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_tj2 = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
-        b_x_tj4 = b_x_tj3 * b_x_j[None, :]
-        b_q_k_1 = tl.dot(b_q, tl.trans(b_k_1), input_precision=PREC)
-        b_x_tj5 = b_x_tj2 * b_q_k_1
-        b_x_tj6 = b_x_tj5 * b_x_j3[None, :]
-        b_x_tj7 = b_x_tj4 + b_x_tj6
-        b_x_mj3 = tl.dot(tl.trans(b_decay_tm), b_x_tj7, input_precision=PREC)
-        b_x_mj4 = b_x_mj3 * b_decay_mj
-        b_sum_m3 = tl.sum(b_x_mj4, 1)
-        b_x_t11 = b_sum_m3
-        b_x_ts = tl.dot(b_x_tj5, tl.trans(b_x_sj), input_precision=PREC)
-        b_q_S = tl.dot(b_q.to(tl.float32), b_S, input_precision=PREC)
-        b_x_tv2 = b_x_tv * b_q_S
-        b_sum_t = tl.sum(b_x_tv2, 1)
-        b_x_ts2 = b_sum_t[:, None] * b_x_s2[None, :]
-        b_x_ts3 = b_x_ts + b_x_ts2
-        b_x_ts4 = b_x_ts3 * b_x_s5[None, :]
-        b_x_sm3 = tl.dot(tl.trans(b_x_ts4), b_decay_tm, input_precision=PREC)
-        b_x_sm4 = b_x_sm3 * b_decay_sm
-        b_sum_m4 = tl.sum(b_x_sm4, 0)
-        b_x_t12 = b_sum_m4
-        b_q_M = tl.dot(b_q.to(tl.float32), b_M, input_precision=PREC)
-        b_x_tv3 = b_x_tv * b_q_M
-        b_sum_t2 = tl.sum(b_x_tv3, 1)
-        b_x_m3 = tl.sum(b_decay_tm * b_sum_t2[:, None], 0)
-        b_x_m4 = b_x_m3 * b_decay_m2
-        b_x_t13 = b_x_m4
-        b_x_t14 = b_x_t4 + b_x_t9 + b_x_t10 + b_x_t11 + b_x_t12 + b_x_t13
-        b_d_alpha = b_x_t14 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_decay_m3 = _tile_product(
-            tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f, tl.sum(b_x_t5_c1, 0) - b_x_t5_c
-        )
-        b_k_1_d_S_next = tl.dot(b_k_1.to(tl.float32), b_d_S_next, input_precision=PREC)
-        b_x_jv3 = b_k_1_d_S_next * b_v.to(tl.float32)
-        b_sum_j3 = tl.sum(b_x_jv3, 1)
-        b_x_j7 = b_sum_j3 * b_x_j6
-        b_x_mj5 = b_decay_m3[:, None] * b_x_j7[None, :]
-        b_decay_mj2 = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
-                (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
-                (b_x_t5_c - b_x_t5_c1)[:, None] - b_x_t5_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_mj6 = b_x_mj5 * b_decay_mj2
-        b_sum_m5 = tl.sum(b_x_mj6, 1)
-        b_x_t15 = b_sum_m5
-        b_x_kv3 = b_d_S_next * b_S
-        b_sum3 = tl.sum(tl.sum(b_x_kv3, 0), 0)
-        b_x_m5 = b_decay_m3 * b_sum3
-        b_decay_m4 = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1), (b_x_t5_c - b_x_t5_c1))
-        b_x_m6 = b_x_m5 * b_decay_m4
-        b_x_t16 = b_x_m6
-        b_decay_tm2 = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
-                (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
-                (b_x_t5_c - b_x_t5_c1)[:, None] - b_x_t5_c[None, :],
-            ),
-            0.0,
-        )
-        b_decay_s = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
-        b_x_s7 = b_decay_s * b_x_s5
-        b_x_sj2 = b_x_s7[:, None] * b_sum_j2[None, :]
-        b_decay_ts = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_ts5 = b_decay_ts * b_x_s5[None, :]
-        b_x_sj3 = tl.dot(tl.trans(b_x_ts5), b_x_tj5, input_precision=PREC)
-        b_x_sj4 = b_x_sj2 + b_x_sj3
-        b_x_tj8 = b_x_sj4
-        b_x_tj9 = b_x_tj8 * b_x_j6[None, :]
-        b_x_mj7 = tl.dot(tl.trans(b_decay_tm2), b_x_tj9, input_precision=PREC)
-        b_x_mj8 = b_x_mj7 * b_decay_mj2
-        b_sum_m6 = tl.sum(b_x_mj8, 1)
-        b_x_t17 = b_sum_m6
-        b_x_s8 = b_x_s7 * b_sum
-        b_x_s9 = tl.sum(b_x_ts5 * b_sum_t[:, None], 0)
-        b_x_s10 = b_x_s8 + b_x_s9
-        b_x_t18 = b_x_s10
-        b_x_m7 = tl.sum(b_decay_tm2 * b_x_t18[:, None], 0)
-        b_x_m8 = b_x_m7 * b_decay_m4
-        b_x_t19 = b_x_m8
-        b_x_t20 = b_x_t15 + b_x_t16 + b_x_t17 + b_x_t19
-        b_x_t21 = b_x_t20 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_s11 = b_x_s4 * b_decay_s
-        b_x_ts6 = b_x_ts3 * b_decay_ts
-        b_sum_s = tl.sum(b_x_ts6, 0)
-        b_x_s12 = b_x_s11 + b_sum_s
-        b_x_t22 = b_x_s12
-        b_x_t23 = b_x_t22 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t24 = b_x_t23 * b_lam
-        b_d_gamma = b_x_t21 + b_x_t24
-        b_decay_j = _tile_product(
-            tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f, tl.sum(b_x_t_c1, 0) - b_x_t_c
-        )
-        b_x_j8 = b_sum_j2 * b_decay_j
-        b_decay_tj2 = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(
-                b_x_t_e[:, None] - b_x_t_e[None, :],
-                b_x_t_f[:, None] - b_x_t_f[None, :],
-                b_x_t_c[:, None] - b_x_t_c[None, :],
-            ),
-            0.0,
-        )
-        b_x_tj10 = b_x_tj5 * b_decay_tj2
-        b_sum_j4 = tl.sum(b_x_tj10, 0)
-        b_x_j9 = b_x_j8 + b_sum_j4
-        b_x_t25 = b_x_j9
-        b_x_t26 = b_x_t25 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t27 = b_x_t23 * b_gamma
-        b_d_lam = b_x_t26 + b_x_t27
-        b_x_j10 = b_sum_j * b_decay_j
-        b_x_tj11 = b_x_tj3 * b_decay_tj2
-        b_sum_j5 = tl.sum(b_x_tj11, 0)
-        b_x_j11 = b_x_j10 + b_sum_j5
-        b_x_t28 = b_x_j11
-        b_d_mu = b_x_t28 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x = tl.sum(b_x_s7 * b_x_s2, 0)
-        b_x_kv4 = b_d_M_next * b_x
-        b_decay_all = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0), tl.sum(b_x_t5_c1, 0))
-        b_x_kv5 = b_d_S_next * b_decay_all
-        b_x_t29 = tl.sum(b_x_ts5 * b_x_s2[None, :], 1)
-        b_x_tv4 = b_x_tv * b_x_t29[:, None]
-        b_x_kv6 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv4, input_precision=PREC)
-        b_d_S = b_x_kv4 + b_x_kv5 + b_x_kv6
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0), tl.sum(b_x_t_c1, 0))
-        b_x_kv7 = b_d_M_next * b_decay_all2
-        b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f, b_x_t_c)
-        b_x_tv5 = b_x_tv * b_decay_t2[:, None]
-        b_x_kv8 = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv5, input_precision=PREC)
-        b_d_M = b_x_kv7 + b_x_kv8
+        b_x_sm3 = b_x_sm2 * b_decay_sm
+        b_sum_m5 = tl.sum(b_x_sm3, 0)
+        b_x_sm4 = b_x_s12[:, None] * b_decay_sm
+        b_sum_m6 = tl.sum(b_x_sm4, 0)
+        b_x_t23 = b_x_m13 + b_x_m8 + b_sum_m4 + b_x_m12
+        b_x_m15 = b_decay_j * b_sum_m6
+        b_x_t30 = b_x_m14 + b_x_m15 + b_x_m4 + b_sum_m3 + b_sum_m5 + b_x_m10
+        b_d_alpha = b_x_t30 * tl.where(b_valid > 0, 1.0, 0.0)
         tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
+        b_x_t31 = b_x_t23 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_gamma = b_x_t31 + b_x_t14
         tl.store(d_gamma + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_gamma, mask=m_t)
-        tl.store(d_lam + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_lam, mask=m_t)
-        tl.store(d_mu + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_mu, mask=m_t)
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
 
@@ -2262,6 +2020,7 @@ def rows_kernel(
     """What a block's rows owe to cached segments: gradients of their queries, and of their online logit."""
     i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
@@ -2279,6 +2038,17 @@ def rows_kernel(
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
+            b_cached = tl.load(
+                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                mask=m_k[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+            b_sum_t = tl.sum(b_x_tk, 1)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -2286,22 +2056,11 @@ def rows_kernel(
             b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
             b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t = tl.exp(b_u_pools - b_lse)
-            b_cached = tl.load(
-                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
-                mask=m_k[:, None] & m_v[None, :],
-                other=0.0,
-            )
-            b_d_y_cached = tl.dot(b_d_y.to(tl.float32), tl.trans(b_cached), input_precision=PREC)
             b_d_q = b_x_t[:, None] * b_d_y_cached
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-            b_sum_t = tl.sum(b_x_tk, 1)
-            b_d_r = b_x_t * (b_sum_t - b_delta)
-            b_d_u = b_d_r[:, None] * b_pools[None, :]
             s_q += b_d_q
+            b_d_r = b_x_t * (b_sum_t - b_delta)
             s_r += b_d_r
+            b_d_u = b_d_r[:, None] * b_pools[None, :]
             s_u += b_d_u
         tl.store(d_r + i_row + o_t * H, -s_r, mask=m_t)
         o_q = o_t[:, None] * (H * K) + o_k[None, :]
@@ -2339,6 +2098,7 @@ def segments_kernel(
     """
     i_s, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -2352,28 +2112,28 @@ def segments_kernel(
     for i_t in range(tl.load(segments + 4 * i_s + 1), end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
+        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+        b_sum_t = tl.sum(b_x_tk, 1)
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t = tl.exp(b_u_pools - b_lse)
-        b_d_y = tl.load(
-            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
-        b_d_cached = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv, input_precision=PREC)
-        b_d_y_cached = tl.dot(b_d_y.to(tl.float32), tl.trans(b_cached), input_precision=PREC)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
         b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t2 = b_x_t * (b_sum_t - b_delta)
         b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
-        s_cached += b_d_cached
         s_pools += b_d_pools
+        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        s_cached += b_d_cached
     tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
     length = tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s)
     i_part = (i_v * BH + i_bh).to(tl.int64) * n_segments + i_s
@@ -2429,8 +2189,8 @@ def _configuration(kernel, element, device):
 
 
 def _element(tensors):
-    """The type of products between inputs: the widest of theirs; float32 for bfloat16 where kernels are interpreted."""
-    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    """The type of products between inputs: the widest of theirs, gates aside; float32 for bfloat16 if interpreted."""
+    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 4))
     if element == torch.float64:
         raise UnsupportedError(
             'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
@@ -2776,7 +2536,7 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     run = {"torch": _torch_op, "triton": _triton_op}[backend]
-    return run([named[name] for name in INPUTS])[0]
+    return run([named[name] for name in ("q", "k", "v", "u", "gamma", "alpha", "lam", "mu")])[0]
 
 
 class _ShortConvolution(torch.nn.Conv1d):

@@ -397,6 +397,23 @@ def _run_backward_torch(tensors, saved, d_y):
 
 
 @_jit
+def _tile_dot_add(b_c, b_a, b_b, one, PREC: tl.constexpr):
+    """c + a b, in a loop of one turn that the compiler cannot see through.
+
+    Of products in one region Triton spreads all warps over rows alone, each with the whole of b in its registers; in a
+    region of its own a product's warps share a and b both.
+    """
+    for _ in range(one):
+        b_c = tl.dot(b_a, b_b, b_c, input_precision=PREC)
+    return b_c
+
+
+@_jit
+def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
+    return _tile_dot_add(tl.zeros([b_a.shape[0], b_b.shape[1]], tl.float32), b_a, b_b, one, PREC)
+
+
+@_jit
 def states_kernel(
     k,
     v,
@@ -422,6 +439,7 @@ def states_kernel(
     """
     i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -434,18 +452,16 @@ def states_kernel(
             i_t = start + i_step * BT
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-            b_k = tl.load(
-                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
             b_valid = m_t.to(tl.float32)
             b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-            b_x_j = b_x_t
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_jv = b_x_j[:, None] * b_v.to(tl.float32)
-            b_x_kv = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv, input_precision=PREC)
-            b_M_next = b_M + b_x_kv
+            b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
             b_M = b_M_next
 
 
@@ -476,6 +492,7 @@ def read_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -486,30 +503,27 @@ def read_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_M = tl.dot(b_q.to(tl.float32), b_M, input_precision=PREC)
         b_at_t = o_t
         b_at_j = o_t
         b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
         b_valid = m_t.to(tl.float32)
         b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t
-        b_x_tj2 = b_x_tj * b_x_j[None, :]
+        b_x_tj2 = b_x_tj * b_x_t[None, :]
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
         b_x_tj3 = b_x_tj2 * b_q_k
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv = tl.dot(b_x_tj3, b_v.to(tl.float32), input_precision=PREC)
-        b_o = b_q_M + b_x_tv
-        b_x_jv = b_x_j[:, None] * b_v.to(tl.float32)
-        b_x_kv = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv, input_precision=PREC)
-        b_M_next = b_M + b_x_kv
+        b_o = _tile_dot_add(b_q_M, b_x_tj3, b_v.to(tl.float32), one, PREC)
+        b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
         b_M = b_M_next
         b_y = b_o
         o_y = o_t[:, None] * (H * V) + o_v[None, :]
@@ -544,6 +558,7 @@ def queries_kernel(
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -554,45 +569,32 @@ def queries_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_valid = m_t.to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj2 = b_x_tj * b_x_t[None, :]
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_d_y_v = tl.dot(b_d_y, tl.trans(b_v), input_precision=PREC)
-        b_at_t = o_t
-        b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t
-        b_x_tj2 = b_x_tj * b_x_j[None, :]
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
         b_x_tj3 = b_d_y_v * b_x_tj2
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = tl.dot(b_x_tj3, b_k.to(tl.float32), input_precision=PREC)
-        b_d_y_M = tl.dot(b_d_y.to(tl.float32), tl.trans(b_M), input_precision=PREC)
-        b_d_q = b_x_tk + b_d_y_M
-        b_M2 = b_M
-        b_k2 = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_valid2 = m_t.to(tl.float32)
-        b_x_t2 = tl.where(b_valid2 > 0, 1.0, 0.0)
-        b_x_j2 = b_x_t2
-        b_v2 = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_jv = b_x_j2[:, None] * b_v2.to(tl.float32)
-        b_x_kv = tl.dot(tl.trans(b_k2.to(tl.float32)), b_x_jv, input_precision=PREC)
-        b_M_next = b_M2 + b_x_kv
+        b_x_tk = _tile_dot(b_x_tj3, b_k.to(tl.float32), one, PREC)
+        b_d_q = _tile_dot_add(b_x_tk, b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
         tl.store(
             d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_q.to(d_q.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
+        b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
         b_M = b_M_next
 
 
@@ -623,6 +625,7 @@ def keys_kernel(
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -635,35 +638,33 @@ def keys_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_jv = b_x_j[:, None] * b_v.to(tl.float32)
-        b_x_jk = tl.dot(b_x_jv, tl.trans(b_d_M_next), input_precision=PREC)
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_d_y = tl.load(
-            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_d_y_v = tl.dot(b_d_y, tl.trans(b_v), input_precision=PREC)
         b_at_t = o_t
         b_at_j = o_t
         b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tj2 = b_x_tj * b_x_j[None, :]
-        b_x_tj3 = b_d_y_v * b_x_tj2
-        b_x_jk2 = tl.dot(tl.trans(b_x_tj3), b_q.to(tl.float32), input_precision=PREC)
-        b_d_k = b_x_jk + b_x_jk2
-        b_q_d_y = tl.dot(tl.trans(b_q), b_d_y, input_precision=PREC)
-        b_d_M = b_d_M_next + b_q_d_y
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_x_tj2 = b_d_y_v * b_x_tj
+        b_d_M_next_v = _tile_dot(b_v.to(tl.float32), tl.trans(b_d_M_next), one, PREC)
+        b_valid = m_t.to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_jk = b_x_t[:, None] * b_d_M_next_v
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_jk2 = _tile_dot(tl.trans(b_x_tj2), b_q.to(tl.float32), one, PREC)
+        b_x_jk3 = b_x_t[:, None] * b_x_jk2
+        b_d_k = b_x_jk + b_x_jk3
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
+        b_d_M = _tile_dot_add(b_d_M_next, tl.trans(b_q), b_d_y, one, PREC)
         b_d_M_next = b_d_M
 
 
@@ -694,6 +695,7 @@ def values_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -706,35 +708,33 @@ def values_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_k_d_M_next = tl.dot(b_k.to(tl.float32), b_d_M_next, input_precision=PREC)
-        b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t
-        b_x_jv = b_k_d_M_next * b_x_j[:, None]
         b_at_t = o_t
         b_at_j = o_t
         b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tj2 = b_x_tj * b_x_j[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj2 = b_x_tj * b_q_k
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_valid = m_t.to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_jv = b_k_d_M_next * b_x_t[:, None]
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_jv2 = tl.dot(tl.trans(b_x_tj3), b_d_y.to(tl.float32), input_precision=PREC)
-        b_d_v = b_x_jv + b_x_jv2
-        b_q_d_y = tl.dot(tl.trans(b_q), b_d_y, input_precision=PREC)
-        b_d_M = b_d_M_next + b_q_d_y
+        b_x_jv2 = _tile_dot(tl.trans(b_x_tj2), b_d_y.to(tl.float32), one, PREC)
+        b_x_jv3 = b_x_t[:, None] * b_x_jv2
+        b_d_v = b_x_jv + b_x_jv3
         tl.store(
             d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             b_d_v.to(d_v.dtype.element_ty),
             mask=m_t[:, None] & m_v[None, :],
         )
+        b_d_M = _tile_dot_add(b_d_M_next, tl.trans(b_q), b_d_y, one, PREC)
         b_d_M_next = b_d_M
 
 
@@ -764,6 +764,7 @@ def retreat_kernel(
     """
     i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -786,8 +787,7 @@ def retreat_kernel(
             b_d_y = tl.load(
                 d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_q_d_y = tl.dot(tl.trans(b_q), b_d_y, input_precision=PREC)
-            b_d_M = b_d_M_next + b_q_d_y
+            b_d_M = _tile_dot_add(b_d_M_next, tl.trans(b_q), b_d_y, one, PREC)
             b_d_M_next = b_d_M
 
 
@@ -839,8 +839,8 @@ def _configuration(kernel, element, device):
 
 
 def _element(tensors):
-    """The type of products between inputs: the widest of theirs; float32 for bfloat16 where kernels are interpreted."""
-    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    """The type of products between inputs: the widest of theirs, gates aside; float32 for bfloat16 if interpreted."""
+    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 4))
     if element == torch.float64:
         raise UnsupportedError(
             'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
@@ -1048,7 +1048,7 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     run = {"torch": _torch_op, "triton": _triton_op}[backend]
-    return run([named[name] for name in INPUTS])[0]
+    return run([named[name] for name in ("q", "k", "v")])[0]
 
 
 class _ShortConvolution(torch.nn.Conv1d):

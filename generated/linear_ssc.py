@@ -798,6 +798,23 @@ def _run_backward_torch(tensors, saved, d_y):
 
 
 @_jit
+def _tile_dot_add(b_c, b_a, b_b, one, PREC: tl.constexpr):
+    """c + a b, in a loop of one turn that the compiler cannot see through.
+
+    Of products in one region Triton spreads all warps over rows alone, each with the whole of b in its registers; in a
+    region of its own a product's warps share a and b both.
+    """
+    for _ in range(one):
+        b_c = tl.dot(b_a, b_b, b_c, input_precision=PREC)
+    return b_c
+
+
+@_jit
+def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
+    return _tile_dot_add(tl.zeros([b_a.shape[0], b_b.shape[1]], tl.float32), b_a, b_b, one, PREC)
+
+
+@_jit
 def states_kernel(
     k,
     v,
@@ -824,6 +841,7 @@ def states_kernel(
     """
     i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -836,18 +854,16 @@ def states_kernel(
             i_t = start + i_step * BT
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-            b_k = tl.load(
-                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
             b_valid = m_t.to(tl.float32)
             b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-            b_x_j = b_x_t
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_jv = b_x_j[:, None] * b_v.to(tl.float32)
-            b_x_kv = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv, input_precision=PREC)
-            b_M_next = b_M + b_x_kv
+            b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
             b_sum_k = tl.sum(b_k.to(tl.float32), 0)
             b_pool_next = b_pool + b_sum_k
             b_M = b_M_next
@@ -891,6 +907,7 @@ def read_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
@@ -902,41 +919,38 @@ def read_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_M = tl.dot(b_q.to(tl.float32), b_M, input_precision=PREC)
-        b_at_t = o_t
-        b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t
-        b_x_tj2 = b_x_tj * b_x_j[None, :]
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = tl.dot(b_x_tj3, b_v.to(tl.float32), input_precision=PREC)
-        b_o = b_q_M + b_x_tv
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_u_k = tl.dot(b_u, tl.trans(b_k), input_precision=PREC)
-        b_x_tj4 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_sum_t = tl.sum(b_x_tj4, 1)
         b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
+        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_sum_t = tl.sum(b_x_tj, 1)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
         b_r = (b_sum_t + b_u_pool) / b_count
-        b_x_jv = b_x_j[:, None] * b_v.to(tl.float32)
-        b_x_kv = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv, input_precision=PREC)
-        b_M_next = b_M + b_x_kv
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
         b_pool_next = b_pool + b_sum_k
+        b_x_tj2 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_valid = m_t.to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj3 = b_x_tj2 * b_x_t[None, :]
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj4 = b_x_tj3 * b_q_k
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_o = _tile_dot_add(b_q_M, b_x_tj4, b_v.to(tl.float32), one, PREC)
+        b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
         b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
@@ -950,7 +964,7 @@ def read_kernel(
                 mask=m_k[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_o_cached = tl.dot(b_q.to(tl.float32), b_cached, input_precision=PREC)
+            b_o_cached = _tile_dot(b_q.to(tl.float32), b_cached, one, PREC)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1001,6 +1015,7 @@ def queries_kernel(
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
@@ -1011,71 +1026,58 @@ def queries_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_d_y = tl.load(
-            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tj = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
-        b_at_t = o_t
-        b_at_j = o_t
-        b_x_tj2 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t
-        b_x_tj3 = b_x_tj2 * b_x_j[None, :]
-        b_x_tj4 = b_x_tj * b_x_tj3
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = tl.dot(b_x_tj4, b_k.to(tl.float32), input_precision=PREC)
-        b_x_tk2 = tl.dot(b_x_tv, tl.trans(b_M), input_precision=PREC)
-        b_x_tk3 = b_x_tk + b_x_tk2
-        b_d_q_rows = tl.load(
-            d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        )
-        b_d_q = b_x_tk3 + b_d_q_rows
+        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_sum_k
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_tk = _tile_dot(b_x_tj, b_k.to(tl.float32), one, PREC)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t2 = b_d_r / b_count
-        b_x_tk4 = b_x_t2[:, None] * b_pool[None, :]
-        b_x_tj5 = (b_x_t2[:, None]) + tl.zeros([BT, BT], tl.float32)
-        b_x_tj6 = b_x_tj5 * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tk5 = tl.dot(b_x_tj6, b_k.to(tl.float32), input_precision=PREC)
-        b_x_tk6 = b_x_tk4 + b_x_tk5
+        b_x_t = b_d_r / b_count
+        b_x_tk2 = b_x_t[:, None] * b_x_tk
+        b_x_tk3 = b_x_t[:, None] * b_pool[None, :]
+        b_x_tk4 = b_x_tk3 + b_x_tk2
         b_d_u_rows = tl.load(
             d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_u = b_x_tk6 + b_d_u_rows
-        b_M2 = b_M
-        b_k2 = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_valid2 = m_t.to(tl.float32)
-        b_x_t3 = tl.where(b_valid2 > 0, 1.0, 0.0)
-        b_x_j2 = b_x_t3
-        b_v2 = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_jv = b_x_j2[:, None] * b_v2.to(tl.float32)
-        b_x_kv = tl.dot(tl.trans(b_k2.to(tl.float32)), b_x_jv, input_precision=PREC)
-        b_M_next = b_M2 + b_x_kv
-        b_pool2 = b_pool
-        b_sum_k = tl.sum(b_k2.to(tl.float32), 0)
-        b_pool_next = b_pool2 + b_sum_k
-        tl.store(
-            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-            b_d_q.to(d_q.dtype.element_ty),
-            mask=m_t[:, None] & m_k[None, :],
-        )
+        b_d_u = b_x_tk4 + b_d_u_rows
         tl.store(
             d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_u.to(d_u.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
+        b_valid = m_t.to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj2 = b_x_tj * b_x_t2[None, :]
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_x_tj3 = b_d_y_v * b_x_tj2
+        b_x_tk5 = _tile_dot(b_x_tj3, b_k.to(tl.float32), one, PREC)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_tk6 = b_online[:, None] * b_x_tk5
+        b_d_y_M = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
+        b_x_tk7 = b_online[:, None] * b_d_y_M
+        b_x_tk8 = b_x_tk6 + b_x_tk7
+        b_d_q_rows = tl.load(
+            d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_d_q = b_x_tk8 + b_d_q_rows
+        tl.store(
+            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_q.to(d_q.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_x_jv = b_x_t2[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
 
@@ -1111,6 +1113,7 @@ def keys_kernel(
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1124,49 +1127,47 @@ def keys_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_jv = b_x_j[:, None] * b_v.to(tl.float32)
-        b_x_jk = tl.dot(b_x_jv, tl.trans(b_d_M_next), input_precision=PREC)
-        b_x_jk2 = (b_d_pool_next[None, :]) + tl.zeros([BT, BK], tl.float32)
+        b_d_M_next_v = _tile_dot(b_v.to(tl.float32), tl.trans(b_d_M_next), one, PREC)
+        b_valid = m_t.to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_jk = b_x_t[:, None] * b_d_M_next_v
+        b_x_jk2 = b_d_pool_next[None, :] + b_x_jk
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
         b_x_t2 = b_d_r / b_count
-        b_x_tj = (b_x_t2[:, None]) + tl.zeros([BT, BT], tl.float32)
+        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
+        b_d_pool = b_d_pool_next + b_x_k
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj2 = b_x_tj * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_jk3 = tl.dot(tl.trans(b_x_tj2), b_u.to(tl.float32), input_precision=PREC)
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_tj = b_x_t2[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_jk4 = _tile_dot_add(b_x_jk2, tl.trans(b_x_tj), b_u.to(tl.float32), one, PREC)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_tj3 = tl.dot(b_x_tv, tl.trans(b_v.to(tl.float32)), input_precision=PREC)
-        b_x_tj4 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tj5 = b_x_tj4 * b_x_j[None, :]
-        b_x_tj6 = b_x_tj3 * b_x_tj5
-        b_x_jk4 = tl.dot(tl.trans(b_x_tj6), b_q.to(tl.float32), input_precision=PREC)
-        b_d_k = b_x_jk + b_x_jk2 + b_x_jk3 + b_x_jk4
-        b_x_kv = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv, input_precision=PREC)
-        b_d_M = b_d_M_next + b_x_kv
-        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
-        b_d_pool = b_d_pool_next + b_x_k
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_tj2 = b_online[:, None] * b_d_y_v
+        b_x_tj3 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_tj4 = b_x_tj2 * b_x_tj3
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_jk5 = _tile_dot(tl.trans(b_x_tj4), b_q.to(tl.float32), one, PREC)
+        b_x_jk6 = b_x_t[:, None] * b_x_jk5
+        b_d_k = b_x_jk6 + b_x_jk4
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
+        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+        b_d_M = _tile_dot_add(b_d_M_next, tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
         b_d_M_next = b_d_M
         b_d_pool_next = b_d_pool
 
@@ -1199,6 +1200,7 @@ def values_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1210,32 +1212,30 @@ def values_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_k_d_M_next = tl.dot(b_k.to(tl.float32), b_d_M_next, input_precision=PREC)
-        b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t
-        b_x_jv = b_k_d_M_next * b_x_j[:, None]
         b_at_t = o_t
         b_at_j = o_t
         b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tj2 = b_x_tj * b_x_j[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj2 = b_x_tj * b_q_k
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_jv2 = tl.dot(tl.trans(b_x_tj3), b_x_tv, input_precision=PREC)
-        b_d_v = b_x_jv + b_x_jv2
-        b_x_kv = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv, input_precision=PREC)
-        b_d_M = b_d_M_next + b_x_kv
+        b_x_jv = _tile_dot(tl.trans(b_x_tj2), b_x_tv, one, PREC)
+        b_d_M = _tile_dot_add(b_d_M_next, tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_valid = m_t.to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_jv2 = b_k_d_M_next * b_x_t[:, None]
+        b_x_jv3 = b_x_t[:, None] * b_x_jv
+        b_d_v = b_x_jv2 + b_x_jv3
         tl.store(
             d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             b_d_v.to(d_v.dtype.element_ty),
@@ -1274,6 +1274,7 @@ def rows_kernel(
     """What a block's rows owe to cached segments: gradients of their queries, and of their online logit."""
     i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
@@ -1291,6 +1292,17 @@ def rows_kernel(
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
+            b_cached = tl.load(
+                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                mask=m_k[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+            b_sum_t = tl.sum(b_x_tk, 1)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1298,22 +1310,11 @@ def rows_kernel(
             b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
             b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t = tl.exp(b_u_pools - b_lse)
-            b_cached = tl.load(
-                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
-                mask=m_k[:, None] & m_v[None, :],
-                other=0.0,
-            )
-            b_d_y_cached = tl.dot(b_d_y.to(tl.float32), tl.trans(b_cached), input_precision=PREC)
             b_d_q = b_x_t[:, None] * b_d_y_cached
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-            b_sum_t = tl.sum(b_x_tk, 1)
-            b_d_r = b_x_t * (b_sum_t - b_delta)
-            b_d_u = b_d_r[:, None] * b_pools[None, :]
             s_q += b_d_q
+            b_d_r = b_x_t * (b_sum_t - b_delta)
             s_r += b_d_r
+            b_d_u = b_d_r[:, None] * b_pools[None, :]
             s_u += b_d_u
         tl.store(d_r + i_row + o_t * H, -s_r, mask=m_t)
         o_q = o_t[:, None] * (H * K) + o_k[None, :]
@@ -1351,6 +1352,7 @@ def segments_kernel(
     """
     i_s, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1364,28 +1366,28 @@ def segments_kernel(
     for i_t in range(tl.load(segments + 4 * i_s + 1), end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
+        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+        b_sum_t = tl.sum(b_x_tk, 1)
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t = tl.exp(b_u_pools - b_lse)
-        b_d_y = tl.load(
-            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
-        b_d_cached = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv, input_precision=PREC)
-        b_d_y_cached = tl.dot(b_d_y.to(tl.float32), tl.trans(b_cached), input_precision=PREC)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
         b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t2 = b_x_t * (b_sum_t - b_delta)
         b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
-        s_cached += b_d_cached
         s_pools += b_d_pools
+        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        s_cached += b_d_cached
     tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
     length = tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s)
     i_part = (i_v * BH + i_bh).to(tl.int64) * n_segments + i_s
@@ -1478,6 +1480,7 @@ def read_chosen_kernel(
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
@@ -1488,41 +1491,38 @@ def read_chosen_kernel(
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_M = tl.dot(b_q.to(tl.float32), b_M, input_precision=PREC)
-        b_at_t = o_t
-        b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j = b_x_t
-        b_x_tj2 = b_x_tj * b_x_j[None, :]
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_k = tl.dot(b_q, tl.trans(b_k), input_precision=PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = tl.dot(b_x_tj3, b_v.to(tl.float32), input_precision=PREC)
-        b_o = b_q_M + b_x_tv
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_u_k = tl.dot(b_u, tl.trans(b_k), input_precision=PREC)
-        b_x_tj4 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_sum_t = tl.sum(b_x_tj4, 1)
         b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
+        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_sum_t = tl.sum(b_x_tj, 1)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
         b_r = (b_sum_t + b_u_pool) / b_count
-        b_x_jv = b_x_j[:, None] * b_v.to(tl.float32)
-        b_x_kv = tl.dot(tl.trans(b_k.to(tl.float32)), b_x_jv, input_precision=PREC)
-        b_M_next = b_M + b_x_kv
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
         b_pool_next = b_pool + b_sum_k
+        b_x_tj2 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_valid = m_t.to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj3 = b_x_tj2 * b_x_t[None, :]
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj4 = b_x_tj3 * b_q_k
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_o = _tile_dot_add(b_q_M, b_x_tj4, b_v.to(tl.float32), one, PREC)
+        b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
         b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
@@ -1569,6 +1569,7 @@ def chosen_reads_kernel(
     is a row and one of its TOP_K places.
     """
     i_p, i_v = tl.program_id(0), tl.program_id(1)
+    one = tl.minimum(n_groups, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     m_t = i_p * BT + o_t < n_entries
@@ -1585,7 +1586,7 @@ def chosen_reads_kernel(
         b_cached = tl.load(
             cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]), mask=m_k[:, None] & m_v[None, :], other=0.0
         )
-        b_o_cached = tl.dot(b_q.to(tl.float32), b_cached, input_precision=PREC)
+        b_o_cached = _tile_dot(b_q.to(tl.float32), b_cached, one, PREC)
         s_o += tl.where(m_group[:, None], b_o_cached, 0.0)
         i_cached = tl.min(tl.where(o_group > i_cached, o_group, n_groups), 0)
     o_out = o_entry[:, None] * V + o_v[None, :]
@@ -1623,6 +1624,7 @@ def chosen_rows_kernel(
     is a row and one of its TOP_K places.
     """
     i_p, i_v = tl.program_id(0), tl.program_id(1)
+    one = tl.minimum(n_groups, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     m_t = i_p * BT + o_t < n_entries
@@ -1635,6 +1637,18 @@ def chosen_rows_kernel(
     i_cached = tl.min(o_group, 0)
     while i_cached < n_groups:
         m_group = o_group == i_cached
+        b_d_y = tl.load(
+            d_y + o_row.to(tl.int64)[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_cached = tl.load(
+            cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]), mask=m_k[:, None] & m_v[None, :], other=0.0
+        )
+        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+        b_q = tl.load(
+            q + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+        b_sum_t = tl.sum(b_x_tk, 1)
         b_u = tl.load(
             u + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
@@ -1642,24 +1656,12 @@ def chosen_rows_kernel(
         b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + o_row, mask=m_t, other=0.0).to(tl.float32)
         b_x_t = tl.exp(b_u_pools - b_lse)
-        b_d_y = tl.load(
-            d_y + o_row.to(tl.int64)[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_cached = tl.load(
-            cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]), mask=m_k[:, None] & m_v[None, :], other=0.0
-        )
-        b_d_y_cached = tl.dot(b_d_y.to(tl.float32), tl.trans(b_cached), input_precision=PREC)
         b_d_q = b_x_t[:, None] * b_d_y_cached
-        b_q = tl.load(
-            q + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
+        s_d_q += tl.where(m_group[:, None], b_d_q, 0.0)
         b_delta = tl.load(delta + o_row, mask=m_t, other=0.0).to(tl.float32)
         b_d_r = b_x_t * (b_sum_t - b_delta)
-        b_d_u = b_d_r[:, None] * b_pools[None, :]
-        s_d_q += tl.where(m_group[:, None], b_d_q, 0.0)
         s_d_r += tl.where(m_group, b_d_r, 0.0)
+        b_d_u = b_d_r[:, None] * b_pools[None, :]
         s_d_u += tl.where(m_group[:, None], b_d_u, 0.0)
         i_cached = tl.min(tl.where(o_group > i_cached, o_group, n_groups), 0)
     o_out = o_entry[:, None] * K + o_k[None, :]
@@ -1701,6 +1703,7 @@ def chosen_segments_kernel(
     """
     i_cached, i_v = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i_s = tl.program_id(0) % n_segments
+    one = tl.minimum(n_groups, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
@@ -1712,28 +1715,28 @@ def chosen_segments_kernel(
     for i_e in range(begin, end, BT):
         m_t = i_e + o_t < end
         o_row = tl.load(order + i_e + o_t, mask=m_t, other=0) // TOP_K
+        b_d_y = tl.load(
+            d_y + o_row.to(tl.int64)[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
+        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+        b_sum_t = tl.sum(b_x_tk, 1)
         b_u = tl.load(
             u + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + o_row, mask=m_t, other=0.0).to(tl.float32)
         b_x_t = tl.exp(b_u_pools - b_lse)
-        b_d_y = tl.load(
-            d_y + o_row.to(tl.int64)[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
-        b_d_cached = tl.dot(tl.trans(b_q.to(tl.float32)), b_x_tv, input_precision=PREC)
-        b_d_y_cached = tl.dot(b_d_y.to(tl.float32), tl.trans(b_cached), input_precision=PREC)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
         b_delta = tl.load(delta + o_row, mask=m_t, other=0.0).to(tl.float32)
         b_x_t2 = b_x_t * (b_sum_t - b_delta)
         b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
-        s_cached += b_d_cached
         s_pools += b_d_pools
+        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        s_cached += b_d_cached
     tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
     s_pools = s_pools / (tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s))
     tl.store(d_pools + (i_v.to(tl.int64) * n_groups + i_cached) * K + o_k, s_pools, mask=m_k)
@@ -1788,8 +1791,8 @@ def _configuration(kernel, element, device):
 
 
 def _element(tensors):
-    """The type of products between inputs: the widest of theirs; float32 for bfloat16 where kernels are interpreted."""
-    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    """The type of products between inputs: the widest of theirs, gates aside; float32 for bfloat16 if interpreted."""
+    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 4))
     if element == torch.float64:
         raise UnsupportedError(
             'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
@@ -2164,7 +2167,7 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     run = {"torch": _torch_op, "triton": _triton_op}[backend]
-    return run([named[name] for name in INPUTS])[0]
+    return run([named[name] for name in ("q", "k", "v", "u")])[0]
 
 
 class _ShortConvolution(torch.nn.Conv1d):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mcgen.ir.program import Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve
@@ -46,12 +46,15 @@ def hint(node: Node, names: Mapping[Node, str]) -> str:
     raise TypeError(type(node).__name__)
 
 
-def name_values(program: Program, reserved: set[str]) -> dict[Node, str]:
-    """A name for every node of a program; an output that is not an input is called by its output's name."""
+def name_values(program: Program, reserved: set[str], order: Iterable[Node] | None = None) -> dict[Node, str]:
+    """A name for every node of a program; an output that is not an input is called by its output's name.
+
+    Values with the same word are numbered in `order`, the program's own where there is none.
+    """
     names = Names(set(reserved))
     outputs = {node: label for label, node in reversed(program.outputs.items()) if not isinstance(node, Input)}
     names.taken |= set(outputs.values())
-    for node in program.nodes:
+    for node in program.nodes if order is None else order:
         if node in outputs:
             names.names[node] = outputs[node]
         else:

@@ -15,6 +15,7 @@ from mcgen.emit.triton_printer import Binding, statements
 from mcgen.ir import aggregate, backward
 from mcgen.ir.program import Program
 from mcgen.ir.step import error_names, state_axes, step_after_errors, step_with_errors
+from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
 from mcgen.symbolic.meaning import Meaning
 
@@ -93,20 +94,20 @@ class Kernels:
         """Every tile program the kernels are printed from, by kernel and part."""
         meaning = self.meaning
         following = [f"{name}_next" for name in self.state]
-        known = simplify(step_after_errors(meaning, self.anchored))
-        chain = simplify(step_with_errors(meaning, self.anchored))
+        known = simplify(step_after_errors(meaning, self.anchored), FACTORS)
+        chain = simplify(step_with_errors(meaning, self.anchored), FACTORS)
         read = ["o", *(["r"] if meaning.routes else []), *following]
         programs = {
             "states": select(chain, [*following, *self.errors], "states"),
             "advance": select(known, following, "advance"),
             "read": select(known, [name for name in read if name != "anchor_next"], "read"),
-            "reverse": simplify(self.reverse.inputs),
-            "retreat": simplify(self.reverse.chain),
+            "reverse": simplify(self.reverse.inputs, FACTORS),
+            "retreat": simplify(self.reverse.chain, FACTORS),
         }
         if meaning.reads_cached:
-            programs["read_segment"] = simplify(aggregate.program(aggregate.read_segment, meaning))
-            programs["rows"] = simplify(backward.rows(meaning))
-            programs["segment"] = simplify(backward.segment(meaning))
+            programs["read_segment"] = simplify(aggregate.program(aggregate.read_segment, meaning), FACTORS)
+            programs["rows"] = simplify(backward.rows(meaning), FACTORS)
+            programs["segment"] = simplify(backward.segment(meaning), FACTORS)
         return programs
 
     # -- how tiles are loaded and stored ------------------------------------------------------------------------------
@@ -152,7 +153,8 @@ class Kernels:
     def bind(self, program: Program, load: Mapping[str, str], store: Mapping) -> list[str]:
         """The program's statements, per-token inputs loaded as always, others as `load` says."""
         loads = {name: load.get(name) or self.load(name) for name in program.inputs}
-        return statements(program, Binding(loads, store, self.narrow))
+        held = frozenset(name for name, text in loads.items() if text.startswith("b_"))
+        return statements(program, Binding(loads, store, self.narrow, held))
 
     # -- the kernels --------------------------------------------------------------------------------------------------
 
@@ -298,7 +300,7 @@ class Kernels:
         if reverse:
             program = self._carry(self.bind(gradients, held, store), "b_d_{}_next", "b_d_{}", d_state)
         else:
-            both = Program(kernel, {**gradients.outputs, **following.outputs})
+            both = simplify(Program(kernel, {**gradients.outputs, **following.outputs}), FACTORS)
             store |= self.discard(following.outputs)
             program = self._carry(self.bind(both, held, store), "b_{}", "b_{}_next", state)
         arguments = self.tensors([*gradients.inputs, *following.inputs])

@@ -23,8 +23,10 @@ from mcgen.ir.program import (
     Reduce,
     Rename,
     Solve,
+    in_order,
     placeholder,
 )
+from mcgen.passes.schedule import added, alias, chained, is_product, scheduled
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ class Binding:
     load    text that loads an input's tile, by name
     store   statements that put an output's tile (named in the text as given) where it belongs
     narrow  inputs whose tiles keep the type of the tensors, for products between two of them
+    held    inputs that lie in registers before the program begins
     """
 
     load: Mapping[str, str]
     store: Mapping[str, Callable[[str], list[str]]]
     narrow: frozenset[str]
+    held: frozenset[str] = frozenset()
 
 
 def size(axis: str) -> str:
@@ -63,26 +67,35 @@ class Printer:
     program: Program
     binding: Binding
     names: dict[Node, str] = field(init=False)
+    order: list[Node] = field(init=False)
+    added: dict[Node, Contract] = field(init=False)
     lines: list[str] = field(default_factory=list)
     runs: dict[Node, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = name_values(self.program, set())
-        self.names = {node: f"b_{name}" for node, name in names.items()}
+        self.program = chained(self.program)
+        self.added = added(self.program)
+        kept = [label for label in self.program.outputs if not self.binding.store[label]("")]
+        self.order = scheduled(self.program, self.binding.held, kept)
+        outputs = {label: alias(node) for label, node in self.program.outputs.items()}
+        named = name_values(Program(self.program.name, outputs), set(), self.order)
+        self.names = {node: f"b_{named[alias(node)]}" for node in self.order}
 
     def statements(self) -> list[str]:
-        for node in self.program.nodes:
+        pending = dict(self.program.outputs)
+        for node in self.order:
             self._emit(node)
-        for label, node in self.program.outputs.items():
-            self.lines += self.binding.store[label](self.names[node])
+            for label in [label for label, output in pending.items() if output is node]:
+                self.lines += self.binding.store[label](self.names[pending.pop(label)])
         return self.lines
 
     def _emit(self, node: Node) -> None:
         if isinstance(node, Decay) and node.gate not in self.runs:
             self.runs[node.gate] = self.names[node.gate]
             run = self.names[node.gate]
-            self.lines.append(f"{run}_e, {run}_f, {run}_c, {run}_e1, {run}_f1, {run}_c1 = _tile_runs({run})")
-        self.lines.append(f"{self.names[node]} = {self._expression(node)}")
+            self.lines.append(f"{run}_e, {run}_f, {run}_e1, {run}_f1 = _tile_runs({run})")
+        if alias(node) is node and node not in self.added.values():
+            self.lines.append(f"{self.names[node]} = {self._expression(node)}")
 
     def _expression(self, node: Node) -> str:
         match node:
@@ -90,6 +103,10 @@ class Printer:
                 return self.binding.load[name]
             case Iota((axis,)):
                 return offset(axis)
+            case Map() if node in self.added:
+                product = self.added[node]
+                (other,) = (value for value in node.values if alias(value) is not product)
+                return self._contract(product, self._wide(other))
             case Map():
                 return self._map(node)
             case Contract():
@@ -127,36 +144,34 @@ class Printer:
             remaining.remove(axis)
         return text
 
-    def _contract(self, node: Contract) -> str:
+    def _contract(self, node: Contract, total: str = "") -> str:
+        """A product; one of matrices is added to `total`, where that is given."""
         left, right, over = node.left, node.right, node.over
         union = tuple(axis for axis in (*left.axes, *right.axes) if axis in node.axes or axis in over)
         union = tuple(dict.fromkeys(union))
-        rows, columns = set(left.axes) - set(right.axes), set(right.axes) - set(left.axes)
-        if len(over) > 1 or len(rows) != 1 or len(columns) != 1 or set(left.axes) & set(right.axes) - set(over):
-            from mcgen.ir.program import in_order
-
+        if not is_product(node):
             union = in_order(union)
             product = f"{aligned(self._wide(left), left.axes, union)} * {aligned(self._wide(right), right.axes, union)}"
             return self._reduce("sum", product, union, over)
-        if node.axes[0] in columns:
+        if node.axes[0] in right.axes:
             left, right = right, left
         (axis,) = over
-        return self._dot(left, right, axis)
+        return self._dot(left, right, axis, total)
 
-    def _dot(self, left: Node, right: Node, axis: str) -> str:
+    def _dot(self, left: Node, right: Node, axis: str, total: str) -> str:
         both = all(isinstance(n, Input) and n.name in self.binding.narrow for n in (left, right))
         name = self.names.__getitem__ if both else self._wide
         x = name(left) if left.axes[1] == axis else f"tl.trans({name(left)})"
         y = name(right) if right.axes[0] == axis else f"tl.trans({name(right)})"
-        return f"tl.dot({x}, {y}, input_precision=PREC)"
+        return f"_tile_dot({x}, {y}, one, PREC)" if not total else f"_tile_dot_add({total}, {x}, {y}, one, PREC)"
 
     def _decay(self, node: Decay) -> str:
         run, order = self.runs[node.gate], node.axes
-        part = lambda p, ends: [f"{run}_{letter}{p}" if not ends else f"tl.sum({run}_{letter}1, 0)" for letter in "efc"]  # noqa: E731
+        part = lambda p, ends: [f"{run}_{letter}{p}" if not ends else f"tl.sum({run}_{letter}1, 0)" for letter in "ef"]  # noqa: E731
         rows = part("", node.row is None)
         if node.exclusive and node.row:
-            rows = [f"({run}_{letter} - {run}_{letter}1)" for letter in "efc"]
-        columns = [f"{run}_{letter}" for letter in "efc"]
+            rows = [f"({run}_{letter} - {run}_{letter}1)" for letter in "ef"]
+        columns = [f"{run}_{letter}" for letter in "ef"]
         row_axes, column_axes = ((node.row,) if node.row else ()), ((node.column,) if node.column else ())
         differences = [
             f"{aligned(r, row_axes, order)} - {aligned(c, column_axes, order)}" if node.column else r

@@ -1,0 +1,86 @@
+"""The specialisations of a generated module's kernels, as its own host code would launch them; nothing runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+from mcgen.tune import offline
+
+CONSTANTS = ("BT", "BK", "BV", "PREC")
+"""Constants of a kernel that a configuration and the target decide, not the module."""
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """A kernel of a module with the types of its arguments and the constants it has whatever the configuration is."""
+
+    kernel: str
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+
+
+def specialisations(path: Path | str, element: str) -> list[Specialisation]:
+    """Every kernel of the module in a file, for inputs of one type (`bfloat16`, `float32`) and gates in float32.
+
+    The module's operator runs forward and backward on the CPU with every launch caught before it starts, on one
+    segment and on enough for each kernel to be needed.
+    """
+    kernel_type = _kernel_type()  # a file defines kernels only where Triton is imported already
+    module = offline._load(Path(path).resolve())
+    found: dict[str, Specialisation] = {}
+    with mock.patch.object(kernel_type, "run", _recorder(found)):
+        for length in _lengths(module):
+            _run(module, element, length)
+    return list(found.values())
+
+
+def _kernel_type() -> type:
+    from triton import JITFunction
+
+    return JITFunction
+
+
+def _lengths(module: ModuleType) -> Sequence[int]:
+    size = module.SPEC["segment"].get("size") or 256
+    segments = (module.SPEC["aggregate"].get("top_k") or 0) + 3
+    return size, size * segments + 1
+
+
+def _run(module: ModuleType, element: str, length: int) -> None:
+    import torch
+
+    spec, dtype = module.SPEC, getattr(torch, element)
+    shape = (1, length, 2)
+    head = spec["head"]
+    make = lambda *last, dtype=dtype: torch.zeros(*shape, *last, dtype=dtype, requires_grad=True)  # noqa: E731
+    tensors = {name: make(head["key_dim"]) for name in "qku"} | {"v": make(head["value_dim"])}
+    gates = {name: make(dtype=torch.float32) for name in module.INPUTS if name not in tensors}
+    # Past `op`, which refuses Triton where no GPU is.
+    module._triton_op([{**tensors, **gates}[name] for name in module.INPUTS])[0].sum().backward()
+
+
+def _recorder(found: dict[str, Specialisation]) -> Any:
+    def recorded(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        bound = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
+        constant = {param.name for param in self.params if param.is_constexpr}
+        values = {name: bound[name] for name in self.arg_names}
+        signature = {name: _type(value) for name, value in values.items() if name not in constant}
+        kept = {name: value for name, value in values.items() if name in constant and name not in CONSTANTS}
+        found.setdefault(self.__name__, Specialisation(self.__name__, signature, kept))
+
+    return recorded
+
+
+def _type(value: Any) -> str:
+    """An argument's type as Triton writes it."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return "i32"
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+    return f"*{names[value.dtype]}"
