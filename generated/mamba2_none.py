@@ -528,10 +528,11 @@ def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
 
 @_jit
 def _tile_runs(b_a):
-    """For products over runs of at most 128 tokens: running sums of log2|a|, integer exponents and logs of mantissas apart
-    so that differences stay exact; then the summands themselves.
+    """For products over runs of at most 128 tokens: running sums of log2|a|, integer exponents and logs of mantissas
+    apart so that differences stay exact; then the summands themselves.
 
-    An exponent shares its word with counts of zeros (bits 8 to 15) and of negative signs (0 to 7). Subnormals are zeros.
+    An exponent shares its word with counts of zeros (bits 8 to 15) and of negative signs (0 to 7). Subnormals count
+    as zeros.
     """
     bits = tl.abs(b_a).to(tl.int32, bitcast=True)
     zero = bits < 0x00800000
