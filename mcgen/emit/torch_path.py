@@ -15,8 +15,8 @@ from mcgen.emit.naming import name_values
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_printer import RESERVED, function
 from mcgen.ir import aggregate
-from mcgen.ir.program import Program
 from mcgen.ir.closed_form import key_name, value_name
+from mcgen.ir.program import Program
 from mcgen.ir.step import query_name, state_axes, step, step_vjp
 from mcgen.passes.hoist import hoist, part
 from mcgen.passes.simplify import select, simplify
@@ -228,7 +228,7 @@ def _tuple(names: list[str]) -> str:
 
 
 def _helpers(printed: str) -> str:
-    used = {name for name in ("_spread", "_runs") if f"{name}(" in printed}
+    used = {name for name in ("_spread", "_runs", "_runs_from", "_runs_to") if f"{name}(" in printed}
     return render("torch/helpers.py.jinja", used=used).rstrip()
 
 
