@@ -185,7 +185,7 @@ def _spread(x, *sizes):
 
 
 def _runs(gate):
-    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zero gates stay exact."""
+    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zeros stay exact."""
     n = gate.shape[-1] + 1
     inside = torch.ones(n, n, dtype=torch.bool, device=gate.device).tril(-1)
     return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
