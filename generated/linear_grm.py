@@ -259,7 +259,8 @@ def _inputs_vjp(*, d_o, v, k, M, d_M_next, d_pool_next, u, d_r, count, q, pool, 
     )
     x_jk2 = (u.mT @ x_tj4).mT
     x_jk3 = (q.mT @ x_tj2).mT
-    d_k = d_M_next_v + x_jk + x_jk2 + x_jk3
+    x_jk4 = x_jk2 + x_jk3
+    d_k = d_M_next_v + x_jk + x_jk4
     k_d_M_next = k @ d_M_next
     q_k = q @ k.mT
     x_tj5 = x_tj * q_k
@@ -389,12 +390,12 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name, with each token's place in its segment."""
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
     size = (panel.j - panel.i, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
     token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
     x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -418,7 +419,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -433,7 +434,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         if d_ends is not None and (c + 1) * segments % batch[3] == 0:
             end = c * segments // batch[3] * batch[2]
@@ -541,6 +542,7 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M": d_bank[:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
             for name, t in owed.items():
