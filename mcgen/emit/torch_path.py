@@ -13,20 +13,23 @@ from functools import cached_property
 
 from mcgen.emit.naming import name_values
 from mcgen.emit.rendering import render
-from mcgen.emit.torch_printer import RESERVED, function
+from mcgen.emit.torch_printer import HELPERS, RESERVED, function
 from mcgen.ir import aggregate
 from mcgen.ir.closed_form import key_name, value_name
 from mcgen.ir.program import Program
 from mcgen.ir.step import query_name, state_axes, step, step_vjp
+from mcgen.passes import products
 from mcgen.passes.hoist import hoist, part
-from mcgen.passes.simplify import select, simplify
+from mcgen.passes.simplify import RULES, select, simplify
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY, Write
 
 CHUNK = 64
-ROWS = 8192
-SCRATCH = 1 << 22
+ROWS = 4096
+SCRATCH = 1 << 21
 TILE = 64
+
+REWRITES = (*RULES, *products.RULES)
 
 DOCS = {
     "writes": "What chunks add to the state, and how much of it they leave.",
@@ -85,14 +88,14 @@ class TorchPath:
     @cached_property
     def forward(self) -> tuple[Program, Program, Program]:
         """`writes`, `carry` and `read_online`."""
-        whole = simplify(step(self.meaning, anchored=self.meaning.anchored(CHUNK)))
+        whole = simplify(step(self.meaning, anchored=self.meaning.anchored(CHUNK)), REWRITES)
         writes, carry = _apart(select(whole, [f"{name}_next" for name in self.state], "carry"), self.state)
         return _named(writes, "writes"), carry, select(whole, self.online, "read_online")
 
     @cached_property
     def backward(self) -> tuple[Program, Program, Program]:
         """`pulls`, `carry_vjp` and `inputs_vjp`."""
-        whole = simplify(step_vjp(self.meaning, anchored=self.meaning.anchored(CHUNK)))
+        whole = simplify(step_vjp(self.meaning, anchored=self.meaning.anchored(CHUNK)), REWRITES)
         state = [f"d_{name}" for name in self.state]
         pulls, carry = _apart(select(whole, state, "carry_vjp"), self.cotangents)
         rest = [name for name in whole.outputs if name not in state]
@@ -112,7 +115,7 @@ class TorchPath:
         """The programs that combine read-outs, each with its derivative."""
         makers = READS.get(self.meaning.aggregate, ())
         pairs = [(aggregate.program(make, self.meaning), aggregate.program_vjp(make, self.meaning)) for make in makers]
-        return [simplify(program) for pair in pairs for program in pair]
+        return [simplify(program, REWRITES) for pair in pairs for program in pair]
 
     @cached_property
     def programs(self) -> list[Program]:
@@ -228,7 +231,7 @@ def _tuple(names: list[str]) -> str:
 
 
 def _helpers(printed: str) -> str:
-    used = {name for name in ("_spread", "_runs", "_runs_from", "_runs_to") if f"{name}(" in printed}
+    used = {name for name in HELPERS if f"{name}(" in printed}
     return render("torch/helpers.py.jinja", used=used).rstrip()
 
 
