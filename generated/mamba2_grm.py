@@ -1362,29 +1362,41 @@ def rows_kernel(
     i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
     i_b, i_h = i_bh // H, i_bh % H
     one = tl.minimum(T, 1)
-    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
-    m_k, m_v = o_k < K, o_v < V
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
     first = tl.load(blocks + 8 * i_n + 5)
     for i_t in range(start, end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
-        o_y = o_t[:, None] * (H * V) + o_v[None, :]
-        b_y = tl.load(y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
-        b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
-        b_delta = tl.sum(b_y * b_d_y, 1)
+        b_delta = tl.zeros([BT], tl.float32)
+        for i_v in range(0, tl.cdiv(V, BV)):
+            o_v = i_v * BV + tl.arange(0, BV)
+            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & (o_v < V)[None, :]
+            b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_delta += tl.sum(b_y * b_d_y, 1)
         tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
         s_r = tl.zeros([BT], tl.float32)
         s_q = tl.zeros([BT, BK], tl.float32)
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_cached = tl.load(
-                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
-                mask=m_k[:, None] & m_v[None, :],
-                other=0.0,
-            )
-            b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+            b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+            for i_v in range(0, tl.cdiv(V, BV)):
+                o_v = i_v * BV + tl.arange(0, BV)
+                m_v = o_v < V
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
+                b_cached = tl.load(
+                    cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                    mask=m_k[:, None] & m_v[None, :],
+                    other=0.0,
+                )
+                b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1524,7 +1536,7 @@ def _configuration(kernel, element, device):
     BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
     if kernel in ("queries", "keys"):
         BK = min(BK, 64)
-    elif kernel != "rows":
+    else:
         BV = min(BV, 64)
     return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
 

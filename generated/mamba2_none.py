@@ -1158,7 +1158,7 @@ def _configuration(kernel, element, device):
     BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
     if kernel in ("queries", "keys"):
         BK = min(BK, 64)
-    elif kernel != "rows":
+    else:
         BV = min(BV, 64)
     return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
 

@@ -1797,29 +1797,41 @@ def rows_kernel(
     i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
     i_b, i_h = i_bh // H, i_bh % H
     one = tl.minimum(T, 1)
-    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
-    m_k, m_v = o_k < K, o_v < V
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
     first = tl.load(blocks + 8 * i_n + 5)
     for i_t in range(start, end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
-        o_y = o_t[:, None] * (H * V) + o_v[None, :]
-        b_y = tl.load(y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
-        b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
-        b_delta = tl.sum(b_y * b_d_y, 1)
+        b_delta = tl.zeros([BT], tl.float32)
+        for i_v in range(0, tl.cdiv(V, BV)):
+            o_v = i_v * BV + tl.arange(0, BV)
+            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & (o_v < V)[None, :]
+            b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_delta += tl.sum(b_y * b_d_y, 1)
         tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
         s_r = tl.zeros([BT], tl.float32)
         s_q = tl.zeros([BT, BK], tl.float32)
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_cached = tl.load(
-                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
-                mask=m_k[:, None] & m_v[None, :],
-                other=0.0,
-            )
-            b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+            b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+            for i_v in range(0, tl.cdiv(V, BV)):
+                o_v = i_v * BV + tl.arange(0, BV)
+                m_v = o_v < V
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
+                b_cached = tl.load(
+                    cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                    mask=m_k[:, None] & m_v[None, :],
+                    other=0.0,
+                )
+                b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -2136,7 +2148,7 @@ def chosen_reads_kernel(
     o_group = tl.load(groups + i_p.to(tl.int64) * BT + o_t, mask=m_t, other=n_groups)
     o_row = o_entry // TOP_K
     s_o = tl.zeros([BT, BV], tl.float32)
-    i_cached = tl.min(o_group, 0)
+    i_cached = tl.min(o_group, 0).to(tl.int64)
     while i_cached < n_groups:
         m_group = o_group == i_cached
         b_q = tl.load(
@@ -2147,8 +2159,8 @@ def chosen_reads_kernel(
         )
         b_o_cached = _tile_dot(b_q.to(tl.float32), b_cached, one, PREC)
         s_o += tl.where(m_group[:, None], b_o_cached, 0.0)
-        i_cached = tl.min(tl.where(o_group > i_cached, o_group, n_groups), 0)
-    o_out = o_entry[:, None] * V + o_v[None, :]
+        i_cached = tl.min(tl.where(o_group > i_cached, o_group, n_groups), 0).to(tl.int64)
+    o_out = o_entry.to(tl.int64)[:, None] * V + o_v[None, :]
     tl.store(o_chosen + o_out, s_o, mask=m_t[:, None] & m_v[None, :])
 
 
@@ -2193,16 +2205,22 @@ def chosen_rows_kernel(
     s_d_q = tl.zeros([BT, BK], tl.float32)
     s_d_u = tl.zeros([BT, BK], tl.float32)
     s_d_r = tl.zeros([BT], tl.float32)
-    i_cached = tl.min(o_group, 0)
+    i_cached = tl.min(o_group, 0).to(tl.int64)
     while i_cached < n_groups:
         m_group = o_group == i_cached
-        b_d_y = tl.load(
-            d_y + o_row.to(tl.int64)[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_cached = tl.load(
-            cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]), mask=m_k[:, None] & m_v[None, :], other=0.0
-        )
-        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+        b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+        for i_v in range(0, tl.cdiv(V, BV)):
+            o_v = i_v * BV + tl.arange(0, BV)
+            m_v = o_v < V
+            b_d_y = tl.load(
+                d_y + o_row.to(tl.int64)[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_cached = tl.load(
+                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                mask=m_k[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
@@ -2222,10 +2240,10 @@ def chosen_rows_kernel(
         s_d_r += tl.where(m_group, b_d_r, 0.0)
         b_d_u = b_d_r[:, None] * b_pools[None, :]
         s_d_u += tl.where(m_group[:, None], b_d_u, 0.0)
-        i_cached = tl.min(tl.where(o_group > i_cached, o_group, n_groups), 0)
-    o_out = o_entry[:, None] * K + o_k[None, :]
+        i_cached = tl.min(tl.where(o_group > i_cached, o_group, n_groups), 0).to(tl.int64)
+    o_out = o_entry.to(tl.int64)[:, None] * K + o_k[None, :]
     tl.store(d_q_chosen + o_out, s_d_q, mask=m_t[:, None] & m_k[None, :])
-    o_out = o_entry[:, None] * K + o_k[None, :]
+    o_out = o_entry.to(tl.int64)[:, None] * K + o_k[None, :]
     tl.store(d_u_chosen + o_out, s_d_u, mask=m_t[:, None] & m_k[None, :])
     tl.store(d_r_chosen + o_entry, s_d_r, mask=m_t)
 
@@ -2344,7 +2362,7 @@ def _configuration(kernel, element, device):
     BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
     if kernel in ("queries", "keys"):
         BK = min(BK, 64)
-    elif kernel != "rows":
+    else:
         BV = min(BV, 64)
     return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
 

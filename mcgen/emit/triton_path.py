@@ -150,11 +150,11 @@ class Kernels:
         place = f"{tensor} + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :])"
         return lambda tile: [f"tl.store({place}, {tile}, mask={_both('m_t', 'm_v')})"]
 
-    def bind(self, program: Program, load: Mapping[str, str], store: Mapping) -> list[str]:
+    def bind(self, program: Program, load: Mapping[str, str], store: Mapping, stream: str = "") -> list[str]:
         """The program's statements, per-token inputs loaded as always, others as `load` says."""
         loads = {name: load.get(name) or self.load(name) for name in program.inputs}
         held = frozenset(name for name, text in loads.items() if text.startswith("b_"))
-        return statements(program, Binding(loads, store, self.narrow, held))
+        return statements(program, Binding(loads, store, self.narrow, held, stream))
 
     # -- the kernels --------------------------------------------------------------------------------------------------
 
@@ -212,17 +212,18 @@ class Kernels:
         arguments = self._arguments(*parts, more=more)
         return self.render("read", arguments, kernel=kernel, program=program, segment=segment, chooses=chooses)
 
-    def _segment_program(self, part: str, store: Mapping, load: Mapping = {}) -> list[str]:
+    def _segment_program(self, part: str, store: Mapping, load: Mapping = {}, stream: str = "") -> list[str]:
         program = self.programs[part]
         loads = {**CACHED, **load}
-        lines = self.bind(program, {name: text for name, text in loads.items() if name in program.inputs}, store)
+        loads = {name: text for name, text in loads.items() if name in program.inputs}
+        lines = self.bind(program, loads, store, stream)
         return [line for line in lines if not idle(line)]
 
     def rows(self) -> tuple[list[str], str]:
         add = lambda name: lambda tile: [f"s_{name} += {tile}"]  # noqa: E731
         store = {f"d_{name}": add(name) for name in [*self.queries, "r"]}
-        held = {"d_y": "b_d_y", "delta": "b_delta"} if self.meaning.routes else {}
-        program = self._segment_program("rows", store, held)
+        held = {"delta": "b_delta"} if self.meaning.routes else {}
+        program = self._segment_program("rows", store, held, stream="v")
         arguments = self._arguments("rows", more=["d_y", *(["y", "delta", "d_r"] if self.meaning.routes else [])])
         arguments += [
             "cached",
