@@ -176,7 +176,7 @@ CARRY = {
     "x_kv2": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "x_kv2": 2, "x_k": 1}
+CARRY_VJP = {"decay_all": 0, "x_kv5": 2, "x_k": 1}
 
 
 def _spread(x, *sizes):
@@ -264,25 +264,22 @@ def _read_online(*, alpha, q, M, k, v, u, pool, count, **_):
     }
 
 
-def _pulls(*, alpha, q, d_o, u, d_r, count, **_):
+def _pulls(*, q, d_o, alpha, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
-    alpha_runs_to = _runs_to(alpha)
-    decay_all = alpha_runs_to[..., 0]
     alpha_runs_from = _runs_from(alpha)
     decay_t = alpha_runs_from[..., 1:]
-    x_kv2 = q.mT @ (d_o * decay_t[..., :, None])
+    x_kv5 = q.mT @ (d_o * decay_t[..., :, None])
     x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
     return {
-        "decay_all": decay_all,
-        "x_kv2": x_kv2,
+        "x_kv5": x_kv5,
         "x_k": x_k,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, x_kv2, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, decay_all, x_kv5, d_pool_next, x_k, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * decay_all[..., None, None]
-    d_M = x_kv + x_kv2
+    d_M = x_kv + x_kv5
     d_pool = d_pool_next + x_k
     return {
         "d_M": d_M,
@@ -290,45 +287,48 @@ def _carry_vjp(*, d_M_next, decay_all, x_kv2, d_pool_next, x_k, **_):
     }
 
 
-def _inputs_vjp(*, alpha, k, d_M_next, v, M, d_o, q, d_pool_next, u, d_r, count, pool, **_):
+def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, d_pool_next, u, d_r, count, pool, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_j = v.shape[-2]
     n_t = count.shape[-1]
     alpha_runs = _runs(alpha)
-    decay_m = alpha_runs[..., -1, 1:]
-    k_d_M_next = k @ d_M_next
-    sum_j = (k_d_M_next * v).sum(-1)
-    x_mj = decay_m[..., :, None] * sum_j[..., None, :]
-    decay_mj = alpha_runs[..., :-1, 1:]
-    sum_m = (x_mj * decay_mj).sum(-1)
+    decay_j = alpha_runs[..., -1, 1:]
     sum = (d_M_next * M).sum((-2, -1))
-    x_m = decay_m * sum[..., None]
-    decay_m2 = alpha_runs[..., :-1, 0]
-    x_m2 = x_m * decay_m2
-    decay_tm = alpha_runs[..., 1:, 1:]
-    d_o_v = d_o @ v.mT
-    q_k = q @ k.mT
-    x_mj3 = decay_tm.mT @ (d_o_v * q_k)
-    sum_m2 = (x_mj3 * decay_mj).sum(-1)
+    x_m2 = decay_j * sum[..., None]
+    decay_t = alpha_runs[..., :-1, 0]
+    x_m4 = x_m2 * decay_t
+    decay_tj = alpha_runs[..., 1:, 1:]
     q_M = q @ M
     sum_t = (d_o * q_M).sum(-1)
-    x_m3 = (sum_t[..., None, :] @ decay_tm).squeeze(-2)
-    x_m4 = x_m3 * decay_m2
-    d_alpha = sum_m + x_m2 + sum_m2 + x_m4
-    x_tj2 = d_o_v * decay_tm
-    decay_t = alpha_runs[..., 1:, 0]
-    d_q = _products((x_tj2, k), ((d_o * decay_t[..., :, None]), M.mT))
+    x_m5 = (sum_t[..., None, :] @ decay_tj).squeeze(-2)
+    x_m6 = x_m5 * decay_t
+    k_d_M_next = k @ d_M_next
+    sum_j = (k_d_M_next * v).sum(-1)
+    x_mj = decay_j[..., :, None] * sum_j[..., None, :]
+    decay_tj2 = alpha_runs[..., :-1, 1:]
+    sum_m = (x_mj * decay_tj2).sum(-1)
+    d_o_v = d_o @ v.mT
+    q_k = q @ k.mT
+    x_mj4 = decay_tj.mT @ (d_o_v * q_k)
+    sum_m2 = (x_mj4 * decay_tj2).sum(-1)
+    x_t5 = sum_m + sum_m2
+    d_alpha = x_m4 + x_m6 + x_t5
+    x_tj2 = d_o_v * decay_tj
+    decay_t2 = alpha_runs[..., 1:, 0]
+    d_q = _products((x_tj2, k), ((d_o * decay_t2[..., :, None]), M.mT))
+    x_jk = (decay_j[..., :, None] * v) @ d_M_next.mT
     x_jk2 = _spread(d_pool_next[..., None, :], n_j, -1)
-    x_t5 = d_r / count
-    x_tj3 = _spread(x_t5[..., :, None], -1, n_j)
+    x_t6 = d_r / count
+    x_tj3 = _spread(x_t6[..., :, None], -1, n_j)
     at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
     at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
     x_tj4 = x_tj3 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    d_k = _products(((decay_m[..., :, None] * v), d_M_next.mT), (x_tj4.mT, u), (x_tj2.mT, q)) + x_jk2
-    x_jv3 = k_d_M_next * decay_m[..., :, None]
-    x_jv4 = (decay_tm * q_k).mT @ d_o
+    x_jk5 = _products((x_tj4.mT, u), (x_tj2.mT, q))
+    d_k = x_jk + x_jk2 + x_jk5
+    x_jv3 = k_d_M_next * decay_j[..., :, None]
+    x_jv4 = (decay_tj * q_k).mT @ d_o
     d_v = x_jv3 + x_jv4
-    x_tk3 = x_t5[..., :, None] * pool[..., None, :]
+    x_tk3 = x_t6[..., :, None] * pool[..., None, :]
     x_tk4 = x_tj4 @ k
     d_u = x_tk3 + x_tk4
     return {
@@ -443,12 +443,12 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name, with each token's place in its segment."""
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
     size = (panel.j - panel.i, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
     token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
     x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -472,7 +472,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -487,7 +487,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         if d_ends is not None and (c + 1) * segments % batch[3] == 0:
             end = c * segments // batch[3] * batch[2]
@@ -595,6 +595,7 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M": d_bank[:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
             for name, t in owed.items():

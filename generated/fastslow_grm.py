@@ -198,7 +198,7 @@ CARRY = {
     "x_kv7": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"x": 0, "decay_all": 0, "x_kv3": 2, "decay_all2": 0, "x_kv5": 2, "x_k": 1}
+CARRY_VJP = {"x": 0, "decay_all": 0, "x_kv15": 2, "decay_all2": 0, "x_kv11": 2, "x_k": 1}
 
 
 def _spread(x, *sizes):
@@ -245,17 +245,17 @@ def _writes(*, gamma, k_1, v, alpha, lam, k, mu, **_):
     x_kv2 = k_1.mT @ (decay_j[..., :, None] * v)
     alpha_runs_to = _runs_to(alpha)
     decay_all2 = alpha_runs_to[..., 0]
-    decay_s = alpha_runs_to[..., 1:]
+    decay_j2 = alpha_runs_to[..., 1:]
     x_t = gamma * lam
-    x_s2 = decay_s * x_t
+    x_s3 = decay_j2 * x_t
     decay_t = gamma_runs[..., :-1, 0]
-    x = (x_s2 * decay_t).sum(-1)
-    x_j2 = decay_s * lam
+    x = (x_s3 * decay_t).sum(-1)
+    x_j2 = decay_j2 * lam
     decay_tj = gamma_runs[..., :-1, 1:]
-    x_j3 = (x_s2[..., None, :] @ decay_tj).squeeze(-2)
-    x_j4 = x_j2 + x_j3
-    x_j6 = decay_s * mu
-    x_kv7 = _products((k_1.mT, (x_j4[..., :, None] * v)), (k.mT, (x_j6[..., :, None] * v)))
+    x_j4 = (x_s3[..., None, :] @ decay_tj).squeeze(-2)
+    x_j3 = x_j2 + x_j4
+    x_j6 = decay_j2 * mu
+    x_kv7 = _products((k_1.mT, (x_j3[..., :, None] * v)), (k.mT, (x_j6[..., :, None] * v)))
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
@@ -264,6 +264,7 @@ def _writes(*, gamma, k_1, v, alpha, lam, k, mu, **_):
         "x": x,
         "x_kv7": x_kv7,
         "sum_k": sum_k,
+        "x_j4": x_j4,
     }
 
 
@@ -290,22 +291,23 @@ def _read_online(*, alpha, q, M, gamma, lam, S, k_1, v, mu, k, u, pool, count, *
     decay_t = alpha_runs[..., 1:, 0]
     q_M = q @ M
     x_tv = decay_t[..., :, None] * q_M
-    decay_ts = alpha_runs[..., 1:, 1:]
+    decay_tj = alpha_runs[..., 1:, 1:]
     x_t = gamma * lam
-    x_ts = decay_ts * x_t[..., None, :]
+    x_ts2 = decay_tj * x_t[..., None, :]
     gamma_runs = _runs(gamma)
     decay_t2 = gamma_runs[..., :-1, 0]
-    x_t2 = (decay_t2[..., None, :] @ x_ts.mT).squeeze(-2)
+    x_t2 = (decay_t2[..., None, :] @ x_ts2.mT).squeeze(-2)
     q_S = q @ S
     x_tv2 = x_t2[..., :, None] * q_S
-    x_tj = decay_ts * lam[..., None, :]
+    x_tj = decay_tj * lam[..., None, :]
     decay_tj2 = gamma_runs[..., :-1, 1:]
-    x_tj2 = x_ts @ decay_tj2
+    x_tj2 = x_ts2 @ decay_tj2
     x_tj3 = x_tj + x_tj2
     q_k_1 = q @ k_1.mT
-    x_tj5 = decay_ts * mu[..., None, :]
+    x_tj5 = decay_tj * mu[..., None, :]
     q_k = q @ k.mT
-    o = _products(((x_tj3 * q_k_1), v), ((x_tj5 * q_k), v)) + x_tv + x_tv2
+    x_tv5 = _products(((x_tj3 * q_k_1), v), ((x_tj5 * q_k), v))
+    o = x_tv + x_tv2 + x_tv5
     at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
     at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
     u_k = u @ k.mT
@@ -318,40 +320,33 @@ def _read_online(*, alpha, q, M, gamma, lam, S, k_1, v, mu, k, u, pool, count, *
     }
 
 
-def _pulls(*, alpha, gamma, lam, q, d_o, u, d_r, count, **_):
+def _pulls(*, q, d_o, alpha, gamma, lam, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
-    decay_s = alpha_runs[..., -1, 1:]
+    decay_tj = alpha_runs[..., 1:, 1:]
     x_t = gamma * lam
     gamma_runs_from = _runs_from(gamma)
     decay_t = gamma_runs_from[..., :-1]
-    x = ((decay_s * x_t) * decay_t).sum(-1)
-    gamma_runs_to = _runs_to(gamma)
-    decay_all = gamma_runs_to[..., 0]
-    decay_ts = alpha_runs[..., 1:, 1:]
-    x_t2 = (decay_t[..., None, :] @ (decay_ts * x_t[..., None, :]).mT).squeeze(-2)
-    x_kv3 = q.mT @ (d_o * x_t2[..., :, None])
-    decay_all2 = alpha_runs[..., -1, 0]
+    x_t2 = (decay_t[..., None, :] @ (decay_tj * x_t[..., None, :]).mT).squeeze(-2)
+    x_kv15 = q.mT @ (d_o * x_t2[..., :, None])
     decay_t2 = alpha_runs[..., 1:, 0]
-    x_kv5 = q.mT @ (d_o * decay_t2[..., :, None])
+    x_kv11 = q.mT @ (d_o * decay_t2[..., :, None])
     x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
     return {
-        "x": x,
-        "decay_all": decay_all,
-        "x_kv3": x_kv3,
-        "decay_all2": decay_all2,
-        "x_kv5": x_kv5,
+        "x_kv15": x_kv15,
+        "x_kv11": x_kv11,
         "x_k": x_k,
+        "x_t2": x_t2,
     }
 
 
-def _carry_vjp(*, d_M_next, x, d_S_next, decay_all, x_kv3, decay_all2, x_kv5, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, x, d_S_next, decay_all, x_kv15, decay_all2, x_kv11, d_pool_next, x_k, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * x[..., None, None]
     x_kv2 = d_S_next * decay_all[..., None, None]
-    d_S = x_kv + x_kv2 + x_kv3
-    x_kv4 = d_M_next * decay_all2[..., None, None]
-    d_M = x_kv4 + x_kv5
+    d_S = x_kv + x_kv2 + x_kv15
+    x_kv3 = d_M_next * decay_all2[..., None, None]
+    d_M = x_kv3 + x_kv11
     d_pool = d_pool_next + x_k
     return {
         "d_S": d_S,
@@ -361,40 +356,42 @@ def _carry_vjp(*, d_M_next, x, d_S_next, decay_all, x_kv3, decay_all2, x_kv5, d_
 
 
 def _inputs_vjp(
-    *, alpha, k, d_M_next, v, mu, k_1, lam, gamma, S, M, d_o, q, d_S_next, d_pool_next, u, d_r, count, pool, **_
+    *, alpha, k_1, d_M_next, v, gamma, S, lam, M, k, mu, d_o, q, d_S_next, d_pool_next, u, d_r, count, pool, **others
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_j = k_1.shape[-2]
+    x_t22 = others["x_t2"]
+    x_j42 = others["x_j4"]
+    n_j = x_j42.shape[-1]
     n_t = count.shape[-1]
     alpha_runs = _runs(alpha)
-    decay_m = alpha_runs[..., -1, 1:]
-    k_d_M_next = k @ d_M_next
-    sum_j = (k_d_M_next * v).sum(-1)
-    x_j2 = sum_j * mu
+    decay_j = alpha_runs[..., -1, 1:]
     k_1_d_M_next = k_1 @ d_M_next
-    sum_j2 = (k_1_d_M_next * v).sum(-1)
-    x_j4 = sum_j2 * lam
-    x_j5 = x_j2 + x_j4
-    x_mj = decay_m[..., :, None] * x_j5[..., None, :]
-    decay_mj = alpha_runs[..., :-1, 1:]
-    sum_m = (x_mj * decay_mj).sum(-1)
+    sum_j = (k_1_d_M_next * v).sum(-1)
     gamma_runs = _runs(gamma)
     decay_tj = gamma_runs[..., :-1, 1:]
-    x_s = (sum_j2[..., None, :] @ decay_tj.mT).squeeze(-2)
+    x_s = (sum_j[..., None, :] @ decay_tj.mT).squeeze(-2)
     sum = (d_M_next * S).sum((-2, -1))
     decay_t = gamma_runs[..., :-1, 0]
     x_s3 = sum[..., None] * decay_t
     x_s4 = x_s + x_s3
-    x_t2 = gamma * lam
-    x_s6 = x_s4 * x_t2
-    x_sm = decay_m[..., None, :] * x_s6[..., :, None]
+    x_t = gamma * lam
+    x_s6 = x_s4 * x_t
+    x_sm = decay_j[..., None, :] * x_s6[..., :, None]
     decay_sm = alpha_runs[..., :-1, 1:].mT
-    sum_m2 = (x_sm * decay_sm).sum(-2)
+    sum_m = (x_sm * decay_sm).sum(-2)
     sum2 = (d_M_next * M).sum((-2, -1))
-    x_m = decay_m * sum2[..., None]
-    decay_m2 = alpha_runs[..., :-1, 0]
-    x_m2 = x_m * decay_m2
-    decay_tm = alpha_runs[..., 1:, 1:]
+    x_m2 = decay_j * sum2[..., None]
+    decay_t2 = alpha_runs[..., :-1, 0]
+    x_m4 = x_m2 * decay_t2
+    k_d_M_next = k @ d_M_next
+    sum_j2 = (k_d_M_next * v).sum(-1)
+    x_j2 = sum_j2 * mu
+    x_j4 = sum_j * lam
+    x_j5 = x_j2 + x_j4
+    x_mj = decay_j[..., :, None] * x_j5[..., None, :]
+    decay_tj2 = alpha_runs[..., :-1, 1:]
+    sum_m2 = (x_mj * decay_tj2).sum(-1)
+    decay_tj3 = alpha_runs[..., 1:, 1:]
     d_o_v = d_o @ v.mT
     q_k = q @ k.mT
     x_tj = d_o_v * q_k
@@ -402,86 +399,89 @@ def _inputs_vjp(
     q_k_1 = q @ k_1.mT
     x_tj3 = d_o_v * q_k_1
     x_tj4 = x_tj3 * lam[..., None, :]
-    x_mj3 = decay_tm.mT @ (x_tj2 + x_tj4)
-    sum_m3 = (x_mj3 * decay_mj).sum(-1)
+    x_mj4 = decay_tj3.mT @ (x_tj2 + x_tj4)
+    sum_m3 = (x_mj4 * decay_tj2).sum(-1)
+    x_t6 = sum_m2 + sum_m3
     x_ts = x_tj3 @ decay_tj.mT
     q_S = q @ S
     sum_t = (d_o * q_S).sum(-1)
     x_ts2 = sum_t[..., :, None] * decay_t[..., None, :]
     x_ts3 = x_ts + x_ts2
-    x_sm3 = (x_ts3 * x_t2[..., None, :]).mT @ decay_tm
+    x_sm3 = (x_ts3 * x_t[..., None, :]).mT @ decay_tj3
     sum_m4 = (x_sm3 * decay_sm).sum(-2)
     q_M = q @ M
     sum_t2 = (d_o * q_M).sum(-1)
-    x_m3 = (sum_t2[..., None, :] @ decay_tm).squeeze(-2)
-    x_m4 = x_m3 * decay_m2
-    d_alpha = sum_m + sum_m2 + x_m2 + sum_m3 + sum_m4 + x_m4
-    x_tj6 = decay_tm * mu[..., None, :]
+    x_m5 = (sum_t2[..., None, :] @ decay_tj3).squeeze(-2)
+    x_m6 = x_m5 * decay_t2
+    x_t9 = sum_m4 + x_m6
+    d_alpha = sum_m + x_m4 + x_t6 + x_t9
+    decay_t3 = alpha_runs[..., 1:, 0]
+    x_tj6 = decay_tj3 * mu[..., None, :]
     x_tj7 = d_o_v * x_tj6
-    x_tj8 = decay_tm * lam[..., None, :]
-    x_ts5 = decay_tm * x_t2[..., None, :]
-    x_tj9 = x_ts5 @ decay_tj
+    x_tj8 = decay_tj3 * lam[..., None, :]
+    x_ts6 = decay_tj3 * x_t[..., None, :]
+    x_tj9 = x_ts6 @ decay_tj
     x_tj10 = x_tj8 + x_tj9
     x_tj11 = d_o_v * x_tj10
-    x_t8 = (decay_t[..., None, :] @ x_ts5.mT).squeeze(-2)
-    decay_t2 = alpha_runs[..., 1:, 0]
-    d_q = _products(
-        (x_tj7, k), (x_tj11, k_1), ((d_o * x_t8[..., :, None]), S.mT), ((d_o * decay_t2[..., :, None]), M.mT)
-    )
-    decay_m3 = gamma_runs[..., -1, 1:]
+    x_tk5 = _products((x_tj7, k), (x_tj11, k_1))
+    d_q = _products(((d_o * x_t22[..., :, None]), S.mT), ((d_o * decay_t3[..., :, None]), M.mT)) + x_tk5
+    decay_j2 = gamma_runs[..., -1, 1:]
+    sum3 = (d_S_next * S).sum((-2, -1))
+    x_m8 = decay_j2 * sum3[..., None]
+    x_m10 = x_m8 * decay_t
+    x_s8 = decay_j * x_t
+    x_s9 = x_s8 * sum[..., None]
+    x_s10 = (sum_t[..., None, :] @ x_ts6).squeeze(-2)
+    x_s11 = x_s9 + x_s10
+    x_m11 = (x_s11[..., None, :] @ decay_tj).squeeze(-2)
+    x_m12 = x_m11 * decay_t
     k_1_d_S_next = k_1 @ d_S_next
     sum_j3 = (k_1_d_S_next * v).sum(-1)
-    x_mj5 = decay_m3[..., :, None] * sum_j3[..., None, :]
-    sum_m5 = (x_mj5 * decay_tj).sum(-1)
-    sum3 = (d_S_next * S).sum((-2, -1))
-    x_m5 = decay_m3 * sum3[..., None]
-    x_m6 = x_m5 * decay_t
-    x_s7 = decay_m * x_t2
-    x_sj2 = x_s7[..., :, None] * sum_j2[..., None, :]
-    x_sj3 = x_ts5.mT @ x_tj3
+    x_mj6 = decay_j2[..., :, None] * sum_j3[..., None, :]
+    sum_m5 = (x_mj6 * decay_tj).sum(-1)
+    x_sj2 = x_s8[..., :, None] * sum_j[..., None, :]
+    x_sj3 = x_ts6.mT @ x_tj3
     x_sj4 = x_sj2 + x_sj3
-    x_mj7 = decay_tj.mT @ x_sj4
-    sum_m6 = (x_mj7 * decay_tj).sum(-1)
-    x_s8 = x_s7 * sum[..., None]
-    x_s9 = (sum_t[..., None, :] @ x_ts5).squeeze(-2)
-    x_s10 = x_s8 + x_s9
-    x_m7 = (x_s10[..., None, :] @ decay_tj).squeeze(-2)
-    x_m8 = x_m7 * decay_t
-    x_t14 = sum_m5 + x_m6 + sum_m6 + x_m8
-    x_s11 = x_s4 * decay_m
-    sum_s = (x_ts3 * decay_tm).sum(-2)
-    x_s12 = x_s11 + sum_s
-    x_t16 = x_s12 * lam
-    d_gamma = x_t14 + x_t16
-    x_j6 = sum_j2 * decay_m
-    sum_j4 = (x_tj3 * decay_tm).sum(-2)
+    x_mj9 = decay_tj.mT @ x_sj4
+    sum_m6 = (x_mj9 * decay_tj).sum(-1)
+    x_t15 = sum_m5 + sum_m6
+    x_t16 = x_m10 + x_m12 + x_t15
+    x_s12 = x_s4 * decay_j
+    sum_s = (x_ts3 * decay_tj3).sum(-2)
+    x_s13 = x_s12 + sum_s
+    x_t18 = x_s13 * lam
+    d_gamma = x_t16 + x_t18
+    x_j6 = sum_j * decay_j
+    sum_j4 = (x_tj3 * decay_tj3).sum(-2)
     x_j7 = x_j6 + sum_j4
-    x_t18 = x_s12 * gamma
-    d_lam = x_j7 + x_t18
-    x_j8 = decay_m * lam
-    x_j9 = (x_s7[..., None, :] @ decay_tj).squeeze(-2)
-    x_j10 = x_j8 + x_j9
+    x_t20 = x_s13 * gamma
+    d_lam = x_j7 + x_t20
+    x_j8 = decay_j * lam
+    x_j9 = x_j8 + x_j42
     d_k_1 = _products(
-        ((x_j10[..., :, None] * v), d_M_next.mT), ((decay_m3[..., :, None] * v), d_S_next.mT), (x_tj11.mT, q)
+        ((x_j9[..., :, None] * v), d_M_next.mT), ((decay_j2[..., :, None] * v), d_S_next.mT), (x_tj11.mT, q)
     )
-    x_j11 = decay_m * mu
-    x_jv6 = k_d_M_next * x_j11[..., :, None]
-    x_jv7 = k_1_d_M_next * x_j10[..., :, None]
-    x_jv8 = k_1_d_S_next * decay_m3[..., :, None]
-    d_v = _products(((x_tj6 * q_k).mT, d_o), ((x_tj10 * q_k_1).mT, d_o)) + x_jv6 + x_jv7 + x_jv8
-    x_j12 = sum_j * decay_m
-    sum_j5 = (x_tj * decay_tm).sum(-2)
-    x_j13 = x_j12 + sum_j5
+    x_j10 = decay_j * mu
+    x_jv6 = k_d_M_next * x_j10[..., :, None]
+    x_jv7 = k_1_d_M_next * x_j9[..., :, None]
+    x_jv8 = k_1_d_S_next * decay_j2[..., :, None]
+    x_jv11 = _products(((x_tj6 * q_k).mT, d_o), ((x_tj10 * q_k_1).mT, d_o))
+    d_v = x_jv6 + x_jv7 + x_jv8 + x_jv11
+    x_j11 = sum_j2 * decay_j
+    sum_j5 = (x_tj * decay_tj3).sum(-2)
+    x_j12 = x_j11 + sum_j5
+    x_jk4 = (x_j10[..., :, None] * v) @ d_M_next.mT
     x_jk5 = _spread(d_pool_next[..., None, :], n_j, -1)
-    x_t19 = d_r / count
-    x_tj17 = _spread(x_t19[..., :, None], -1, n_j)
+    x_t21 = d_r / count
+    x_tj17 = _spread(x_t21[..., :, None], -1, n_j)
     at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
     at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
     x_tj18 = x_tj17 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    d_k = _products(((x_j11[..., :, None] * v), d_M_next.mT), (x_tj18.mT, u), (x_tj7.mT, q)) + x_jk5
-    x_tk5 = x_t19[..., :, None] * pool[..., None, :]
-    x_tk6 = x_tj18 @ k
-    d_u = x_tk5 + x_tk6
+    x_jk8 = _products((x_tj18.mT, u), (x_tj7.mT, q))
+    d_k = x_jk4 + x_jk5 + x_jk8
+    x_tk6 = x_t21[..., :, None] * pool[..., None, :]
+    x_tk7 = x_tj18 @ k
+    d_u = x_tk6 + x_tk7
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
@@ -489,7 +489,7 @@ def _inputs_vjp(
         "d_lam": d_lam,
         "d_k_1": d_k_1,
         "d_v": d_v,
-        "d_mu": x_j13,
+        "d_mu": x_j12,
         "d_k": d_k,
         "d_u": d_u,
     }
@@ -613,14 +613,14 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name, with each token's place in its segment."""
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
     size = (panel.j - panel.i, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
     for name, source, lag in LAGGED:
         x[name] = _lagged(tensors[INPUTS.index(source)], panel, lag, dtype).unflatten(2, size)
     token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
     x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -644,7 +644,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -659,7 +659,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         if d_ends is not None and (c + 1) * segments % batch[3] == 0:
             end = c * segments // batch[3] * batch[2]
@@ -767,6 +767,7 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M": d_bank[:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
             for name, t in owed.items():

@@ -253,11 +253,13 @@ def _inputs_vjp(*, d_o, v, k, M, d_M_next, d_pool_next, u, d_r, count, q, pool, 
     x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
     x_tj2 = d_o_v * x_tj
     d_q = _products((x_tj2, k), (d_o, M.mT))
+    d_M_next_v = v @ d_M_next.mT
     x_jk = _spread(d_pool_next[..., None, :], n_j, -1)
     x_t = d_r / count
     x_tj3 = _spread(x_t[..., :, None], -1, n_j)
     x_tj4 = x_tj3 * x_tj
-    d_k = _products((v, d_M_next.mT), (x_tj4.mT, u), (x_tj2.mT, q)) + x_jk
+    x_jk4 = _products((x_tj4.mT, u), (x_tj2.mT, q))
+    d_k = d_M_next_v + x_jk + x_jk4
     q_k = q @ k.mT
     d_v = _products((k, d_M_next), ((x_tj * q_k).mT, d_o))
     x_tk2 = x_t[..., :, None] * pool[..., None, :]
@@ -374,12 +376,12 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name, with each token's place in its segment."""
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
     size = (panel.j - panel.i, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
     token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
     x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -403,7 +405,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -418,7 +420,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         if d_ends is not None and (c + 1) * segments % batch[3] == 0:
             end = c * segments // batch[3] * batch[2]
@@ -526,6 +528,7 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M": d_bank[:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
             for name, t in owed.items():

@@ -280,10 +280,10 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name."""
+    """A panel's inputs by name and what its chunks add to the state."""
     size = (1, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -307,7 +307,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -322,7 +322,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         after.append(d_state)
         out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
@@ -378,6 +378,7 @@ def _run_backward_torch(tensors, saved, d_y):
             d_rows = _rows(d_y, panel, dtype)
             x["d_o"] = d_rows.unflatten(2, x["q"].shape[2:5])
             x |= _walk(x, states.pop(), panel.j - panel.i)[0]
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, None, panel.j - panel.i)
             out = _inputs_vjp(**x, **after)
             for name, t in zip(INPUTS, d, strict=True):

@@ -168,7 +168,7 @@ CARRY = {
     "x_kv2": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "x_kv2": 2, "x_k": 1}
+CARRY_VJP = {"decay_all": 0, "x_kv4": 2, "x_k": 1}
 
 
 def _spread(x, *sizes):
@@ -261,28 +261,23 @@ def _read_online(*, head, q, M, k, v, u, pool, count, **_):
     }
 
 
-def _pulls(*, head, q, d_o, u, d_r, count, **_):
+def _pulls(*, q, d_o, head, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
-    n_t = count.shape[-1]
     x = 1.0 - torch.pow(2.0, -head - 5.0)
-    x_t = _spread(x[..., None], n_t)
-    x_t_runs_to = _runs_to(x_t)
-    decay_all = x_t_runs_to[..., 0]
     x_t_runs_from = _runs_from(x_t)
     decay_t = x_t_runs_from[..., 1:]
-    x_kv2 = q.mT @ (d_o * decay_t[..., :, None])
+    x_kv4 = q.mT @ (d_o * decay_t[..., :, None])
     x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
     return {
-        "decay_all": decay_all,
-        "x_kv2": x_kv2,
+        "x_kv4": x_kv4,
         "x_k": x_k,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, x_kv2, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, decay_all, x_kv4, d_pool_next, x_k, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * decay_all[..., None, None]
-    d_M = x_kv + x_kv2
+    d_M = x_kv + x_kv4
     d_pool = d_pool_next + x_k
     return {
         "d_M": d_M,
@@ -303,13 +298,15 @@ def _inputs_vjp(*, d_o, v, head, k, M, d_M_next, d_pool_next, u, d_r, count, q, 
     decay_t = x_t_runs[..., 1:, 0]
     d_q = _products((x_tj, k), ((d_o * decay_t[..., :, None]), M.mT))
     decay_j = x_t_runs[..., -1, 1:]
+    x_jk = (decay_j[..., :, None] * v) @ d_M_next.mT
     x_jk2 = _spread(d_pool_next[..., None, :], n_j, -1)
     x_t2 = d_r / count
     x_tj2 = _spread(x_t2[..., :, None], -1, n_j)
     at_t = torch.arange(n_t, dtype=d_o.dtype, device=d_o.device)
     at_j = torch.arange(n_j, dtype=d_o.dtype, device=d_o.device)
     x_tj3 = x_tj2 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    d_k = _products(((decay_j[..., :, None] * v), d_M_next.mT), (x_tj3.mT, u), (x_tj.mT, q)) + x_jk2
+    x_jk5 = _products((x_tj3.mT, u), (x_tj.mT, q))
+    d_k = x_jk + x_jk2 + x_jk5
     k_d_M_next = k @ d_M_next
     x_jv2 = k_d_M_next * decay_j[..., :, None]
     q_k = q @ k.mT
@@ -429,13 +426,13 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name, with each token's place in its segment."""
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
     size = (panel.j - panel.i, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
     token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
     x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
     x["head"] = torch.arange(x["q"].shape[1], dtype=dtype, device=x["q"].device).view(1, -1, 1, 1)
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -459,7 +456,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -474,7 +471,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         if d_ends is not None and (c + 1) * segments % batch[3] == 0:
             end = c * segments // batch[3] * batch[2]
@@ -582,6 +579,7 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M": d_bank[:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
             for name, t in owed.items():

@@ -155,7 +155,7 @@ CARRY = {
     "decay_all": 0,
     "x_kv2": 2,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "x_kv2": 2}
+CARRY_VJP = {"decay_all": 0, "x_kv4": 2}
 
 
 def _spread(x, *sizes):
@@ -231,26 +231,21 @@ def _read_online(*, head, q, M, k, v, **_):
     }
 
 
-def _pulls(*, head, q, d_o, **_):
+def _pulls(*, q, d_o, head, **_):
     """What the read-outs of chunks owe to the states before them."""
-    n_t = d_o.shape[-2]
     x = 1.0 - torch.pow(2.0, -head - 5.0)
-    x_t = _spread(x[..., None], n_t)
-    x_t_runs_to = _runs_to(x_t)
-    decay_all = x_t_runs_to[..., 0]
     x_t_runs_from = _runs_from(x_t)
     decay_t = x_t_runs_from[..., 1:]
-    x_kv2 = q.mT @ (d_o * decay_t[..., :, None])
+    x_kv4 = q.mT @ (d_o * decay_t[..., :, None])
     return {
-        "decay_all": decay_all,
-        "x_kv2": x_kv2,
+        "x_kv4": x_kv4,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, x_kv2, **_):
+def _carry_vjp(*, d_M_next, decay_all, x_kv4, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * decay_all[..., None, None]
-    d_M = x_kv + x_kv2
+    d_M = x_kv + x_kv4
     return {
         "d_M": d_M,
     }
@@ -329,11 +324,11 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name."""
+    """A panel's inputs by name and what its chunks add to the state."""
     size = (1, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
     x["head"] = torch.arange(x["q"].shape[1], dtype=dtype, device=x["q"].device).view(1, -1, 1, 1)
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -357,7 +352,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -372,7 +367,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         after.append(d_state)
         out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
@@ -428,6 +423,7 @@ def _run_backward_torch(tensors, saved, d_y):
             d_rows = _rows(d_y, panel, dtype)
             x["d_o"] = d_rows.unflatten(2, x["q"].shape[2:5])
             x |= _walk(x, states.pop(), panel.j - panel.i)[0]
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, None, panel.j - panel.i)
             out = _inputs_vjp(**x, **after)
             for name, t in zip(INPUTS, d, strict=True):
