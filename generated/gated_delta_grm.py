@@ -1,0 +1,2390 @@
+"""gated_delta_grm: The gated delta rule: the memory decays, then every token corrects what it gives for its key,
+with a cache of segments read through a softmax.
+
+Made by mcgen from SPEC, which says the same as the lines below: build it again rather than change this file.
+
+memory     M(x) = W x
+objective  sum((p - v)**2)/2, p = M(k_t); grad at M as it stands at that line
+update     M = alpha*M
+           M = M - eta*grad
+segments   256 tokens; every slot restarts at each (init: independent)
+read-out   y_t = sum of w M(q_t) over the cached memories and the online one (eq. 9, 10)
+           w = softmax(r), r = <u_t, mean of the segment's keys>, of those up to t for the online memory
+shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64)
+           alpha, eta (B, T, H)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import sys
+
+import torch
+import torch.nn.functional as F
+
+# Triton takes long to import, so a file does that only where kernels can run, or where others have done it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+triton = tl = None
+if INTERPRETED or torch.version.cuda or torch.version.hip or "triton" in sys.modules:
+    with contextlib.suppress(ImportError):
+        import triton
+        import triton.language as tl
+
+MCGEN_VERSION = "0.1.0"
+SPEC = {
+    "mcgen": 1,
+    "name": "gated_delta_grm",
+    "doc": (
+        "The gated delta rule: the memory decays, then every token corrects what it gives for its key, with a cache of "
+        "segments read through a softmax."
+    ),
+    "memory": {"kind": "matrix"},
+    "update": {
+        "rule": "gated_delta",
+        "gradient": "token",
+        "gates": {
+            "alpha": {"fn": "decay", "bias": -4.6, "scale": 1.0},
+            "eta": {"fn": "sigmoid", "bias": 0.0, "scale": 1.0},
+        },
+    },
+    "segment": {"size": 256, "mode": "constant", "init": "independent"},
+    "aggregate": {"kind": "grm", "connector": "u", "pool": "mean", "scale": 1.0},
+    "head": {"key_dim": 64, "value_dim": 64},
+    "layer": {"d_model": 1024, "heads": 16, "qk_norm": "l2", "conv_size": 4, "output_norm": "rms", "output_gate": True},
+}
+SPEC_HASH = "0b0592adfa9fd67f79e996387342b846c25574fe534a9a69b651282da7b4ad59"
+
+
+def _jit(function):
+    return triton.jit(function) if triton else function
+
+
+class UnsupportedError(NotImplementedError):
+    """What was asked for is valid, but this file cannot do it; the message says what it can."""
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check(q, k, v, u, theta, gates, backend=None):
+    """Raises TypeError or ValueError, naming the argument, unless these are arguments of `op` and `reference`."""
+    if backend not in (None, "torch", "triton"):
+        raise ValueError(f'backend must be "torch", "triton" or None, got {backend!r}')
+    _check_gates(gates)
+    if theta is not None:
+        raise TypeError("theta must be None: a matrix memory starts at zero")
+    _check_tensor("q", q, q)
+    if q.dim() != 4 or q.shape[-1] != 64:
+        raise ValueError(f"q must have shape (B, T, H, 64), got {tuple(q.shape)}")
+    B, T, H, _ = q.shape
+    _check_tensor("k", k, q, (B, T, H, 64))
+    _check_tensor("v", v, q, (B, T, H, 64))
+    if u is None:
+        raise TypeError("u is missing: the aggregate routes by it")
+    _check_tensor("u", u, q, (B, T, H, 64))
+    for name, gate in gates.items():
+        _check_tensor(name, gate, q, (B, T, H))
+
+
+def _check_gates(gates):
+    """Raises TypeError unless the names are those of the gates."""
+    expected = ["alpha", "eta"]
+    if missing := [name for name in expected if name not in gates]:
+        raise TypeError(f"missing gate{'s' * (len(missing) > 1)}: {', '.join(missing)}")
+    if extra := [name for name in gates if name not in expected]:
+        takes = f"the gates are {', '.join(expected)}" if expected else "there are no gates"
+        raise TypeError(f"unexpected argument{'s' * (len(extra) > 1)}: {', '.join(extra)}; {takes}")
+
+
+def _check_tensor(name, x, q, shape=None):
+    """Raises TypeError unless x is a floating point tensor, ValueError unless it is on q's device and of the shape."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.device != q.device:
+        raise ValueError(f"{name} must be on q's device, {q.device}, got {x.device}")
+    if shape is not None and x.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
+
+
+def _segments(T):
+    """Borders (begin, end) of the segments of T tokens."""
+    return [(begin, min(begin + 256, T)) for begin in range(0, T, 256)]
+
+
+def _read(M, x):
+    """M(x), M (B, H, V, K) and x (B, H, K)."""
+    return (M * x[..., None, :]).sum(-1)
+
+
+def _outer(v, k):
+    """v kᵀ, (B, H, V, K)."""
+    return v[..., :, None] * k[..., None, :]
+
+
+def reference(q, k, v, u=None, *, theta=None, **gates):
+    """One token at a time, in float32 or wider, differentiable: the definition that `op` is held against.
+
+    memory     M(x) = W x
+    objective  sum((p - v)**2)/2, p = M(k_t); grad at M as it stands at that line
+    update     M = alpha*M
+               M = M - eta*grad
+    segments   256 tokens; every slot restarts at each (init: independent)
+    read-out   y_t = sum of w M(q_t) over the cached memories and the online one (eq. 9, 10)
+               w = softmax(r), r = <u_t, mean of the segment's keys>, of those up to t for the online memory
+    shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64)
+               alpha, eta (B, T, H)
+    """
+    _check(q, k, v, u, theta, gates)
+    dtype, y_dtype = torch.float32, v.dtype
+    for x in (q, k, v, u, *gates.values()):
+        dtype = torch.promote_types(dtype, x.dtype)
+    q, k, v, u = q.to(dtype), k.to(dtype), v.to(dtype), u.to(dtype)
+    B, T, H, K = q.shape
+    alpha = gates["alpha"].to(dtype)[..., None, None]  # (B, T, H, 1, 1)
+    eta = gates["eta"].to(dtype)[..., None, None]  # (B, T, H, 1, 1)
+    zero = q.new_zeros(B, H, v.shape[-1], K)
+    y, cached, pools = [], [], []
+    for begin, end in _segments(T):
+        M = zero  # init: independent
+        key_sum = torch.zeros_like(k[:, 0])
+        for t in range(begin, end):
+            q_t, k_t, v_t, u_t = q[:, t], k[:, t], v[:, t], u[:, t]
+            alpha_t = alpha[:, t]
+            eta_t = eta[:, t]
+
+            M = alpha_t * M
+            p = _read(M, k_t)
+            e = p - v_t
+            grad = _outer(e, k_t)
+            M = M - eta_t * grad
+
+            key_sum = key_sum + k_t
+            pool = key_sum / (t - begin + 1)
+            r = torch.stack([(u_t * key).sum(-1) for key in [*pools, pool]], -1)
+            w = r.softmax(-1)  # (B, H, memories)
+            y_t = sum(w[..., i, None] * _read(memory, q_t) for i, memory in enumerate([*cached, M]))
+            y.append(y_t)
+        cached.append(M)
+        pools.append(pool)
+    return (torch.stack(y, 1) if T else v).to(y_dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Torch path: any device, any float type.
+#
+# The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
+# Only the state (M, pool) goes from chunk to chunk; all else is done for the chunks of a panel at once.
+# ---------------------------------------------------------------------------------------------------------------------
+
+CHUNK = 64  # tokens of a chunk, at most
+ROWS = 4096  # tokens of a panel, times batch, times heads, about
+CARRY = {
+    "decay_all": 0,
+    "k": 2,
+    "x_j2": 1,
+    "x_tk3": 2,
+    "x_tv5": 2,
+    "sum_k": 1,
+}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
+CARRY_VJP = {"decay_all": 0, "k": 2, "x_tk5": 2, "x_tv10": 2, "x_t2": 1, "x_kv6": 2, "x_k": 1}
+
+
+def _spread(x, *sizes):
+    """x with its last dimensions broadcast to these sizes; -1 keeps one."""
+    return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
+
+
+def _step(x):
+    """1 where x > 0, else 0."""
+    return (x > 0).to(x.dtype)
+
+
+def _products(first, *others):
+    """The sum of matrix products x @ y, each added where the first one lies."""
+    total = first[0] @ first[1]
+    for x, y in others:
+        x, y = (t.expand(*total.shape[:-2], -1, -1).flatten(0, -3) for t in (x, y))
+        total.view(-1, *total.shape[-2:]).baddbmm_(x, y)
+    return total
+
+
+def _runs(gate):
+    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zeros stay exact."""
+    n = gate.shape[-1] + 1
+    inside = torch.ones(n, n, dtype=torch.bool, device=gate.device).tril(-1)
+    return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
+
+
+def _writes(*, alpha, eta, k, v, **_):
+    """What chunks add to the state, and how much of it they leave."""
+    n_t = eta.shape[-1]
+    n_m = eta.shape[-1]
+    alpha_runs = _runs(alpha)
+    decay_all = alpha_runs[..., -1, 0]
+    decay_j = alpha_runs[..., -1, 1:]
+    x_t = -eta
+    x_j2 = decay_j * x_t
+    decay_tj = alpha_runs[..., :-1, 1:]
+    x_tj = decay_tj * x_t[..., None, :]
+    x_tj2 = alpha[..., :, None] * x_tj
+    x_tj5 = k @ k.mT
+    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
+    at_m = torch.arange(n_m, dtype=alpha.dtype, device=alpha.device)
+    x_tm = _step(1.0 - torch.abs(at_t[..., :, None] - at_m[..., None, :]))
+    rows = torch.linalg.solve_triangular(-(x_tj2 * x_tj5), x_tm, upper=False, unitriangular=True)
+    decay_t = alpha_runs[..., :-1, 0]
+    x_t2 = alpha * decay_t
+    x_tk2 = x_t2[..., :, None] * k
+    x_tk3 = rows @ x_tk2
+    x_tv2 = -v
+    x_tv5 = rows @ x_tv2
+    sum_k = k.sum(-2)
+    return {
+        "decay_all": decay_all,
+        "x_j2": x_j2,
+        "x_tk3": x_tk3,
+        "x_tv5": x_tv5,
+        "sum_k": sum_k,
+        "x_tj5": x_tj5,
+        "rows": rows,
+    }
+
+
+def _carry(*, decay_all, M, k, x_j2, x_tk3, x_tv5, pool, sum_k, **_):
+    """The state after a chunk."""
+    x_kv = decay_all[..., None, None] * M
+    x_tk3_M = x_tk3 @ M
+    x_tv = x_tk3_M + x_tv5
+    x_kv2 = k.mT @ (x_j2[..., :, None] * x_tv)
+    M_next = x_kv + x_kv2
+    pool_next = pool + sum_k
+    return {
+        "M_next": M_next,
+        "pool_next": pool_next,
+    }
+
+
+def _read_online(*, alpha, q, M, eta, k, x_tk3, x_tv5, u, pool, count, **_):
+    """The online read-outs of chunks, from the states before them."""
+    n_t = count.shape[-1]
+    n_j = k.shape[-2]
+    alpha_runs = _runs(alpha)
+    decay_t = alpha_runs[..., 1:, 0]
+    q_M = q @ M
+    x_tv = decay_t[..., :, None] * q_M
+    decay_tj = alpha_runs[..., 1:, 1:]
+    x_t = -eta
+    x_tj = decay_tj * x_t[..., None, :]
+    q_k = q @ k.mT
+    x_tk3_M = x_tk3 @ M
+    x_tv2 = x_tk3_M + x_tv5
+    x_tv3 = (x_tj * q_k) @ x_tv2
+    o = x_tv + x_tv3
+    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
+    at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
+    u_k = u @ k.mT
+    sum_t = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0).sum(-1)
+    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)
+    r = (sum_t + u_pool) / count
+    return {
+        "o": o,
+        "r": r,
+    }
+
+
+def _pulls(*, rows, x_j2, k, alpha, eta, q, d_o, u, d_r, count, **_):
+    """What the read-outs of chunks owe to the states before them."""
+    x_jk = x_j2[..., :, None] * k
+    x_mk = rows.mT @ x_jk
+    alpha_runs = _runs(alpha)
+    decay_tj = alpha_runs[..., 1:, 1:]
+    x_t = -eta
+    x_tj = decay_tj * x_t[..., None, :]
+    q_k = q @ k.mT
+    x_jv = (x_tj * q_k).mT @ d_o
+    x_mv = rows.mT @ x_jv
+    decay_t = alpha_runs[..., :-1, 0]
+    x_t2 = alpha * decay_t
+    decay_t2 = alpha_runs[..., 1:, 0]
+    x_kv6 = q.mT @ (d_o * decay_t2[..., :, None])
+    x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
+    return {
+        "x_tk5": x_mk,
+        "x_tv10": x_mv,
+        "x_t2": x_t2,
+        "x_kv6": x_kv6,
+        "x_k": x_k,
+        "q_k": q_k,
+    }
+
+
+def _carry_vjp(*, d_M_next, decay_all, k, x_tk5, x_tv10, x_t2, x_kv6, d_pool_next, x_k, **_):
+    """The cotangent of the state before a chunk, from that after it."""
+    x_kv = d_M_next * decay_all[..., None, None]
+    x_tk5_d_M_next = x_tk5 @ d_M_next
+    x_tv = x_tk5_d_M_next + x_tv10
+    x_kv2 = k.mT @ (x_tv * x_t2[..., :, None])
+    d_M = x_kv + x_kv2 + x_kv6
+    d_pool = d_pool_next + x_k
+    return {
+        "d_M": d_M,
+        "d_pool": d_pool,
+    }
+
+
+def _inputs_vjp(
+    *,
+    alpha,
+    k,
+    d_M_next,
+    x_tk3,
+    M,
+    x_tv5,
+    eta,
+    x_tk5,
+    x_tv10,
+    x_tj5,
+    d_o,
+    q_k,
+    q,
+    d_pool_next,
+    u,
+    d_r,
+    count,
+    pool,
+    **others,
+):
+    """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
+    x_j22 = others["x_j2"]
+    x_t22 = others["x_t2"]
+    n_j = x_j22.shape[-1]
+    n_t = count.shape[-1]
+    alpha_runs = _runs(alpha)
+    decay_j = alpha_runs[..., -1, 1:]
+    k_d_M_next = k @ d_M_next
+    x_tk3_M = x_tk3 @ M
+    x_tv = x_tk3_M + x_tv5
+    sum_j = (k_d_M_next * x_tv).sum(-1)
+    x_t = -eta
+    x_j2 = sum_j * x_t
+    x_mj = decay_j[..., :, None] * x_j2[..., None, :]
+    decay_tj = alpha_runs[..., :-1, 1:]
+    sum_m = (x_mj * decay_tj).sum(-1)
+    sum = (d_M_next * M).sum((-2, -1))
+    x_m2 = decay_j * sum[..., None]
+    decay_t = alpha_runs[..., :-1, 0]
+    x_m4 = x_m2 * decay_t
+    x_tk5_d_M_next = x_tk5 @ d_M_next
+    x_tv2 = x_tk5_d_M_next + x_tv10
+    x_tv3 = k @ M
+    sum_t = (x_tv2 * x_tv3).sum(-1)
+    x_t4 = sum_t * decay_t
+    x_m5 = ((sum_t * alpha)[..., None, :] @ decay_tj).squeeze(-2)
+    x_m6 = x_m5 * decay_t
+    x_tj = x_tv2 @ x_tv.mT
+    x_tj2 = x_tj * x_tj5
+    x_tj3 = decay_tj * x_t[..., None, :]
+    sum_t2 = (x_tj2 * x_tj3).sum(-1)
+    x_tj6 = x_tj2 * alpha[..., :, None]
+    x_mj4 = decay_tj.mT @ (x_tj6 * x_t[..., None, :])
+    sum_m2 = (x_mj4 * decay_tj).sum(-1)
+    decay_tj2 = alpha_runs[..., 1:, 1:]
+    x_tj8 = d_o @ x_tv.mT
+    x_tj9 = x_tj8 * q_k
+    x_mj6 = decay_tj2.mT @ (x_tj9 * x_t[..., None, :])
+    sum_m3 = (x_mj6 * decay_tj).sum(-1)
+    q_M = q @ M
+    sum_t3 = (d_o * q_M).sum(-1)
+    x_m7 = (sum_t3[..., None, :] @ decay_tj2).squeeze(-2)
+    x_m8 = x_m7 * decay_t
+    x_t10 = sum_m3 + x_m8
+    d_alpha = sum_m + x_m4 + x_t4 + x_m6 + sum_t2 + sum_m2 + x_t10
+    x_tj11 = decay_tj2 * x_t[..., None, :]
+    x_tj12 = x_tj8 * x_tj11
+    decay_t2 = alpha_runs[..., 1:, 0]
+    d_q = _products((x_tj12, k), ((d_o * decay_t2[..., :, None]), M.mT))
+    x_j3 = sum_j * decay_j
+    sum_j2 = (x_tj6 * decay_tj).sum(-2)
+    sum_j3 = (x_tj9 * decay_tj2).sum(-2)
+    x_j4 = x_j3 + sum_j2 + sum_j3
+    d_eta = -x_j4
+    x_tj15 = alpha[..., :, None] * x_tj3
+    x_tj16 = x_tj * x_tj15
+    x_tk8 = _products(((x_tv2 * x_t22[..., :, None]), M.mT), (x_tj16, k))
+    x_jk5 = _spread(d_pool_next[..., None, :], n_j, -1)
+    x_t12 = d_r / count
+    x_tj17 = _spread(x_t12[..., :, None], -1, n_j)
+    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
+    at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
+    x_tj18 = x_tj17 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
+    x_jk6 = x_tj18.mT @ u
+    x_jk7 = x_jk5 + x_jk6
+    d_k = _products(((x_j22[..., :, None] * x_tv), d_M_next.mT), (x_tj16.mT, k), (x_tj12.mT, q)) + x_tk8 + x_jk7
+    x_tv9 = -x_tv2
+    x_tk9 = x_t12[..., :, None] * pool[..., None, :]
+    x_tk10 = x_tj18 @ k
+    d_u = x_tk9 + x_tk10
+    return {
+        "d_alpha": d_alpha,
+        "d_q": d_q,
+        "d_eta": d_eta,
+        "d_k": d_k,
+        "d_v": x_tv9,
+        "d_u": d_u,
+    }
+
+
+def _blend(*, r, u, pools, o, q, cached, **_):
+    """The softmax of all routing logits, over the read-outs of all memories."""
+    u_pools = u @ pools.mT
+    max_t = u_pools.amax(-1)
+    x_t = torch.maximum(r, max_t)
+    x_t2 = torch.exp(r - x_t)
+    x_tn = torch.exp(u_pools - x_t[..., :, None])
+    sum_t = x_tn.sum(-1)
+    x_t3 = sum_t + x_t2
+    x_t4 = x_t2 / x_t3
+    x_tv = x_t4[..., :, None] * o
+    x_tn2 = x_tn / x_t3[..., :, None]
+    x_tv2 = (x_tn2[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)
+    y = x_tv + x_tv2
+    return {
+        "y": y,
+    }
+
+
+def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
+    """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
+    u_pools = u @ pools.mT
+    max_t = u_pools.amax(-1)
+    x_t = torch.maximum(r, max_t)
+    x_tn = torch.exp(u_pools - x_t[..., :, None])
+    sum_t = x_tn.sum(-1)
+    x_t2 = torch.exp(r - x_t)
+    x_t3 = sum_t + x_t2
+    x_tn2 = x_tn / x_t3[..., :, None]
+    x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
+    d_cached = (x_tnk.flatten(-2).mT @ d_y).unflatten(-2, x_tnk.shape[-2:])
+    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])
+    d_q = (x_tn2[..., None, :] @ d_y_cached).squeeze(-2)
+    x_t4 = x_t2 / x_t3
+    d_o = d_y * x_t4[..., :, None]
+    x_tn3 = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)
+    sum_t2 = (x_tn3 * x_tn2).sum(-1)
+    sum_t3 = (d_y * o).sum(-1)
+    x_t5 = -sum_t2 - sum_t3 * x_t4
+    x_tn5 = x_tn3 + x_t5[..., :, None]
+    x_tn6 = x_tn5 * x_tn2
+    d_pools = x_tn6.mT @ u
+    d_u = x_tn6 @ pools
+    x_t6 = sum_t3 + x_t5
+    d_r = x_t6 * x_t4
+    return {
+        "d_cached": d_cached,
+        "d_q": d_q,
+        "d_o": d_o,
+        "d_pools": d_pools,
+        "d_u": d_u,
+        "d_r": d_r,
+    }
+
+
+def _compute_type(tensors):
+    """The widest of the inputs' types, float32 at least."""
+    dtype = torch.float32
+    for t in tensors:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return dtype
+
+
+class _Panel:
+    """Tokens first..last of segments i..j, in chunks of `chunk` tokens: whole segments of one length, or a part of one.
+
+    `offset` is where in its segment the panel begins, `length` how many tokens of each segment it has.
+    """
+
+    def __init__(self, i, j, first, last, offset, chunk):
+        self.i, self.j, self.first, self.last = i, j, first, last
+        self.offset, self.length, self.chunk = offset, (last - first) // max(j - i, 1), chunk
+
+
+def _panels(T, heads):
+    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order."""
+    size, walk, i = max(ROWS // (heads * CHUNK), 1) * CHUNK, [], 0
+    spans = _segments(T)
+    while i < len(spans):
+        first, last = spans[i]
+        length, j = last - first, i + 1
+        chunk = max(n for n in range(1, CHUNK + 1) if length % n == 0)
+        uneven = length > CHUNK and chunk < CHUNK // 4
+        if length > size or uneven:
+            whole = last - length % CHUNK
+            parts = [(a, min(a + size, whole)) for a in range(first, whole, size)]
+            parts += [(whole, last)] if whole < last else []
+            walk.append([_Panel(i, j, a, b, a - first, min(b - a, CHUNK)) for a, b in parts])
+        else:
+            while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
+                j += 1
+            walk.append([_Panel(i, j, first, spans[j - 1][1], 0, chunk)])
+        i = j
+    return walk
+
+
+def _rows(t, panel, dtype):
+    """A panel's rows of t (B, T, H, ·), as (B, H, rows, ·)."""
+    rows = t[:, panel.first : panel.last].transpose(1, 2)
+    return rows.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _load(tensors, panel, dtype):
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
+    size = (panel.j - panel.i, -1, panel.chunk)
+    x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
+    token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
+    x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
+    return x | _writes(**x)
+
+
+def _fresh(tensors, lanes, dtype):
+    """The state before a segment's first token."""
+    q, v = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")]
+    slot = q.new_zeros(q.shape[0], q.shape[2], lanes, q.shape[3], v.shape[3], dtype=dtype)
+    return {"M": slot, "pool": slot[..., 0]}
+
+
+def _by_chunk(values, dimensions, batch):
+    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    parts = {}
+    for name, n in dimensions.items():
+        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
+
+
+def _walk(x, state, segments):
+    """The states before the chunks of a panel, stacked; those at the ends of its segments; and the one after it.
+
+    `segments` is how many the chunks go through one after another.
+    """
+    batch, before, ends = x["q"].shape[:4], [], []
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
+        before.append(state)
+        out = _carry(**chunk, **state)
+        state = {name: out[f"{name}_next"] for name in state}
+        if (c + 1) * segments % batch[3] == 0:
+            ends.append(state)
+    return {name: torch.stack([s[name] for s in before], 3) for name in state}, ends, state
+
+
+def _walk_back(x, d_state, d_ends, segments):
+    """The reverse of `_walk`: cotangents of the states after the chunks, stacked, and of the one before the panel.
+
+    `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
+    """
+    batch, after = x["q"].shape[:4], []
+    chunks = _by_chunk(x, CARRY_VJP, batch)
+    for c in reversed(range(len(chunks))):
+        if d_ends is not None and (c + 1) * segments % batch[3] == 0:
+            end = c * segments // batch[3] * batch[2]
+            d_state["M"] = d_state["M"] + d_ends["M"][:, :, end : end + batch[2]]
+            d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
+        after.append(d_state)
+        out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
+        d_state = {name: out[f"d_{name}"] for name in d_state}
+    return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
+
+
+SCRATCH = 2097152  # numbers in the largest value of a read-out, about
+
+
+def _blocks(panel, heads, width):
+    """A panel's rows in blocks (s, first, last) that read the same s cached segments with bounded scratch."""
+    for s in range(max(panel.i, 1), panel.j):
+        rows, end = max(SCRATCH // (heads * s * width), 32), (s - panel.i + 1) * panel.length
+        for a in range(end - panel.length, end, rows):
+            yield s, a, min(a + rows, end)
+
+
+def _blend_forward(x, bank, pools, panel):
+    """y of a panel's rows, each reading every state before its segment, weighted by the softmax of their logits."""
+    y = x["o"].clone()
+    for s, a, b in _blocks(panel, y.shape[0] * y.shape[1], max(bank.shape[3:])):
+        rows = {name: t[:, :, a:b] for name, t in x.items()}
+        y[:, :, a:b] = _blend(**rows, cached=bank[:, :, :s], pools=pools[:, :, :s])["y"]
+    return y
+
+
+def _blend_backward(x, bank, pools, d_bank, d_pools, panel):
+    """The reverse of `_blend_forward`: adds to d_bank and d_pools, and returns the gradients of the rows' inputs."""
+    d = {name: torch.zeros_like(x[name]) for name in ("q", "u", "r")} | {"o": x["d_y"].clone()}
+    for s, a, b in _blocks(panel, bank.shape[0] * bank.shape[1], max(bank.shape[3:])):
+        rows = {name: t[:, :, a:b] for name, t in x.items()}
+        out = _blend_vjp(**rows, cached=bank[:, :, :s], pools=pools[:, :, :s])
+        for name, t in d.items():
+            t[:, :, a:b] = out[f"d_{name}"]
+        d_bank[:, :, :s] += out["d_cached"]
+        d_pools[:, :, :s] += out["d_pools"]
+    return d
+
+
+_read_forward, _read_backward = _blend_forward, _blend_backward
+
+
+def _saved_torch(tensors):
+    """Empty tensors for what the forward pass saves.
+
+    o (B, H, T, V): online read-outs
+    r (B, H, T): online logits
+    kept_M (B, H, N, K, V): M at the ends of segments
+    pools (B, H, N, K): pooled keys
+    """
+    q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
+    (B, T, H, K), V = q.shape, v.shape[3]
+    N = len(_segments(T))
+    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, K, V), (B, H, N, K)]]
+
+
+def _run_forward_torch(tensors):
+    """y, and what the backward pass needs of it."""
+    v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
+    B, T, H, _ = v.shape
+    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    o, r, kept_M, pools = saved
+    for panel in [panel for run in _panels(T, B * H) for panel in run]:
+        i, j = panel.i, panel.j
+        x = _load(tensors, panel, dtype)
+        if panel.offset == 0:
+            state = _fresh(tensors, panel.j - panel.i, dtype)
+        before, ends, state = _walk(x, state, 1)
+        if ends:
+            kept_M[:, :, i:j] = torch.cat([end["M"] for end in ends], 2)
+            pools[:, :, i:j] = torch.cat([end["pool"] for end in ends], 2) / (panel.offset + panel.length)
+        x |= _read_online(**x, **before)
+        rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
+        o[:, :, panel.first : panel.last] = rows["o"]
+        r[:, :, panel.first : panel.last] = rows["r"]
+        y[:, panel.first : panel.last] = _read_forward(rows, kept_M, pools, panel).transpose(1, 2)
+    return [y, *saved]
+
+
+def _run_backward_torch(tensors, saved, d_y):
+    """The gradient of every input."""
+    dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
+    o, r, kept_M, pools = saved
+    d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+    d_bank, d_pools = torch.zeros_like(kept_M), torch.zeros_like(pools)
+    for run in reversed(_panels(T, B * H)):
+        i, j = run[0].i, run[0].j
+        states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
+        d_state = _fresh(tensors, run[0].j - run[0].i, dtype)
+        for panel in run[:-1]:
+            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        for panel in reversed(run):
+            x = _load(tensors, panel, dtype)
+            d_rows = _rows(d_y, panel, dtype)
+            rows = {name: x[name].flatten(2, 4) for name in ("q", "u")}
+            rows |= {"o": o[:, :, panel.first : panel.last], "r": r[:, :, panel.first : panel.last], "d_y": d_rows}
+            owed = _read_backward(rows, kept_M, pools, d_bank, d_pools, panel)
+            owed = {name: t.unflatten(2, x["q"].shape[2:5]) for name, t in owed.items()}
+            x |= {"d_o": owed.pop("o"), "d_r": owed.pop("r")}
+            x |= _walk(x, states.pop(), 1)[0]
+            d_ends = {"M": d_bank[:, :, i:j]}
+            d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x |= _pulls(**x)
+            after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
+            out = _inputs_vjp(**x, **after)
+            for name, t in owed.items():
+                out[f"d_{name}"] = out[f"d_{name}"] + t
+            for name, t in zip(INPUTS, d, strict=True):
+                t[:, panel.first : panel.last] = out[f"d_{name}"].expand_as(x[name]).flatten(2, 4).transpose(1, 2)
+    return d
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Triton path. B batch, T tokens, H heads, K and V the head's sizes; BT, BK, BV the tile of each; i_ an index,
+# o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·); states are (B, H, number, K, V) in float32.
+#
+# A block is a run of whole chunks of BT tokens inside one segment: what one program walks. Where blocks follow one
+# another (segments longer than a block),
+# `states` leaves the state at each block's start and `retreat` its gradient at each block's end, so that everything
+# else runs block by block.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@_jit
+def _tile_rounded(b_x):
+    """float32 rounded to tf32, 10 bits behind the point, ties away from zero."""
+    return ((b_x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@_jit
+def _tile_part(b_x, small):
+    """x as the sum of two tf32 numbers: the larger, or what that leaves of x where `small`."""
+    return _tile_rounded(b_x - tl.where(small, _tile_rounded(b_x), 0.0))
+
+
+@_jit
+def _tile_dot_add(b_c, b_a, b_b, one, PREC: tl.constexpr):
+    """c + a b, in a loop of one turn that the compiler cannot see through; of three, by parts, for float32 as 3 x tf32.
+
+    Of products in one region Triton spreads all warps over rows alone, each with the whole of b in its registers; in a
+    region of its own a product's warps share a and b both.
+    """
+    if PREC == "tf32x3":
+        for i in range(3 * one):  # small by large, large by small, large by large
+            b_c = tl.dot(_tile_part(b_a, i == 0), _tile_part(b_b, i == 1), b_c, input_precision="tf32")
+    else:
+        for _ in range(one):
+            b_c = tl.dot(b_a, b_b, b_c, input_precision=PREC)
+    return b_c
+
+
+@_jit
+def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
+    return _tile_dot_add(tl.zeros([b_a.shape[0], b_b.shape[1]], tl.float32), b_a, b_b, one, PREC)
+
+
+@_jit
+def _tile_runs(b_a):
+    """For products over runs of at most 128 tokens: running sums of log2|a|, integer exponents and logs of mantissas
+    apart so that differences stay exact; then the summands themselves.
+
+    An exponent shares its word with counts of zeros (bits 8 to 15) and of negative signs (0 to 7). Subnormals count
+    as zeros.
+    """
+    bits = tl.abs(b_a).to(tl.int32, bitcast=True)
+    zero = bits < 0x00800000
+    bits = tl.where(zero, 0x3F800000, bits)
+    mantissa = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    large = mantissa > 1.4142135
+    e = (bits >> 23) - 127 + large.to(tl.int32)
+    e = (e << 16) + (zero.to(tl.int32) << 8) + (b_a < 0).to(tl.int32)
+    f = tl.log2(tl.where(large, mantissa * 0.5, mantissa))
+    return tl.cumsum(e, 0), tl.cumsum(f, 0), e, f
+
+
+@_jit
+def _tile_product(e, f):
+    """The product that a difference of running sums stands for: 0 where a zero lies between, with the signs between."""
+    size = tl.exp2((e >> 16).to(tl.float32) + f).to(tl.int32, bitcast=True)
+    return tl.where((e & 0xFF00) == 0, size ^ (e << 31), 0).to(tl.float32, bitcast=True)
+
+
+@_jit
+def _tile_inverse(b_A, BT: tl.constexpr):
+    """Inverses of the 16-row diagonal blocks of I - A, A strictly lower triangular: rows by forward substitution."""
+    BLOCKS: tl.constexpr = BT // 16
+    o_n, o_i = tl.arange(0, BLOCKS), tl.arange(0, 16)
+    same = (o_n[:, None] == o_n[None, :])[:, None, :, None]
+    below = tl.sum(tl.where(same, tl.reshape(b_A, [BLOCKS, 16, BLOCKS, 16]), 0.0), 2)
+    below = tl.where((o_i[:, None] > o_i[None, :])[None, :, :], below, 0.0)
+    b_T = tl.zeros([BLOCKS, 16, 16], tl.float32) + (o_i[:, None] == o_i[None, :]).to(tl.float32)[None, :, :]
+    for i in range(1, 16):
+        row = tl.sum(tl.where((o_i == i)[None, :, None], below, 0.0), 1)
+        more = tl.sum(row[:, :, None] * b_T, 1)
+        b_T = tl.where((o_i == i)[None, :, None], b_T + more[:, None, :], b_T)
+    full = tl.where(same, tl.zeros([BLOCKS, 16, BLOCKS, 16], tl.float32) + b_T[:, :, None, :], 0.0)
+    return tl.reshape(full, [BT, BT])
+
+
+@_jit
+def _tile_solve(b_A, b_B, one, BT: tl.constexpr, PREC: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """X with X = A X + B (A transposed, if so): the inverse of the diagonal blocks, applied once a block."""
+    o_t = tl.arange(0, BT)
+    b_T = _tile_inverse(b_A, BT)
+    b_L = tl.where((o_t // 16)[:, None] > (o_t // 16)[None, :], b_A, 0.0)
+    if TRANSPOSED:
+        b_T, b_L = tl.trans(b_T), tl.trans(b_L)
+    b_X = _tile_dot(b_T, b_B, one, PREC)
+    for _ in range(1, BT // 16):
+        b_X = _tile_dot(b_T, _tile_dot_add(b_B, b_L, b_X, one, PREC), one, PREC)
+    return b_X
+
+
+@_jit
+def states_kernel(
+    k,
+    v,
+    alpha,
+    eta,
+    cached,
+    pools,
+    error_0,
+    blocks,
+    chains,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The state at the end of every segment.
+
+    One program walks a chain of blocks and a tile of V columns.
+    """
+    i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    b_M = tl.zeros([BK, BV], tl.float32)
+    b_pool = tl.zeros([BK], tl.float32)
+    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
+        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+        segment_start, segment_end = tl.load(blocks + 8 * i_n + 3), tl.load(blocks + 8 * i_n + 4)
+        for i_step in range(tl.cdiv(end - start, BT)):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_tj = b_decay_tj * b_x_t3[None, :]
+            b_x_t4 = tl.where(b_valid > 0, b_alpha, 0.0)
+            b_x_tj2 = b_x_t4[:, None] * b_x_tj
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj4 = b_x_tj2 * b_x_tj3
+            b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_t5 = b_x_t4 * b_decay_t
+            b_x_tv2 = b_x_t5[:, None] * b_x_tv
+            b_v = tl.load(
+                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_tv4 = -b_v
+            b_x_tv5 = b_x_tv2 + b_x_tv4
+            b_error_0 = _tile_solve(b_x_tj4, b_x_tv5, one, BT, PREC, False)
+            tl.store(
+                error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                b_error_0,
+                mask=m_t[:, None] & m_v[None, :],
+            )
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_j2 = b_decay_j * b_x_t3
+            b_x_jv2 = b_x_j2[:, None] * b_error_0
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv = b_decay_all * b_M
+            b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_pool_next = b_pool + b_sum_k
+            b_M = b_M_next
+            b_pool = b_pool_next
+        if end == segment_end:
+            i_cached = i_bh.to(tl.int64) * n_segments + i_s
+            tl.store(cached + i_cached * K * V + o_kv, b_M, mask=m_kv)
+            if i_v == 0:
+                tl.store(pools + i_cached * K + o_k, b_pool / (segment_end - segment_start), mask=m_k)
+
+
+@_jit
+def read_kernel(
+    q,
+    k,
+    u,
+    alpha,
+    eta,
+    error_0,
+    cached,
+    pools,
+    lse,
+    online,
+    y,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The read-outs y.
+
+    One program a block and tile of V columns walks the block's chunks, and reads cached states for each with an
+    online softmax over segments.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    segment_start = tl.load(blocks + 8 * i_n + 3)
+    first = tl.load(blocks + 8 * i_n + 5)
+    b_M = tl.zeros([BK, BV], tl.float32)
+    b_pool = tl.zeros([BK], tl.float32)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_u = tl.load(
+            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
+        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_sum_k
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_sum_t = tl.sum(b_x_tj, 1)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_r = (b_sum_t + b_u_pool) / b_count
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            0.0,
+        )
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = -b_eta
+        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+        b_x_tj2 = b_decay_tj * b_x_t3[None, :]
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj3 = b_x_tj2 * b_q_k
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
+        b_x_tv = b_decay_t[:, None] * b_q_M
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_o = _tile_dot_add(b_x_tv, b_x_tj3, b_error_0, one, PREC)
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv = b_decay_all * b_M
+        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_j2 = b_decay_j * b_x_t3
+        b_x_jv2 = b_x_j2[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_M = b_M_next
+        b_pool = b_pool_next
+        b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
+        for i_c in range(first, i_s):
+            i_cached = i_bh.to(tl.int64) * n_segments + i_c
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_cached = tl.load(
+                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                mask=m_k[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_o_cached = _tile_dot(b_q.to(tl.float32), b_cached, one, PREC)
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+            b_r_cached = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_higher = tl.maximum(b_top, b_r_cached)
+            b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
+            b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
+            b_sum, b_top = b_sum * b_keep + b_new, b_higher
+        b_y = b_y / b_sum[:, None]
+        if i_v == 0:
+            b_lse = b_top + tl.log(b_sum)
+            tl.store(lse + i_row + o_t * H, b_lse, mask=m_t)
+            tl.store(online + i_row + o_t * H, tl.exp(b_r - b_lse), mask=m_t)
+        o_y = o_t[:, None] * (H * V) + o_v[None, :]
+        tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
+
+
+@_jit
+def queries_kernel(
+    k,
+    alpha,
+    eta,
+    d_y,
+    online,
+    d_r,
+    error_0,
+    d_q_rows,
+    d_u_rows,
+    d_q,
+    d_u,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the queries.
+
+    One program a block and tile of K columns walks the block forwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    segment_start = tl.load(blocks + 8 * i_n + 3)
+    b_M = tl.zeros([BK, BV], tl.float32)
+    b_pool = tl.zeros([BK], tl.float32)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_sum_k
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_tk = _tile_dot(b_x_tj, b_k.to(tl.float32), one, PREC)
+        b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_x_t = b_d_r / b_count
+        b_x_tk2 = b_x_t[:, None] * b_x_tk
+        b_x_tk3 = b_x_t[:, None] * b_pool[None, :]
+        b_x_tk4 = b_x_tk3 + b_x_tk2
+        b_d_u_rows = tl.load(
+            d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_d_u = b_x_tk4 + b_d_u_rows
+        tl.store(
+            d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_u.to(d_u.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+            0.0,
+        )
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = -b_eta
+        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
+        b_x_tj2 = b_decay_tj * b_x_t4[None, :]
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_M = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_tj3 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_x_tj4 = b_x_tj3 * b_x_tj2
+        b_x_tk5 = _tile_dot(b_x_tj4, b_k.to(tl.float32), one, PREC)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_tk6 = b_online[:, None] * b_x_tk5
+        b_decay_t = _tile_product(b_x_t2_e, b_x_t2_f)
+        b_x_tk7 = b_online[:, None] * b_decay_t[:, None] * b_d_y_M
+        b_x_tk8 = b_x_tk6 + b_x_tk7
+        b_d_q_rows = tl.load(
+            d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_d_q = b_x_tk8 + b_d_q_rows
+        tl.store(
+            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_q.to(d_q.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+        b_x_kv = b_decay_all * b_M
+        b_decay_j = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+        b_x_j2 = b_decay_j * b_x_t4
+        b_x_jv2 = b_x_j2[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_M = b_M_next
+        b_pool = b_pool_next
+
+
+@_jit
+def keys_kernel(
+    q,
+    k,
+    u,
+    alpha,
+    eta,
+    d_y,
+    online,
+    d_r,
+    error_0,
+    pull_0,
+    d_cached,
+    d_pools,
+    d_k,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the keys.
+
+    One program a block and tile of K columns walks the block backwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    segment_start = tl.load(blocks + 8 * i_n + 3)
+    b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    b_d_pool_next = tl.load(d_pools + (i_bh.to(tl.int64) * n_segments + i_s) * K + o_k, mask=m_k, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        b_M = tl.zeros([BK, BV], tl.float32)
+        for i_step in range(n_steps - 1 - i_back):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv = b_decay_all * b_M
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_j2 = b_decay_j * b_x_t3
+            b_error_0 = tl.load(
+                error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                mask=m_t[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_x_jv2 = b_x_j2[:, None] * b_error_0
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_M = b_M_next
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_pull_0 = tl.load(
+            pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_pull_0_M = _tile_dot(b_pull_0, tl.trans(b_M), one, PREC)
+        b_u = tl.load(
+            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_x_t = b_d_r / b_count
+        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t[:, None], 0)
+        b_d_pool = b_d_pool_next + b_x_k
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_alpha, 0.0)
+        b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+        b_decay_t = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
+        b_x_t4 = b_x_t2 * b_decay_t
+        b_x_tk = b_x_t4[:, None] * b_pull_0_M
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t3_e[:, None] - b_x_t3_e[None, :], b_x_t3_f[:, None] - b_x_t3_f[None, :]),
+            0.0,
+        )
+        b_decay_tj2 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :], (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :]
+            ),
+            0.0,
+        )
+        b_x_tj = b_x_t2[:, None] * b_decay_tj2
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t5 = -b_eta
+        b_x_t6 = tl.where(b_valid > 0, b_x_t5, 0.0)
+        b_x_tj2 = b_decay_tj2 * b_x_t6[None, :]
+        b_x_tv = b_pull_0 * b_x_t4[:, None]
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_tj3 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_x_tj4 = b_x_tj3 * b_x_tj
+        b_x_tj5 = b_x_tj3 * b_x_tj2
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tk2 = _tile_dot(b_x_tj5, b_k.to(tl.float32), one, PREC)
+        b_x_tk3 = b_x_t2[:, None] * b_x_tk2
+        b_x_tk4 = b_x_tk + b_x_tk3
+        b_x_jk = _tile_dot(tl.trans(b_x_tj4), b_k, one, PREC)
+        b_x_jk2 = b_x_t6[:, None] * b_x_jk
+        b_x_jk4 = b_x_jk2 + b_x_tk4
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tj6 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_tj7 = b_online[:, None] * b_x_tj6
+        b_x_tj8 = b_x_tj7 * b_decay_tj
+        b_x_jk5 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
+        b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+        b_x_j2 = b_decay_j * b_x_t6
+        b_x_jk6 = b_x_j2[:, None] * b_x_jk5
+        b_x_jk7 = b_d_pool_next[None, :] + b_x_jk6
+        b_at_t = o_t
+        b_at_j = o_t
+        b_x_tj9 = b_x_t[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_x_jk9 = _tile_dot_add(b_x_jk7, tl.trans(b_x_tj9), b_u.to(tl.float32), one, PREC)
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_jk10 = _tile_dot(tl.trans(b_x_tj8), b_q.to(tl.float32), one, PREC)
+        b_x_jk11 = b_x_t6[:, None] * b_x_jk10
+        b_x_jk12 = b_x_jk11 + b_x_jk9
+        b_d_k = b_x_jk12 + b_x_jk4
+        tl.store(
+            d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_k.to(d_k.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_x_tv2 = b_online[:, None] * b_d_y.to(tl.float32)
+        b_decay_t2 = _tile_product(b_x_t3_e, b_x_t3_f)
+        b_x_tv3 = b_x_tv2 * b_decay_t2[:, None]
+        b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+        b_x_kv = b_d_M_next * b_decay_all
+        b_x_kv3 = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k), b_x_tv, one, PREC)
+        b_d_M_next = b_d_M
+        b_d_pool_next = b_d_pool
+
+
+@_jit
+def values_kernel(
+    pull_0,
+    d_v,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the values.
+
+    One program a block and tile of V columns walks the block forwards.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_v = tl.arange(0, BT), i_v * BV + tl.arange(0, BV)
+    m_v = o_v < V
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_pull_0 = tl.load(
+            pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_d_v = -b_pull_0
+        tl.store(
+            d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            b_d_v.to(d_v.dtype.element_ty),
+            mask=m_t[:, None] & m_v[None, :],
+        )
+
+
+@_jit
+def gates_kernel(
+    q,
+    k,
+    alpha,
+    eta,
+    d_y,
+    online,
+    error_0,
+    pull_0,
+    d_cached,
+    d_alpha,
+    d_eta,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the gates, a part a tile.
+
+    One program a block and tile of V columns walks the block backwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        b_M = tl.zeros([BK, BV], tl.float32)
+        for i_step in range(n_steps - 1 - i_back):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv = b_decay_all * b_M
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_j2 = b_decay_j * b_x_t3
+            b_error_0 = tl.load(
+                error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                mask=m_t[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_x_jv2 = b_x_j2[:, None] * b_error_0
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_M = b_M_next
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_x_kv = b_d_M_next * b_M
+        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_m2 = b_decay_j * b_sum
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_m4 = b_x_m2 * b_decay_t
+        b_decay_tj = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
+        b_decay_tj2 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            0.0,
+        )
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv2 = b_d_M_next * b_decay_all
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_jv2 = b_k_d_M_next * b_error_0
+        b_sum_j = tl.sum(b_x_jv2, 1)
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = -b_eta
+        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+        b_x_j2 = b_sum_j * b_x_t3
+        b_pull_0 = tl.load(
+            pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_tv2 = b_pull_0 * b_x_tv
+        b_sum_t = tl.sum(b_x_tv2, 1)
+        b_x_j3 = b_sum_j * b_decay_j
+        b_x_t4 = tl.where(b_valid > 0, b_alpha, 0.0)
+        b_x_t5 = b_sum_t * b_x_t4
+        b_x_m5 = tl.sum(b_decay_tj * b_x_t5[:, None], 0)
+        b_x_m6 = b_x_m5 * b_decay_t
+        b_x_mj2 = b_x_j2[None, :] * b_decay_tj
+        b_sum_m = tl.sum(b_x_mj2, 1)
+        b_x_m7 = b_decay_j * b_sum_m
+        b_x_t6 = b_sum_t * b_decay_t
+        b_x_tj = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_x_tj2 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+        b_x_tj3 = b_x_tj * b_x_tj2
+        b_x_tj4 = b_decay_tj * b_x_t3[None, :]
+        b_x_tj5 = b_x_tj3 * b_x_tj4
+        b_sum_t2 = tl.sum(b_x_tj5, 1)
+        b_x_t7 = b_x_t6 + b_sum_t2
+        b_x_tj6 = b_x_tj3 * b_x_t4[:, None]
+        b_x_t8 = b_x_t7 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj7 = b_x_tj6 * b_decay_tj
+        b_sum_j2 = tl.sum(b_x_tj7, 0)
+        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj), b_x_tj6, one, PREC)
+        b_x_t10 = b_sum_j2 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_mj4 = b_x_t3[None, :] * b_x_mj3
+        b_x_mj5 = b_x_mj4 * b_decay_tj
+        b_sum_m2 = tl.sum(b_x_mj5, 1)
+        b_x_t13 = b_x_m6 + b_sum_m2
+        b_x_t14 = b_x_t13 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t15 = b_x_t14 + b_x_t8
+        b_x_t16 = -b_x_t10
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv3 = b_d_y.to(tl.float32) * b_q_M
+        b_sum_t3 = tl.sum(b_x_tv3, 1)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t17 = b_online * b_sum_t3
+        b_x_m8 = tl.sum(b_decay_tj2 * b_x_t17[:, None], 0)
+        b_x_tj8 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_x_tj9 = b_online[:, None] * b_x_tj8
+        b_x_tv4 = b_online[:, None] * b_d_y.to(tl.float32)
+        b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
+        b_x_tv5 = b_x_tv4 * b_decay_t2[:, None]
+        b_x_kv4 = _tile_dot_add(b_x_kv2, tl.trans(b_q.to(tl.float32)), b_x_tv5, one, PREC)
+        b_x_t18 = b_x_t4 * b_decay_t
+        b_x_tv6 = b_pull_0 * b_x_t18[:, None]
+        b_d_M = _tile_dot_add(b_x_kv4, tl.trans(b_k), b_x_tv6, one, PREC)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj10 = b_x_tj9 * b_q_k
+        b_x_mj6 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj10, one, PREC)
+        b_x_tj11 = b_x_tj10 * b_decay_tj2
+        b_sum_j3 = tl.sum(b_x_tj11, 0)
+        b_x_mj7 = b_x_t3[None, :] * b_x_mj6
+        b_x_mj8 = b_x_mj7 * b_decay_tj
+        b_sum_m3 = tl.sum(b_x_mj8, 1)
+        b_x_m9 = b_x_m8 * b_decay_t
+        b_x_t23 = b_x_m7 + b_x_m4 + b_sum_m3 + b_x_m9
+        b_x_t24 = b_x_t23 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_alpha = b_x_t24 + b_x_t15
+        tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
+        b_x_j4 = b_x_j3 + b_sum_j3
+        b_x_t26 = b_x_j4 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t27 = -b_x_t26
+        b_d_eta = b_x_t27 + b_x_t16
+        tl.store(d_eta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_eta, mask=m_t)
+        b_d_M_next = b_d_M
+
+
+@_jit
+def rows_kernel(
+    q,
+    u,
+    d_y,
+    lse,
+    delta,
+    y,
+    d_r,
+    cached,
+    pools,
+    d_q_rows,
+    d_u_rows,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """What a block's rows owe to cached segments: gradients of their queries, and of their online logit."""
+    i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    first = tl.load(blocks + 8 * i_n + 5)
+    for i_t in range(start, end, BT):
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        m_t = i_t + o_t < end
+        b_delta = tl.zeros([BT], tl.float32)
+        for i_v in range(0, tl.cdiv(V, BV)):
+            o_v = i_v * BV + tl.arange(0, BV)
+            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & (o_v < V)[None, :]
+            b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_delta += tl.sum(b_y * b_d_y, 1)
+        tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
+        s_r = tl.zeros([BT], tl.float32)
+        s_q = tl.zeros([BT, BK], tl.float32)
+        s_u = tl.zeros([BT, BK], tl.float32)
+        for i_c in range(first, i_s):
+            i_cached = i_bh.to(tl.int64) * n_segments + i_c
+            b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+            for i_v in range(0, tl.cdiv(V, BV)):
+                o_v = i_v * BV + tl.arange(0, BV)
+                m_v = o_v < V
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
+                b_cached = tl.load(
+                    cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                    mask=m_k[:, None] & m_v[None, :],
+                    other=0.0,
+                )
+                b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+            b_sum_t = tl.sum(b_x_tk, 1)
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+            b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.exp(b_u_pools - b_lse)
+            b_d_q = b_x_t[:, None] * b_d_y_cached
+            s_q += b_d_q
+            b_d_r = b_x_t * (b_sum_t - b_delta)
+            s_r += b_d_r
+            b_d_u = b_d_r[:, None] * b_pools[None, :]
+            s_u += b_d_u
+        tl.store(d_r + i_row + o_t * H, -s_r, mask=m_t)
+        o_q = o_t[:, None] * (H * K) + o_k[None, :]
+        tl.store(d_q_rows + i_row * K + o_q, s_q, mask=m_t[:, None] & m_k[None, :])
+        tl.store(d_u_rows + i_row * K + o_q, s_u, mask=m_t[:, None] & m_k[None, :])
+
+
+@_jit
+def segments_kernel(
+    q,
+    u,
+    d_y,
+    lse,
+    delta,
+    cached,
+    pools,
+    d_cached,
+    d_pools,
+    segments,
+    T,
+    H,
+    BH,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of each segment's state and pooled key.
+
+    One program a segment and tile of V columns goes over the rows that read it.
+    """
+    i_s, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    end = tl.load(segments + 4 * i_s + 1)
+    i_cached = i_bh.to(tl.int64) * n_segments + i_s
+    s_cached = tl.zeros([BK, BV], tl.float32)
+    s_pools = tl.zeros([BK], tl.float32)
+    b_cached = tl.load(cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
+    b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+    end = tl.load(segments + 4 * i_s + 3)
+    for i_t in range(tl.load(segments + 4 * i_s + 1), end, BT):
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        m_t = i_t + o_t < end
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
+        b_sum_t = tl.sum(b_x_tk, 1)
+        b_u = tl.load(
+            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+        b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.exp(b_u_pools - b_lse)
+        b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = b_x_t * (b_sum_t - b_delta)
+        b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
+        s_pools += b_d_pools
+        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        s_cached += b_d_cached
+    tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
+    length = tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s)
+    i_part = (i_v * BH + i_bh).to(tl.int64) * n_segments + i_s
+    tl.store(d_pools + i_part * K + o_k, s_pools / length, mask=m_k)
+
+
+@_jit
+def retreat_kernel(
+    q,
+    k,
+    u,
+    alpha,
+    eta,
+    d_y,
+    online,
+    d_r,
+    pull_0,
+    d_cached,
+    d_pools,
+    blocks,
+    chains,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The gradient of the state at the end of every block, and of what passes through error rows.
+
+    One program walks a chain of blocks and a tile of V columns, in reverse.
+    """
+    i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    b_d_M_next = tl.zeros([BK, BV], tl.float32)
+    b_d_pool_next = tl.zeros([BK], tl.float32)
+    i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+    for i_back in range(i_last - i_first):
+        i_n = i_last - 1 - i_back
+        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+        segment_start, segment_end = tl.load(blocks + 8 * i_n + 3), tl.load(blocks + 8 * i_n + 4)
+        if end == segment_end:
+            i_cached = i_bh.to(tl.int64) * n_segments + i_s
+            b_d_M_next += tl.load(d_cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
+            b_d_pool_next = tl.load(d_pools + i_cached * K + o_k, mask=m_k, other=0.0)
+        n_steps = tl.cdiv(end - start, BT)
+        for i_back in range(n_steps):
+            i_step = n_steps - 1 - i_back
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_tj = b_decay_tj * b_x_t3[None, :]
+            b_x_t4 = tl.where(b_valid > 0, b_alpha, 0.0)
+            b_x_tj2 = b_x_t4[:, None] * b_x_tj
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+            b_x_t5 = b_d_r / b_count
+            b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t5[:, None], 0)
+            b_d_pool = b_d_pool_next + b_x_k
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj4 = b_x_tj2 * b_x_tj3
+            b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_j2 = b_decay_j * b_x_t3
+            b_x_jv = b_k_d_M_next * b_x_j2[:, None]
+            b_decay_tj2 = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                0.0,
+            )
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+            b_x_tj5 = b_decay_tj2 * b_q_k
+            b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_d_y = tl.load(
+                d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+            b_x_jv2 = _tile_dot(tl.trans(b_x_tj5), b_x_tv, one, PREC)
+            b_x_jv3 = b_x_t3[:, None] * b_x_jv2
+            b_x_jv4 = b_x_jv + b_x_jv3
+            b_pull_0 = _tile_solve(b_x_tj4, b_x_jv4, one, BT, PREC, True)
+            tl.store(
+                pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_0, mask=m_t[:, None] & m_v[None, :]
+            )
+            b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
+            b_x_tv3 = b_x_tv * b_decay_t[:, None]
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv = b_d_M_next * b_decay_all
+            b_x_kv3 = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
+            b_decay_t2 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_t6 = b_x_t4 * b_decay_t2
+            b_x_tv4 = b_pull_0 * b_x_t6[:, None]
+            b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k), b_x_tv4, one, PREC)
+            b_d_M_next = b_d_M
+            b_d_pool_next = b_d_pool
+
+
+BLOCK = 256
+
+
+def _block_length(length):
+    """Tokens of a block: BLOCK in segments up to 4 BLOCK; longer ones have as many blocks as a block has chunks."""
+    if length <= 4 * BLOCK:
+        return BLOCK
+    return BLOCK * ((math.isqrt(length * 64 - 1) + BLOCK) // BLOCK)
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(T, device):
+    """Tables of where things are, and their sizes.
+
+    blocks (n, 8): start, end, segment, its start, its end, the sequence's first segment, the border lags do not cross.
+    chains (n, 2): first block, last + 1, of the blocks that follow one another.
+    segments (n, 4): start, end, the sequence's first segment, the sequence's end.
+    """
+    blocks, chains, segments = [], [], []
+    for s, (begin, end) in enumerate(_segments(T)):
+        segments.append((begin, end, 0, T))
+        chains.append((len(blocks), len(blocks)))
+        length = _block_length(end - begin)
+        for start in range(begin, end, length):
+            border = begin
+            blocks.append((start, min(start + length, end), s, begin, end, 0, border, 0))
+        chains[-1] = (chains[-1][0], len(blocks))
+    longest = max(end - start for start, end, *_ in blocks)
+    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
+    return table(blocks), table(chains), table(segments), longest
+
+
+def _tile(n):
+    """The power of two, 16 at least, that holds n."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def _configuration(kernel, element, device):
+    """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
+    wide = element == torch.float32
+    BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
+    if kernel in ("queries", "keys"):
+        BK = min(BK, 64)
+    else:
+        BV = min(BV, 64)
+    return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
+
+
+def _element(tensors):
+    """The type of products between inputs: the widest of theirs, gates aside; float32 for bfloat16 if interpreted."""
+    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 4))
+    if element == torch.float64:
+        raise UnsupportedError(
+            'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
+        )
+    return torch.float32 if element == torch.bfloat16 and INTERPRETED else element
+
+
+def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
+    element = _element(tensors)
+    BT, BK, BV, options = _configuration(name, element, tensors[0].device)
+    BT = min(BT, _tile(layout[3]))
+    precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
+    constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
+    kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)
+
+
+_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
+
+
+def _contiguous(tensors):
+    return dict(zip(INPUTS, (t.contiguous() for t in tensors), strict=True))
+
+
+def _empty_forward(x):
+    """Tensors the forward kernels fill for the backward pass, by name."""
+    q, v = x["q"], x["v"]
+    B, T, H, K = q.shape
+    V = v.shape[-1]
+    _, _, segments, _ = _layout(T, q.device)
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    return {
+        "cached": new(B, H, len(segments), K, V),
+        "pools": new(B, H, len(segments), K),
+        "lse": new(B, T, H),
+        "online": new(B, T, H),
+        "error_0": new(B, T, H, V),
+    }
+
+
+def _run_forward_triton(tensors):
+    x = _contiguous(tensors)
+    q, v = x["q"], x["v"]
+    B, T, H, _ = q.shape
+    layout = _layout(T, q.device)
+    blocks, chains, segments, _ = layout
+    x |= _empty_forward(x)
+    x["y"] = torch.empty_like(v)
+    sizes = (T, H, B * H, len(blocks), len(segments))
+    _launch(
+        states_kernel,
+        "states",
+        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
+        [x["k"], x["v"], x["alpha"], x["eta"], x["cached"], x["pools"], x["error_0"]],
+        tensors,
+        lambda BT: (blocks, chains, *sizes),
+        layout,
+    )
+    _launch(
+        read_kernel,
+        "read",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [
+            x["q"],
+            x["k"],
+            x["u"],
+            x["alpha"],
+            x["eta"],
+            x["error_0"],
+            x["cached"],
+            x["pools"],
+            x["lse"],
+            x["online"],
+            x["y"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    return [x[name] for name in ("y", "cached", "pools", "lse", "online", "error_0")]
+
+
+def _saved_triton(tensors):
+    return list(_empty_forward(dict(zip(INPUTS, tensors, strict=True))).values())
+
+
+def _reverse_reads(tensors, x, layout):
+    """The reverse of reads of every earlier segment: adds to x what `_run_backward_triton` goes on from."""
+    q = x["q"]
+    blocks, _, segments, _ = layout
+    B, T, H, _ = q.shape
+    sizes = (T, H, B * H, len(blocks), len(segments))
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    x["delta"], x["d_r"] = new(B, T, H), new(B, T, H)
+    x["d_q_rows"] = new(B, T, H, 64)
+    x["d_u_rows"] = new(B, T, H, 64)
+    _launch(
+        rows_kernel,
+        "rows",
+        lambda BT, BK, BV: (len(blocks) * B * H,),
+        [
+            x["q"],
+            x["u"],
+            x["d_y"],
+            x["lse"],
+            x["delta"],
+            x["y"],
+            x["d_r"],
+            x["cached"],
+            x["pools"],
+            x["d_q_rows"],
+            x["d_u_rows"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    x["d_cached"] = torch.empty_like(x["cached"])
+    parts = triton.cdiv(64, _configuration("segments", _element(tensors), q.device)[2])
+    x["d_pools"] = new(parts, *x["pools"].shape)
+    _launch(
+        segments_kernel,
+        "segments",
+        lambda BT, BK, BV: (len(segments) * B * H, triton.cdiv(64, BV)),
+        [x["q"], x["u"], x["d_y"], x["lse"], x["delta"], x["cached"], x["pools"], x["d_cached"], x["d_pools"]],
+        tensors,
+        lambda BT: (segments, *sizes[:3], len(segments)),
+        layout,
+    )
+    x["d_pools"] = x["d_pools"][0] if parts == 1 else x["d_pools"].sum(0)
+
+
+def _run_backward_triton(tensors, saved, d_y):
+    x = _contiguous(tensors)
+    q = x["q"]
+    B, T, H, _ = q.shape
+    layout = _layout(T, q.device)
+    blocks, chains, segments, _ = layout
+    x |= dict(
+        zip(
+            (
+                "y",
+                "cached",
+                "pools",
+                "lse",
+                "online",
+                "error_0",
+            ),
+            saved,
+            strict=True,
+        )
+    )
+    x["d_y"] = d_y.contiguous()
+    sizes = (T, H, B * H, len(blocks), len(segments))
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    _reverse_reads(tensors, x, layout)
+    x["pull_0"] = new(B, T, H, 64)
+    _launch(
+        retreat_kernel,
+        "retreat",
+        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
+        [
+            x["q"],
+            x["k"],
+            x["u"],
+            x["alpha"],
+            x["eta"],
+            x["d_y"],
+            x["online"],
+            x["d_r"],
+            x["pull_0"],
+            x["d_cached"],
+            x["d_pools"],
+        ],
+        tensors,
+        lambda BT: (blocks, chains, *sizes),
+        layout,
+    )
+    x["d_q"] = torch.empty_like(x["q"], memory_format=torch.contiguous_format)
+    x["d_k"] = torch.empty_like(x["k"], memory_format=torch.contiguous_format)
+    x["d_u"] = torch.empty_like(x["u"], memory_format=torch.contiguous_format)
+    x["d_v"] = torch.empty_like(x["v"], memory_format=torch.contiguous_format)
+    _launch(
+        queries_kernel,
+        "queries",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
+        [
+            x["k"],
+            x["alpha"],
+            x["eta"],
+            x["d_y"],
+            x["online"],
+            x["d_r"],
+            x["error_0"],
+            x["d_q_rows"],
+            x["d_u_rows"],
+            x["d_q"],
+            x["d_u"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    _launch(
+        keys_kernel,
+        "keys",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
+        [
+            x["q"],
+            x["k"],
+            x["u"],
+            x["alpha"],
+            x["eta"],
+            x["d_y"],
+            x["online"],
+            x["d_r"],
+            x["error_0"],
+            x["pull_0"],
+            x["d_cached"],
+            x["d_pools"],
+            x["d_k"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    _launch(
+        values_kernel,
+        "values",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [x["pull_0"], x["d_v"]],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    parts = triton.cdiv(64, _configuration("gates", _element(tensors), q.device)[2])
+    x["d_alpha"] = new(parts, B, T, H)
+    x["d_eta"] = new(parts, B, T, H)
+    _launch(
+        gates_kernel,
+        "gates",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [
+            x["q"],
+            x["k"],
+            x["alpha"],
+            x["eta"],
+            x["d_y"],
+            x["online"],
+            x["error_0"],
+            x["pull_0"],
+            x["d_cached"],
+            x["d_alpha"],
+            x["d_eta"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    x["d_alpha"] = x["d_alpha"][0] if parts == 1 else x["d_alpha"].sum(0)
+    x["d_eta"] = x["d_eta"][0] if parts == 1 else x["d_eta"].sum(0)
+    return [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The operator: both paths behind custom ops, so that torch.compile, autocast and checkpointing see one node each way.
+# ---------------------------------------------------------------------------------------------------------------------
+
+INPUTS = ("q", "k", "v", "u", "alpha", "eta")
+
+
+def _define(backend, forward, backward, saved, first=1):
+    """The operator of one backend; a module imported again, or a copy of it, has operators of its own.
+
+    Defined by schema, since what `torch.library.custom_op` wraps around a function imports torch.compile at its first
+    call. Under autocast the arithmetic stays what the tensors' types say. Outputs from `first` on are kept for the
+    backward pass: 0 for y too.
+    """
+    library, number = getattr(torch.ops, f"mcgen_{SPEC_HASH[:16]}"), 1
+    while hasattr(library, f"{backend}_forward_{number}"):
+        number += 1
+    names = [f"{library.name}::{backend}_{way}_{number}" for way in ("forward", "backward")]
+    tags = torch.Tag.pt2_compliant_tag
+    torch.library.define(names[0], "(Tensor[] tensors) -> Tensor[]", tags=tags)
+    torch.library.define(names[1], "(Tensor[] tensors, Tensor[] saved, Tensor d_y) -> Tensor[]", tags=tags)
+
+    @torch.library.impl(names[0], "default")
+    def run(tensors):
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return forward(tensors)
+
+    @torch.library.impl(names[1], "default")
+    def run_backward(tensors, saved, d_y):
+        with torch.autocast(d_y.device.type, enabled=False):
+            return backward(tensors, saved, d_y)
+
+    @torch.library.register_fake(names[0])
+    def fake(tensors):
+        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
+
+    @torch.library.register_fake(names[1])
+    def fake_backward(tensors, saved, d_y):
+        return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+
+    def keep(ctx, inputs, output):
+        ctx.count = len(inputs[0])
+        ctx.save_for_backward(*inputs[0], *output[first:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    def differentiate(ctx, gradients):
+        tensors, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        return getattr(library, f"{backend}_backward_{number}")(list(tensors), list(saved), gradients[0])
+
+    def refuse(ctx, gradients):
+        raise UnsupportedError("second derivatives of op are not lowered; differentiate `reference` twice instead")
+
+    torch.library.register_autograd(names[0], differentiate, setup_context=keep)
+    torch.library.register_autograd(names[1], refuse)
+    return getattr(library, f"{backend}_forward_{number}")
+
+
+_torch_op = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
+_triton_op = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=0)
+
+
+def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens=None, backend=None, **gates):
+    """y (B, T, H, 64), in v's type, of the memory in this file's header, differentiable in every argument.
+
+    The header has the shapes. backend: "torch" (chunked, any device and float type), "triton", or None for triton on a
+    GPU and torch elsewhere.
+
+    Raises:
+        TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
+        ValueError: an argument has the wrong shape or lies on another device; it is named.
+        UnsupportedError: state, return_state or cu_seqlens is asked for, which this version does not lower.
+    """
+    _check(q, k, v, u, theta, gates, backend)
+    if state is not None or return_state:
+        raise UnsupportedError("state= and return_state= are not lowered yet; pass the whole sequence in one call")
+    if cu_seqlens is not None:
+        raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
+    if q.shape[1] == 0 or q.numel() == 0:
+        return torch.zeros_like(v)
+    if backend is None:
+        backend = "triton" if q.is_cuda else "torch"
+    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    named = {"q": q, "k": k, "v": v, "u": u, **gates}
+    run = {"torch": _torch_op, "triton": _triton_op}[backend]
+    return run([named[name] for name in ("q", "k", "v", "u", "alpha", "eta")])[0]
+
+
+class _ShortConvolution(torch.nn.Conv1d):
+    """silu of a causal depthwise convolution along time, (B, T, channels) in and out."""
+
+    def __init__(self, channels, size, **factory):
+        super().__init__(channels, channels, size, groups=channels, bias=False, padding=size - 1, **factory)
+
+    def forward(self, x):
+        return F.silu(super().forward(x.mT)[..., : x.shape[1]].mT)
+
+
+def _widen(x):
+    """x in float32, or wider if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _l2(x):
+    """x over its Euclidean norm, along the last axis; computed in float32 or wider, in x's type."""
+    wide = _widen(x)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def _discount(z, A_log):
+    """exp(-exp(A) softplus(z)), A_log one number a head: Mamba-2's decay, softplus(z) its step size."""
+    return torch.exp(-_widen(A_log).exp() * F.softplus(z))
+
+
+class GatedDeltaGrm(torch.nn.Module):
+    """The memory of this file as a layer, (B, T, d_model) in and out, causal.
+
+    inputs     q, k, v = silu(conv(x W)), q and k over their Euclidean norms
+               u = x W_u
+    gates      alpha = exp(-exp(A) softplus(z)), z = x W_alpha + bias, the bias at first -4.6
+               eta = sigmoid(z), z = x W_eta + bias, the bias at first 0.0
+    output     rms(op(q, k, v, …)) * silu(x W_g), times W_o
+
+    Args:
+        d_model: width of the layer's input and output.
+        heads: number of heads, each with queries and keys of 64 and values of 64.
+        qk_norm: "l2" divides queries and keys by their Euclidean norm, "none" leaves them.
+        conv_size: width of the causal convolution of q, k and v, followed by silu; 0 or None for neither.
+        output_norm: "rms" normalises the read-out of each head, with a learned scale; "none" leaves it.
+        output_gate: whether the read-out is multiplied by silu(x W_g).
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+
+    def __init__(
+        self,
+        d_model=1024,
+        heads=16,
+        *,
+        qk_norm="l2",
+        conv_size=4,
+        output_norm="rms",
+        output_gate=True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self._check_options(d_model, heads, qk_norm, conv_size, output_norm)
+        factory = {"device": device, "dtype": dtype}
+        self.d_model, self.heads = d_model, heads
+        self.qk_norm, self.conv_size = qk_norm, conv_size or 0
+        self.output_norm, self.output_gate = output_norm, bool(output_gate)
+
+        self.q_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        self.k_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        self.v_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        self.u_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        if self.conv_size:
+            self.q_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
+            self.k_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
+            self.v_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
+        self.alpha_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
+        self.eta_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
+        self.alpha_bias = torch.nn.Parameter(torch.empty(heads, **factory))
+        self.alpha_bias._no_weight_decay = True
+        self.eta_bias = torch.nn.Parameter(torch.empty(heads, **factory))
+        self.eta_bias._no_weight_decay = True
+        self.alpha_A_log = torch.nn.Parameter(torch.empty(heads, **factory))
+        self.alpha_A_log._no_weight_decay = True
+        if self.output_gate:
+            self.g_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        if self.output_norm == "rms":
+            self.o_norm = torch.nn.RMSNorm(64, eps=1e-5, **factory)
+        self.o_proj = torch.nn.Linear(heads * 64, d_model, bias=False, **factory)
+        self.reset_parameters()
+
+    @staticmethod
+    def _check_options(d_model, heads, qk_norm, conv_size, output_norm):
+        for name, value in (("d_model", d_model), ("heads", heads)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+        if conv_size is not None and (not isinstance(conv_size, int) or conv_size < 0):
+            raise ValueError(f"conv_size must be a whole number or None, got {conv_size!r}")
+        if qk_norm not in ("l2", "none"):
+            raise ValueError(f'qk_norm must be "l2" or "none", got {qk_norm!r}')
+        if output_norm not in ("rms", "none"):
+            raise ValueError(f'output_norm must be "rms" or "none", got {output_norm!r}')
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        """Gives every parameter its initial value; projections and convolutions get those that torch gives them."""
+        for module in self.children():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        torch.nn.init.constant_(self.alpha_bias, -4.6)
+        torch.nn.init.constant_(self.eta_bias, 0.0)
+        self.alpha_A_log.uniform_(1, 16).log_()  # as Mamba-2
+
+    def gates(self, x):
+        """The gates of x (B, T, d_model) by name, each (B, T, H) in float32 or wider: scale * fn(x w_h + bias)."""
+        alpha = _widen(self.alpha_proj(x))
+        eta = _widen(self.eta_proj(x))
+        return {
+            "alpha": _discount(alpha + self.alpha_bias, self.alpha_A_log),
+            "eta": torch.sigmoid(eta + self.eta_bias),
+        }
+
+    def forward(self, x, state=None, return_state=False, cu_seqlens=None, backend=None):
+        """y (B, T, d_model) of x (B, T, d_model); `backend` is that of `op`.
+
+        Raises:
+            ValueError: x has another shape.
+            UnsupportedError: state, return_state or cu_seqlens is asked for.
+        """
+        if state is not None or return_state or cu_seqlens is not None:
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+        if x.dim() != 3 or x.shape[-1] != self.d_model:
+            raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
+        if x.shape[1] == 0:
+            return x.clone()
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.conv_size:
+            q, k, v = self.q_conv1d(q), self.k_conv1d(k), self.v_conv1d(v)
+        q, k, v = (h.unflatten(-1, (self.heads, -1)) for h in (q, k, v))
+        if self.qk_norm == "l2":
+            q, k = _l2(q), _l2(k)
+        u = self.u_proj(x).unflatten(-1, (self.heads, -1))
+        y = op(q, k, v, u, backend=backend, **self.gates(x))
+        if self.output_norm == "rms":
+            y = self.o_norm(y.to(self.o_norm.weight.dtype))
+        y = y.flatten(-2)
+        if self.output_gate:
+            y = y * F.silu(self.g_proj(x))
+        return self.o_proj(y)
+
+    def extra_repr(self):
+        return (
+            f"d_model={self.d_model}, heads={self.heads}, key_dim=64, value_dim=64, "
+            f"qk_norm={self.qk_norm}, conv_size={self.conv_size}, "
+            f"output_norm={self.output_norm}, output_gate={self.output_gate}"
+        )
+
+
+Layer = GatedDeltaGrm

@@ -1,0 +1,2447 @@
+"""momentum_delta_none: The delta rule with momentum: gradients are gathered in a trace, and the memory descends
+along it, one state for the whole sequence.
+
+Made by mcgen from SPEC, which says the same as the lines below: build it again rather than change this file.
+
+memory     M(x) = W x
+objective  sum((p - v)**2)/2, p = M(k_t); grad at M as it stands at that line
+update     S = beta*S + eta*grad
+           M = alpha*M - lam*S
+segments   256 tokens; every slot goes on from the last (init: checkpoint)
+read-out   y_t = M_t(q_t)
+shapes     q, k (B, T, H, 64); v and y (B, T, H, 64)
+           beta, eta, alpha, lam (B, T, H)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import sys
+
+import torch
+import torch.nn.functional as F
+
+# Triton takes long to import, so a file does that only where kernels can run, or where others have done it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+triton = tl = None
+if INTERPRETED or torch.version.cuda or torch.version.hip or "triton" in sys.modules:
+    with contextlib.suppress(ImportError):
+        import triton
+        import triton.language as tl
+
+MCGEN_VERSION = "0.1.0"
+SPEC = {
+    "mcgen": 1,
+    "name": "momentum_delta_none",
+    "doc": (
+        "The delta rule with momentum: gradients are gathered in a trace, and the memory descends along it, one state "
+        "for the whole sequence."
+    ),
+    "memory": {"kind": "matrix"},
+    "update": {
+        "objective": "sum((p - v)**2)/2",
+        "steps": ["S = beta*S + eta*grad", "M = alpha*M - lam*S"],
+        "gradient": "token",
+        "gates": {
+            "beta": {"fn": "sigmoid", "bias": 0.0, "scale": 1.0},
+            "eta": {"fn": "sigmoid", "bias": 0.0, "scale": 1.0},
+            "alpha": {"fn": "sigmoid", "bias": 4.0, "scale": 1.0},
+            "lam": {"fn": "sigmoid", "bias": 0.0, "scale": 1.0},
+        },
+    },
+    "segment": {"size": 256, "mode": "constant", "init": "checkpoint"},
+    "aggregate": {"kind": "none", "connector": "u", "pool": "mean", "scale": 1.0},
+    "head": {"key_dim": 64, "value_dim": 64},
+    "layer": {"d_model": 1024, "heads": 16, "qk_norm": "l2", "conv_size": 4, "output_norm": "rms", "output_gate": True},
+}
+SPEC_HASH = "19ac45480ae767355aaa4b42f38554b9496791df1db949180b74bce609bee0fd"
+
+
+def _jit(function):
+    return triton.jit(function) if triton else function
+
+
+class UnsupportedError(NotImplementedError):
+    """What was asked for is valid, but this file cannot do it; the message says what it can."""
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check(q, k, v, u, theta, gates, backend=None):
+    """Raises TypeError or ValueError, naming the argument, unless these are arguments of `op` and `reference`."""
+    if backend not in (None, "torch", "triton"):
+        raise ValueError(f'backend must be "torch", "triton" or None, got {backend!r}')
+    _check_gates(gates)
+    if theta is not None:
+        raise TypeError("theta must be None: a matrix memory starts at zero")
+    _check_tensor("q", q, q)
+    if q.dim() != 4 or q.shape[-1] != 64:
+        raise ValueError(f"q must have shape (B, T, H, 64), got {tuple(q.shape)}")
+    B, T, H, _ = q.shape
+    _check_tensor("k", k, q, (B, T, H, 64))
+    _check_tensor("v", v, q, (B, T, H, 64))
+    for name, gate in gates.items():
+        _check_tensor(name, gate, q, (B, T, H))
+
+
+def _check_gates(gates):
+    """Raises TypeError unless the names are those of the gates."""
+    expected = ["beta", "eta", "alpha", "lam"]
+    if missing := [name for name in expected if name not in gates]:
+        raise TypeError(f"missing gate{'s' * (len(missing) > 1)}: {', '.join(missing)}")
+    if extra := [name for name in gates if name not in expected]:
+        takes = f"the gates are {', '.join(expected)}" if expected else "there are no gates"
+        raise TypeError(f"unexpected argument{'s' * (len(extra) > 1)}: {', '.join(extra)}; {takes}")
+
+
+def _check_tensor(name, x, q, shape=None):
+    """Raises TypeError unless x is a floating point tensor, ValueError unless it is on q's device and of the shape."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.device != q.device:
+        raise ValueError(f"{name} must be on q's device, {q.device}, got {x.device}")
+    if shape is not None and x.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
+
+
+def _segments(T):
+    """Borders (begin, end) of the segments of T tokens."""
+    return [(begin, min(begin + 256, T)) for begin in range(0, T, 256)]
+
+
+def _read(M, x):
+    """M(x), M (B, H, V, K) and x (B, H, K)."""
+    return (M * x[..., None, :]).sum(-1)
+
+
+def _outer(v, k):
+    """v kᵀ, (B, H, V, K)."""
+    return v[..., :, None] * k[..., None, :]
+
+
+def reference(q, k, v, u=None, *, theta=None, **gates):
+    """One token at a time, in float32 or wider, differentiable: the definition that `op` is held against.
+
+    memory     M(x) = W x
+    objective  sum((p - v)**2)/2, p = M(k_t); grad at M as it stands at that line
+    update     S = beta*S + eta*grad
+               M = alpha*M - lam*S
+    segments   256 tokens; every slot goes on from the last (init: checkpoint)
+    read-out   y_t = M_t(q_t)
+    shapes     q, k (B, T, H, 64); v and y (B, T, H, 64)
+               beta, eta, alpha, lam (B, T, H)
+    """
+    _check(q, k, v, u, theta, gates)
+    dtype, y_dtype = torch.float32, v.dtype
+    for x in (q, k, v, *gates.values()):
+        dtype = torch.promote_types(dtype, x.dtype)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    B, T, H, K = q.shape
+    beta = gates["beta"].to(dtype)[..., None, None]  # (B, T, H, 1, 1)
+    eta = gates["eta"].to(dtype)[..., None, None]  # (B, T, H, 1, 1)
+    alpha = gates["alpha"].to(dtype)[..., None, None]  # (B, T, H, 1, 1)
+    lam = gates["lam"].to(dtype)[..., None, None]  # (B, T, H, 1, 1)
+    zero = q.new_zeros(B, H, v.shape[-1], K)
+    M = S = zero
+    y = []
+    for begin, end in _segments(T):
+        for t in range(begin, end):
+            q_t, k_t, v_t = q[:, t], k[:, t], v[:, t]
+            beta_t = beta[:, t]
+            eta_t = eta[:, t]
+            alpha_t = alpha[:, t]
+            lam_t = lam[:, t]
+
+            p = _read(M, k_t)
+            e = p - v_t
+            grad = _outer(e, k_t)
+            S = beta_t * S + eta_t * grad
+            M = alpha_t * M - lam_t * S
+
+            y_t = _read(M, q_t)
+            y.append(y_t)
+    return (torch.stack(y, 1) if T else v).to(y_dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Torch path: any device, any float type.
+#
+# The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): chunk after chunk, across segments.
+# Only the state (S, M) goes from chunk to chunk; all else is done for the chunks of a panel at once.
+# ---------------------------------------------------------------------------------------------------------------------
+
+CHUNK = 64  # tokens of a chunk, at most
+ROWS = 4096  # tokens of a panel, times batch, times heads, about
+CARRY = {
+    "decay_all": 0,
+    "k": 2,
+    "x_j3": 1,
+    "x_tk3": 2,
+    "x_tk5": 2,
+    "x_tv7": 2,
+    "decay_all2": 0,
+    "x": 0,
+    "x_j6": 1,
+}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
+CARRY_VJP = {
+    "x": 0,
+    "decay_all": 0,
+    "k": 2,
+    "x_tk7": 2,
+    "x_tk9": 2,
+    "x_tv13": 2,
+    "x_t4": 1,
+    "x_kv15": 2,
+    "decay_all2": 0,
+    "decay_t3": 1,
+    "x_kv10": 2,
+}
+
+
+def _step(x):
+    """1 where x > 0, else 0."""
+    return (x > 0).to(x.dtype)
+
+
+def _products(first, *others):
+    """The sum of matrix products x @ y, each added where the first one lies."""
+    total = first[0] @ first[1]
+    for x, y in others:
+        x, y = (t.expand(*total.shape[:-2], -1, -1).flatten(0, -3) for t in (x, y))
+        total.view(-1, *total.shape[-2:]).baddbmm_(x, y)
+    return total
+
+
+def _runs(gate):
+    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zeros stay exact."""
+    n = gate.shape[-1] + 1
+    inside = torch.ones(n, n, dtype=torch.bool, device=gate.device).tril(-1)
+    return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
+
+
+def _writes(*, beta, eta, alpha, lam, k, v, **_):
+    """What chunks add to the state, and how much of it they leave."""
+    n_t = lam.shape[-1]
+    n_m = lam.shape[-1]
+    beta_runs = _runs(beta)
+    decay_all = beta_runs[..., -1, 0]
+    decay_j = beta_runs[..., -1, 1:]
+    x_j3 = decay_j * eta
+    alpha_runs = _runs(alpha)
+    decay_tj = alpha_runs[..., :-1, 1:]
+    x_t = -(eta * lam)
+    x_tj = decay_tj * x_t[..., None, :]
+    x_t2 = -(beta * lam)
+    x_ts2 = decay_tj * x_t2[..., None, :]
+    decay_tj2 = beta_runs[..., :-1, 1:]
+    x_tj2 = decay_tj2 * eta[..., None, :]
+    x_tj7 = x_ts2 @ x_tj2
+    x_tj3 = x_tj + x_tj7
+    x_tj9 = k @ k.mT
+    at_t = torch.arange(n_t, dtype=beta.dtype, device=beta.device)
+    at_m = torch.arange(n_m, dtype=beta.dtype, device=beta.device)
+    x_tm = _step(1.0 - torch.abs(at_t[..., :, None] - at_m[..., None, :]))
+    rows = torch.linalg.solve_triangular(-(x_tj3 * x_tj9), x_tm, upper=False, unitriangular=True)
+    decay_t = alpha_runs[..., :-1, 0]
+    x_tk2 = decay_t[..., :, None] * k
+    x_tk3 = rows @ x_tk2
+    decay_t2 = beta_runs[..., :-1, 0]
+    x_t4 = (decay_t2[..., None, :] @ x_ts2.mT).squeeze(-2)
+    x_tk4 = x_t4[..., :, None] * k
+    x_tk5 = rows @ x_tk4
+    x_tv2 = -v
+    x_tv7 = rows @ x_tv2
+    decay_all2 = alpha_runs[..., -1, 0]
+    decay_j2 = alpha_runs[..., -1, 1:]
+    x_s4 = decay_j2 * x_t2
+    x = (x_s4 * decay_t2).sum(-1)
+    x_j4 = decay_j2 * x_t
+    x_j5 = (x_s4[..., None, :] @ x_tj2).squeeze(-2)
+    x_j6 = x_j4 + x_j5
+    return {
+        "decay_all": decay_all,
+        "x_j3": x_j3,
+        "x_tk3": x_tk3,
+        "x_tk5": x_tk5,
+        "x_tv7": x_tv7,
+        "decay_all2": decay_all2,
+        "x": x,
+        "x_j6": x_j6,
+        "x_tj7": x_tj7,
+        "x_tj9": x_tj9,
+        "rows": rows,
+        "x_t4": x_t4,
+    }
+
+
+def _carry(*, decay_all, S, k, x_j3, x_tk3, M, x_tk5, x_tv7, decay_all2, x, x_j6, **_):
+    """The state after a chunk."""
+    x_kv = decay_all[..., None, None] * S
+    x_tv = _products((x_tk3, M), (x_tk5, S)) + x_tv7
+    x_kv2 = k.mT @ (x_j3[..., :, None] * x_tv)
+    S_next = x_kv + x_kv2
+    x_kv3 = decay_all2[..., None, None] * M
+    x_kv4 = x[..., None, None] * S
+    x_kv5 = k.mT @ (x_j6[..., :, None] * x_tv)
+    M_next = x_kv3 + x_kv4 + x_kv5
+    return {
+        "S_next": S_next,
+        "M_next": M_next,
+    }
+
+
+def _read_online(*, alpha, q, M, beta, lam, S, eta, k, x_tk3, x_tk5, x_tv7, **_):
+    """The online read-outs of chunks, from the states before them."""
+    alpha_runs = _runs(alpha)
+    decay_t = alpha_runs[..., 1:, 0]
+    q_M = q @ M
+    x_tv = decay_t[..., :, None] * q_M
+    decay_tj = alpha_runs[..., 1:, 1:]
+    x_t = -(beta * lam)
+    x_ts2 = decay_tj * x_t[..., None, :]
+    beta_runs = _runs(beta)
+    decay_t2 = beta_runs[..., :-1, 0]
+    x_t2 = (decay_t2[..., None, :] @ x_ts2.mT).squeeze(-2)
+    q_S = q @ S
+    x_tv2 = x_t2[..., :, None] * q_S
+    x_t3 = -(eta * lam)
+    x_tj = decay_tj * x_t3[..., None, :]
+    decay_tj2 = beta_runs[..., :-1, 1:]
+    x_tj2 = decay_tj2 * eta[..., None, :]
+    x_tj3 = x_ts2 @ x_tj2
+    x_tj4 = x_tj + x_tj3
+    q_k = q @ k.mT
+    x_tv3 = _products((x_tk3, M), (x_tk5, S)) + x_tv7
+    x_tv4 = (x_tj4 * q_k) @ x_tv3
+    o = x_tv + x_tv2 + x_tv4
+    return {
+        "o": o,
+    }
+
+
+def _pulls(*, rows, x_j6, k, x_j3, alpha, eta, lam, beta, q, d_o, **_):
+    """What the read-outs of chunks owe to the states before them."""
+    x_jk = x_j6[..., :, None] * k
+    x_mk = rows.mT @ x_jk
+    x_jk2 = x_j3[..., :, None] * k
+    x_mk2 = rows.mT @ x_jk2
+    alpha_runs = _runs(alpha)
+    decay_tj = alpha_runs[..., 1:, 1:]
+    x_t = -(eta * lam)
+    x_tj = decay_tj * x_t[..., None, :]
+    x_t3 = -(beta * lam)
+    x_ts2 = decay_tj * x_t3[..., None, :]
+    beta_runs = _runs(beta)
+    decay_tj2 = beta_runs[..., :-1, 1:]
+    x_tj2 = decay_tj2 * eta[..., None, :]
+    x_tj3 = x_ts2 @ x_tj2
+    x_tj4 = x_tj + x_tj3
+    q_k = q @ k.mT
+    x_jv = (x_tj4 * q_k).mT @ d_o
+    x_mv = rows.mT @ x_jv
+    decay_t = beta_runs[..., :-1, 0]
+    x_t2 = (decay_t[..., None, :] @ x_ts2.mT).squeeze(-2)
+    x_kv15 = q.mT @ (d_o * x_t2[..., :, None])
+    decay_t3 = alpha_runs[..., :-1, 0]
+    decay_t2 = alpha_runs[..., 1:, 0]
+    x_kv10 = q.mT @ (d_o * decay_t2[..., :, None])
+    return {
+        "x_tk7": x_mk,
+        "x_tk9": x_mk2,
+        "x_tv13": x_mv,
+        "x_kv15": x_kv15,
+        "decay_t3": decay_t3,
+        "x_kv10": x_kv10,
+        "x_tj3": x_tj3,
+        "q_k": q_k,
+        "x_t2": x_t2,
+    }
+
+
+def _carry_vjp(
+    *, d_M_next, x, d_S_next, decay_all, k, x_tk7, x_tk9, x_tv13, x_t4, x_kv15, decay_all2, decay_t3, x_kv10, **_
+):
+    """The cotangent of the state before a chunk, from that after it."""
+    x_kv = d_M_next * x[..., None, None]
+    x_kv2 = d_S_next * decay_all[..., None, None]
+    x_tv = _products((x_tk7, d_M_next), (x_tk9, d_S_next)) + x_tv13
+    x_kv3 = k.mT @ (x_tv * x_t4[..., :, None])
+    d_S = x_kv + x_kv2 + x_kv3 + x_kv15
+    x_kv4 = d_M_next * decay_all2[..., None, None]
+    x_kv5 = k.mT @ (x_tv * decay_t3[..., :, None])
+    d_M = x_kv4 + x_kv5 + x_kv10
+    return {
+        "d_S": d_S,
+        "d_M": d_M,
+    }
+
+
+def _inputs_vjp(
+    *,
+    alpha,
+    k,
+    d_M_next,
+    x_tk3,
+    M,
+    x_tk5,
+    S,
+    x_tv7,
+    eta,
+    lam,
+    beta,
+    decay_t3,
+    x_tk7,
+    x_tk9,
+    d_S_next,
+    x_tv13,
+    x_tj9,
+    d_o,
+    q_k,
+    q,
+    **others,
+):
+    """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
+    x_tj32 = others["x_tj3"]
+    x_t22 = others["x_t2"]
+    x_j62 = others["x_j6"]
+    x_j32 = others["x_j3"]
+    x_tj72 = others["x_tj7"]
+    x_t42 = others["x_t4"]
+    alpha_runs = _runs(alpha)
+    decay_j = alpha_runs[..., -1, 1:]
+    k_d_M_next = k @ d_M_next
+    x_tv = _products((x_tk3, M), (x_tk5, S)) + x_tv7
+    sum_j = (k_d_M_next * x_tv).sum(-1)
+    x_t = -(eta * lam)
+    x_j2 = sum_j * x_t
+    x_mj = decay_j[..., :, None] * x_j2[..., None, :]
+    decay_tj = alpha_runs[..., :-1, 1:]
+    sum_m = (x_mj * decay_tj).sum(-1)
+    beta_runs = _runs(beta)
+    decay_tj2 = beta_runs[..., :-1, 1:]
+    x_tj = decay_tj2 * eta[..., None, :]
+    x_s = (sum_j[..., None, :] @ x_tj.mT).squeeze(-2)
+    sum = (d_M_next * S).sum((-2, -1))
+    decay_t = beta_runs[..., :-1, 0]
+    x_s3 = sum[..., None] * decay_t
+    x_s4 = x_s + x_s3
+    x_t3 = -(beta * lam)
+    x_s6 = x_s4 * x_t3
+    x_sm = decay_j[..., None, :] * x_s6[..., :, None]
+    decay_sm = alpha_runs[..., :-1, 1:].mT
+    sum_m2 = (x_sm * decay_sm).sum(-2)
+    sum2 = (d_M_next * M).sum((-2, -1))
+    x_m2 = decay_j * sum2[..., None]
+    x_m4 = x_m2 * decay_t3
+    x_tv2 = _products((x_tk7, d_M_next), (x_tk9, d_S_next)) + x_tv13
+    x_tv3 = k @ M
+    sum_t = (x_tv2 * x_tv3).sum(-1)
+    x_m5 = (sum_t[..., None, :] @ decay_tj).squeeze(-2)
+    x_m6 = x_m5 * decay_t3
+    x_tv5 = k @ S
+    sum_t2 = (x_tv2 * x_tv5).sum(-1)
+    x_ts = sum_t2[..., :, None] * decay_t[..., None, :]
+    x_tj2 = x_tv2 @ x_tv.mT
+    x_tj3 = x_tj2 * x_tj9
+    x_ts2 = x_tj3 @ x_tj.mT
+    x_ts3 = x_ts + x_ts2
+    x_sm3 = (x_ts3 * x_t3[..., None, :]).mT @ decay_tj
+    sum_m3 = (x_sm3 * decay_sm).sum(-2)
+    x_mj4 = decay_tj.mT @ (x_tj3 * x_t[..., None, :])
+    sum_m4 = (x_mj4 * decay_tj).sum(-1)
+    decay_tj3 = alpha_runs[..., 1:, 1:]
+    x_tj5 = d_o @ x_tv.mT
+    x_tj6 = x_tj5 * q_k
+    x_mj6 = decay_tj3.mT @ (x_tj6 * x_t[..., None, :])
+    sum_m5 = (x_mj6 * decay_tj).sum(-1)
+    x_ts5 = x_tj6 @ x_tj.mT
+    q_S = q @ S
+    sum_t3 = (d_o * q_S).sum(-1)
+    x_ts6 = sum_t3[..., :, None] * decay_t[..., None, :]
+    x_ts7 = x_ts5 + x_ts6
+    x_sm5 = (x_ts7 * x_t3[..., None, :]).mT @ decay_tj3
+    sum_m6 = (x_sm5 * decay_sm).sum(-2)
+    q_M = q @ M
+    sum_t4 = (d_o * q_M).sum(-1)
+    x_m7 = (sum_t4[..., None, :] @ decay_tj3).squeeze(-2)
+    x_m8 = x_m7 * decay_t3
+    x_t12 = sum_m5 + sum_m6 + x_m8
+    d_alpha = sum_m + sum_m2 + x_m4 + x_m6 + sum_m3 + sum_m4 + x_t12
+    x_tj8 = decay_tj3 * x_t[..., None, :]
+    x_tj10 = x_tj8 + x_tj32
+    x_tj11 = x_tj5 * x_tj10
+    decay_t2 = alpha_runs[..., 1:, 0]
+    d_q = _products((x_tj11, k), ((d_o * x_t22[..., :, None]), S.mT), ((d_o * decay_t2[..., :, None]), M.mT))
+    decay_j2 = beta_runs[..., -1, 1:]
+    k_d_S_next = k @ d_S_next
+    sum_j2 = (k_d_S_next * x_tv).sum(-1)
+    x_j4 = sum_j2 * eta
+    x_mj8 = decay_j2[..., :, None] * x_j4[..., None, :]
+    sum_m7 = (x_mj8 * decay_tj2).sum(-1)
+    sum3 = (d_S_next * S).sum((-2, -1))
+    x_m10 = decay_j2 * sum3[..., None]
+    x_m12 = x_m10 * decay_t
+    x_s8 = decay_j * x_t3
+    x_sj2 = x_s8[..., :, None] * sum_j[..., None, :]
+    x_ts10 = decay_tj * x_t3[..., None, :]
+    x_ts12 = decay_tj3 * x_t3[..., None, :]
+    x_sj5 = _products((x_ts10.mT, x_tj3), (x_ts12.mT, x_tj6)) + x_sj2
+    x_mj11 = decay_tj2.mT @ (x_sj5 * eta[..., None, :])
+    sum_m8 = (x_mj11 * decay_tj2).sum(-1)
+    x_s9 = x_s8 * sum[..., None]
+    x_s10 = (sum_t2[..., None, :] @ x_ts10).squeeze(-2)
+    x_s11 = (sum_t3[..., None, :] @ x_ts12).squeeze(-2)
+    x_s12 = x_s9 + x_s10 + x_s11
+    x_m13 = (x_s12[..., None, :] @ decay_tj2).squeeze(-2)
+    x_m14 = x_m13 * decay_t
+    x_t18 = sum_m7 + x_m12 + sum_m8 + x_m14
+    x_s13 = x_s4 * decay_j
+    sum_s = (x_ts3 * decay_tj).sum(-2)
+    sum_s2 = (x_ts7 * decay_tj3).sum(-2)
+    x_s14 = x_s13 + sum_s + sum_s2
+    x_t20 = -(x_s14 * lam)
+    d_beta = x_t18 + x_t20
+    x_j5 = sum_j * decay_j
+    sum_j3 = (x_tj3 * decay_tj).sum(-2)
+    sum_j4 = (x_tj6 * decay_tj3).sum(-2)
+    x_j6 = x_j5 + sum_j3 + sum_j4
+    x_t23 = -(x_j6 * eta)
+    x_t24 = -(x_s14 * beta)
+    d_lam = x_t23 + x_t24
+    x_j7 = sum_j2 * decay_j2
+    sum_j5 = (x_sj5 * decay_tj2).sum(-2)
+    x_j8 = x_j7 + sum_j5
+    x_t26 = -(x_j6 * lam)
+    d_eta = x_j8 + x_t26
+    x_tj17 = decay_tj * x_t[..., None, :]
+    x_tj18 = x_tj17 + x_tj72
+    x_tj19 = x_tj2 * x_tj18
+    x_tk12 = _products(((x_tv2 * x_t42[..., :, None]), S.mT), ((x_tv2 * decay_t3[..., :, None]), M.mT), (x_tj19, k))
+    d_k = (
+        _products(
+            ((x_j62[..., :, None] * x_tv), d_M_next.mT),
+            ((x_j32[..., :, None] * x_tv), d_S_next.mT),
+            (x_tj19.mT, k),
+            (x_tj11.mT, q),
+        )
+        + x_tk12
+    )
+    x_tv15 = -x_tv2
+    return {
+        "d_alpha": d_alpha,
+        "d_q": d_q,
+        "d_beta": d_beta,
+        "d_lam": d_lam,
+        "d_eta": d_eta,
+        "d_k": d_k,
+        "d_v": x_tv15,
+    }
+
+
+def _compute_type(tensors):
+    """The widest of the inputs' types, float32 at least."""
+    dtype = torch.float32
+    for t in tensors:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return dtype
+
+
+class _Panel:
+    """Tokens first..last of segments i..j, in chunks of `chunk` tokens: whole segments of one length, or a part of one.
+
+    `offset` is where in its segment the panel begins, `length` how many tokens of each segment it has.
+    """
+
+    def __init__(self, i, j, first, last, offset, chunk):
+        self.i, self.j, self.first, self.last = i, j, first, last
+        self.offset, self.length, self.chunk = offset, (last - first) // max(j - i, 1), chunk
+
+
+def _panels(T, heads):
+    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order."""
+    size, walk, i = max(ROWS // (heads * CHUNK), 1) * CHUNK, [], 0
+    spans = [(a, min(a + size, T)) for a in range(0, T, size)]  # what segments there are makes no difference
+    while i < len(spans):
+        first, last = spans[i]
+        length, j = last - first, i + 1
+        chunk = max(n for n in range(1, CHUNK + 1) if length % n == 0)
+        uneven = length > CHUNK and chunk < CHUNK // 4
+        if length > size or uneven:
+            whole = last - length % CHUNK
+            parts = [(a, min(a + size, whole)) for a in range(first, whole, size)]
+            parts += [(whole, last)] if whole < last else []
+            walk.append([_Panel(i, j, a, b, a - first, min(b - a, CHUNK)) for a, b in parts])
+        else:
+            while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
+                j += 1
+            walk.append([_Panel(i, j, first, spans[j - 1][1], 0, chunk)])
+        i = j
+    return walk
+
+
+def _rows(t, panel, dtype):
+    """A panel's rows of t (B, T, H, ·), as (B, H, rows, ·)."""
+    rows = t[:, panel.first : panel.last].transpose(1, 2)
+    return rows.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _load(tensors, panel, dtype):
+    """A panel's inputs by name and what its chunks add to the state."""
+    size = (1, -1, panel.chunk)
+    x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
+    return x | _writes(**x)
+
+
+def _fresh(tensors, lanes, dtype):
+    """The state before a segment's first token."""
+    q, v = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")]
+    slot = q.new_zeros(q.shape[0], q.shape[2], lanes, q.shape[3], v.shape[3], dtype=dtype)
+    return {"S": slot, "M": slot}
+
+
+def _by_chunk(values, dimensions, batch):
+    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    parts = {}
+    for name, n in dimensions.items():
+        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
+
+
+def _walk(x, state, segments):
+    """The states before the chunks of a panel, stacked; those at the ends of its segments; and the one after it.
+
+    `segments` is how many the chunks go through one after another.
+    """
+    batch, before, ends = x["q"].shape[:4], [], []
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
+        before.append(state)
+        out = _carry(**chunk, **state)
+        state = {name: out[f"{name}_next"] for name in state}
+        if (c + 1) * segments % batch[3] == 0:
+            ends.append(state)
+    return {name: torch.stack([s[name] for s in before], 3) for name in state}, ends, state
+
+
+def _walk_back(x, d_state, d_ends, segments):
+    """The reverse of `_walk`: cotangents of the states after the chunks, stacked, and of the one before the panel.
+
+    `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
+    """
+    batch, after = x["q"].shape[:4], []
+    chunks = _by_chunk(x, CARRY_VJP, batch)
+    for c in reversed(range(len(chunks))):
+        after.append(d_state)
+        out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
+        d_state = {name: out[f"d_{name}"] for name in d_state}
+    return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
+
+
+def _saved_torch(tensors):
+    """Empty tensors for what the forward pass saves.
+
+    kept_S (B, H, N, K, V): S at the ends of segments
+    kept_M (B, H, N, K, V): M at the ends of segments
+    """
+    q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
+    (B, T, H, K), V = q.shape, v.shape[3]
+    N = _panels(T, B * H)[-1][-1].j
+    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, N, K, V), (B, H, N, K, V)]]
+
+
+def _run_forward_torch(tensors):
+    """y, and what the backward pass needs of it."""
+    v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
+    B, T, H, _ = v.shape
+    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    kept_S, kept_M = saved
+    state = _fresh(tensors, 1, dtype)
+    for panel in [panel for run in _panels(T, B * H) for panel in run]:
+        i, j = panel.i, panel.j
+        x = _load(tensors, panel, dtype)
+        before, ends, state = _walk(x, state, panel.j - panel.i)
+        if ends:
+            kept_S[:, :, i:j] = torch.cat([end["S"] for end in ends], 2)
+            kept_M[:, :, i:j] = torch.cat([end["M"] for end in ends], 2)
+        x |= _read_online(**x, **before)
+        rows = {name: x[name].flatten(2, 4) for name in ("o",)}
+        y[:, panel.first : panel.last] = rows["o"].transpose(1, 2)
+    return [y, *saved]
+
+
+def _run_backward_torch(tensors, saved, d_y):
+    """The gradient of every input."""
+    dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
+    kept_S, kept_M = saved
+    d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+    d_state = _fresh(tensors, 1, dtype)
+    for run in reversed(_panels(T, B * H)):
+        i = run[0].i
+        states = [_fresh(tensors, 1, dtype)]
+        if i > 0:
+            states[0] |= {"S": kept_S[:, :, i - 1 : i], "M": kept_M[:, :, i - 1 : i]}
+        for panel in run[:-1]:
+            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        for panel in reversed(run):
+            x = _load(tensors, panel, dtype)
+            d_rows = _rows(d_y, panel, dtype)
+            x["d_o"] = d_rows.unflatten(2, x["q"].shape[2:5])
+            x |= _walk(x, states.pop(), panel.j - panel.i)[0]
+            x |= _pulls(**x)
+            after, d_state = _walk_back(x, d_state, None, panel.j - panel.i)
+            out = _inputs_vjp(**x, **after)
+            for name, t in zip(INPUTS, d, strict=True):
+                t[:, panel.first : panel.last] = out[f"d_{name}"].expand_as(x[name]).flatten(2, 4).transpose(1, 2)
+    return d
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Triton path. B batch, T tokens, H heads, K and V the head's sizes; BT, BK, BV the tile of each; i_ an index,
+# o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·); states are (B, H, number, K, V) in float32.
+#
+# A block is a run of whole chunks of BT tokens inside one segment: what one program walks. Where blocks follow one
+# another (segments longer than a block, and every segment here),
+# `states` leaves the state at each block's start and `retreat` its gradient at each block's end, so that everything
+# else runs block by block.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@_jit
+def _tile_rounded(b_x):
+    """float32 rounded to tf32, 10 bits behind the point, ties away from zero."""
+    return ((b_x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@_jit
+def _tile_part(b_x, small):
+    """x as the sum of two tf32 numbers: the larger, or what that leaves of x where `small`."""
+    return _tile_rounded(b_x - tl.where(small, _tile_rounded(b_x), 0.0))
+
+
+@_jit
+def _tile_dot_add(b_c, b_a, b_b, one, PREC: tl.constexpr):
+    """c + a b, in a loop of one turn that the compiler cannot see through; of three, by parts, for float32 as 3 x tf32.
+
+    Of products in one region Triton spreads all warps over rows alone, each with the whole of b in its registers; in a
+    region of its own a product's warps share a and b both.
+    """
+    if PREC == "tf32x3":
+        for i in range(3 * one):  # small by large, large by small, large by large
+            b_c = tl.dot(_tile_part(b_a, i == 0), _tile_part(b_b, i == 1), b_c, input_precision="tf32")
+    else:
+        for _ in range(one):
+            b_c = tl.dot(b_a, b_b, b_c, input_precision=PREC)
+    return b_c
+
+
+@_jit
+def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
+    return _tile_dot_add(tl.zeros([b_a.shape[0], b_b.shape[1]], tl.float32), b_a, b_b, one, PREC)
+
+
+@_jit
+def _tile_runs(b_a):
+    """For products over runs of at most 128 tokens: running sums of log2|a|, integer exponents and logs of mantissas
+    apart so that differences stay exact; then the summands themselves.
+
+    An exponent shares its word with counts of zeros (bits 8 to 15) and of negative signs (0 to 7). Subnormals count
+    as zeros.
+    """
+    bits = tl.abs(b_a).to(tl.int32, bitcast=True)
+    zero = bits < 0x00800000
+    bits = tl.where(zero, 0x3F800000, bits)
+    mantissa = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    large = mantissa > 1.4142135
+    e = (bits >> 23) - 127 + large.to(tl.int32)
+    e = (e << 16) + (zero.to(tl.int32) << 8) + (b_a < 0).to(tl.int32)
+    f = tl.log2(tl.where(large, mantissa * 0.5, mantissa))
+    return tl.cumsum(e, 0), tl.cumsum(f, 0), e, f
+
+
+@_jit
+def _tile_product(e, f):
+    """The product that a difference of running sums stands for: 0 where a zero lies between, with the signs between."""
+    size = tl.exp2((e >> 16).to(tl.float32) + f).to(tl.int32, bitcast=True)
+    return tl.where((e & 0xFF00) == 0, size ^ (e << 31), 0).to(tl.float32, bitcast=True)
+
+
+@_jit
+def _tile_inverse(b_A, BT: tl.constexpr):
+    """Inverses of the 16-row diagonal blocks of I - A, A strictly lower triangular: rows by forward substitution."""
+    BLOCKS: tl.constexpr = BT // 16
+    o_n, o_i = tl.arange(0, BLOCKS), tl.arange(0, 16)
+    same = (o_n[:, None] == o_n[None, :])[:, None, :, None]
+    below = tl.sum(tl.where(same, tl.reshape(b_A, [BLOCKS, 16, BLOCKS, 16]), 0.0), 2)
+    below = tl.where((o_i[:, None] > o_i[None, :])[None, :, :], below, 0.0)
+    b_T = tl.zeros([BLOCKS, 16, 16], tl.float32) + (o_i[:, None] == o_i[None, :]).to(tl.float32)[None, :, :]
+    for i in range(1, 16):
+        row = tl.sum(tl.where((o_i == i)[None, :, None], below, 0.0), 1)
+        more = tl.sum(row[:, :, None] * b_T, 1)
+        b_T = tl.where((o_i == i)[None, :, None], b_T + more[:, None, :], b_T)
+    full = tl.where(same, tl.zeros([BLOCKS, 16, BLOCKS, 16], tl.float32) + b_T[:, :, None, :], 0.0)
+    return tl.reshape(full, [BT, BT])
+
+
+@_jit
+def _tile_solve(b_A, b_B, one, BT: tl.constexpr, PREC: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """X with X = A X + B (A transposed, if so): the inverse of the diagonal blocks, applied once a block."""
+    o_t = tl.arange(0, BT)
+    b_T = _tile_inverse(b_A, BT)
+    b_L = tl.where((o_t // 16)[:, None] > (o_t // 16)[None, :], b_A, 0.0)
+    if TRANSPOSED:
+        b_T, b_L = tl.trans(b_T), tl.trans(b_L)
+    b_X = _tile_dot(b_T, b_B, one, PREC)
+    for _ in range(1, BT // 16):
+        b_X = _tile_dot(b_T, _tile_dot_add(b_B, b_L, b_X, one, PREC), one, PREC)
+    return b_X
+
+
+@_jit
+def states_kernel(
+    k,
+    v,
+    beta,
+    eta,
+    alpha,
+    lam,
+    start_S,
+    start_M,
+    error_0,
+    blocks,
+    chains,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The state at the end of every segment and at the start of every block.
+
+    One program walks a chain of blocks and a tile of V columns.
+    """
+    i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    b_S = tl.zeros([BK, BV], tl.float32)
+    b_M = tl.zeros([BK, BV], tl.float32)
+    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
+        start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+        i_state = i_bh.to(tl.int64) * n_blocks + i_n
+        tl.store(start_S + i_state * K * V + o_kv, b_S, mask=m_kv)
+        tl.store(start_M + i_state * K * V + o_kv, b_M, mask=m_kv)
+        for i_step in range(tl.cdiv(end - start, BT)):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_eta, 0.0)
+            b_x_tj = b_decay_tj * b_x_t2[None, :]
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+            b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+            b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = -(b_beta * b_lam)
+            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+            b_x_s3 = b_decay_j * b_x_t5
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_t6 = -(b_eta * b_lam)
+            b_x_t7 = tl.where(b_valid > 0, b_x_t6, 0.0)
+            b_x_j4 = b_decay_j * b_x_t7
+            b_x_j5 = b_x_j4 + b_x_j2
+            b_decay_tj2 = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :],
+                    (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :],
+                ),
+                0.0,
+            )
+            b_x_tj2 = b_decay_tj2 * b_x_t7[None, :]
+            b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+            b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_t8 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_x_t9 = tl.where(b_valid > 0, 1.0, 0.0)
+            b_x_tj5 = b_x_t9[:, None] * b_x_tj4
+            b_x_t10 = b_x_t9 * b_x_t8
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_kv = b_x * b_S
+            b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+            b_x_kv2 = b_decay_all * b_M
+            b_x_kv3 = b_x_kv + b_x_kv2
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tj6 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj7 = b_x_tj5 * b_x_tj6
+            b_x_tv = _tile_dot(b_k, b_S, one, PREC)
+            b_x_tv2 = b_x_t10[:, None] * b_x_tv
+            b_x_tv3 = _tile_dot(b_k, b_M, one, PREC)
+            b_decay_t2 = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
+            b_x_t11 = b_x_t9 * b_decay_t2
+            b_x_tv4 = b_x_t11[:, None] * b_x_tv3
+            b_x_tv5 = b_x_tv2 + b_x_tv4
+            b_v = tl.load(
+                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_tv7 = -b_v
+            b_x_tv8 = b_x_tv7 + b_x_tv5
+            b_error_0 = _tile_solve(b_x_tj7, b_x_tv8, one, BT, PREC, False)
+            tl.store(
+                error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                b_error_0,
+                mask=m_t[:, None] & m_v[None, :],
+            )
+            b_x_jv2 = b_x_j5[:, None] * b_error_0
+            b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_j6 = b_decay_j2 * b_x_t2
+            b_x_jv3 = b_x_j6[:, None] * b_error_0
+            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv5 = b_decay_all2 * b_S
+            b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+            b_S = b_S_next
+            b_M = b_M_next
+
+
+@_jit
+def read_kernel(
+    q,
+    k,
+    beta,
+    eta,
+    alpha,
+    lam,
+    error_0,
+    start_S,
+    start_M,
+    y,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The read-outs y.
+
+    One program a block and tile of V columns walks the block's chunks, and reads cached states for each.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_state = i_bh.to(tl.int64) * n_blocks + i_n
+    b_S = tl.load(start_S + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_valid = m_t.to(tl.float32)
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_tj = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_eta, 0.0)
+        b_x_tj = b_decay_tj * b_x_t2[None, :]
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+        b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t4 = -(b_beta * b_lam)
+        b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+        b_x_s3 = b_decay_j * b_x_t5
+        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+        b_x_t6 = -(b_eta * b_lam)
+        b_x_t7 = tl.where(b_valid > 0, b_x_t6, 0.0)
+        b_x_j4 = b_decay_j * b_x_t7
+        b_x_j5 = b_x_j4 + b_x_j2
+        b_decay_tj2 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t3_e[:, None] - b_x_t3_e[None, :], b_x_t3_f[:, None] - b_x_t3_f[None, :]),
+            0.0,
+        )
+        b_x_tj2 = b_decay_tj2 * b_x_t7[None, :]
+        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+        b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_t8 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+        b_x_kv = b_x * b_S
+        b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+        b_x_kv2 = b_decay_all * b_M
+        b_x_kv3 = b_x_kv + b_x_kv2
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
+        b_x_tv = b_x_t8[:, None] * b_q_S
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_decay_t2 = _tile_product(b_x_t3_e, b_x_t3_f)
+        b_x_tv2 = b_decay_t2[:, None] * b_q_M
+        b_x_tv3 = b_x_tv + b_x_tv2
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj5 = b_x_tj4 * b_q_k
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_o = _tile_dot_add(b_x_tv3, b_x_tj5, b_error_0, one, PREC)
+        b_x_jv2 = b_x_j5[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv5 = b_decay_all2 * b_S
+        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_j6 = b_decay_j2 * b_x_t2
+        b_x_jv3 = b_x_j6[:, None] * b_error_0
+        b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+        b_S = b_S_next
+        b_M = b_M_next
+        b_y = b_o
+        o_y = o_t[:, None] * (H * V) + o_v[None, :]
+        tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
+
+
+@_jit
+def queries_kernel(
+    k,
+    beta,
+    eta,
+    alpha,
+    lam,
+    d_y,
+    error_0,
+    start_S,
+    start_M,
+    d_q,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the queries.
+
+    One program a block and tile of K columns walks the block forwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_state = i_bh.to(tl.int64) * n_blocks + i_n
+    b_S = tl.load(start_S + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_valid = m_t.to(tl.float32)
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_tj = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_eta, 0.0)
+        b_x_tj = b_decay_tj * b_x_t2[None, :]
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+        b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t4 = -(b_beta * b_lam)
+        b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+        b_x_s3 = b_decay_j * b_x_t5
+        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+        b_x_t6 = -(b_eta * b_lam)
+        b_x_t7 = tl.where(b_valid > 0, b_x_t6, 0.0)
+        b_x_j4 = b_decay_j * b_x_t7
+        b_x_j5 = b_x_j4 + b_x_j2
+        b_decay_tj2 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t3_e[:, None] - b_x_t3_e[None, :], b_x_t3_f[:, None] - b_x_t3_f[None, :]),
+            0.0,
+        )
+        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+        b_x_tj2 = b_decay_tj2 * b_x_t7[None, :]
+        b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_t8 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+        b_x_kv = b_x * b_S
+        b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+        b_x_kv2 = b_decay_all * b_M
+        b_x_kv3 = b_x_kv + b_x_kv2
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_d_y_S = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_S), one, PREC)
+        b_x_tk = b_x_t8[:, None] * b_d_y_S
+        b_d_y_M = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_tj5 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_x_tj6 = b_x_tj5 * b_x_tj4
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tk3 = _tile_dot_add(b_x_tk, b_x_tj6, b_k.to(tl.float32), one, PREC)
+        b_decay_t2 = _tile_product(b_x_t3_e, b_x_t3_f)
+        b_x_tk4 = b_decay_t2[:, None] * b_d_y_M
+        b_d_q = b_x_tk4 + b_x_tk3
+        tl.store(
+            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_q.to(d_q.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_x_jv2 = b_x_j5[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv5 = b_decay_all2 * b_S
+        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_j6 = b_decay_j2 * b_x_t2
+        b_x_jv3 = b_x_j6[:, None] * b_error_0
+        b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+        b_S = b_S_next
+        b_M = b_M_next
+
+
+@_jit
+def keys_kernel(
+    q,
+    k,
+    beta,
+    eta,
+    alpha,
+    lam,
+    d_y,
+    error_0,
+    pull_0,
+    start_S,
+    start_M,
+    d_end_S,
+    d_end_M,
+    d_k,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the keys.
+
+    One program a block and tile of K columns walks the block backwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_state = i_bh.to(tl.int64) * n_blocks + i_n
+    b_d_S_next = tl.load(d_end_S + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        b_S = tl.load(start_S + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+        b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+        for i_step in range(n_steps - 1 - i_back):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv = b_decay_all * b_M
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -(b_beta * b_lam)
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_s3 = b_decay_j * b_x_t3
+            b_x_t4 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
+            b_decay_t = _tile_product((b_x_t4_e - b_x_t4_e1), (b_x_t4_f - b_x_t4_f1))
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_kv2 = b_x * b_S
+            b_x_kv3 = b_x_kv2 + b_x_kv
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t4_e - b_x_t4_e1)[:, None] - b_x_t4_e[None, :],
+                    (b_x_t4_f - b_x_t4_f1)[:, None] - b_x_t4_f[None, :],
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t5 = tl.where(b_valid > 0, b_eta, 0.0)
+            b_x_tj = b_decay_tj * b_x_t5[None, :]
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_t6 = -(b_eta * b_lam)
+            b_x_t7 = tl.where(b_valid > 0, b_x_t6, 0.0)
+            b_x_j4 = b_decay_j * b_x_t7
+            b_x_j5 = b_x_j4 + b_x_j2
+            b_error_0 = tl.load(
+                error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                mask=m_t[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_x_jv2 = b_x_j5[:, None] * b_error_0
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
+            b_x_kv5 = b_decay_all2 * b_S
+            b_decay_j2 = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
+            b_x_j6 = b_decay_j2 * b_x_t5
+            b_x_jv3 = b_x_j6[:, None] * b_error_0
+            b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+            b_S = b_S_next
+            b_M = b_M_next
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_valid = m_t.to(tl.float32)
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_tj = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_eta, 0.0)
+        b_x_tj = b_decay_tj * b_x_t2[None, :]
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+        b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t4 = -(b_beta * b_lam)
+        b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+        b_x_s3 = b_decay_j * b_x_t5
+        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+        b_x_t6 = -(b_eta * b_lam)
+        b_x_t7 = tl.where(b_valid > 0, b_x_t6, 0.0)
+        b_x_j4 = b_decay_j * b_x_t7
+        b_x_j5 = b_x_j4 + b_x_j2
+        b_decay_tj2 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t3_e[:, None] - b_x_t3_e[None, :], b_x_t3_f[:, None] - b_x_t3_f[None, :]),
+            0.0,
+        )
+        b_x_tj2 = b_decay_tj2 * b_x_t7[None, :]
+        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+        b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_t8 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+        b_decay_tj3 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :], (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :]
+            ),
+            0.0,
+        )
+        b_x_ts4 = b_decay_tj3 * b_x_t5[None, :]
+        b_x_t9 = tl.sum(b_x_ts4 * b_decay_t[None, :], 1)
+        b_x_t10 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t11 = b_x_t10 * b_x_t9
+        b_x_tj5 = b_decay_tj3 * b_x_t7[None, :]
+        b_x_tj7 = _tile_dot_add(b_x_tj5, b_x_ts4, b_x_tj, one, PREC)
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv = b_d_S_next * b_decay_all
+        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+        b_x_kv2 = b_d_M_next * b_x
+        b_x_kv3 = b_x_kv + b_x_kv2
+        b_pull_0 = tl.load(
+            pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_pull_0_M = _tile_dot(b_pull_0, tl.trans(b_M), one, PREC)
+        b_decay_t2 = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
+        b_x_t12 = b_x_t10 * b_decay_t2
+        b_x_tk = b_x_t12[:, None] * b_pull_0_M
+        b_pull_0_S = _tile_dot(b_pull_0, tl.trans(b_S), one, PREC)
+        b_x_tk2 = b_x_t11[:, None] * b_pull_0_S
+        b_x_tk3 = b_x_tk + b_x_tk2
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_jk = _tile_dot(b_error_0, tl.trans(b_d_S_next), one, PREC)
+        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_j6 = b_decay_j2 * b_x_t2
+        b_x_jk2 = b_x_j6[:, None] * b_x_jk
+        b_x_jk3 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
+        b_x_jk4 = b_x_j5[:, None] * b_x_jk3
+        b_x_jk5 = b_x_jk2 + b_x_jk4
+        b_decay_all2 = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+        b_x_kv4 = b_d_M_next * b_decay_all2
+        b_x_tj8 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_x_tj9 = b_x_t10[:, None] * b_x_tj7
+        b_x_tj10 = b_x_tj8 * b_x_tj9
+        b_x_tj11 = b_x_tj8 * b_x_tj7
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tk4 = _tile_dot(b_x_tj11, b_k.to(tl.float32), one, PREC)
+        b_x_tk5 = b_x_t10[:, None] * b_x_tk4
+        b_x_tk6 = b_x_tk5 + b_x_tk3
+        b_x_jk8 = _tile_dot_add(b_x_tk6, tl.trans(b_x_tj10), b_k, one, PREC)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tj12 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_x_tj13 = b_x_tj12 * b_x_tj4
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_jk10 = _tile_dot_add(b_x_jk5, tl.trans(b_x_tj13), b_q.to(tl.float32), one, PREC)
+        b_d_k = b_x_jk10 + b_x_jk8
+        tl.store(
+            d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_k.to(d_k.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_x_tv = b_d_y.to(tl.float32) * b_x_t8[:, None]
+        b_x_kv6 = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        b_decay_t3 = _tile_product(b_x_t3_e, b_x_t3_f)
+        b_x_tv2 = b_d_y.to(tl.float32) * b_decay_t3[:, None]
+        b_x_kv8 = _tile_dot_add(b_x_kv4, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
+        b_x_tv3 = b_pull_0 * b_x_t11[:, None]
+        b_d_S = _tile_dot_add(b_x_kv6, tl.trans(b_k), b_x_tv3, one, PREC)
+        b_x_tv4 = b_pull_0 * b_x_t12[:, None]
+        b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_k), b_x_tv4, one, PREC)
+        b_d_S_next = b_d_S
+        b_d_M_next = b_d_M
+
+
+@_jit
+def values_kernel(
+    pull_0,
+    d_v,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the values.
+
+    One program a block and tile of V columns walks the block forwards.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_v = tl.arange(0, BT), i_v * BV + tl.arange(0, BV)
+    m_v = o_v < V
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_state = i_bh.to(tl.int64) * n_blocks + i_n
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_pull_0 = tl.load(
+            pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_d_v = -b_pull_0
+        tl.store(
+            d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            b_d_v.to(d_v.dtype.element_ty),
+            mask=m_t[:, None] & m_v[None, :],
+        )
+
+
+@_jit
+def gates_kernel(
+    q,
+    k,
+    beta,
+    eta,
+    alpha,
+    lam,
+    d_y,
+    error_0,
+    pull_0,
+    start_S,
+    start_M,
+    d_end_S,
+    d_end_M,
+    d_alpha,
+    d_beta,
+    d_lam,
+    d_eta,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the gates, a part a tile.
+
+    One program a block and tile of V columns walks the block backwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_state = i_bh.to(tl.int64) * n_blocks + i_n
+    b_d_S_next = tl.load(d_end_S + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        b_S = tl.load(start_S + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+        b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
+        for i_step in range(n_steps - 1 - i_back):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv = b_decay_all * b_M
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -(b_beta * b_lam)
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_s3 = b_decay_j * b_x_t3
+            b_x_t4 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
+            b_decay_t = _tile_product((b_x_t4_e - b_x_t4_e1), (b_x_t4_f - b_x_t4_f1))
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_kv2 = b_x * b_S
+            b_x_kv3 = b_x_kv2 + b_x_kv
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t4_e - b_x_t4_e1)[:, None] - b_x_t4_e[None, :],
+                    (b_x_t4_f - b_x_t4_f1)[:, None] - b_x_t4_f[None, :],
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t5 = tl.where(b_valid > 0, b_eta, 0.0)
+            b_x_tj = b_decay_tj * b_x_t5[None, :]
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_t6 = -(b_eta * b_lam)
+            b_x_t7 = tl.where(b_valid > 0, b_x_t6, 0.0)
+            b_x_j4 = b_decay_j * b_x_t7
+            b_x_j5 = b_x_j4 + b_x_j2
+            b_error_0 = tl.load(
+                error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                mask=m_t[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_x_jv2 = b_x_j5[:, None] * b_error_0
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
+            b_x_kv5 = b_decay_all2 * b_S
+            b_decay_j2 = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
+            b_x_j6 = b_decay_j2 * b_x_t5
+            b_x_jv3 = b_x_j6[:, None] * b_error_0
+            b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+            b_S = b_S_next
+            b_M = b_M_next
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_x_kv = b_d_M_next * b_M
+        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_m2 = b_decay_j * b_sum
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_m4 = b_x_m2 * b_decay_t
+        b_x_kv2 = b_d_S_next * b_S
+        b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_beta, 1.0)
+        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+        b_x_m6 = b_decay_j2 * b_sum2
+        b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
+        b_x_m8 = b_x_m6 * b_decay_t2
+        b_x_kv3 = b_d_M_next * b_S
+        b_sum3 = tl.sum(tl.sum(b_x_kv3, 0), 0)
+        b_x_s2 = b_sum3 * b_decay_t2
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = -(b_beta * b_lam)
+        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
+        b_x_s5 = b_decay_j * b_x_t4
+        b_x_s6 = b_x_s5 * b_sum3
+        b_decay_tj = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
+        b_x_ts2 = b_decay_tj * b_x_t4[None, :]
+        b_x_t5 = tl.sum(b_x_ts2 * b_decay_t2[None, :], 1)
+        b_x_t6 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t7 = b_x_t6 * b_x_t5
+        b_decay_tj2 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            0.0,
+        )
+        b_x_ts4 = b_decay_tj2 * b_x_t4[None, :]
+        b_x_t8 = tl.sum(b_x_ts4 * b_decay_t2[None, :], 1)
+        b_decay_tj3 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
+            ),
+            0.0,
+        )
+        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+        b_x_kv4 = b_d_S_next * b_decay_all
+        b_x = tl.sum(b_x_s5 * b_decay_t2, 0)
+        b_x_kv5 = b_d_M_next * b_x
+        b_x_kv6 = b_x_kv4 + b_x_kv5
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv7 = b_d_M_next * b_decay_all2
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t9 = tl.where(b_valid > 0, b_eta, 0.0)
+        b_x_tj = b_decay_tj3 * b_x_t9[None, :]
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_jv2 = b_k_d_M_next * b_error_0
+        b_sum_j = tl.sum(b_x_jv2, 1)
+        b_x_jv3 = b_k_d_S_next * b_error_0
+        b_sum_j2 = tl.sum(b_x_jv3, 1)
+        b_x_s7 = tl.sum(b_sum_j[None, :] * b_x_tj, 1)
+        b_x_s8 = b_x_s7 + b_x_s2
+        b_x_s9 = b_x_s8 * b_x_t4
+        b_x_s10 = b_x_s8 * b_decay_j
+        b_x_j2 = b_sum_j2 * b_x_t9
+        b_x_j3 = b_sum_j2 * b_decay_j2
+        b_x_t10 = -(b_eta * b_lam)
+        b_x_t11 = tl.where(b_valid > 0, b_x_t10, 0.0)
+        b_x_j5 = b_sum_j * b_x_t11
+        b_x_j6 = b_sum_j * b_decay_j
+        b_x_mj2 = b_x_j5[None, :] * b_decay_tj
+        b_sum_m = tl.sum(b_x_mj2, 1)
+        b_x_m9 = b_decay_j * b_sum_m
+        b_x_mj4 = b_x_j2[None, :] * b_decay_tj3
+        b_sum_m2 = tl.sum(b_x_mj4, 1)
+        b_x_m10 = b_decay_j2 * b_sum_m2
+        b_decay_sm = tl.where(
+            o_t[None, :] > o_t[:, None],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[None, :] - b_x_t_e[:, None], (b_x_t_f - b_x_t_f1)[None, :] - b_x_t_f[:, None]
+            ),
+            0.0,
+        )
+        b_x_sm = b_x_s9[:, None] * b_decay_sm
+        b_sum_m3 = tl.sum(b_x_sm, 0)
+        b_x_m11 = b_decay_j * b_sum_m3
+        b_x_sj2 = b_x_s5[:, None] * b_sum_j[None, :]
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv = b_d_y.to(tl.float32) * b_x_t8[:, None]
+        b_x_tj2 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_x_tv2 = _tile_dot(b_k, b_M, one, PREC)
+        b_x_tv3 = _tile_dot(b_k, b_S, one, PREC)
+        b_pull_0 = tl.load(
+            pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_tv4 = b_pull_0 * b_x_tv2
+        b_sum_t = tl.sum(b_x_tv4, 1)
+        b_x_tv5 = b_pull_0 * b_x_tv3
+        b_sum_t2 = tl.sum(b_x_tv5, 1)
+        b_x_t12 = b_sum_t * b_x_t6
+        b_x_m12 = tl.sum(b_decay_tj * b_x_t12[:, None], 0)
+        b_x_m13 = b_x_m12 * b_decay_t
+        b_x_t13 = b_sum_t2 * b_x_t6
+        b_x_s11 = tl.sum(b_decay_tj * b_x_t13[:, None], 0)
+        b_x_s12 = b_x_t4 * b_x_s11
+        b_x_m14 = tl.sum(b_decay_tj3 * b_x_s12[:, None], 0)
+        b_x_m15 = b_x_m14 * b_decay_t2
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_kv9 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
+        b_x_tv6 = b_d_y.to(tl.float32) * b_q_S
+        b_sum_t3 = tl.sum(b_x_tv6, 1)
+        b_x_s13 = tl.sum(b_decay_tj2 * b_sum_t3[:, None], 0)
+        b_x_s14 = b_x_t4 * b_x_s13
+        b_x_s15 = b_x_s6 + b_x_s14
+        b_x_m16 = tl.sum(b_decay_tj3 * b_x_s15[:, None], 0)
+        b_x_m17 = b_x_m16 * b_decay_t2
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_x_tv7 = b_d_y.to(tl.float32) * b_q_M
+        b_sum_t4 = tl.sum(b_x_tv7, 1)
+        b_x_m18 = tl.sum(b_decay_tj2 * b_sum_t4[:, None], 0)
+        b_x_m19 = b_x_m18 * b_decay_t
+        b_x_tj3 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_decay_t3 = _tile_product(b_x_t_e, b_x_t_f)
+        b_x_tv8 = b_d_y.to(tl.float32) * b_decay_t3[:, None]
+        b_x_kv11 = _tile_dot_add(b_x_kv7, tl.trans(b_q.to(tl.float32)), b_x_tv8, one, PREC)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj4 = b_x_tj2 * b_q_k
+        b_x_tj5 = b_x_tj4 * b_decay_tj2
+        b_sum_j3 = tl.sum(b_x_tj5, 0)
+        b_x_j7 = b_x_j6 + b_sum_j3
+        b_x_t17 = b_x_j7 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t18 = -(b_x_t17 * b_eta)
+        b_x_t19 = -(b_x_t17 * b_lam)
+        b_x_ts5 = b_sum_t3[:, None] * b_decay_t2[None, :]
+        b_x_ts7 = _tile_dot_add(b_x_ts5, b_x_tj4, tl.trans(b_x_tj), one, PREC)
+        b_x_ts8 = b_x_ts7 * b_decay_tj2
+        b_sum_s = tl.sum(b_x_ts8, 0)
+        b_x_s16 = b_x_s10 + b_sum_s
+        b_x_sm2 = _tile_dot(tl.trans(b_x_ts7), b_decay_tj2, one, PREC)
+        b_x_t21 = b_x_s16 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t22 = -(b_x_t21 * b_beta)
+        b_x_t23 = b_x_t18 + b_x_t22
+        b_x_sm3 = b_x_t4[:, None] * b_x_sm2
+        b_x_sm4 = b_x_sm3 * b_decay_sm
+        b_sum_m4 = tl.sum(b_x_sm4, 0)
+        b_x_t24 = -(b_x_t21 * b_lam)
+        b_x_tv9 = b_pull_0 * b_x_t7[:, None]
+        b_d_S = _tile_dot_add(b_x_kv9, tl.trans(b_k), b_x_tv9, one, PREC)
+        b_x_mj5 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj4, one, PREC)
+        b_x_sj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj4, one, PREC)
+        b_x_mj6 = b_x_t11[None, :] * b_x_mj5
+        b_x_mj7 = b_x_mj6 * b_decay_tj
+        b_sum_m5 = tl.sum(b_x_mj7, 1)
+        b_x_t31 = b_x_m9 + b_x_m11 + b_x_m4 + b_sum_m5 + b_sum_m4 + b_x_m19
+        b_x_sj4 = b_x_t4[:, None] * b_x_sj3
+        b_x_sj5 = b_x_sj2 + b_x_sj4
+        b_x_t32 = b_x_t6 * b_decay_t
+        b_x_tv10 = b_pull_0 * b_x_t32[:, None]
+        b_d_M = _tile_dot_add(b_x_kv11, tl.trans(b_k), b_x_tv10, one, PREC)
+        b_x_t33 = b_x_t31 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj7 = b_x_sj5 * b_decay_tj3
+        b_sum_j4 = tl.sum(b_x_tj7, 0)
+        b_x_j8 = b_x_j3 + b_sum_j4
+        b_x_mj8 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj5, one, PREC)
+        b_x_mj9 = b_x_t9[None, :] * b_x_mj8
+        b_x_mj10 = b_x_mj9 * b_decay_tj3
+        b_sum_m6 = tl.sum(b_x_mj10, 1)
+        b_x_t38 = b_x_m10 + b_x_m8 + b_sum_m6 + b_x_m17
+        b_x_tj8 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+        b_x_tj9 = b_x_tj3 * b_x_tj8
+        b_x_t39 = b_x_t38 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t40 = b_x_t39 + b_x_t24
+        b_x_t42 = b_x_j8 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t43 = b_x_t42 + b_x_t19
+        b_x_ts9 = _tile_dot(b_x_tj9, tl.trans(b_x_tj), one, PREC)
+        b_x_ts10 = b_x_t6[:, None] * b_x_ts9
+        b_x_tj10 = b_x_tj9 * b_x_t6[:, None]
+        b_x_tj11 = b_x_tj10 * b_decay_tj
+        b_sum_j5 = tl.sum(b_x_tj11, 0)
+        b_x_t45 = b_sum_j5 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t46 = -(b_x_t45 * b_eta)
+        b_x_ts11 = b_x_t13[:, None] * b_decay_t2[None, :]
+        b_x_ts12 = b_x_ts11 + b_x_ts10
+        b_x_ts13 = b_x_ts12 * b_decay_tj
+        b_sum_s2 = tl.sum(b_x_ts13, 0)
+        b_x_t48 = b_sum_s2 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t49 = -(b_x_t48 * b_beta)
+        b_x_t50 = b_x_t49 + b_x_t46
+        b_d_lam = b_x_t23 + b_x_t50
+        tl.store(d_lam + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_lam, mask=m_t)
+        b_x_sm5 = _tile_dot(tl.trans(b_x_ts12), b_decay_tj, one, PREC)
+        b_x_sm6 = b_x_t4[:, None] * b_x_sm5
+        b_x_t51 = -(b_x_t45 * b_lam)
+        b_x_sm7 = b_x_sm6 * b_decay_sm
+        b_sum_m7 = tl.sum(b_x_sm7, 0)
+        b_x_mj11 = _tile_dot(tl.trans(b_decay_tj), b_x_tj10, one, PREC)
+        b_x_mj12 = b_x_t11[None, :] * b_x_mj11
+        b_x_mj13 = b_x_mj12 * b_decay_tj
+        b_x_sj6 = _tile_dot(tl.trans(b_decay_tj), b_x_tj10, one, PREC)
+        b_sum_m8 = tl.sum(b_x_mj13, 1)
+        b_x_t55 = b_x_m13 + b_sum_m7 + b_sum_m8
+        b_x_t56 = b_x_t55 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_alpha = b_x_t33 + b_x_t56
+        tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
+        b_x_sj7 = b_x_t4[:, None] * b_x_sj6
+        b_x_tj13 = b_x_sj7 * b_decay_tj3
+        b_sum_j6 = tl.sum(b_x_tj13, 0)
+        b_x_mj14 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj7, one, PREC)
+        b_x_t58 = b_sum_j6 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_mj15 = b_x_t9[None, :] * b_x_mj14
+        b_x_mj16 = b_x_mj15 * b_decay_tj3
+        b_sum_m9 = tl.sum(b_x_mj16, 1)
+        b_x_t59 = b_x_t58 + b_x_t51
+        b_d_eta = b_x_t43 + b_x_t59
+        tl.store(d_eta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_eta, mask=m_t)
+        b_x_t62 = b_x_m15 + b_sum_m9
+        b_x_t63 = b_x_t62 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t64 = -(b_x_t48 * b_lam)
+        b_x_t65 = b_x_t63 + b_x_t64
+        b_d_beta = b_x_t40 + b_x_t65
+        tl.store(d_beta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_beta, mask=m_t)
+        b_d_S_next = b_d_S
+        b_d_M_next = b_d_M
+
+
+@_jit
+def retreat_kernel(
+    q,
+    k,
+    beta,
+    eta,
+    alpha,
+    lam,
+    d_y,
+    pull_0,
+    d_end_S,
+    d_end_M,
+    blocks,
+    chains,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The gradient of the state at the end of every block, and of what passes through error rows.
+
+    One program walks a chain of blocks and a tile of V columns, in reverse.
+    """
+    i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    b_d_S_next = tl.zeros([BK, BV], tl.float32)
+    b_d_M_next = tl.zeros([BK, BV], tl.float32)
+    i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+    for i_back in range(i_last - i_first):
+        i_n = i_last - 1 - i_back
+        start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+        i_state = i_bh.to(tl.int64) * n_blocks + i_n
+        tl.store(d_end_S + i_state * K * V + o_kv, b_d_S_next, mask=m_kv)
+        tl.store(d_end_M + i_state * K * V + o_kv, b_d_M_next, mask=m_kv)
+        n_steps = tl.cdiv(end - start, BT)
+        for i_back in range(n_steps):
+            i_step = n_steps - 1 - i_back
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                0.0,
+            )
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -(b_beta * b_lam)
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_ts2 = b_decay_tj * b_x_t3[None, :]
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = -(b_eta * b_lam)
+            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+            b_x_tj = b_decay_tj * b_x_t5[None, :]
+            b_x_t6 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t6_e, b_x_t6_f, b_x_t6_e1, b_x_t6_f1 = _tile_runs(b_x_t6)
+            b_decay_t = _tile_product((b_x_t6_e - b_x_t6_e1), (b_x_t6_f - b_x_t6_f1))
+            b_x_t7 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_decay_tj2 = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t6_e - b_x_t6_e1)[:, None] - b_x_t6_e[None, :],
+                    (b_x_t6_f - b_x_t6_f1)[:, None] - b_x_t6_f[None, :],
+                ),
+                0.0,
+            )
+            b_x_t8 = tl.where(b_valid > 0, b_eta, 0.0)
+            b_x_tj2 = b_decay_tj2 * b_x_t8[None, :]
+            b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_s4 = b_decay_j * b_x_t3
+            b_x_j3 = tl.sum(b_x_s4[:, None] * b_x_tj2, 0)
+            b_x_j4 = b_decay_j * b_x_t5
+            b_x_j5 = b_x_j4 + b_x_j3
+            b_decay_tj3 = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_x_tj5 = b_decay_tj3 * b_x_t5[None, :]
+            b_x_ts4 = b_decay_tj3 * b_x_t3[None, :]
+            b_x_t9 = tl.sum(b_x_ts4 * b_decay_t[None, :], 1)
+            b_x_t10 = tl.where(b_valid > 0, 1.0, 0.0)
+            b_x_t11 = b_x_t10 * b_x_t9
+            b_x_tj7 = _tile_dot_add(b_x_tj5, b_x_ts4, b_x_tj2, one, PREC)
+            b_x_tj8 = b_x_t10[:, None] * b_x_tj7
+            b_decay_all = _tile_product(tl.sum(b_x_t6_e1, 0), tl.sum(b_x_t6_f1, 0))
+            b_x_kv = b_d_S_next * b_decay_all
+            b_x = tl.sum(b_x_s4 * b_decay_t, 0)
+            b_x_kv2 = b_d_M_next * b_x
+            b_x_kv3 = b_x_kv + b_x_kv2
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tj9 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj10 = b_x_tj8 * b_x_tj9
+            b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+            b_x_jv = b_k_d_M_next * b_x_j5[:, None]
+            b_k_d_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
+            b_decay_j2 = _tile_product(tl.sum(b_x_t6_e1, 0) - b_x_t6_e, tl.sum(b_x_t6_f1, 0) - b_x_t6_f)
+            b_x_j6 = b_decay_j2 * b_x_t8
+            b_x_jv2 = b_k_d_S_next * b_x_j6[:, None]
+            b_x_jv3 = b_x_jv2 + b_x_jv
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+            b_x_tj11 = b_x_tj4 * b_q_k
+            b_d_y = tl.load(
+                d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_jv5 = _tile_dot_add(b_x_jv3, tl.trans(b_x_tj11), b_d_y.to(tl.float32), one, PREC)
+            b_pull_0 = _tile_solve(b_x_tj10, b_x_jv5, one, BT, PREC, True)
+            tl.store(
+                pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_0, mask=m_t[:, None] & m_v[None, :]
+            )
+            b_x_tv2 = b_d_y.to(tl.float32) * b_x_t7[:, None]
+            b_x_kv5 = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv6 = b_d_M_next * b_decay_all2
+            b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
+            b_x_tv3 = b_d_y.to(tl.float32) * b_decay_t2[:, None]
+            b_x_kv8 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
+            b_x_tv4 = b_pull_0 * b_x_t11[:, None]
+            b_d_S = _tile_dot_add(b_x_kv5, tl.trans(b_k), b_x_tv4, one, PREC)
+            b_decay_t3 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_t12 = b_x_t10 * b_decay_t3
+            b_x_tv5 = b_pull_0 * b_x_t12[:, None]
+            b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_k), b_x_tv5, one, PREC)
+            b_d_S_next = b_d_S
+            b_d_M_next = b_d_M
+
+
+BLOCK = 256
+
+
+def _block_length(length):
+    """Tokens of a block: BLOCK in segments up to 4 BLOCK; longer ones have as many blocks as a block has chunks."""
+    if length <= 4 * BLOCK:
+        return BLOCK
+    return BLOCK * ((math.isqrt(length * 64 - 1) + BLOCK) // BLOCK)
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(T, device):
+    """Tables of where things are, and their sizes.
+
+    blocks (n, 8): start, end, segment, its start, its end, the sequence's first segment, the border lags do not cross.
+    chains (n, 2): first block, last + 1, of the blocks that follow one another.
+    segments (n, 4): start, end, the sequence's first segment, the sequence's end.
+    """
+    blocks, chains, segments = [], [], []
+    for s, (begin, end) in enumerate(_segments(T)):
+        segments.append((begin, end, 0, T))
+        length = _block_length(end - begin)
+        for start in range(begin, end, length):
+            border = 0
+            blocks.append((start, min(start + length, end), s, begin, end, 0, border, 0))
+    chains.append((0, len(blocks)))
+    longest = max(end - start for start, end, *_ in blocks)
+    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
+    return table(blocks), table(chains), table(segments), longest
+
+
+def _tile(n):
+    """The power of two, 16 at least, that holds n."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def _configuration(kernel, element, device):
+    """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
+    wide = element == torch.float32
+    BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
+    if kernel in ("queries", "keys"):
+        BK = min(BK, 64)
+    else:
+        BV = min(BV, 64)
+    return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
+
+
+def _element(tensors):
+    """The type of products between inputs: the widest of theirs, gates aside; float32 for bfloat16 if interpreted."""
+    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 4))
+    if element == torch.float64:
+        raise UnsupportedError(
+            'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
+        )
+    return torch.float32 if element == torch.bfloat16 and INTERPRETED else element
+
+
+def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
+    element = _element(tensors)
+    BT, BK, BV, options = _configuration(name, element, tensors[0].device)
+    BT = min(BT, _tile(layout[3]))
+    precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
+    constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
+    kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)
+
+
+_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
+
+
+def _contiguous(tensors):
+    return dict(zip(INPUTS, (t.contiguous() for t in tensors), strict=True))
+
+
+def _empty_forward(x):
+    """Tensors the forward kernels fill for the backward pass, by name."""
+    q, v = x["q"], x["v"]
+    B, T, H, K = q.shape
+    V = v.shape[-1]
+    blocks, _, _, _ = _layout(T, q.device)
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    return {
+        "start_S": new(B, H, len(blocks), K, V),
+        "start_M": new(B, H, len(blocks), K, V),
+        "error_0": new(B, T, H, V),
+    }
+
+
+def _run_forward_triton(tensors):
+    x = _contiguous(tensors)
+    q, v = x["q"], x["v"]
+    B, T, H, _ = q.shape
+    layout = _layout(T, q.device)
+    blocks, chains, segments, _ = layout
+    x |= _empty_forward(x)
+    x["y"] = torch.empty_like(v)
+    sizes = (T, H, B * H, len(blocks), len(segments))
+    _launch(
+        states_kernel,
+        "states",
+        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
+        [x["k"], x["v"], x["beta"], x["eta"], x["alpha"], x["lam"], x["start_S"], x["start_M"], x["error_0"]],
+        tensors,
+        lambda BT: (blocks, chains, *sizes),
+        layout,
+    )
+    _launch(
+        read_kernel,
+        "read",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [x["q"], x["k"], x["beta"], x["eta"], x["alpha"], x["lam"], x["error_0"], x["start_S"], x["start_M"], x["y"]],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    return [x[name] for name in ("y", "start_S", "start_M", "error_0")]
+
+
+def _saved_triton(tensors):
+    return list(_empty_forward(dict(zip(INPUTS, tensors, strict=True))).values())
+
+
+def _run_backward_triton(tensors, saved, d_y):
+    x = _contiguous(tensors)
+    q = x["q"]
+    B, T, H, _ = q.shape
+    layout = _layout(T, q.device)
+    blocks, chains, segments, _ = layout
+    x |= dict(
+        zip(
+            (
+                "start_S",
+                "start_M",
+                "error_0",
+            ),
+            saved,
+            strict=True,
+        )
+    )
+    x["d_y"] = d_y.contiguous()
+    sizes = (T, H, B * H, len(blocks), len(segments))
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    x["pull_0"] = new(B, T, H, 64)
+    x["d_end_S"] = torch.empty_like(x["start_S"])
+    x["d_end_M"] = torch.empty_like(x["start_M"])
+    _launch(
+        retreat_kernel,
+        "retreat",
+        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
+        [x["q"], x["k"], x["beta"], x["eta"], x["alpha"], x["lam"], x["d_y"], x["pull_0"], x["d_end_S"], x["d_end_M"]],
+        tensors,
+        lambda BT: (blocks, chains, *sizes),
+        layout,
+    )
+    x["d_q"] = torch.empty_like(x["q"], memory_format=torch.contiguous_format)
+    x["d_k"] = torch.empty_like(x["k"], memory_format=torch.contiguous_format)
+    x["d_v"] = torch.empty_like(x["v"], memory_format=torch.contiguous_format)
+    _launch(
+        queries_kernel,
+        "queries",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
+        [
+            x["k"],
+            x["beta"],
+            x["eta"],
+            x["alpha"],
+            x["lam"],
+            x["d_y"],
+            x["error_0"],
+            x["start_S"],
+            x["start_M"],
+            x["d_q"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    _launch(
+        keys_kernel,
+        "keys",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
+        [
+            x["q"],
+            x["k"],
+            x["beta"],
+            x["eta"],
+            x["alpha"],
+            x["lam"],
+            x["d_y"],
+            x["error_0"],
+            x["pull_0"],
+            x["start_S"],
+            x["start_M"],
+            x["d_end_S"],
+            x["d_end_M"],
+            x["d_k"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    _launch(
+        values_kernel,
+        "values",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [x["pull_0"], x["d_v"]],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    parts = triton.cdiv(64, _configuration("gates", _element(tensors), q.device)[2])
+    x["d_alpha"] = new(parts, B, T, H)
+    x["d_beta"] = new(parts, B, T, H)
+    x["d_lam"] = new(parts, B, T, H)
+    x["d_eta"] = new(parts, B, T, H)
+    _launch(
+        gates_kernel,
+        "gates",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [
+            x["q"],
+            x["k"],
+            x["beta"],
+            x["eta"],
+            x["alpha"],
+            x["lam"],
+            x["d_y"],
+            x["error_0"],
+            x["pull_0"],
+            x["start_S"],
+            x["start_M"],
+            x["d_end_S"],
+            x["d_end_M"],
+            x["d_alpha"],
+            x["d_beta"],
+            x["d_lam"],
+            x["d_eta"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    x["d_alpha"] = x["d_alpha"][0] if parts == 1 else x["d_alpha"].sum(0)
+    x["d_beta"] = x["d_beta"][0] if parts == 1 else x["d_beta"].sum(0)
+    x["d_lam"] = x["d_lam"][0] if parts == 1 else x["d_lam"].sum(0)
+    x["d_eta"] = x["d_eta"][0] if parts == 1 else x["d_eta"].sum(0)
+    return [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The operator: both paths behind custom ops, so that torch.compile, autocast and checkpointing see one node each way.
+# ---------------------------------------------------------------------------------------------------------------------
+
+INPUTS = ("q", "k", "v", "beta", "eta", "alpha", "lam")
+
+
+def _define(backend, forward, backward, saved, first=1):
+    """The operator of one backend; a module imported again, or a copy of it, has operators of its own.
+
+    Defined by schema, since what `torch.library.custom_op` wraps around a function imports torch.compile at its first
+    call. Under autocast the arithmetic stays what the tensors' types say. Outputs from `first` on are kept for the
+    backward pass: 0 for y too.
+    """
+    library, number = getattr(torch.ops, f"mcgen_{SPEC_HASH[:16]}"), 1
+    while hasattr(library, f"{backend}_forward_{number}"):
+        number += 1
+    names = [f"{library.name}::{backend}_{way}_{number}" for way in ("forward", "backward")]
+    tags = torch.Tag.pt2_compliant_tag
+    torch.library.define(names[0], "(Tensor[] tensors) -> Tensor[]", tags=tags)
+    torch.library.define(names[1], "(Tensor[] tensors, Tensor[] saved, Tensor d_y) -> Tensor[]", tags=tags)
+
+    @torch.library.impl(names[0], "default")
+    def run(tensors):
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return forward(tensors)
+
+    @torch.library.impl(names[1], "default")
+    def run_backward(tensors, saved, d_y):
+        with torch.autocast(d_y.device.type, enabled=False):
+            return backward(tensors, saved, d_y)
+
+    @torch.library.register_fake(names[0])
+    def fake(tensors):
+        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
+
+    @torch.library.register_fake(names[1])
+    def fake_backward(tensors, saved, d_y):
+        return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+
+    def keep(ctx, inputs, output):
+        ctx.count = len(inputs[0])
+        ctx.save_for_backward(*inputs[0], *output[first:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    def differentiate(ctx, gradients):
+        tensors, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        return getattr(library, f"{backend}_backward_{number}")(list(tensors), list(saved), gradients[0])
+
+    def refuse(ctx, gradients):
+        raise UnsupportedError("second derivatives of op are not lowered; differentiate `reference` twice instead")
+
+    torch.library.register_autograd(names[0], differentiate, setup_context=keep)
+    torch.library.register_autograd(names[1], refuse)
+    return getattr(library, f"{backend}_forward_{number}")
+
+
+_torch_op = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
+_triton_op = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=1)
+
+
+def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens=None, backend=None, **gates):
+    """y (B, T, H, 64), in v's type, of the memory in this file's header, differentiable in every argument.
+
+    The header has the shapes. backend: "torch" (chunked, any device and float type), "triton", or None for triton on a
+    GPU and torch elsewhere.
+
+    Raises:
+        TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
+        ValueError: an argument has the wrong shape or lies on another device; it is named.
+        UnsupportedError: state, return_state or cu_seqlens is asked for, which this version does not lower.
+    """
+    _check(q, k, v, u, theta, gates, backend)
+    if state is not None or return_state:
+        raise UnsupportedError("state= and return_state= are not lowered yet; pass the whole sequence in one call")
+    if cu_seqlens is not None:
+        raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
+    if q.shape[1] == 0 or q.numel() == 0:
+        return torch.zeros_like(v)
+    if backend is None:
+        backend = "triton" if q.is_cuda else "torch"
+    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    named = {"q": q, "k": k, "v": v, "u": u, **gates}
+    run = {"torch": _torch_op, "triton": _triton_op}[backend]
+    return run([named[name] for name in ("q", "k", "v", "beta", "eta", "alpha", "lam")])[0]
+
+
+class _ShortConvolution(torch.nn.Conv1d):
+    """silu of a causal depthwise convolution along time, (B, T, channels) in and out."""
+
+    def __init__(self, channels, size, **factory):
+        super().__init__(channels, channels, size, groups=channels, bias=False, padding=size - 1, **factory)
+
+    def forward(self, x):
+        return F.silu(super().forward(x.mT)[..., : x.shape[1]].mT)
+
+
+def _widen(x):
+    """x in float32, or wider if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _l2(x):
+    """x over its Euclidean norm, along the last axis; computed in float32 or wider, in x's type."""
+    wide = _widen(x)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+class MomentumDeltaNone(torch.nn.Module):
+    """The memory of this file as a layer, (B, T, d_model) in and out, causal.
+
+    inputs     q, k, v = silu(conv(x W)), q and k over their Euclidean norms
+    gates      beta = sigmoid(z), z = x W_beta + bias, the bias at first 0.0
+               eta = sigmoid(z), z = x W_eta + bias, the bias at first 0.0
+               alpha = sigmoid(z), z = x W_alpha + bias, the bias at first 4.0
+               lam = sigmoid(z), z = x W_lam + bias, the bias at first 0.0
+    output     rms(op(q, k, v, …)) * silu(x W_g), times W_o
+
+    Args:
+        d_model: width of the layer's input and output.
+        heads: number of heads, each with queries and keys of 64 and values of 64.
+        qk_norm: "l2" divides queries and keys by their Euclidean norm, "none" leaves them.
+        conv_size: width of the causal convolution of q, k and v, followed by silu; 0 or None for neither.
+        output_norm: "rms" normalises the read-out of each head, with a learned scale; "none" leaves it.
+        output_gate: whether the read-out is multiplied by silu(x W_g).
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+
+    def __init__(
+        self,
+        d_model=1024,
+        heads=16,
+        *,
+        qk_norm="l2",
+        conv_size=4,
+        output_norm="rms",
+        output_gate=True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self._check_options(d_model, heads, qk_norm, conv_size, output_norm)
+        factory = {"device": device, "dtype": dtype}
+        self.d_model, self.heads = d_model, heads
+        self.qk_norm, self.conv_size = qk_norm, conv_size or 0
+        self.output_norm, self.output_gate = output_norm, bool(output_gate)
+
+        self.q_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        self.k_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        self.v_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        if self.conv_size:
+            self.q_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
+            self.k_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
+            self.v_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
+        self.beta_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
+        self.eta_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
+        self.alpha_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
+        self.lam_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
+        self.beta_bias = torch.nn.Parameter(torch.empty(heads, **factory))
+        self.beta_bias._no_weight_decay = True
+        self.eta_bias = torch.nn.Parameter(torch.empty(heads, **factory))
+        self.eta_bias._no_weight_decay = True
+        self.alpha_bias = torch.nn.Parameter(torch.empty(heads, **factory))
+        self.alpha_bias._no_weight_decay = True
+        self.lam_bias = torch.nn.Parameter(torch.empty(heads, **factory))
+        self.lam_bias._no_weight_decay = True
+        if self.output_gate:
+            self.g_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        if self.output_norm == "rms":
+            self.o_norm = torch.nn.RMSNorm(64, eps=1e-5, **factory)
+        self.o_proj = torch.nn.Linear(heads * 64, d_model, bias=False, **factory)
+        self.reset_parameters()
+
+    @staticmethod
+    def _check_options(d_model, heads, qk_norm, conv_size, output_norm):
+        for name, value in (("d_model", d_model), ("heads", heads)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+        if conv_size is not None and (not isinstance(conv_size, int) or conv_size < 0):
+            raise ValueError(f"conv_size must be a whole number or None, got {conv_size!r}")
+        if qk_norm not in ("l2", "none"):
+            raise ValueError(f'qk_norm must be "l2" or "none", got {qk_norm!r}')
+        if output_norm not in ("rms", "none"):
+            raise ValueError(f'output_norm must be "rms" or "none", got {output_norm!r}')
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        """Gives every parameter its initial value; projections and convolutions get those that torch gives them."""
+        for module in self.children():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        torch.nn.init.constant_(self.beta_bias, 0.0)
+        torch.nn.init.constant_(self.eta_bias, 0.0)
+        torch.nn.init.constant_(self.alpha_bias, 4.0)
+        torch.nn.init.constant_(self.lam_bias, 0.0)
+
+    def gates(self, x):
+        """The gates of x (B, T, d_model) by name, each (B, T, H) in float32 or wider: scale * fn(x w_h + bias)."""
+        beta = _widen(self.beta_proj(x))
+        eta = _widen(self.eta_proj(x))
+        alpha = _widen(self.alpha_proj(x))
+        lam = _widen(self.lam_proj(x))
+        return {
+            "beta": torch.sigmoid(beta + self.beta_bias),
+            "eta": torch.sigmoid(eta + self.eta_bias),
+            "alpha": torch.sigmoid(alpha + self.alpha_bias),
+            "lam": torch.sigmoid(lam + self.lam_bias),
+        }
+
+    def forward(self, x, state=None, return_state=False, cu_seqlens=None, backend=None):
+        """y (B, T, d_model) of x (B, T, d_model); `backend` is that of `op`.
+
+        Raises:
+            ValueError: x has another shape.
+            UnsupportedError: state, return_state or cu_seqlens is asked for.
+        """
+        if state is not None or return_state or cu_seqlens is not None:
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+        if x.dim() != 3 or x.shape[-1] != self.d_model:
+            raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
+        if x.shape[1] == 0:
+            return x.clone()
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.conv_size:
+            q, k, v = self.q_conv1d(q), self.k_conv1d(k), self.v_conv1d(v)
+        q, k, v = (h.unflatten(-1, (self.heads, -1)) for h in (q, k, v))
+        if self.qk_norm == "l2":
+            q, k = _l2(q), _l2(k)
+        y = op(q, k, v, backend=backend, **self.gates(x))
+        if self.output_norm == "rms":
+            y = self.o_norm(y.to(self.o_norm.weight.dtype))
+        y = y.flatten(-2)
+        if self.output_gate:
+            y = y * F.silu(self.g_proj(x))
+        return self.o_proj(y)
+
+    def extra_repr(self):
+        return (
+            f"d_model={self.d_model}, heads={self.heads}, key_dim=64, value_dim=64, "
+            f"qk_norm={self.qk_norm}, conv_size={self.conv_size}, "
+            f"output_norm={self.output_norm}, output_gate={self.output_gate}"
+        )
+
+
+Layer = MomentumDeltaNone
