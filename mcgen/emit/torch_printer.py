@@ -5,6 +5,7 @@ Whatever dimensions stand before those (batch, head, segments in parallel) are c
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 
 from mcgen.emit.naming import name_values
@@ -123,13 +124,17 @@ def _contract(node: Contract, names: Mapping[Node, str]) -> str:
     left, right, over = node.left, node.right, node.over
     shared = set(left.axes) & set(right.axes) - set(over)
     rows, columns = [a for a in left.axes if a not in right.axes], [a for a in right.axes if a not in left.axes]
-    if shared or not rows or not columns:
+    if not rows or not columns:
         x, y = (aligned(names[side], side.axes, _union(left, right)) for side in (left, right))
         dims = [_union(left, right).index(axis) - len(_union(left, right)) for axis in over]
         return f"({x} * {y}).sum({dims[0] if len(dims) == 1 else tuple(dims)})"
     x, y = _matrix(left, rows, over, names), _matrix(right, over, columns, names)
-    if x is None or y is None or (len(rows) > 1 and len(columns) > 1):
-        formula = f"{_letters(left.axes)},{_letters(right.axes)}->{_letters(node.axes)}"
+    several = len(rows) > 1 or len(columns) > 1
+    apart = (*rows, *columns) != node.axes or (len(rows) > 1 and len(columns) > 1)
+    if shared or x is None or y is None or (several and apart):
+        letter = dict(zip(_union(left, right), string.ascii_letters, strict=False))
+        x, y, result = ("..." + "".join(letter[a] for a in part) for part in (left.axes, right.axes, node.axes))
+        formula = f"{x},{y}->{result}"
         return f'torch.einsum("{formula}", {names[left]}, {names[right]})'
     text = f"{x} @ {y}"
     if len(rows) > 1:
@@ -137,11 +142,6 @@ def _contract(node: Contract, names: Mapping[Node, str]) -> str:
     if len(columns) > 1:
         return f"({text}).unflatten(-1, {_tail(names[right], right.axes, columns)})"
     return text if (*rows, *columns) == node.axes else f"({text}).mT"
-
-
-def _letters(axes: Sequence[str]) -> str:
-    """A value's axes in the language of einsum."""
-    return "..." + "".join("abcdefghijkl"[AXES.index(axis)] for axis in axes)
 
 
 def _tail(name: str, axes: Sequence[str], part: Sequence[str]) -> str:
