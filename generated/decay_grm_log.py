@@ -185,41 +185,27 @@ def _spread(x, *sizes):
 
 
 def _runs(gate):
-    """Running sums of log2|a| in two parts (integer exponents, logs of mantissas), of zeros and of negative signs.
-
-    With these a product over a run of tokens is two differences away, and gates of 0, however many, stay exact.
-    """
-    mantissa, exponent = torch.frexp(torch.where(gate == 0, 1.0, gate.abs()))
-    small = mantissa < 0.7071067811865476
-    mantissa, exponent = torch.where(small, 2 * mantissa, mantissa), exponent - small.to(exponent.dtype)
-    parts = torch.stack(
-        [exponent.to(gate.dtype), torch.log2(mantissa), (gate == 0).to(gate.dtype), (gate < 0).to(gate.dtype)]
-    )
-    return F.pad(parts.cumsum(-1), (1, 0))
+    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zero gates stay exact."""
+    n = gate.shape[-1] + 1
+    inside = torch.ones(n, n, dtype=torch.bool, device=gate.device).tril(-1)
+    return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
 
 
-def _decay(runs, row, column):
-    """Products of a gate over runs of tokens: column < m <= row (`through`) or < row (`before`), or up to the `end`.
+def _runs_from(gate):
+    """The products of gate[m] over m < r, for r from 0 to n."""
+    return F.pad(gate.cumprod(-1), (1, 0), value=1.0)
 
-    D[t, j] = exp2(L_t - L_j) where no zero lies between, with the sign of the negatives between; 0 where t < j.
-    """
-    rows = {"through": runs[..., 1:], "before": runs[..., :-1], "end": runs[..., -1:]}[row]
-    columns = {"after": runs[..., 1:], "start": runs[..., :1]}[column]
-    exponent, mantissa, zeros, negatives = rows[..., :, None] - columns[..., None, :]
-    nonzero = zeros == 0
-    if row != "end" and column == "after":
-        nonzero = nonzero.tril(0 if row == "through" else -1)
-    log = torch.where(nonzero, exponent + mantissa, 0.0)
-    product = torch.where(nonzero, torch.exp2(log) * (1 - 2 * (negatives % 2)), 0.0)
-    product = product if row != "end" else product[..., 0, :]
-    return product if column == "after" else product[..., 0]
+
+def _runs_to(gate):
+    """The products of gate[m] over c <= m, for c from 0 to n."""
+    return F.pad(gate.flip(-1).cumprod(-1).flip(-1), (0, 1), value=1.0)
 
 
 def _writes(*, alpha, k, v, **_):
     """What chunks add to the state, and how much of it they leave."""
-    alpha_runs = _runs(alpha)
-    decay_all = _decay(alpha_runs, "end", "start")
-    decay_j = _decay(alpha_runs, "end", "after")
+    alpha_runs_to = _runs_to(alpha)
+    decay_all = alpha_runs_to[..., 0]
+    decay_j = alpha_runs_to[..., 1:]
     x_jv = decay_j[..., :, None] * v
     x_kv2 = k.mT @ x_jv
     sum_k = k.sum(-2)
@@ -246,10 +232,10 @@ def _read_online(*, alpha, q, M, k, v, u, pool, count, **_):
     n_t = count.shape[-1]
     n_j = v.shape[-2]
     alpha_runs = _runs(alpha)
-    decay_t = _decay(alpha_runs, "through", "start")
+    decay_t = alpha_runs[..., 1:, 0]
     q_M = q @ M
     x_tv = decay_t[..., :, None] * q_M
-    decay_tj = _decay(alpha_runs, "through", "after")
+    decay_tj = alpha_runs[..., 1:, 1:]
     q_k = q @ k.mT
     x_tj = decay_tj * q_k
     x_tv2 = x_tj @ v
@@ -269,9 +255,10 @@ def _read_online(*, alpha, q, M, k, v, u, pool, count, **_):
 
 def _pulls(*, alpha, q, d_o, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
-    alpha_runs = _runs(alpha)
-    decay_all = _decay(alpha_runs, "end", "start")
-    decay_t = _decay(alpha_runs, "through", "start")
+    alpha_runs_to = _runs_to(alpha)
+    decay_all = alpha_runs_to[..., 0]
+    alpha_runs_from = _runs_from(alpha)
+    decay_t = alpha_runs_from[..., 1:]
     x_tv = d_o * decay_t[..., :, None]
     x_kv2 = q.mT @ x_tv
     x_t = d_r / count
@@ -299,22 +286,22 @@ def _inputs_vjp(*, alpha, k, d_M_next, v, M, d_o, q, d_pool_next, u, d_r, count,
     n_j = v.shape[-2]
     n_t = count.shape[-1]
     alpha_runs = _runs(alpha)
-    decay_m = _decay(alpha_runs, "end", "after")
+    decay_m = alpha_runs[..., -1, 1:]
     k_d_M_next = k @ d_M_next
     x_jv = k_d_M_next * v
     sum_j = x_jv.sum(-1)
     x_mj = decay_m[..., :, None] * sum_j[..., None, :]
-    decay_mj = _decay(alpha_runs, "before", "after")
+    decay_mj = alpha_runs[..., :-1, 1:]
     x_mj2 = x_mj * decay_mj
     sum_m = x_mj2.sum(-1)
     x_t = sum_m
     x_kv = d_M_next * M
     sum = x_kv.sum((-2, -1))
     x_m = decay_m * sum[..., None]
-    decay_m2 = _decay(alpha_runs, "before", "start")
+    decay_m2 = alpha_runs[..., :-1, 0]
     x_m2 = x_m * decay_m2
     x_t2 = x_m2
-    decay_tm = _decay(alpha_runs, "through", "after")
+    decay_tm = alpha_runs[..., 1:, 1:]
     d_o_v = d_o @ v.mT
     q_k = q @ k.mT
     x_tj = d_o_v * q_k
@@ -329,14 +316,14 @@ def _inputs_vjp(*, alpha, k, d_M_next, v, M, d_o, q, d_pool_next, u, d_r, count,
     x_m4 = x_m3 * decay_m2
     x_t4 = x_m4
     d_alpha = x_t + x_t2 + x_t3 + x_t4
-    decay_tj = _decay(alpha_runs, "through", "after")
+    decay_tj = alpha_runs[..., 1:, 1:]
     x_tj2 = d_o_v * decay_tj
     x_tk = x_tj2 @ k
-    decay_t = _decay(alpha_runs, "through", "start")
+    decay_t = alpha_runs[..., 1:, 0]
     x_tv2 = d_o * decay_t[..., :, None]
     x_tk2 = x_tv2 @ M.mT
     d_q = x_tk + x_tk2
-    decay_j = _decay(alpha_runs, "end", "after")
+    decay_j = alpha_runs[..., -1, 1:]
     x_jv2 = decay_j[..., :, None] * v
     x_jk = (d_M_next @ x_jv2.mT).mT
     x_jk2 = _spread(d_pool_next[..., None, :], n_j, -1)
@@ -652,14 +639,30 @@ def _run_backward_torch(tensors, saved, d_y):
 
 
 @_jit
+def _tile_rounded(b_x):
+    """float32 rounded to tf32, 10 bits behind the point, ties away from zero."""
+    return ((b_x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@_jit
+def _tile_part(b_x, small):
+    """x as the sum of two tf32 numbers: the larger, or what that leaves of x where `small`."""
+    return _tile_rounded(b_x - tl.where(small, _tile_rounded(b_x), 0.0))
+
+
+@_jit
 def _tile_dot_add(b_c, b_a, b_b, one, PREC: tl.constexpr):
-    """c + a b, in a loop of one turn that the compiler cannot see through.
+    """c + a b, in a loop of one turn that the compiler cannot see through; of three, by parts, for float32 as 3 x tf32.
 
     Of products in one region Triton spreads all warps over rows alone, each with the whole of b in its registers; in a
     region of its own a product's warps share a and b both.
     """
-    for _ in range(one):
-        b_c = tl.dot(b_a, b_b, b_c, input_precision=PREC)
+    if PREC == "tf32x3":
+        for i in range(3 * one):  # small by large, large by small, large by large
+            b_c = tl.dot(_tile_part(b_a, i == 0), _tile_part(b_b, i == 1), b_c, input_precision="tf32")
+    else:
+        for _ in range(one):
+            b_c = tl.dot(b_a, b_b, b_c, input_precision=PREC)
     return b_c
 
 
@@ -670,10 +673,11 @@ def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
 
 @_jit
 def _tile_runs(b_a):
-    """For products over runs of at most 128 tokens: running sums of log2|a|, integer exponents and logs of mantissas apart
-    so that differences stay exact; then the summands themselves.
+    """For products over runs of at most 128 tokens: running sums of log2|a|, integer exponents and logs of mantissas
+    apart so that differences stay exact; then the summands themselves.
 
-    An exponent shares its word with counts of zeros (bits 8 to 15) and of negative signs (0 to 7). Subnormals are zeros.
+    An exponent shares its word with counts of zeros (bits 8 to 15) and of negative signs (0 to 7). Subnormals count
+    as zeros.
     """
     bits = tl.abs(b_a).to(tl.int32, bitcast=True)
     zero = bits < 0x00800000

@@ -265,7 +265,7 @@ def _tuple(names: list[str]) -> str:
 
 
 def _helpers(printed: str) -> str:
-    used = {name for name in ("_spread", "_runs") if f"{name}(" in printed}
+    used = {name for name in ("_spread", "_runs", "_runs_from", "_runs_to") if f"{name}(" in printed}
     return render("torch/helpers.py.jinja", used=used).rstrip()
 
 

@@ -6,13 +6,14 @@ Whatever dimensions stand before those (batch, head, segments in parallel) are c
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from mcgen.emit.naming import name_values
 from mcgen.emit.scalar import TORCH
 from mcgen.ir.program import AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve, placeholder
 
-RESERVED = {"F", "math", "torch", "others", "_", "_decay", "_runs", "_spread", *(f"n_{axis}" for axis in AXES)}
+HELPERS = ("_runs", "_runs_from", "_runs_to", "_spread")
+RESERVED = {"F", "math", "torch", "others", "_", *HELPERS, *(f"n_{axis}" for axis in AXES)}
 
 
 def function(program: Program, name: str, docstring: str) -> str:
@@ -31,15 +32,37 @@ def function(program: Program, name: str, docstring: str) -> str:
 def statements(program: Program, names: Mapping[Node, str]) -> list[str]:
     sizes = _Sizes(program, names)
     lines: list[str] = []
-    runs: dict[Node, str] = {}
+    tiles = {node.gate for node in program.nodes if isinstance(node, Decay) and node.row and node.column}
+    runs: dict[tuple[str, Node], str] = {}
     for node in program.nodes:
         if isinstance(node, Input):
             continue
-        if isinstance(node, Decay) and node.gate not in runs:
-            runs[node.gate] = _unused(f"{names[node.gate]}_runs", {*names.values(), *runs.values()})
-            lines.append(f"{runs[node.gate]} = _runs({names[node.gate]})")
-        lines.append(f"{names[node]} = {_expression(node, names, sizes, runs)}")
+        if isinstance(node, Decay):
+            helper = _table(node, tiles)
+            if (helper, node.gate) not in runs:
+                table = _unused(names[node.gate] + helper, {*names.values(), *runs.values()})
+                lines.append(f"{table} = {helper}({names[node.gate]})")
+                runs[helper, node.gate] = table
+            value = _run(node, helper, runs[helper, node.gate])
+        else:
+            value = _expression(node, names, sizes)
+        lines.append(f"{names[node]} = {value}")
     return [*sizes.lines(), *lines]
+
+
+def _table(node: Decay, tiles: Collection[Node]) -> str:
+    """The helper whose table of products holds a node's: one of all runs, where some node wants a tile of them."""
+    if node.gate in tiles:
+        return "_runs"
+    return "_runs_from" if node.row else "_runs_to"
+
+
+def _run(node: Decay, helper: str, table: str) -> str:
+    """The part of the table that a node is: rows are where runs end, columns where they begin."""
+    row = ":-1" if node.exclusive else "1:" if node.row else "-1"
+    column = "1:" if node.column else "0"
+    part = {"_runs": f"{row}, {column}", "_runs_from": row, "_runs_to": column}[helper]
+    return f"{table}[..., {part}]" + (".mT" if node.row and node.axes == (node.column, node.row) else "")
 
 
 def _unused(name: str, taken: set[str]) -> str:
@@ -73,7 +96,7 @@ class _Sizes:
         return [f"n_{axis} = {self._source.get(axis, token)}" for axis in self._used]
 
 
-def _expression(node: Node, names: Mapping[Node, str], sizes: _Sizes, runs: Mapping[Node, str]) -> str:
+def _expression(node: Node, names: Mapping[Node, str], sizes: _Sizes) -> str:
     match node:
         case Iota((axis,)):
             return f"torch.arange({sizes[axis]}, {sizes.like})"
@@ -91,10 +114,6 @@ def _expression(node: Node, names: Mapping[Node, str], sizes: _Sizes, runs: Mapp
         case Solve(_, matrix, right, transposed):
             system, upper = f"-{names[matrix]}{'.mT' if transposed else ''}", str(transposed)
             return f"torch.linalg.solve_triangular({system}, {names[right]}, upper={upper}, unitriangular=True)"
-        case Decay(axes, gate, row, column, exclusive):
-            kind = "before" if exclusive else "through"
-            text = f'_decay({runs[gate]}, "{kind if row else "end"}", "{"after" if column else "start"}")'
-            return f"{text}.mT" if axes == (column, row) else text
     raise TypeError(type(node).__name__)
 
 

@@ -119,7 +119,7 @@ class Printer:
             case Decay():
                 return self._decay(node)
             case Solve(_, matrix, right, transposed):
-                return f"_tile_solve({self.names[matrix]}, {self._wide(right)}, BT, PREC, {transposed})"
+                return f"_tile_solve({self.names[matrix]}, {self._wide(right)}, one, BT, PREC, {transposed})"
         raise TypeError(type(node).__name__)
 
     def _wide(self, node: Node) -> str:

@@ -120,6 +120,15 @@ def test_what_is_no_generated_module_is_the_users_error(tmp_path: Path, text: st
     assert reason in done.stderr
 
 
+def test_triton_kernels_are_held_interpreted(tmp_path: Path) -> None:
+    """The command turns the interpreter on itself, whatever the environment says."""
+    done = outside(built(tmp_path, "kernels"), "--backend", "triton", "--json", TRITON_INTERPRET="0")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["ok"]) == (0, True)
+    tried = {(finding["segments"], finding["length"]) for finding in report["findings"]}
+    assert {("40-token", 1), ("40-token", 63), ("16-token", 50)} <= tried
+
+
 def test_a_module_without_triton_says_so(tmp_path: Path) -> None:
     path = built(tmp_path, "without", "\n_triton_op = None\n")
     done = outside(path, "--backend", "triton")

@@ -63,7 +63,11 @@ def assert_same(op: Op, other: Op, arguments: dict[str, Any]) -> None:
         assert_equal(g, expected)
 
 
+POWERS = {"steps": ["M = b**c*M + outer(v, k)"], "gates": {}}
+
+
 @settings(RANDOM, max_examples=40)
+@example(POWERS, AGGREGATES[3], SEGMENTS[0], 20, 4, 0)
 @given(
     updates(),
     st.sampled_from(AGGREGATES),
@@ -93,7 +97,7 @@ def test_every_rewrite_alone_keeps_the_meaning(update: dict[str, Any], aggregate
 
 
 @settings(
-    RANDOM, max_examples=25, phases=(Phase.explicit, Phase.generate)
+    RANDOM, max_examples=20, phases=(Phase.explicit, Phase.generate)
 )  # a module takes too long to build to shrink
 @given(
     updates(),
@@ -102,6 +106,7 @@ def test_every_rewrite_alone_keeps_the_meaning(update: dict[str, Any], aggregate
     st.sampled_from([1, 2, 15, 70]),
     st.integers(0, 99),
 )
+@example(POWERS, {"kind": "grm"}, {"size": 7}, 15, 0)
 @example({"steps": ["M = outer(v[-1], k[-1])"], "gates": {}}, {"kind": "none"}, {"size": 7}, 15, 0)
 @example({"steps": ["M = a*M - a*M + outer(v, k)"], "gates": {}}, {"kind": "grm"}, {"size": 7}, 15, 0)
 @example({"steps": ["S = outer(v, k)", "M = 0.5*M + 2*S"], "gates": {}}, {"kind": "grm"}, {"size": 7}, 15, 0)

@@ -27,7 +27,7 @@ COEFFICIENTS = (
     "max(a, b)",
     "c**2",
     "(a + b)/4",
-    "b**c",
+    "(b + 1)**c",
     "min(c, 0.25)",
 )
 OBJECTIVE = "-dot(p, v)"
