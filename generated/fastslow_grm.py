@@ -189,7 +189,7 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHUNK = 64  # tokens of a chunk, at most
-ROWS = 8192  # tokens of a panel, times batch, times heads, about
+ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
     "x_kv2": 2,
@@ -198,7 +198,7 @@ CARRY = {
     "x_kv7": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"x": 0, "decay_all": 0, "x_kv3": 2, "decay_all2": 0, "x_kv5": 2, "x_k": 1}
+CARRY_VJP = {"x": 0, "decay_all": 0, "x_kv15": 2, "decay_all2": 0, "x_kv11": 2, "x_k": 1}
 
 
 def _spread(x, *sizes):
@@ -206,8 +206,22 @@ def _spread(x, *sizes):
     return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
 
 
+def _step(x):
+    """1 where x > 0, else 0."""
+    return (x > 0).to(x.dtype)
+
+
+def _products(first, *others):
+    """The sum of matrix products x @ y, each added where the first one lies."""
+    total = first[0] @ first[1]
+    for x, y in others:
+        x, y = (t.expand(*total.shape[:-2], -1, -1).flatten(0, -3) for t in (x, y))
+        total.view(-1, *total.shape[-2:]).baddbmm_(x, y)
+    return total
+
+
 def _runs(gate):
-    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zero gates stay exact."""
+    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zeros stay exact."""
     n = gate.shape[-1] + 1
     inside = torch.ones(n, n, dtype=torch.bool, device=gate.device).tril(-1)
     return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
@@ -228,31 +242,20 @@ def _writes(*, gamma, k_1, v, alpha, lam, k, mu, **_):
     gamma_runs = _runs(gamma)
     decay_all = gamma_runs[..., -1, 0]
     decay_j = gamma_runs[..., -1, 1:]
-    x_jv = decay_j[..., :, None] * v
-    x_kv2 = k_1.mT @ x_jv
+    x_kv2 = k_1.mT @ (decay_j[..., :, None] * v)
     alpha_runs_to = _runs_to(alpha)
     decay_all2 = alpha_runs_to[..., 0]
-    decay_s = alpha_runs_to[..., 1:]
-    x_t = gamma * lam
-    x_s = x_t
-    x_s2 = decay_s * x_s
-    decay_t = gamma_runs[..., :-1, 0]
-    x_s3 = decay_t
-    x = (x_s2 * x_s3).sum(-1)
     decay_j2 = alpha_runs_to[..., 1:]
-    x_j = lam
-    x_j2 = decay_j2 * x_j
+    x_t = gamma * lam
+    x_s3 = decay_j2 * x_t
+    decay_t = gamma_runs[..., :-1, 0]
+    x = (x_s3 * decay_t).sum(-1)
+    x_j2 = decay_j2 * lam
     decay_tj = gamma_runs[..., :-1, 1:]
-    x_sj = decay_tj
-    x_j3 = (x_s2[..., :, None] * x_sj).sum(-2)
-    x_j4 = x_j2 + x_j3
-    x_jv2 = x_j4[..., :, None] * v
-    x_kv = k_1.mT @ x_jv2
-    x_j5 = mu
-    x_j6 = decay_j2 * x_j5
-    x_jv3 = x_j6[..., :, None] * v
-    x_kv3 = k.mT @ x_jv3
-    x_kv7 = x_kv + x_kv3
+    x_j4 = (x_s3[..., None, :] @ decay_tj).squeeze(-2)
+    x_j3 = x_j2 + x_j4
+    x_j6 = decay_j2 * mu
+    x_kv7 = _products((k_1.mT, (x_j3[..., :, None] * v)), (k.mT, (x_j6[..., :, None] * v)))
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
@@ -261,6 +264,7 @@ def _writes(*, gamma, k_1, v, alpha, lam, k, mu, **_):
         "x": x,
         "x_kv7": x_kv7,
         "sum_k": sum_k,
+        "x_j4": x_j4,
     }
 
 
@@ -287,38 +291,28 @@ def _read_online(*, alpha, q, M, gamma, lam, S, k_1, v, mu, k, u, pool, count, *
     decay_t = alpha_runs[..., 1:, 0]
     q_M = q @ M
     x_tv = decay_t[..., :, None] * q_M
-    decay_ts = alpha_runs[..., 1:, 1:]
+    decay_tj = alpha_runs[..., 1:, 1:]
     x_t = gamma * lam
-    x_s = x_t
-    x_ts = decay_ts * x_s[..., None, :]
+    x_ts2 = decay_tj * x_t[..., None, :]
     gamma_runs = _runs(gamma)
     decay_t2 = gamma_runs[..., :-1, 0]
-    x_s2 = decay_t2
-    x_t2 = (x_ts * x_s2[..., None, :]).sum(-1)
+    x_t2 = (decay_t2[..., None, :] @ x_ts2.mT).squeeze(-2)
     q_S = q @ S
     x_tv2 = x_t2[..., :, None] * q_S
-    decay_tj = alpha_runs[..., 1:, 1:]
-    x_j = lam
-    x_tj = decay_tj * x_j[..., None, :]
+    x_tj = decay_tj * lam[..., None, :]
     decay_tj2 = gamma_runs[..., :-1, 1:]
-    x_sj = decay_tj2
-    x_tj2 = x_ts @ x_sj
+    x_tj2 = x_ts2 @ decay_tj2
     x_tj3 = x_tj + x_tj2
     q_k_1 = q @ k_1.mT
-    x_tj4 = x_tj3 * q_k_1
-    x_tv3 = x_tj4 @ v
-    x_j2 = mu
-    x_tj5 = decay_tj * x_j2[..., None, :]
+    x_tj5 = decay_tj * mu[..., None, :]
     q_k = q @ k.mT
-    x_tj6 = x_tj5 * q_k
-    x_tv4 = x_tj6 @ v
-    o = x_tv + x_tv2 + x_tv3 + x_tv4
+    x_tv5 = _products(((x_tj3 * q_k_1), v), ((x_tj5 * q_k), v))
+    o = x_tv + x_tv2 + x_tv5
     at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
     at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
     u_k = u @ k.mT
-    x_tj7 = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0)
-    sum_t = x_tj7.sum(-1)
-    u_pool = (u * pool[..., None, :]).sum(-1)
+    sum_t = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0).sum(-1)
+    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)
     r = (sum_t + u_pool) / count
     return {
         "o": o,
@@ -326,47 +320,33 @@ def _read_online(*, alpha, q, M, gamma, lam, S, k_1, v, mu, k, u, pool, count, *
     }
 
 
-def _pulls(*, alpha, gamma, lam, q, d_o, u, d_r, count, **_):
+def _pulls(*, q, d_o, alpha, gamma, lam, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
-    decay_s = alpha_runs[..., -1, 1:]
+    decay_tj = alpha_runs[..., 1:, 1:]
     x_t = gamma * lam
-    x_s = x_t
-    x_s2 = decay_s * x_s
     gamma_runs_from = _runs_from(gamma)
     decay_t = gamma_runs_from[..., :-1]
-    x_s3 = decay_t
-    x = (x_s2 * x_s3).sum(-1)
-    gamma_runs_to = _runs_to(gamma)
-    decay_all = gamma_runs_to[..., 0]
-    decay_ts = alpha_runs[..., 1:, 1:]
-    x_ts = decay_ts * x_s[..., None, :]
-    x_t2 = (x_ts * x_s3[..., None, :]).sum(-1)
-    x_tv = d_o * x_t2[..., :, None]
-    x_kv3 = q.mT @ x_tv
-    decay_all2 = alpha_runs[..., -1, 0]
+    x_t2 = (decay_t[..., None, :] @ (decay_tj * x_t[..., None, :]).mT).squeeze(-2)
+    x_kv15 = q.mT @ (d_o * x_t2[..., :, None])
     decay_t2 = alpha_runs[..., 1:, 0]
-    x_tv2 = d_o * decay_t2[..., :, None]
-    x_kv5 = q.mT @ x_tv2
-    x_t3 = d_r / count
-    x_k = (u * x_t3[..., :, None]).sum(-2)
+    x_kv11 = q.mT @ (d_o * decay_t2[..., :, None])
+    x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
     return {
-        "x": x,
-        "decay_all": decay_all,
-        "x_kv3": x_kv3,
-        "decay_all2": decay_all2,
-        "x_kv5": x_kv5,
+        "x_kv15": x_kv15,
+        "x_kv11": x_kv11,
         "x_k": x_k,
+        "x_t2": x_t2,
     }
 
 
-def _carry_vjp(*, d_M_next, x, d_S_next, decay_all, x_kv3, decay_all2, x_kv5, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, x, d_S_next, decay_all, x_kv15, decay_all2, x_kv11, d_pool_next, x_k, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * x[..., None, None]
     x_kv2 = d_S_next * decay_all[..., None, None]
-    d_S = x_kv + x_kv2 + x_kv3
-    x_kv4 = d_M_next * decay_all2[..., None, None]
-    d_M = x_kv4 + x_kv5
+    d_S = x_kv + x_kv2 + x_kv15
+    x_kv3 = d_M_next * decay_all2[..., None, None]
+    d_M = x_kv3 + x_kv11
     d_pool = d_pool_next + x_k
     return {
         "d_S": d_S,
@@ -376,191 +356,132 @@ def _carry_vjp(*, d_M_next, x, d_S_next, decay_all, x_kv3, decay_all2, x_kv5, d_
 
 
 def _inputs_vjp(
-    *, alpha, k, d_M_next, v, mu, k_1, lam, gamma, S, M, d_o, q, d_S_next, d_pool_next, u, d_r, count, pool, **_
+    *, alpha, k_1, d_M_next, v, gamma, S, lam, M, k, mu, d_o, q, d_S_next, d_pool_next, u, d_r, count, pool, **others
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_j = k_1.shape[-2]
+    x_t22 = others["x_t2"]
+    x_j42 = others["x_j4"]
+    n_j = x_j42.shape[-1]
     n_t = count.shape[-1]
     alpha_runs = _runs(alpha)
-    decay_m = alpha_runs[..., -1, 1:]
-    k_d_M_next = k @ d_M_next
-    x_jv = k_d_M_next * v
-    sum_j = x_jv.sum(-1)
-    x_j = mu
-    x_j2 = sum_j * x_j
+    decay_j = alpha_runs[..., -1, 1:]
     k_1_d_M_next = k_1 @ d_M_next
-    x_jv2 = k_1_d_M_next * v
-    sum_j2 = x_jv2.sum(-1)
-    x_j3 = lam
-    x_j4 = sum_j2 * x_j3
-    x_j5 = x_j2 + x_j4
-    x_mj = decay_m[..., :, None] * x_j5[..., None, :]
-    decay_mj = alpha_runs[..., :-1, 1:]
-    x_mj2 = x_mj * decay_mj
-    sum_m = x_mj2.sum(-1)
-    x_t = sum_m
+    sum_j = (k_1_d_M_next * v).sum(-1)
     gamma_runs = _runs(gamma)
     decay_tj = gamma_runs[..., :-1, 1:]
-    x_sj = decay_tj
-    x_s = (sum_j2[..., None, :] * x_sj).sum(-1)
-    x_kv = d_M_next * S
-    sum = x_kv.sum((-2, -1))
+    x_s = (sum_j[..., None, :] @ decay_tj.mT).squeeze(-2)
+    sum = (d_M_next * S).sum((-2, -1))
     decay_t = gamma_runs[..., :-1, 0]
-    x_s2 = decay_t
-    x_s3 = sum[..., None] * x_s2
+    x_s3 = sum[..., None] * decay_t
     x_s4 = x_s + x_s3
-    x_t2 = gamma * lam
-    x_s5 = x_t2
-    x_s6 = x_s4 * x_s5
-    x_sm = decay_m[..., None, :] * x_s6[..., :, None]
+    x_t = gamma * lam
+    x_s6 = x_s4 * x_t
+    x_sm = decay_j[..., None, :] * x_s6[..., :, None]
     decay_sm = alpha_runs[..., :-1, 1:].mT
-    x_sm2 = x_sm * decay_sm
-    sum_m2 = x_sm2.sum(-2)
-    x_t3 = sum_m2
-    x_kv2 = d_M_next * M
-    sum2 = x_kv2.sum((-2, -1))
-    x_m = decay_m * sum2[..., None]
-    decay_m2 = alpha_runs[..., :-1, 0]
-    x_m2 = x_m * decay_m2
-    x_t4 = x_m2
-    decay_tm = alpha_runs[..., 1:, 1:]
+    sum_m = (x_sm * decay_sm).sum(-2)
+    sum2 = (d_M_next * M).sum((-2, -1))
+    x_m2 = decay_j * sum2[..., None]
+    decay_t2 = alpha_runs[..., :-1, 0]
+    x_m4 = x_m2 * decay_t2
+    k_d_M_next = k @ d_M_next
+    sum_j2 = (k_d_M_next * v).sum(-1)
+    x_j2 = sum_j2 * mu
+    x_j4 = sum_j * lam
+    x_j5 = x_j2 + x_j4
+    x_mj = decay_j[..., :, None] * x_j5[..., None, :]
+    decay_tj2 = alpha_runs[..., :-1, 1:]
+    sum_m2 = (x_mj * decay_tj2).sum(-1)
+    decay_tj3 = alpha_runs[..., 1:, 1:]
     d_o_v = d_o @ v.mT
     q_k = q @ k.mT
     x_tj = d_o_v * q_k
-    x_tj2 = x_tj * x_j[..., None, :]
+    x_tj2 = x_tj * mu[..., None, :]
     q_k_1 = q @ k_1.mT
     x_tj3 = d_o_v * q_k_1
-    x_tj4 = x_tj3 * x_j3[..., None, :]
-    x_tj5 = x_tj2 + x_tj4
-    x_mj3 = decay_tm.mT @ x_tj5
-    x_mj4 = x_mj3 * decay_mj
-    sum_m3 = x_mj4.sum(-1)
-    x_t5 = sum_m3
-    x_ts = x_tj3 @ x_sj.mT
+    x_tj4 = x_tj3 * lam[..., None, :]
+    x_mj4 = decay_tj3.mT @ (x_tj2 + x_tj4)
+    sum_m3 = (x_mj4 * decay_tj2).sum(-1)
+    x_t6 = sum_m2 + sum_m3
+    x_ts = x_tj3 @ decay_tj.mT
     q_S = q @ S
-    x_tv = d_o * q_S
-    sum_t = x_tv.sum(-1)
-    x_ts2 = sum_t[..., :, None] * x_s2[..., None, :]
+    sum_t = (d_o * q_S).sum(-1)
+    x_ts2 = sum_t[..., :, None] * decay_t[..., None, :]
     x_ts3 = x_ts + x_ts2
-    x_ts4 = x_ts3 * x_s5[..., None, :]
-    x_sm3 = (decay_tm.mT @ x_ts4).mT
-    x_sm4 = x_sm3 * decay_sm
-    sum_m4 = x_sm4.sum(-2)
-    x_t6 = sum_m4
+    x_sm3 = (x_ts3 * x_t[..., None, :]).mT @ decay_tj3
+    sum_m4 = (x_sm3 * decay_sm).sum(-2)
     q_M = q @ M
-    x_tv2 = d_o * q_M
-    sum_t2 = x_tv2.sum(-1)
-    x_m3 = (decay_tm * sum_t2[..., :, None]).sum(-2)
-    x_m4 = x_m3 * decay_m2
-    x_t7 = x_m4
-    d_alpha = x_t + x_t3 + x_t4 + x_t5 + x_t6 + x_t7
-    decay_tj2 = alpha_runs[..., 1:, 1:]
-    x_tj6 = decay_tj2 * x_j[..., None, :]
+    sum_t2 = (d_o * q_M).sum(-1)
+    x_m5 = (sum_t2[..., None, :] @ decay_tj3).squeeze(-2)
+    x_m6 = x_m5 * decay_t2
+    x_t9 = sum_m4 + x_m6
+    d_alpha = sum_m + x_m4 + x_t6 + x_t9
+    decay_t3 = alpha_runs[..., 1:, 0]
+    x_tj6 = decay_tj3 * mu[..., None, :]
     x_tj7 = d_o_v * x_tj6
-    x_tk = x_tj7 @ k
-    x_tj8 = decay_tj2 * x_j3[..., None, :]
-    decay_ts = alpha_runs[..., 1:, 1:]
-    x_ts5 = decay_ts * x_s5[..., None, :]
-    x_tj9 = x_ts5 @ x_sj
+    x_tj8 = decay_tj3 * lam[..., None, :]
+    x_ts6 = decay_tj3 * x_t[..., None, :]
+    x_tj9 = x_ts6 @ decay_tj
     x_tj10 = x_tj8 + x_tj9
     x_tj11 = d_o_v * x_tj10
-    x_tk2 = x_tj11 @ k_1
-    x_t8 = (x_ts5 * x_s2[..., None, :]).sum(-1)
-    x_tv3 = d_o * x_t8[..., :, None]
-    x_tk3 = x_tv3 @ S.mT
-    decay_t2 = alpha_runs[..., 1:, 0]
-    x_tv4 = d_o * decay_t2[..., :, None]
-    x_tk4 = x_tv4 @ M.mT
-    d_q = x_tk + x_tk2 + x_tk3 + x_tk4
-    decay_m3 = gamma_runs[..., -1, 1:]
-    k_1_d_S_next = k_1 @ d_S_next
-    x_jv3 = k_1_d_S_next * v
-    sum_j3 = x_jv3.sum(-1)
-    x_mj5 = decay_m3[..., :, None] * sum_j3[..., None, :]
-    decay_mj2 = gamma_runs[..., :-1, 1:]
-    x_mj6 = x_mj5 * decay_mj2
-    sum_m5 = x_mj6.sum(-1)
-    x_t9 = sum_m5
-    x_kv3 = d_S_next * S
-    sum3 = x_kv3.sum((-2, -1))
-    x_m5 = decay_m3 * sum3[..., None]
-    decay_m4 = gamma_runs[..., :-1, 0]
-    x_m6 = x_m5 * decay_m4
-    x_t10 = x_m6
-    decay_tm2 = gamma_runs[..., :-1, 1:]
-    decay_s = alpha_runs[..., -1, 1:]
-    x_s7 = decay_s * x_s5
-    x_sj2 = x_s7[..., :, None] * sum_j2[..., None, :]
-    x_sj3 = x_ts5.mT @ x_tj3
-    x_sj4 = x_sj2 + x_sj3
-    x_tj12 = x_sj4
-    x_mj7 = decay_tm2.mT @ x_tj12
-    x_mj8 = x_mj7 * decay_mj2
-    sum_m6 = x_mj8.sum(-1)
-    x_t11 = sum_m6
-    x_s8 = x_s7 * sum[..., None]
-    x_s9 = (x_ts5 * sum_t[..., :, None]).sum(-2)
-    x_s10 = x_s8 + x_s9
-    x_t12 = x_s10
-    x_m7 = (decay_tm2 * x_t12[..., :, None]).sum(-2)
-    x_m8 = x_m7 * decay_m4
-    x_t13 = x_m8
-    x_t14 = x_t9 + x_t10 + x_t11 + x_t13
-    x_s11 = x_s4 * decay_s
-    x_ts6 = x_ts3 * decay_ts
-    sum_s = x_ts6.sum(-2)
-    x_s12 = x_s11 + sum_s
-    x_t15 = x_s12
-    x_t16 = x_t15 * lam
-    d_gamma = x_t14 + x_t16
-    decay_j = alpha_runs[..., -1, 1:]
-    x_j6 = sum_j2 * decay_j
-    x_tj13 = x_tj3 * decay_tj2
-    sum_j4 = x_tj13.sum(-2)
-    x_j7 = x_j6 + sum_j4
-    x_t17 = x_j7
-    x_t18 = x_t15 * gamma
-    d_lam = x_t17 + x_t18
-    x_j8 = decay_j * x_j3
-    x_j9 = (x_s7[..., :, None] * x_sj).sum(-2)
-    x_j10 = x_j8 + x_j9
-    x_jv4 = x_j10[..., :, None] * v
-    x_jk = (d_M_next @ x_jv4.mT).mT
+    x_tk5 = _products((x_tj7, k), (x_tj11, k_1))
+    d_q = _products(((d_o * x_t22[..., :, None]), S.mT), ((d_o * decay_t3[..., :, None]), M.mT)) + x_tk5
     decay_j2 = gamma_runs[..., -1, 1:]
-    x_jv5 = decay_j2[..., :, None] * v
-    x_jk2 = (d_S_next @ x_jv5.mT).mT
-    x_jk3 = (q.mT @ x_tj11).mT
-    d_k_1 = x_jk + x_jk2 + x_jk3
-    x_j11 = decay_j * x_j
-    x_jv6 = k_d_M_next * x_j11[..., :, None]
-    x_jv7 = k_1_d_M_next * x_j10[..., :, None]
+    sum3 = (d_S_next * S).sum((-2, -1))
+    x_m8 = decay_j2 * sum3[..., None]
+    x_m10 = x_m8 * decay_t
+    x_s8 = decay_j * x_t
+    x_s9 = x_s8 * sum[..., None]
+    x_s10 = (sum_t[..., None, :] @ x_ts6).squeeze(-2)
+    x_s11 = x_s9 + x_s10
+    x_m11 = (x_s11[..., None, :] @ decay_tj).squeeze(-2)
+    x_m12 = x_m11 * decay_t
+    k_1_d_S_next = k_1 @ d_S_next
+    sum_j3 = (k_1_d_S_next * v).sum(-1)
+    x_mj6 = decay_j2[..., :, None] * sum_j3[..., None, :]
+    sum_m5 = (x_mj6 * decay_tj).sum(-1)
+    x_sj2 = x_s8[..., :, None] * sum_j[..., None, :]
+    x_sj3 = x_ts6.mT @ x_tj3
+    x_sj4 = x_sj2 + x_sj3
+    x_mj9 = decay_tj.mT @ x_sj4
+    sum_m6 = (x_mj9 * decay_tj).sum(-1)
+    x_t15 = sum_m5 + sum_m6
+    x_t16 = x_m10 + x_m12 + x_t15
+    x_s12 = x_s4 * decay_j
+    sum_s = (x_ts3 * decay_tj3).sum(-2)
+    x_s13 = x_s12 + sum_s
+    x_t18 = x_s13 * lam
+    d_gamma = x_t16 + x_t18
+    x_j6 = sum_j * decay_j
+    sum_j4 = (x_tj3 * decay_tj3).sum(-2)
+    x_j7 = x_j6 + sum_j4
+    x_t20 = x_s13 * gamma
+    d_lam = x_j7 + x_t20
+    x_j8 = decay_j * lam
+    x_j9 = x_j8 + x_j42
+    d_k_1 = _products(
+        ((x_j9[..., :, None] * v), d_M_next.mT), ((decay_j2[..., :, None] * v), d_S_next.mT), (x_tj11.mT, q)
+    )
+    x_j10 = decay_j * mu
+    x_jv6 = k_d_M_next * x_j10[..., :, None]
+    x_jv7 = k_1_d_M_next * x_j9[..., :, None]
     x_jv8 = k_1_d_S_next * decay_j2[..., :, None]
-    x_tj14 = x_tj6 * q_k
-    x_jv9 = x_tj14.mT @ d_o
-    x_tj15 = x_tj10 * q_k_1
-    x_jv10 = x_tj15.mT @ d_o
-    d_v = x_jv6 + x_jv7 + x_jv8 + x_jv9 + x_jv10
-    x_j12 = sum_j * decay_j
-    x_tj16 = x_tj * decay_tj2
-    sum_j5 = x_tj16.sum(-2)
-    x_j13 = x_j12 + sum_j5
-    d_mu = x_j13
-    x_jv11 = x_j11[..., :, None] * v
-    x_jk4 = (d_M_next @ x_jv11.mT).mT
+    x_jv11 = _products(((x_tj6 * q_k).mT, d_o), ((x_tj10 * q_k_1).mT, d_o))
+    d_v = x_jv6 + x_jv7 + x_jv8 + x_jv11
+    x_j11 = sum_j2 * decay_j
+    sum_j5 = (x_tj * decay_tj3).sum(-2)
+    x_j12 = x_j11 + sum_j5
+    x_jk4 = (x_j10[..., :, None] * v) @ d_M_next.mT
     x_jk5 = _spread(d_pool_next[..., None, :], n_j, -1)
-    x_t19 = d_r / count
-    x_tj17 = _spread(x_t19[..., :, None], -1, n_j)
+    x_t21 = d_r / count
+    x_tj17 = _spread(x_t21[..., :, None], -1, n_j)
     at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
     at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
-    x_tj18 = x_tj17 * torch.heaviside(
-        at_t[..., :, None] + 1.0 - at_j[..., None, :], torch.zeros_like(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    )
-    x_jk6 = (u.mT @ x_tj18).mT
-    x_jk7 = (q.mT @ x_tj7).mT
-    d_k = x_jk4 + x_jk5 + x_jk6 + x_jk7
-    x_tk5 = x_t19[..., :, None] * pool[..., None, :]
-    x_tk6 = x_tj18 @ k
-    d_u = x_tk5 + x_tk6
+    x_tj18 = x_tj17 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
+    x_jk8 = _products((x_tj18.mT, u), (x_tj7.mT, q))
+    d_k = x_jk4 + x_jk5 + x_jk8
+    x_tk6 = x_t21[..., :, None] * pool[..., None, :]
+    x_tk7 = x_tj18 @ k
+    d_u = x_tk6 + x_tk7
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
@@ -568,7 +489,7 @@ def _inputs_vjp(
         "d_lam": d_lam,
         "d_k_1": d_k_1,
         "d_v": d_v,
-        "d_mu": d_mu,
+        "d_mu": x_j12,
         "d_k": d_k,
         "d_u": d_u,
     }
@@ -586,8 +507,7 @@ def _blend(*, r, u, pools, o, q, cached, **_):
     x_t4 = x_t2 / x_t3
     x_tv = x_t4[..., :, None] * o
     x_tn2 = x_tn / x_t3[..., :, None]
-    x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
-    x_tv2 = x_tnk.flatten(-2) @ cached.flatten(-3, -2)
+    x_tv2 = (x_tn2[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)
     y = x_tv + x_tv2
     return {
         "y": y,
@@ -596,7 +516,6 @@ def _blend(*, r, u, pools, o, q, cached, **_):
 
 def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    n_n = cached.shape[-3]
     u_pools = u @ pools.mT
     max_t = u_pools.amax(-1)
     x_t = torch.maximum(r, max_t)
@@ -608,27 +527,19 @@ def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
     d_cached = (x_tnk.flatten(-2).mT @ d_y).unflatten(-2, x_tnk.shape[-2:])
     d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])
-    x_tnk2 = d_y_cached * x_tn2[..., :, :, None]
-    d_q = x_tnk2.sum(-2)
+    d_q = (x_tn2[..., None, :] @ d_y_cached).squeeze(-2)
     x_t4 = x_t2 / x_t3
     d_o = d_y * x_t4[..., :, None]
-    x_tnk3 = d_y_cached * q[..., :, None, :]
-    sum_tn = x_tnk3.sum(-1)
-    x_tn3 = sum_tn / x_t3[..., :, None]
-    x_tn4 = -(sum_tn * x_tn / (x_t3[..., :, None] * x_t3[..., :, None]))
-    sum_t2 = x_tn4.sum(-1)
-    x_tv = d_y * o
-    sum_t3 = x_tv.sum(-1)
-    x_t5 = -(sum_t3 * x_t2 / (x_t3 * x_t3))
-    x_t6 = sum_t2 + x_t5
-    x_tn5 = _spread(x_t6[..., :, None], -1, n_n)
-    x_tn6 = x_tn3 + x_tn5
-    x_tn7 = x_tn6 * torch.exp(u_pools - x_t[..., :, None])
-    d_pools = (u.mT @ x_tn7).mT
-    d_u = x_tn7 @ pools
-    x_t7 = sum_t3 / x_t3
-    x_t8 = x_t7 + x_t6
-    d_r = x_t8 * torch.exp(r - x_t)
+    x_tn3 = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)
+    sum_t2 = (x_tn3 * x_tn2).sum(-1)
+    sum_t3 = (d_y * o).sum(-1)
+    x_t5 = -sum_t2 - sum_t3 * x_t4
+    x_tn5 = x_tn3 + x_t5[..., :, None]
+    x_tn6 = x_tn5 * x_tn2
+    d_pools = x_tn6.mT @ u
+    d_u = x_tn6 @ pools
+    x_t6 = sum_t3 + x_t5
+    d_r = x_t6 * x_t4
     return {
         "d_cached": d_cached,
         "d_q": d_q,
@@ -702,14 +613,14 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name, with each token's place in its segment."""
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
     size = (panel.j - panel.i, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
     for name, source, lag in LAGGED:
         x[name] = _lagged(tensors[INPUTS.index(source)], panel, lag, dtype).unflatten(2, size)
     token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
     x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -733,7 +644,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -748,7 +659,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         if d_ends is not None and (c + 1) * segments % batch[3] == 0:
             end = c * segments // batch[3] * batch[2]
@@ -760,7 +671,7 @@ def _walk_back(x, d_state, d_ends, segments):
     return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
 
 
-SCRATCH = 4194304  # numbers in the largest value of a read-out, about
+SCRATCH = 2097152  # numbers in the largest value of a read-out, about
 
 
 def _blocks(panel, heads, width):
@@ -856,6 +767,7 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M": d_bank[:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
             for name, t in owed.items():
@@ -2025,29 +1937,41 @@ def rows_kernel(
     i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
     i_b, i_h = i_bh // H, i_bh % H
     one = tl.minimum(T, 1)
-    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
-    m_k, m_v = o_k < K, o_v < V
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
     first = tl.load(blocks + 8 * i_n + 5)
     for i_t in range(start, end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
-        o_y = o_t[:, None] * (H * V) + o_v[None, :]
-        b_y = tl.load(y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
-        b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
-        b_delta = tl.sum(b_y * b_d_y, 1)
+        b_delta = tl.zeros([BT], tl.float32)
+        for i_v in range(0, tl.cdiv(V, BV)):
+            o_v = i_v * BV + tl.arange(0, BV)
+            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & (o_v < V)[None, :]
+            b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_delta += tl.sum(b_y * b_d_y, 1)
         tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
         s_r = tl.zeros([BT], tl.float32)
         s_q = tl.zeros([BT, BK], tl.float32)
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_cached = tl.load(
-                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
-                mask=m_k[:, None] & m_v[None, :],
-                other=0.0,
-            )
-            b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+            b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+            for i_v in range(0, tl.cdiv(V, BV)):
+                o_v = i_v * BV + tl.arange(0, BV)
+                m_v = o_v < V
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
+                b_cached = tl.load(
+                    cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                    mask=m_k[:, None] & m_v[None, :],
+                    other=0.0,
+                )
+                b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -2187,7 +2111,7 @@ def _configuration(kernel, element, device):
     BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
     if kernel in ("queries", "keys"):
         BK = min(BK, 64)
-    elif kernel != "rows":
+    else:
         BV = min(BV, 64)
     return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
 

@@ -147,9 +147,23 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHUNK = 64  # tokens of a chunk, at most
-ROWS = 8192  # tokens of a panel, times batch, times heads, about
+ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {"k_v": 2}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
 CARRY_VJP = {"q_d_o": 2}
+
+
+def _step(x):
+    """1 where x > 0, else 0."""
+    return (x > 0).to(x.dtype)
+
+
+def _products(first, *others):
+    """The sum of matrix products x @ y, each added where the first one lies."""
+    total = first[0] @ first[1]
+    for x, y in others:
+        x, y = (t.expand(*total.shape[:-2], -1, -1).flatten(0, -3) for t in (x, y))
+        total.view(-1, *total.shape[-2:]).baddbmm_(x, y)
+    return total
 
 
 def _writes(*, k, v, **_):
@@ -172,16 +186,11 @@ def _read_online(*, q, M, k, v, **_):
     """The online read-outs of chunks, from the states before them."""
     n_t = q.shape[-2]
     n_j = v.shape[-2]
-    q_M = q @ M
     at_t = torch.arange(n_t, dtype=q.dtype, device=q.device)
     at_j = torch.arange(n_j, dtype=q.dtype, device=q.device)
-    x_tj = torch.heaviside(
-        at_t[..., :, None] + 1.0 - at_j[..., None, :], torch.zeros_like(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    )
+    x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
     q_k = q @ k.mT
-    x_tj2 = x_tj * q_k
-    x_tv = x_tj2 @ v
-    o = q_M + x_tv
+    o = _products((q, M), ((x_tj * q_k), v))
     return {
         "o": o,
     }
@@ -210,21 +219,12 @@ def _inputs_vjp(*, d_o, v, k, M, d_M_next, q, **_):
     d_o_v = d_o @ v.mT
     at_t = torch.arange(n_t, dtype=d_o.dtype, device=d_o.device)
     at_j = torch.arange(n_j, dtype=d_o.dtype, device=d_o.device)
-    x_tj = torch.heaviside(
-        at_t[..., :, None] + 1.0 - at_j[..., None, :], torch.zeros_like(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    )
+    x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
     x_tj2 = d_o_v * x_tj
-    x_tk = x_tj2 @ k
-    d_o_M = d_o @ M.mT
-    d_q = x_tk + d_o_M
-    d_M_next_v = (d_M_next @ v.mT).mT
-    x_jk = (q.mT @ x_tj2).mT
-    d_k = d_M_next_v + x_jk
-    k_d_M_next = k @ d_M_next
+    d_q = _products((x_tj2, k), (d_o, M.mT))
+    d_k = _products((v, d_M_next.mT), (x_tj2.mT, q))
     q_k = q @ k.mT
-    x_tj3 = x_tj * q_k
-    x_jv = x_tj3.mT @ d_o
-    d_v = k_d_M_next + x_jv
+    d_v = _products((k, d_M_next), ((x_tj * q_k).mT, d_o))
     return {
         "d_q": d_q,
         "d_k": d_k,
@@ -280,10 +280,10 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name."""
+    """A panel's inputs by name and what its chunks add to the state."""
     size = (1, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -307,7 +307,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -322,7 +322,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         after.append(d_state)
         out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
@@ -378,6 +378,7 @@ def _run_backward_torch(tensors, saved, d_y):
             d_rows = _rows(d_y, panel, dtype)
             x["d_o"] = d_rows.unflatten(2, x["q"].shape[2:5])
             x |= _walk(x, states.pop(), panel.j - panel.i)[0]
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, None, panel.j - panel.i)
             out = _inputs_vjp(**x, **after)
             for name, t in zip(INPUTS, d, strict=True):
@@ -849,7 +850,7 @@ def _configuration(kernel, element, device):
     BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
     if kernel in ("queries", "keys"):
         BK = min(BK, 64)
-    elif kernel != "rows":
+    else:
         BV = min(BV, 64)
     return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
 

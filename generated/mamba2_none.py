@@ -158,16 +158,25 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHUNK = 64  # tokens of a chunk, at most
-ROWS = 8192  # tokens of a panel, times batch, times heads, about
+ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
     "x_kv2": 2,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "x_kv2": 2}
+CARRY_VJP = {"decay_all": 0, "x_kv5": 2}
+
+
+def _products(first, *others):
+    """The sum of matrix products x @ y, each added where the first one lies."""
+    total = first[0] @ first[1]
+    for x, y in others:
+        x, y = (t.expand(*total.shape[:-2], -1, -1).flatten(0, -3) for t in (x, y))
+        total.view(-1, *total.shape[-2:]).baddbmm_(x, y)
+    return total
 
 
 def _runs(gate):
-    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zero gates stay exact."""
+    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zeros stay exact."""
     n = gate.shape[-1] + 1
     inside = torch.ones(n, n, dtype=torch.bool, device=gate.device).tril(-1)
     return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
@@ -188,10 +197,8 @@ def _writes(*, alpha, k, dt, v, **_):
     alpha_runs_to = _runs_to(alpha)
     decay_all = alpha_runs_to[..., 0]
     decay_j = alpha_runs_to[..., 1:]
-    x_j = dt
-    x_j2 = decay_j * x_j
-    x_jv = x_j2[..., :, None] * v
-    x_kv2 = k.mT @ x_jv
+    x_j2 = decay_j * dt
+    x_kv2 = k.mT @ (x_j2[..., :, None] * v)
     return {
         "decay_all": decay_all,
         "x_kv2": x_kv2,
@@ -214,103 +221,76 @@ def _read_online(*, alpha, q, M, dt, k, v, **_):
     q_M = q @ M
     x_tv = decay_t[..., :, None] * q_M
     decay_tj = alpha_runs[..., 1:, 1:]
-    x_j = dt
-    x_tj = decay_tj * x_j[..., None, :]
+    x_tj = decay_tj * dt[..., None, :]
     q_k = q @ k.mT
-    x_tj2 = x_tj * q_k
-    x_tv2 = x_tj2 @ v
+    x_tv2 = (x_tj * q_k) @ v
     o = x_tv + x_tv2
     return {
         "o": o,
     }
 
 
-def _pulls(*, alpha, q, d_o, **_):
+def _pulls(*, q, d_o, alpha, **_):
     """What the read-outs of chunks owe to the states before them."""
-    alpha_runs_to = _runs_to(alpha)
-    decay_all = alpha_runs_to[..., 0]
     alpha_runs_from = _runs_from(alpha)
     decay_t = alpha_runs_from[..., 1:]
-    x_tv = d_o * decay_t[..., :, None]
-    x_kv2 = q.mT @ x_tv
+    x_kv5 = q.mT @ (d_o * decay_t[..., :, None])
     return {
-        "decay_all": decay_all,
-        "x_kv2": x_kv2,
+        "x_kv5": x_kv5,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, x_kv2, **_):
+def _carry_vjp(*, d_M_next, decay_all, x_kv5, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * decay_all[..., None, None]
-    d_M = x_kv + x_kv2
+    d_M = x_kv + x_kv5
     return {
         "d_M": d_M,
     }
 
 
-def _inputs_vjp(*, alpha, k, d_M_next, v, dt, M, d_o, q, **_):
+def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, dt, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     alpha_runs = _runs(alpha)
-    decay_m = alpha_runs[..., -1, 1:]
+    decay_j = alpha_runs[..., -1, 1:]
+    sum = (d_M_next * M).sum((-2, -1))
+    x_m2 = decay_j * sum[..., None]
+    decay_t = alpha_runs[..., :-1, 0]
+    x_m4 = x_m2 * decay_t
+    decay_tj = alpha_runs[..., 1:, 1:]
+    q_M = q @ M
+    sum_t = (d_o * q_M).sum(-1)
+    x_m5 = (sum_t[..., None, :] @ decay_tj).squeeze(-2)
+    x_m6 = x_m5 * decay_t
     k_d_M_next = k @ d_M_next
-    x_jv = k_d_M_next * v
-    sum_j = x_jv.sum(-1)
-    x_j = dt
-    x_j2 = sum_j * x_j
-    x_mj = decay_m[..., :, None] * x_j2[..., None, :]
-    decay_mj = alpha_runs[..., :-1, 1:]
-    x_mj2 = x_mj * decay_mj
-    sum_m = x_mj2.sum(-1)
-    x_t = sum_m
-    x_kv = d_M_next * M
-    sum = x_kv.sum((-2, -1))
-    x_m = decay_m * sum[..., None]
-    decay_m2 = alpha_runs[..., :-1, 0]
-    x_m2 = x_m * decay_m2
-    x_t2 = x_m2
-    decay_tm = alpha_runs[..., 1:, 1:]
+    sum_j = (k_d_M_next * v).sum(-1)
+    x_j2 = sum_j * dt
+    x_mj = decay_j[..., :, None] * x_j2[..., None, :]
+    decay_tj2 = alpha_runs[..., :-1, 1:]
+    sum_m = (x_mj * decay_tj2).sum(-1)
     d_o_v = d_o @ v.mT
     q_k = q @ k.mT
     x_tj = d_o_v * q_k
-    x_tj2 = x_tj * x_j[..., None, :]
-    x_mj3 = decay_tm.mT @ x_tj2
-    x_mj4 = x_mj3 * decay_mj
-    sum_m2 = x_mj4.sum(-1)
-    x_t3 = sum_m2
-    q_M = q @ M
-    x_tv = d_o * q_M
-    sum_t = x_tv.sum(-1)
-    x_m3 = (decay_tm * sum_t[..., :, None]).sum(-2)
-    x_m4 = x_m3 * decay_m2
-    x_t4 = x_m4
-    d_alpha = x_t + x_t2 + x_t3 + x_t4
-    decay_tj = alpha_runs[..., 1:, 1:]
-    x_tj3 = decay_tj * x_j[..., None, :]
+    x_mj4 = decay_tj.mT @ (x_tj * dt[..., None, :])
+    sum_m2 = (x_mj4 * decay_tj2).sum(-1)
+    x_t5 = sum_m + sum_m2
+    d_alpha = x_m4 + x_m6 + x_t5
+    x_tj3 = decay_tj * dt[..., None, :]
     x_tj4 = d_o_v * x_tj3
-    x_tk = x_tj4 @ k
-    decay_t = alpha_runs[..., 1:, 0]
-    x_tv2 = d_o * decay_t[..., :, None]
-    x_tk2 = x_tv2 @ M.mT
-    d_q = x_tk + x_tk2
-    decay_j = alpha_runs[..., -1, 1:]
+    decay_t2 = alpha_runs[..., 1:, 0]
+    d_q = _products((x_tj4, k), ((d_o * decay_t2[..., :, None]), M.mT))
     x_j3 = sum_j * decay_j
-    x_tj5 = x_tj * decay_tj
-    sum_j2 = x_tj5.sum(-2)
+    sum_j2 = (x_tj * decay_tj).sum(-2)
     x_j4 = x_j3 + sum_j2
-    d_dt = x_j4
-    x_j5 = decay_j * x_j
-    x_jv2 = x_j5[..., :, None] * v
-    x_jk = (d_M_next @ x_jv2.mT).mT
-    x_jk2 = (q.mT @ x_tj4).mT
-    d_k = x_jk + x_jk2
+    x_j5 = decay_j * dt
+    d_k = _products(((x_j5[..., :, None] * v), d_M_next.mT), (x_tj4.mT, q))
     x_jv3 = k_d_M_next * x_j5[..., :, None]
-    x_tj6 = x_tj3 * q_k
-    x_jv4 = x_tj6.mT @ d_o
+    x_jv4 = (x_tj3 * q_k).mT @ d_o
     d_v = x_jv3 + x_jv4
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
-        "d_dt": d_dt,
+        "d_dt": x_j4,
         "d_k": d_k,
         "d_v": d_v,
     }
@@ -364,10 +344,10 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name."""
+    """A panel's inputs by name and what its chunks add to the state."""
     size = (1, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -391,7 +371,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -406,7 +386,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         after.append(d_state)
         out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
@@ -462,6 +442,7 @@ def _run_backward_torch(tensors, saved, d_y):
             d_rows = _rows(d_y, panel, dtype)
             x["d_o"] = d_rows.unflatten(2, x["q"].shape[2:5])
             x |= _walk(x, states.pop(), panel.j - panel.i)[0]
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, None, panel.j - panel.i)
             out = _inputs_vjp(**x, **after)
             for name, t in zip(INPUTS, d, strict=True):
@@ -1176,7 +1157,7 @@ def _configuration(kernel, element, device):
     BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
     if kernel in ("queries", "keys"):
         BK = min(BK, 64)
-    elif kernel != "rows":
+    else:
         BV = min(BV, 64)
     return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
 

@@ -162,13 +162,13 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHUNK = 64  # tokens of a chunk, at most
-ROWS = 8192  # tokens of a panel, times batch, times heads, about
+ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
     "x_kv2": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "x_kv2": 2, "x_k": 1}
+CARRY_VJP = {"decay_all": 0, "x_kv4": 2, "x_k": 1}
 
 
 def _spread(x, *sizes):
@@ -176,8 +176,22 @@ def _spread(x, *sizes):
     return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
 
 
+def _step(x):
+    """1 where x > 0, else 0."""
+    return (x > 0).to(x.dtype)
+
+
+def _products(first, *others):
+    """The sum of matrix products x @ y, each added where the first one lies."""
+    total = first[0] @ first[1]
+    for x, y in others:
+        x, y = (t.expand(*total.shape[:-2], -1, -1).flatten(0, -3) for t in (x, y))
+        total.view(-1, *total.shape[-2:]).baddbmm_(x, y)
+    return total
+
+
 def _runs(gate):
-    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zero gates stay exact."""
+    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zeros stay exact."""
     n = gate.shape[-1] + 1
     inside = torch.ones(n, n, dtype=torch.bool, device=gate.device).tril(-1)
     return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
@@ -201,8 +215,7 @@ def _writes(*, head, k, v, **_):
     x_t_runs_to = _runs_to(x_t)
     decay_all = x_t_runs_to[..., 0]
     decay_j = x_t_runs_to[..., 1:]
-    x_jv = decay_j[..., :, None] * v
-    x_kv2 = k.mT @ x_jv
+    x_kv2 = k.mT @ (decay_j[..., :, None] * v)
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
@@ -234,15 +247,13 @@ def _read_online(*, head, q, M, k, v, u, pool, count, **_):
     x_tv = decay_t[..., :, None] * q_M
     decay_tj = x_t_runs[..., 1:, 1:]
     q_k = q @ k.mT
-    x_tj = decay_tj * q_k
-    x_tv2 = x_tj @ v
+    x_tv2 = (decay_tj * q_k) @ v
     o = x_tv + x_tv2
     at_t = torch.arange(n_t, dtype=q.dtype, device=q.device)
     at_j = torch.arange(n_j, dtype=q.dtype, device=q.device)
     u_k = u @ k.mT
-    x_tj2 = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0)
-    sum_t = x_tj2.sum(-1)
-    u_pool = (u * pool[..., None, :]).sum(-1)
+    sum_t = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0).sum(-1)
+    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)
     r = (sum_t + u_pool) / count
     return {
         "o": o,
@@ -250,30 +261,23 @@ def _read_online(*, head, q, M, k, v, u, pool, count, **_):
     }
 
 
-def _pulls(*, head, q, d_o, u, d_r, count, **_):
+def _pulls(*, q, d_o, head, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
-    n_t = count.shape[-1]
     x = 1.0 - torch.pow(2.0, -head - 5.0)
-    x_t = _spread(x[..., None], n_t)
-    x_t_runs_to = _runs_to(x_t)
-    decay_all = x_t_runs_to[..., 0]
     x_t_runs_from = _runs_from(x_t)
     decay_t = x_t_runs_from[..., 1:]
-    x_tv = d_o * decay_t[..., :, None]
-    x_kv2 = q.mT @ x_tv
-    x_t2 = d_r / count
-    x_k = (u * x_t2[..., :, None]).sum(-2)
+    x_kv4 = q.mT @ (d_o * decay_t[..., :, None])
+    x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
     return {
-        "decay_all": decay_all,
-        "x_kv2": x_kv2,
+        "x_kv4": x_kv4,
         "x_k": x_k,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, x_kv2, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, decay_all, x_kv4, d_pool_next, x_k, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * decay_all[..., None, None]
-    d_M = x_kv + x_kv2
+    d_M = x_kv + x_kv4
     d_pool = d_pool_next + x_k
     return {
         "d_M": d_M,
@@ -291,30 +295,22 @@ def _inputs_vjp(*, d_o, v, head, k, M, d_M_next, d_pool_next, u, d_r, count, q, 
     x_t_runs = _runs(x_t)
     decay_tj = x_t_runs[..., 1:, 1:]
     x_tj = d_o_v * decay_tj
-    x_tk = x_tj @ k
     decay_t = x_t_runs[..., 1:, 0]
-    x_tv = d_o * decay_t[..., :, None]
-    x_tk2 = x_tv @ M.mT
-    d_q = x_tk + x_tk2
+    d_q = _products((x_tj, k), ((d_o * decay_t[..., :, None]), M.mT))
     decay_j = x_t_runs[..., -1, 1:]
-    x_jv = decay_j[..., :, None] * v
-    x_jk = (d_M_next @ x_jv.mT).mT
+    x_jk = (decay_j[..., :, None] * v) @ d_M_next.mT
     x_jk2 = _spread(d_pool_next[..., None, :], n_j, -1)
     x_t2 = d_r / count
     x_tj2 = _spread(x_t2[..., :, None], -1, n_j)
     at_t = torch.arange(n_t, dtype=d_o.dtype, device=d_o.device)
     at_j = torch.arange(n_j, dtype=d_o.dtype, device=d_o.device)
-    x_tj3 = x_tj2 * torch.heaviside(
-        at_t[..., :, None] + 1.0 - at_j[..., None, :], torch.zeros_like(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    )
-    x_jk3 = (u.mT @ x_tj3).mT
-    x_jk4 = (q.mT @ x_tj).mT
-    d_k = x_jk + x_jk2 + x_jk3 + x_jk4
+    x_tj3 = x_tj2 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
+    x_jk5 = _products((x_tj3.mT, u), (x_tj.mT, q))
+    d_k = x_jk + x_jk2 + x_jk5
     k_d_M_next = k @ d_M_next
     x_jv2 = k_d_M_next * decay_j[..., :, None]
     q_k = q @ k.mT
-    x_tj4 = decay_tj * q_k
-    x_jv3 = x_tj4.mT @ d_o
+    x_jv3 = (decay_tj * q_k).mT @ d_o
     d_v = x_jv2 + x_jv3
     x_tk3 = x_t2[..., :, None] * pool[..., None, :]
     x_tk4 = x_tj3 @ k
@@ -339,8 +335,7 @@ def _blend(*, r, u, pools, o, q, cached, **_):
     x_t4 = x_t2 / x_t3
     x_tv = x_t4[..., :, None] * o
     x_tn2 = x_tn / x_t3[..., :, None]
-    x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
-    x_tv2 = x_tnk.flatten(-2) @ cached.flatten(-3, -2)
+    x_tv2 = (x_tn2[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)
     y = x_tv + x_tv2
     return {
         "y": y,
@@ -349,7 +344,6 @@ def _blend(*, r, u, pools, o, q, cached, **_):
 
 def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    n_n = cached.shape[-3]
     u_pools = u @ pools.mT
     max_t = u_pools.amax(-1)
     x_t = torch.maximum(r, max_t)
@@ -361,27 +355,19 @@ def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
     d_cached = (x_tnk.flatten(-2).mT @ d_y).unflatten(-2, x_tnk.shape[-2:])
     d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])
-    x_tnk2 = d_y_cached * x_tn2[..., :, :, None]
-    d_q = x_tnk2.sum(-2)
+    d_q = (x_tn2[..., None, :] @ d_y_cached).squeeze(-2)
     x_t4 = x_t2 / x_t3
     d_o = d_y * x_t4[..., :, None]
-    x_tnk3 = d_y_cached * q[..., :, None, :]
-    sum_tn = x_tnk3.sum(-1)
-    x_tn3 = sum_tn / x_t3[..., :, None]
-    x_tn4 = -(sum_tn * x_tn / (x_t3[..., :, None] * x_t3[..., :, None]))
-    sum_t2 = x_tn4.sum(-1)
-    x_tv = d_y * o
-    sum_t3 = x_tv.sum(-1)
-    x_t5 = -(sum_t3 * x_t2 / (x_t3 * x_t3))
-    x_t6 = sum_t2 + x_t5
-    x_tn5 = _spread(x_t6[..., :, None], -1, n_n)
-    x_tn6 = x_tn3 + x_tn5
-    x_tn7 = x_tn6 * torch.exp(u_pools - x_t[..., :, None])
-    d_pools = (u.mT @ x_tn7).mT
-    d_u = x_tn7 @ pools
-    x_t7 = sum_t3 / x_t3
-    x_t8 = x_t7 + x_t6
-    d_r = x_t8 * torch.exp(r - x_t)
+    x_tn3 = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)
+    sum_t2 = (x_tn3 * x_tn2).sum(-1)
+    sum_t3 = (d_y * o).sum(-1)
+    x_t5 = -sum_t2 - sum_t3 * x_t4
+    x_tn5 = x_tn3 + x_t5[..., :, None]
+    x_tn6 = x_tn5 * x_tn2
+    d_pools = x_tn6.mT @ u
+    d_u = x_tn6 @ pools
+    x_t6 = sum_t3 + x_t5
+    d_r = x_t6 * x_t4
     return {
         "d_cached": d_cached,
         "d_q": d_q,
@@ -440,13 +426,13 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name, with each token's place in its segment."""
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
     size = (panel.j - panel.i, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
     token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
     x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
     x["head"] = torch.arange(x["q"].shape[1], dtype=dtype, device=x["q"].device).view(1, -1, 1, 1)
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -470,7 +456,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -485,7 +471,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         if d_ends is not None and (c + 1) * segments % batch[3] == 0:
             end = c * segments // batch[3] * batch[2]
@@ -497,7 +483,7 @@ def _walk_back(x, d_state, d_ends, segments):
     return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
 
 
-SCRATCH = 4194304  # numbers in the largest value of a read-out, about
+SCRATCH = 2097152  # numbers in the largest value of a read-out, about
 
 
 def _blocks(panel, heads, width):
@@ -593,6 +579,7 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M": d_bank[:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
             for name, t in owed.items():
@@ -1200,29 +1187,41 @@ def rows_kernel(
     i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
     i_b, i_h = i_bh // H, i_bh % H
     one = tl.minimum(T, 1)
-    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
-    m_k, m_v = o_k < K, o_v < V
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
     first = tl.load(blocks + 8 * i_n + 5)
     for i_t in range(start, end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
-        o_y = o_t[:, None] * (H * V) + o_v[None, :]
-        b_y = tl.load(y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
-        b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
-        b_delta = tl.sum(b_y * b_d_y, 1)
+        b_delta = tl.zeros([BT], tl.float32)
+        for i_v in range(0, tl.cdiv(V, BV)):
+            o_v = i_v * BV + tl.arange(0, BV)
+            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & (o_v < V)[None, :]
+            b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_delta += tl.sum(b_y * b_d_y, 1)
         tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
         s_r = tl.zeros([BT], tl.float32)
         s_q = tl.zeros([BT, BK], tl.float32)
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_cached = tl.load(
-                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
-                mask=m_k[:, None] & m_v[None, :],
-                other=0.0,
-            )
-            b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+            b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+            for i_v in range(0, tl.cdiv(V, BV)):
+                o_v = i_v * BV + tl.arange(0, BV)
+                m_v = o_v < V
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
+                b_cached = tl.load(
+                    cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                    mask=m_k[:, None] & m_v[None, :],
+                    other=0.0,
+                )
+                b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1362,7 +1361,7 @@ def _configuration(kernel, element, device):
     BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
     if kernel in ("queries", "keys"):
         BK = min(BK, 64)
-    elif kernel != "rows":
+    else:
         BV = min(BV, 64)
     return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
 

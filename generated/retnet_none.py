@@ -150,12 +150,12 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHUNK = 64  # tokens of a chunk, at most
-ROWS = 8192  # tokens of a panel, times batch, times heads, about
+ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
     "x_kv2": 2,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "x_kv2": 2}
+CARRY_VJP = {"decay_all": 0, "x_kv4": 2}
 
 
 def _spread(x, *sizes):
@@ -163,8 +163,17 @@ def _spread(x, *sizes):
     return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
 
 
+def _products(first, *others):
+    """The sum of matrix products x @ y, each added where the first one lies."""
+    total = first[0] @ first[1]
+    for x, y in others:
+        x, y = (t.expand(*total.shape[:-2], -1, -1).flatten(0, -3) for t in (x, y))
+        total.view(-1, *total.shape[-2:]).baddbmm_(x, y)
+    return total
+
+
 def _runs(gate):
-    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zero gates stay exact."""
+    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zeros stay exact."""
     n = gate.shape[-1] + 1
     inside = torch.ones(n, n, dtype=torch.bool, device=gate.device).tril(-1)
     return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
@@ -188,8 +197,7 @@ def _writes(*, head, k, v, **_):
     x_t_runs_to = _runs_to(x_t)
     decay_all = x_t_runs_to[..., 0]
     decay_j = x_t_runs_to[..., 1:]
-    x_jv = decay_j[..., :, None] * v
-    x_kv2 = k.mT @ x_jv
+    x_kv2 = k.mT @ (decay_j[..., :, None] * v)
     return {
         "decay_all": decay_all,
         "x_kv2": x_kv2,
@@ -216,35 +224,28 @@ def _read_online(*, head, q, M, k, v, **_):
     x_tv = decay_t[..., :, None] * q_M
     decay_tj = x_t_runs[..., 1:, 1:]
     q_k = q @ k.mT
-    x_tj = decay_tj * q_k
-    x_tv2 = x_tj @ v
+    x_tv2 = (decay_tj * q_k) @ v
     o = x_tv + x_tv2
     return {
         "o": o,
     }
 
 
-def _pulls(*, head, q, d_o, **_):
+def _pulls(*, q, d_o, head, **_):
     """What the read-outs of chunks owe to the states before them."""
-    n_t = d_o.shape[-2]
     x = 1.0 - torch.pow(2.0, -head - 5.0)
-    x_t = _spread(x[..., None], n_t)
-    x_t_runs_to = _runs_to(x_t)
-    decay_all = x_t_runs_to[..., 0]
     x_t_runs_from = _runs_from(x_t)
     decay_t = x_t_runs_from[..., 1:]
-    x_tv = d_o * decay_t[..., :, None]
-    x_kv2 = q.mT @ x_tv
+    x_kv4 = q.mT @ (d_o * decay_t[..., :, None])
     return {
-        "decay_all": decay_all,
-        "x_kv2": x_kv2,
+        "x_kv4": x_kv4,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, x_kv2, **_):
+def _carry_vjp(*, d_M_next, decay_all, x_kv4, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * decay_all[..., None, None]
-    d_M = x_kv + x_kv2
+    d_M = x_kv + x_kv4
     return {
         "d_M": d_M,
     }
@@ -259,21 +260,14 @@ def _inputs_vjp(*, d_o, v, head, k, M, d_M_next, q, **_):
     x_t_runs = _runs(x_t)
     decay_tj = x_t_runs[..., 1:, 1:]
     x_tj = d_o_v * decay_tj
-    x_tk = x_tj @ k
     decay_t = x_t_runs[..., 1:, 0]
-    x_tv = d_o * decay_t[..., :, None]
-    x_tk2 = x_tv @ M.mT
-    d_q = x_tk + x_tk2
+    d_q = _products((x_tj, k), ((d_o * decay_t[..., :, None]), M.mT))
     decay_j = x_t_runs[..., -1, 1:]
-    x_jv = decay_j[..., :, None] * v
-    x_jk = (d_M_next @ x_jv.mT).mT
-    x_jk2 = (q.mT @ x_tj).mT
-    d_k = x_jk + x_jk2
+    d_k = _products(((decay_j[..., :, None] * v), d_M_next.mT), (x_tj.mT, q))
     k_d_M_next = k @ d_M_next
     x_jv2 = k_d_M_next * decay_j[..., :, None]
     q_k = q @ k.mT
-    x_tj2 = decay_tj * q_k
-    x_jv3 = x_tj2.mT @ d_o
+    x_jv3 = (decay_tj * q_k).mT @ d_o
     d_v = x_jv2 + x_jv3
     return {
         "d_q": d_q,
@@ -330,11 +324,11 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name."""
+    """A panel's inputs by name and what its chunks add to the state."""
     size = (1, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
     x["head"] = torch.arange(x["q"].shape[1], dtype=dtype, device=x["q"].device).view(1, -1, 1, 1)
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -358,7 +352,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -373,7 +367,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         after.append(d_state)
         out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
@@ -429,6 +423,7 @@ def _run_backward_torch(tensors, saved, d_y):
             d_rows = _rows(d_y, panel, dtype)
             x["d_o"] = d_rows.unflatten(2, x["q"].shape[2:5])
             x |= _walk(x, states.pop(), panel.j - panel.i)[0]
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, None, panel.j - panel.i)
             out = _inputs_vjp(**x, **after)
             for name, t in zip(INPUTS, d, strict=True):
@@ -996,7 +991,7 @@ def _configuration(kernel, element, device):
     BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
     if kernel in ("queries", "keys"):
         BK = min(BK, 64)
-    elif kernel != "rows":
+    else:
         BV = min(BV, 64)
     return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
 

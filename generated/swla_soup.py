@@ -182,13 +182,13 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHUNK = 64  # tokens of a chunk, at most
-ROWS = 8192  # tokens of a panel, times batch, times heads, about
+ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
     "x_kv4": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "x_kv2": 2, "x_k": 1}
+CARRY_VJP = {"decay_all": 0, "x_kv7": 2, "x_k": 1}
 
 
 def _spread(x, *sizes):
@@ -196,8 +196,22 @@ def _spread(x, *sizes):
     return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
 
 
+def _step(x):
+    """1 where x > 0, else 0."""
+    return (x > 0).to(x.dtype)
+
+
+def _products(first, *others):
+    """The sum of matrix products x @ y, each added where the first one lies."""
+    total = first[0] @ first[1]
+    for x, y in others:
+        x, y = (t.expand(*total.shape[:-2], -1, -1).flatten(0, -3) for t in (x, y))
+        total.view(-1, *total.shape[-2:]).baddbmm_(x, y)
+    return total
+
+
 def _runs(gate):
-    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zero gates stay exact."""
+    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zeros stay exact."""
     n = gate.shape[-1] + 1
     inside = torch.ones(n, n, dtype=torch.bool, device=gate.device).tril(-1)
     return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
@@ -218,15 +232,9 @@ def _writes(*, alpha, k_1, beta, v_1, k, lam, v, **_):
     alpha_runs_to = _runs_to(alpha)
     decay_all = alpha_runs_to[..., 0]
     decay_j = alpha_runs_to[..., 1:]
-    x_j = beta
-    x_j2 = decay_j * x_j
-    x_jv = x_j2[..., :, None] * v_1
-    x_kv = k_1.mT @ x_jv
-    x_j3 = lam
-    x_j4 = decay_j * x_j3
-    x_jv2 = x_j4[..., :, None] * v
-    x_kv2 = k.mT @ x_jv2
-    x_kv4 = x_kv + x_kv2
+    x_j2 = decay_j * beta
+    x_j4 = decay_j * lam
+    x_kv4 = _products((k_1.mT, (x_j2[..., :, None] * v_1)), (k.mT, (x_j4[..., :, None] * v)))
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
@@ -255,23 +263,17 @@ def _read_online(*, alpha, q, M, beta, k_1, v_1, lam, k, v, u, pool, count, **_)
     q_M = q @ M
     x_tv = decay_t[..., :, None] * q_M
     decay_tj = alpha_runs[..., 1:, 1:]
-    x_j = beta
-    x_tj = decay_tj * x_j[..., None, :]
+    x_tj = decay_tj * beta[..., None, :]
     q_k_1 = q @ k_1.mT
-    x_tj2 = x_tj * q_k_1
-    x_tv2 = x_tj2 @ v_1
-    x_j2 = lam
-    x_tj3 = decay_tj * x_j2[..., None, :]
+    x_tj3 = decay_tj * lam[..., None, :]
     q_k = q @ k.mT
-    x_tj4 = x_tj3 * q_k
-    x_tv3 = x_tj4 @ v
-    o = x_tv + x_tv2 + x_tv3
+    x_tv4 = _products(((x_tj * q_k_1), v_1), ((x_tj3 * q_k), v))
+    o = x_tv + x_tv4
     at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
     at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
     u_k = u @ k.mT
-    x_tj5 = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0)
-    sum_t = x_tj5.sum(-1)
-    u_pool = (u * pool[..., None, :]).sum(-1)
+    sum_t = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0).sum(-1)
+    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)
     r = (sum_t + u_pool) / count
     return {
         "o": o,
@@ -279,27 +281,22 @@ def _read_online(*, alpha, q, M, beta, k_1, v_1, lam, k, v, u, pool, count, **_)
     }
 
 
-def _pulls(*, alpha, q, d_o, u, d_r, count, **_):
+def _pulls(*, q, d_o, alpha, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
-    alpha_runs_to = _runs_to(alpha)
-    decay_all = alpha_runs_to[..., 0]
     alpha_runs_from = _runs_from(alpha)
     decay_t = alpha_runs_from[..., 1:]
-    x_tv = d_o * decay_t[..., :, None]
-    x_kv2 = q.mT @ x_tv
-    x_t = d_r / count
-    x_k = (u * x_t[..., :, None]).sum(-2)
+    x_kv7 = q.mT @ (d_o * decay_t[..., :, None])
+    x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
     return {
-        "decay_all": decay_all,
-        "x_kv2": x_kv2,
+        "x_kv7": x_kv7,
         "x_k": x_k,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, x_kv2, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, decay_all, x_kv7, d_pool_next, x_k, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * decay_all[..., None, None]
-    d_M = x_kv + x_kv2
+    d_M = x_kv + x_kv7
     d_pool = d_pool_next + x_k
     return {
         "d_M": d_M,
@@ -307,114 +304,85 @@ def _carry_vjp(*, d_M_next, decay_all, x_kv2, d_pool_next, x_k, **_):
     }
 
 
-def _inputs_vjp(*, alpha, k, d_M_next, v, lam, k_1, v_1, beta, M, d_o, q, d_pool_next, u, d_r, count, pool, **_):
+def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, lam, k_1, v_1, beta, d_pool_next, u, d_r, count, pool, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_j = v_1.shape[-2]
     n_t = count.shape[-1]
     alpha_runs = _runs(alpha)
-    decay_m = alpha_runs[..., -1, 1:]
+    decay_j = alpha_runs[..., -1, 1:]
+    sum = (d_M_next * M).sum((-2, -1))
+    x_m2 = decay_j * sum[..., None]
+    decay_t = alpha_runs[..., :-1, 0]
+    x_m4 = x_m2 * decay_t
+    decay_tj = alpha_runs[..., 1:, 1:]
+    q_M = q @ M
+    sum_t = (d_o * q_M).sum(-1)
+    x_m5 = (sum_t[..., None, :] @ decay_tj).squeeze(-2)
+    x_m6 = x_m5 * decay_t
     k_d_M_next = k @ d_M_next
-    x_jv = k_d_M_next * v
-    sum_j = x_jv.sum(-1)
-    x_j = lam
-    x_j2 = sum_j * x_j
+    sum_j = (k_d_M_next * v).sum(-1)
+    x_j2 = sum_j * lam
     k_1_d_M_next = k_1 @ d_M_next
-    x_jv2 = k_1_d_M_next * v_1
-    sum_j2 = x_jv2.sum(-1)
-    x_j3 = beta
-    x_j4 = sum_j2 * x_j3
+    sum_j2 = (k_1_d_M_next * v_1).sum(-1)
+    x_j4 = sum_j2 * beta
     x_j5 = x_j2 + x_j4
-    x_mj = decay_m[..., :, None] * x_j5[..., None, :]
-    decay_mj = alpha_runs[..., :-1, 1:]
-    x_mj2 = x_mj * decay_mj
-    sum_m = x_mj2.sum(-1)
-    x_t = sum_m
-    x_kv = d_M_next * M
-    sum = x_kv.sum((-2, -1))
-    x_m = decay_m * sum[..., None]
-    decay_m2 = alpha_runs[..., :-1, 0]
-    x_m2 = x_m * decay_m2
-    x_t2 = x_m2
-    decay_tm = alpha_runs[..., 1:, 1:]
+    x_mj = decay_j[..., :, None] * x_j5[..., None, :]
+    decay_tj2 = alpha_runs[..., :-1, 1:]
+    sum_m = (x_mj * decay_tj2).sum(-1)
     d_o_v = d_o @ v.mT
     q_k = q @ k.mT
     x_tj = d_o_v * q_k
-    x_tj2 = x_tj * x_j[..., None, :]
+    x_tj2 = x_tj * lam[..., None, :]
     d_o_v_1 = d_o @ v_1.mT
     q_k_1 = q @ k_1.mT
     x_tj3 = d_o_v_1 * q_k_1
-    x_tj4 = x_tj3 * x_j3[..., None, :]
-    x_tj5 = x_tj2 + x_tj4
-    x_mj3 = decay_tm.mT @ x_tj5
-    x_mj4 = x_mj3 * decay_mj
-    sum_m2 = x_mj4.sum(-1)
-    x_t3 = sum_m2
-    q_M = q @ M
-    x_tv = d_o * q_M
-    sum_t = x_tv.sum(-1)
-    x_m3 = (decay_tm * sum_t[..., :, None]).sum(-2)
-    x_m4 = x_m3 * decay_m2
-    x_t4 = x_m4
-    d_alpha = x_t + x_t2 + x_t3 + x_t4
-    decay_tj = alpha_runs[..., 1:, 1:]
-    x_tj6 = decay_tj * x_j[..., None, :]
+    x_tj4 = x_tj3 * beta[..., None, :]
+    x_mj4 = decay_tj.mT @ (x_tj2 + x_tj4)
+    sum_m2 = (x_mj4 * decay_tj2).sum(-1)
+    x_t5 = sum_m + sum_m2
+    d_alpha = x_m4 + x_m6 + x_t5
+    decay_t2 = alpha_runs[..., 1:, 0]
+    x_tk = (d_o * decay_t2[..., :, None]) @ M.mT
+    x_tj6 = decay_tj * lam[..., None, :]
     x_tj7 = d_o_v * x_tj6
-    x_tk = x_tj7 @ k
-    x_tj8 = decay_tj * x_j3[..., None, :]
+    x_tj8 = decay_tj * beta[..., None, :]
     x_tj9 = d_o_v_1 * x_tj8
-    x_tk2 = x_tj9 @ k_1
-    decay_t = alpha_runs[..., 1:, 0]
-    x_tv2 = d_o * decay_t[..., :, None]
-    x_tk3 = x_tv2 @ M.mT
-    d_q = x_tk + x_tk2 + x_tk3
-    decay_j = alpha_runs[..., -1, 1:]
+    x_tk4 = _products((x_tj7, k), (x_tj9, k_1))
+    d_q = x_tk + x_tk4
     x_j6 = sum_j2 * decay_j
-    x_tj10 = x_tj3 * decay_tj
-    sum_j3 = x_tj10.sum(-2)
+    sum_j3 = (x_tj3 * decay_tj).sum(-2)
     x_j7 = x_j6 + sum_j3
-    d_beta = x_j7
-    x_j8 = decay_j * x_j3
-    x_jv3 = x_j8[..., :, None] * v_1
-    x_jk = (d_M_next @ x_jv3.mT).mT
-    x_jk2 = (q.mT @ x_tj9).mT
-    d_k_1 = x_jk + x_jk2
+    x_j8 = decay_j * beta
+    d_k_1 = _products(((x_j8[..., :, None] * v_1), d_M_next.mT), (x_tj9.mT, q))
     x_jv4 = k_1_d_M_next * x_j8[..., :, None]
-    x_tj11 = x_tj8 * q_k_1
-    x_jv5 = x_tj11.mT @ d_o
+    x_jv5 = (x_tj8 * q_k_1).mT @ d_o
     d_v_1 = x_jv4 + x_jv5
     x_j9 = sum_j * decay_j
-    x_tj12 = x_tj * decay_tj
-    sum_j4 = x_tj12.sum(-2)
+    sum_j4 = (x_tj * decay_tj).sum(-2)
     x_j10 = x_j9 + sum_j4
-    d_lam = x_j10
-    x_j11 = decay_j * x_j
-    x_jv6 = x_j11[..., :, None] * v
-    x_jk3 = (d_M_next @ x_jv6.mT).mT
+    x_j11 = decay_j * lam
+    x_jk3 = (x_j11[..., :, None] * v) @ d_M_next.mT
     x_jk4 = _spread(d_pool_next[..., None, :], n_j, -1)
-    x_t5 = d_r / count
-    x_tj13 = _spread(x_t5[..., :, None], -1, n_j)
+    x_t6 = d_r / count
+    x_tj13 = _spread(x_t6[..., :, None], -1, n_j)
     at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
     at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
-    x_tj14 = x_tj13 * torch.heaviside(
-        at_t[..., :, None] + 1.0 - at_j[..., None, :], torch.zeros_like(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    )
-    x_jk5 = (u.mT @ x_tj14).mT
-    x_jk6 = (q.mT @ x_tj7).mT
-    d_k = x_jk3 + x_jk4 + x_jk5 + x_jk6
+    x_tj14 = x_tj13 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
+    x_jk7 = _products((x_tj14.mT, u), (x_tj7.mT, q))
+    d_k = x_jk3 + x_jk4 + x_jk7
     x_jv7 = k_d_M_next * x_j11[..., :, None]
-    x_tj15 = x_tj6 * q_k
-    x_jv8 = x_tj15.mT @ d_o
+    x_jv8 = (x_tj6 * q_k).mT @ d_o
     d_v = x_jv7 + x_jv8
-    x_tk4 = x_t5[..., :, None] * pool[..., None, :]
-    x_tk5 = x_tj14 @ k
-    d_u = x_tk4 + x_tk5
+    x_tk5 = x_t6[..., :, None] * pool[..., None, :]
+    x_tk6 = x_tj14 @ k
+    d_u = x_tk5 + x_tk6
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
-        "d_beta": d_beta,
+        "d_beta": x_j7,
         "d_k_1": d_k_1,
         "d_v_1": d_v_1,
-        "d_lam": d_lam,
+        "d_lam": x_j10,
         "d_k": d_k,
         "d_v": d_v,
         "d_u": d_u,
@@ -433,8 +401,7 @@ def _blend(*, r, u, pools, o, q, cached, **_):
     x_t4 = x_t2 / x_t3
     x_tv = x_t4[..., :, None] * o
     x_tn2 = x_tn / x_t3[..., :, None]
-    x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
-    x_tv2 = x_tnk.flatten(-2) @ cached.flatten(-3, -2)
+    x_tv2 = (x_tn2[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)
     y = x_tv + x_tv2
     return {
         "y": y,
@@ -443,7 +410,6 @@ def _blend(*, r, u, pools, o, q, cached, **_):
 
 def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    n_n = cached.shape[-3]
     u_pools = u @ pools.mT
     max_t = u_pools.amax(-1)
     x_t = torch.maximum(r, max_t)
@@ -455,27 +421,19 @@ def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
     d_cached = (x_tnk.flatten(-2).mT @ d_y).unflatten(-2, x_tnk.shape[-2:])
     d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])
-    x_tnk2 = d_y_cached * x_tn2[..., :, :, None]
-    d_q = x_tnk2.sum(-2)
+    d_q = (x_tn2[..., None, :] @ d_y_cached).squeeze(-2)
     x_t4 = x_t2 / x_t3
     d_o = d_y * x_t4[..., :, None]
-    x_tnk3 = d_y_cached * q[..., :, None, :]
-    sum_tn = x_tnk3.sum(-1)
-    x_tn3 = sum_tn / x_t3[..., :, None]
-    x_tn4 = -(sum_tn * x_tn / (x_t3[..., :, None] * x_t3[..., :, None]))
-    sum_t2 = x_tn4.sum(-1)
-    x_tv = d_y * o
-    sum_t3 = x_tv.sum(-1)
-    x_t5 = -(sum_t3 * x_t2 / (x_t3 * x_t3))
-    x_t6 = sum_t2 + x_t5
-    x_tn5 = _spread(x_t6[..., :, None], -1, n_n)
-    x_tn6 = x_tn3 + x_tn5
-    x_tn7 = x_tn6 * torch.exp(u_pools - x_t[..., :, None])
-    d_pools = (u.mT @ x_tn7).mT
-    d_u = x_tn7 @ pools
-    x_t7 = sum_t3 / x_t3
-    x_t8 = x_t7 + x_t6
-    d_r = x_t8 * torch.exp(r - x_t)
+    x_tn3 = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)
+    sum_t2 = (x_tn3 * x_tn2).sum(-1)
+    sum_t3 = (d_y * o).sum(-1)
+    x_t5 = -sum_t2 - sum_t3 * x_t4
+    x_tn5 = x_tn3 + x_t5[..., :, None]
+    x_tn6 = x_tn5 * x_tn2
+    d_pools = x_tn6.mT @ u
+    d_u = x_tn6 @ pools
+    x_t6 = sum_t3 + x_t5
+    d_r = x_t6 * x_t4
     return {
         "d_cached": d_cached,
         "d_q": d_q,
@@ -549,14 +507,14 @@ def _rows(t, panel, dtype):
 
 
 def _load(tensors, panel, dtype):
-    """A panel's inputs by name, with each token's place in its segment."""
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
     size = (panel.j - panel.i, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=True)}
     for name, source, lag in LAGGED:
         x[name] = _lagged(tensors[INPUTS.index(source)], panel, lag, dtype).unflatten(2, size)
     token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
     x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
-    return x
+    return x | _writes(**x)
 
 
 def _fresh(tensors, lanes, dtype):
@@ -580,7 +538,7 @@ def _walk(x, state, segments):
     `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
-    for c, chunk in enumerate(_by_chunk(_writes(**x), CARRY, batch)):
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         before.append(state)
         out = _carry(**chunk, **state)
         state = {name: out[f"{name}_next"] for name in state}
@@ -595,7 +553,7 @@ def _walk_back(x, d_state, d_ends, segments):
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
     """
     batch, after = x["q"].shape[:4], []
-    chunks = _by_chunk(_pulls(**x), CARRY_VJP, batch)
+    chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
         if d_ends is not None and (c + 1) * segments % batch[3] == 0:
             end = c * segments // batch[3] * batch[2]
@@ -607,7 +565,7 @@ def _walk_back(x, d_state, d_ends, segments):
     return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
 
 
-SCRATCH = 4194304  # numbers in the largest value of a read-out, about
+SCRATCH = 2097152  # numbers in the largest value of a read-out, about
 
 
 def _blocks(panel, heads, width):
@@ -703,6 +661,7 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M": d_bank[:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
             for name, t in owed.items():
@@ -1616,29 +1575,41 @@ def rows_kernel(
     i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
     i_b, i_h = i_bh // H, i_bh % H
     one = tl.minimum(T, 1)
-    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
-    m_k, m_v = o_k < K, o_v < V
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
     first = tl.load(blocks + 8 * i_n + 5)
     for i_t in range(start, end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
-        o_y = o_t[:, None] * (H * V) + o_v[None, :]
-        b_y = tl.load(y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
-        b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_t[:, None] & m_v[None, :], other=0.0).to(tl.float32)
-        b_delta = tl.sum(b_y * b_d_y, 1)
+        b_delta = tl.zeros([BT], tl.float32)
+        for i_v in range(0, tl.cdiv(V, BV)):
+            o_v = i_v * BV + tl.arange(0, BV)
+            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & (o_v < V)[None, :]
+            b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_delta += tl.sum(b_y * b_d_y, 1)
         tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
         s_r = tl.zeros([BT], tl.float32)
         s_q = tl.zeros([BT, BK], tl.float32)
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_cached = tl.load(
-                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
-                mask=m_k[:, None] & m_v[None, :],
-                other=0.0,
-            )
-            b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+            b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+            for i_v in range(0, tl.cdiv(V, BV)):
+                o_v = i_v * BV + tl.arange(0, BV)
+                m_v = o_v < V
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
+                b_cached = tl.load(
+                    cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
+                    mask=m_k[:, None] & m_v[None, :],
+                    other=0.0,
+                )
+                b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1778,7 +1749,7 @@ def _configuration(kernel, element, device):
     BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
     if kernel in ("queries", "keys"):
         BK = min(BK, 64)
-    elif kernel != "rows":
+    else:
         BV = min(BV, 64)
     return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
 

@@ -13,21 +13,28 @@ from functools import cached_property
 
 from mcgen.emit.naming import name_values
 from mcgen.emit.rendering import render
-from mcgen.emit.torch_printer import RESERVED, function
+from mcgen.emit.torch_printer import HELPERS, RESERVED, function
 from mcgen.ir import aggregate
 from mcgen.ir.closed_form import key_name, value_name
+from mcgen.ir.cut import cut, remaining
 from mcgen.ir.layers import layers, sizes
-from mcgen.ir.program import Program
-from mcgen.ir.step import query_name, state_axes, step, step_vjp
+from mcgen.ir.program import Contract, Input, Node, Program, Solve
+from mcgen.ir.step import query_name, state_axes, step_with_vjp
+from mcgen.passes import products
+from mcgen.passes.factors import ONE_DECAY
 from mcgen.passes.hoist import hoist, part
+from mcgen.passes.simplify import RULES as SIMPLIFY
 from mcgen.passes.simplify import select, simplify
+from mcgen.passes.solves import inverses, solves_apart
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY, Write
 
 CHUNK = 64
-ROWS = 8192
-SCRATCH = 1 << 22
+ROWS = 4096
+SCRATCH = 1 << 21
 TILE = 64
+RULES = (*SIMPLIFY, ONE_DECAY)
+REWRITES = (*RULES, *products.RULES)
 
 DOCS = {
     "writes": "What chunks add to the state, and how much of it they leave.",
@@ -95,20 +102,50 @@ class TorchPath:
         return state_axes(self.meaning, self.meaning.anchored(CHUNK))
 
     @cached_property
+    def whole(self) -> Program:
+        """The step and its derivative, with what no state is needed for apart from the rest."""
+        program = simplify(step_with_vjp(self.meaning, anchored=self.meaning.anchored(CHUNK)), RULES)
+        for carried in (self.state, self.cotangents):
+            program = simplify(part(solves_apart(program, carried), carried), RULES)
+        return simplify(inverses(program), REWRITES)
+
+    @cached_property
+    def names(self) -> Mapping[Node, str]:
+        nodes = sorted(self.whole.nodes, key=lambda node: not isinstance(node, Input))  # inputs keep their own names
+        return name_values(self.whole, RESERVED, nodes)
+
+    @cached_property
     def forward(self) -> tuple[Program, Program, Program]:
-        """`writes`, `carry` and `read_online`."""
-        whole = simplify(step(self.meaning, anchored=self.meaning.anchored(CHUNK)))
-        writes, carry = _apart(select(whole, [f"{name}_next" for name in self.state], "carry"), self.state)
-        return _named(writes, "writes"), carry, select(whole, self.online, "read_online")
+        """`writes`, `carry` and `read_online`, which reads what `writes` gives."""
+        writes, carry = hoist(select(self.whole, self.following, "carry"), self.state, self.names.__getitem__)
+        later = [select(self.whole, [f"d_{name}" for name in self.state], ""), self._inputs_vjp]
+        writes = self._lasting(_named(writes, "writes"), {}, later)
+        return writes, carry, cut(select(self.whole, self.online, "read_online"), _given(writes))
 
     @cached_property
     def backward(self) -> tuple[Program, Program, Program]:
-        """`pulls`, `carry_vjp` and `inputs_vjp`."""
-        whole = simplify(step_vjp(self.meaning, anchored=self.meaning.anchored(CHUNK)))
-        state = [f"d_{name}" for name in self.state]
-        pulls, carry = _apart(select(whole, state, "carry_vjp"), self.cotangents)
-        rest = [name for name in whole.outputs if name not in state]
-        return _named(pulls, "pulls"), carry, select(whole, rest, "inputs_vjp")
+        """`pulls`, `carry_vjp` and `inputs_vjp`, which read what `writes` and `pulls` give."""
+        state, known = [f"d_{name}" for name in self.state], _given(self.forward[0])
+        pulls, carry = hoist(select(self.whole, state, "carry_vjp"), self.cotangents, self.names.__getitem__)
+        new = {name: node for name, node in pulls.outputs.items() if node not in known}
+        pulls = self._lasting(Program("pulls", new), known, [self._inputs_vjp])
+        return cut(pulls, known), carry, cut(self._inputs_vjp, {**known, **_given(pulls)})
+
+    @cached_property
+    def _inputs_vjp(self) -> Program:
+        others = {*self.following, *self.online, *(f"d_{name}" for name in self.state)}
+        return select(self.whole, [name for name in self.whole.outputs if name not in others], "inputs_vjp")
+
+    def _lasting(self, program: Program, known: Mapping[Node, str], later: list[Program]) -> Program:
+        """The program with its products and solutions that later ones need too as outputs: none is made twice."""
+        given = {**known, **_given(program)}
+        needed = {node for one in later for node in remaining(one, given)} & remaining(program, known)
+        costly = [node for node in program.nodes if node in needed and isinstance(node, (Contract, Solve))]
+        return Program(program.name, {**program.outputs, **{self.names[node]: node for node in costly}})
+
+    @cached_property
+    def following(self) -> list[str]:
+        return [f"{name}_next" for name in self.state]
 
     @cached_property
     def cotangents(self) -> list[str]:
@@ -125,7 +162,7 @@ class TorchPath:
         makers = READS.get(self.reading, ())
         how = {"anchored": True} if self.reading == "soup" and self.meaning.anchored(CHUNK) else {}
         both = aggregate.program, aggregate.program_vjp
-        return [simplify(program(make, self.meaning, **how)) for make in makers for program in both]
+        return [simplify(program(make, self.meaning, **how), REWRITES) for make in makers for program in both]
 
     @cached_property
     def programs(self) -> list[Program]:
@@ -196,8 +233,6 @@ class TorchPath:
             "layout": "chunk after chunk, across segments" if meaning.chained else "segments side by side",
             "carry": _dimensions(self.forward[1], self.state),
             "carry_vjp": _dimensions(self.backward[1], self.cotangents),
-            "carry_reads": _outside(self.forward[1], [*self.state, *self.forward[0].outputs]),
-            "carry_vjp_reads": _outside(self.backward[1], [*self.cotangents, *self.backward[0].outputs]),
             "helpers": _helpers("\n".join(printed)),
             "functions": printed,
             "kind": kind,
@@ -235,10 +270,9 @@ class TorchPath:
         }
 
 
-def _apart(program: Program, carried: Collection[str]) -> tuple[Program, Program]:
-    whole = part(program, carried)
-    names = name_values(whole, RESERVED)
-    return hoist(whole, carried, names.__getitem__)
+def _given(program: Program) -> dict[Node, str]:
+    """The values a program gives, with their names."""
+    return {node: name for name, node in program.outputs.items() if not isinstance(node, Input)}
 
 
 def _named(program: Program, name: str) -> Program:
@@ -255,17 +289,12 @@ def _dimensions(carry: Program, carried: Collection[str]) -> str:
     return _dict({name: len(node.axes) for name, node in carry.inputs.items() if name not in carried})
 
 
-def _outside(carry: Program, known: list[str]) -> bool:
-    """Whether a loop reads inputs as they are."""
-    return any(name not in known for name in carry.inputs)
-
-
 def _tuple(names: list[str]) -> str:
     return ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "")
 
 
 def _helpers(printed: str) -> str:
-    used = {name for name in ("_spread", "_runs", "_runs_from", "_runs_to") if f"{name}(" in printed}
+    used = {name for name in HELPERS if f"{name}(" in printed}
     return render("torch/helpers.py.jinja", used=used).rstrip()
 
 

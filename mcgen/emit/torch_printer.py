@@ -1,19 +1,31 @@
 """Tile programs as torch source: a function of tensors whose last dimensions are a value's axes, in order.
 
-Whatever dimensions stand before those (batch, head, segments in parallel) are carried along by broadcasting.
+Whatever dimensions stand before those (batch, head, lanes, chunks) are carried along by broadcasting. A statement is a
+value of the program; a value that is used once, by a product or a reduction, stands where it is used, and a value whose
+text has stood before is not computed again (the same decay along another axis).
 """
 
 from __future__ import annotations
 
-import string
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from string import ascii_lowercase
 
+import sympy
+
+from mcgen.emit.expressions import LINE_LENGTH
 from mcgen.emit.naming import name_values
-from mcgen.emit.scalar import TORCH
+from mcgen.emit.scalar import ATOM, SUM, TORCH
 from mcgen.ir.program import AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve, placeholder
+from mcgen.symbolic import functions
 
-HELPERS = ("_runs", "_runs_from", "_runs_to", "_spread")
+HELPERS = ("_products", "_runs", "_runs_from", "_runs_to", "_spread", "_step")
 RESERVED = {"F", "math", "torch", "others", "_", *HELPERS, *(f"n_{axis}" for axis in AXES)}
+INDENT = 4
+
+SCALARS = replace(TORCH, functions={**TORCH.functions, functions.Step: "_step({})".format})
 
 
 def function(program: Program, name: str, docstring: str) -> str:
@@ -24,97 +36,233 @@ def function(program: Program, name: str, docstring: str) -> str:
     rest = "others" if renamed else "_"
     lines = [f"def {name}(*, {', '.join([*taken, f'**{rest}'])}):", f'    """{docstring}"""']
     lines += [f'    {text} = others["{label}"]' for label, text in renamed.items()]
-    lines += [f"    {line}" for line in statements(program, names)]
-    outputs = [f'        "{label}": {names[node]},' for label, node in program.outputs.items()]
+    body = Body(program, names)
+    lines += [f"    {line}" for line in body.statements()]
+    outputs = [f'        "{label}": {body.name(node)},' for label, node in program.outputs.items()]
     return "\n".join([*lines, "    return {", *outputs, "    }"])
 
 
-def statements(program: Program, names: Mapping[Node, str]) -> list[str]:
-    sizes = _Sizes(program, names)
-    lines: list[str] = []
-    tiles = {node.gate for node in program.nodes if isinstance(node, Decay) and node.row and node.column}
-    runs: dict[tuple[str, Node], str] = {}
-    for node in program.nodes:
+@dataclass
+class Text:
+    """The text of a value; whether it is a product `left @ right` of two texts, and whether it can stand anywhere."""
+
+    text: str
+    atom: bool = False
+    product: tuple[str, str] | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.atom else f"({self.text})"
+
+
+@dataclass
+class Body:
+    """The statements of one function."""
+
+    program: Program
+    names: Mapping[Node, str]
+    texts: dict[Node, Text] = field(default_factory=dict)
+    inlined: set[Node] = field(default_factory=set)
+    same: dict[Node, Node] = field(default_factory=dict)
+    tables: dict[tuple[Node, str], str] = field(default_factory=dict)
+    sizes: dict[str, str] = field(default_factory=dict)
+
+    def statements(self) -> list[str]:
+        for node in self.program.nodes:
+            self._settle(node)
+        lines = [f"{size} = {self._length(axis)}" for axis, size in self.sizes.items()]
+        begun: set[tuple[Node, str]] = set()
+        for node in self.program.nodes:
+            if isinstance(node, Decay) and node not in self.same and (key := self._table(node)) not in begun:
+                begun.add(key)
+                lines.append(f"{self.tables[key]} = {key[1]}({self.name(node.gate)})")
+            if not isinstance(node, Input) and node not in self.same and node not in self.inlined:
+                lines.append(f"{self.names[node]} = {self.texts[node].text}")
+        return lines
+
+    def name(self, node: Node) -> str:
+        return self.names[self.same.get(node, node)]
+
+    # -- which values get a statement ---------------------------------------------------------------------------------
+
+    def _settle(self, node: Node) -> None:
+        """Finds the text of a value whose operands are settled, and which of those stand inside it."""
         if isinstance(node, Input):
-            continue
-        if isinstance(node, Decay):
-            helper = _table(node, tiles)
-            if (helper, node.gate) not in runs:
-                table = _unused(names[node.gate] + helper, {*names.values(), *runs.values()})
-                lines.append(f"{table} = {helper}({names[node.gate]})")
-                runs[helper, node.gate] = table
-            value = _run(node, helper, runs[helper, node.gate])
+            return
+        if isinstance(node, Rename) and not _moves(node):
+            self.same[node] = self.same.get(node.operand, node.operand)
+            return
+        self.inlined.update(self._products(node))
+        candidates = [operand for operand in dict.fromkeys(node.operands) if self._may_stand_in(operand, node)]
+        candidates.sort(key=lambda operand: len(self.texts[operand].text))
+        self.inlined.update(candidates)
+        while not self._fits(node, text := self._text(node)) and candidates:
+            self.inlined.discard(candidates.pop())
+        before = next((other for other, known in self.texts.items() if known.text == text.text), None)
+        if before is not None and before not in self.inlined and node not in self.program.outputs.values():
+            self.same[node] = before
         else:
-            value = _expression(node, names, sizes)
-        lines.append(f"{names[node]} = {value}")
-    return [*sizes.lines(), *lines]
+            self.texts[node] = text
 
+    def _may_stand_in(self, operand: Node, user: Node) -> bool:
+        """Whether a function of values may stand in the product or reduction that uses it."""
+        return isinstance(operand, Map) and not isinstance(user, Map) and bool(operand.values) and self._once(operand)
 
-def _table(node: Decay, tiles: Collection[Node]) -> str:
-    """The helper whose table of products holds a node's: one of all runs, where some node wants a tile of them."""
-    if node.gate in tiles:
-        return "_runs"
-    return "_runs_from" if node.row else "_runs_to"
+    def _products(self, node: Node) -> list[Node]:
+        """The matrix products of a sum that has at least two of its own."""
+        if not isinstance(node, Map) or not node.expression.is_Add:
+            return []
+        terms = [v for i, v in enumerate(node.values) if placeholder(i) in node.expression.args]
+        found = [v for v in terms if isinstance(v, Contract) and self._once(v) and self.texts[v].product]
+        found = [v for v in found if v.axes == node.axes]
+        return found if len(found) > 1 else []
 
+    def _once(self, node: Node) -> bool:
+        """Whether a value is used once, and by no other name."""
+        named = node in self.same or node in self.same.values() or node in self._outputs
+        return not named and self._uses[node] == 1
 
-def _run(node: Decay, helper: str, table: str) -> str:
-    """The part of the table that a node is: rows are where runs end, columns where they begin."""
-    row = ":-1" if node.exclusive else "1:" if node.row else "-1"
-    column = "1:" if node.column else "0"
-    part = {"_runs": f"{row}, {column}", "_runs_from": row, "_runs_to": column}[helper]
-    return f"{table}[..., {part}]" + (".mT" if node.row and node.axes == (node.column, node.row) else "")
+    @cached_property
+    def _outputs(self) -> set[Node]:
+        return set(self.program.outputs.values())
 
+    @cached_property
+    def _uses(self) -> Counter[Node]:
+        return Counter(operand for node in self.program.nodes for operand in node.operands)
 
-def _unused(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
+    def _fits(self, node: Node, text: Text) -> bool:
+        return INDENT + len(self.names[node]) + len(" = ") + len(text.text) <= LINE_LENGTH
 
+    def _of(self, node: Node) -> str:
+        """A value as an operand: its name, or the text that stands in its place."""
+        return str(self.texts[node]) if node in self.inlined else self.name(node)
 
-class _Sizes:
-    """Lengths of axes that some statement has to name, each taken from an input that has the axis."""
+    # -- texts --------------------------------------------------------------------------------------------------------
 
-    def __init__(self, program: Program, names: Mapping[Node, str]) -> None:
-        self._source = {
-            axis: f"{names[node]}.shape[{i - len(node.axes)}]"
-            for node in program.inputs.values()
-            for i, axis in enumerate(node.axes)
-        }
-        self._like = next(names[node] for node in program.inputs.values() if node.axes)
-        self._used: dict[str, None] = {}
+    def _text(self, node: Node) -> Text:
+        match node:
+            case Iota((axis,)):
+                return Text(f"torch.arange({self._size(axis)}, {self._like})", atom=True)
+            case Map():
+                return self._map(node)
+            case Contract():
+                return self._contract(node)
+            case Reduce(_, operation, operand, over):
+                return Text(
+                    f"{self._of(operand)}.{'amax' if operation == 'max' else 'sum'}({_dims(operand, over)})", True
+                )
+            case Rename(_, operand):
+                return Text(f"{self._of(operand)}.mT", atom=True)
+            case Solve(_, matrix, right, transposed):
+                system, upper = f"-{self._of(matrix)}{'.mT' if transposed else ''}", str(transposed)
+                arguments = f"{system}, {self._of(right)}, upper={upper}, unitriangular=True"
+                return Text(f"torch.linalg.solve_triangular({arguments})", atom=True)
+            case Decay():
+                return Text(self._decay(node), atom=True)
+        raise TypeError(type(node).__name__)
 
-    def __getitem__(self, axis: str) -> str:
-        self._used[axis] = None
-        return f"n_{axis}"
+    def _map(self, node: Map) -> Text:
+        if products := self._products(node):
+            return self._sum_of_products(node, products)
+        values = {placeholder(i): aligned(self._of(v), v.axes, node.axes) for i, v in enumerate(node.values)}
+        if not node.values and node.axes:
+            shape = ", ".join(map(self._size, node.axes)) + "," * (len(node.axes) == 1)
+            return Text(f"torch.full(({shape}), {SCALARS.text(node.expression, {})}, {self._like})", atom=True)
+        return self._spread(node, {axis for v in node.values for axis in v.axes}, values)
+
+    def _spread(self, node: Map, covered: set[str], values: Mapping[sympy.Symbol, str]) -> Text:
+        if covered == set(node.axes):
+            text = SCALARS.text(node.expression, values)
+            return Text(text, atom=text == SCALARS.text(node.expression, values, ATOM))
+        sizes = ", ".join(self._size(axis) if axis not in covered else "-1" for axis in node.axes)
+        return Text(f"_spread({SCALARS.text(node.expression, values, SUM)}, {sizes})", atom=True)
+
+    def _sum_of_products(self, node: Map, products: Sequence[Node]) -> Text:
+        """A sum of at least two matrix products, and of what else it has."""
+        pairs = ", ".join("({}, {})".format(*self.texts[v].product) for v in products)
+        values = {placeholder(i): v for i, v in enumerate(node.values)}
+        total = sympy.Symbol("total", real=True)
+        rest = node.expression - sum(symbol for symbol, v in values.items() if v in products) + total
+        named = {symbol: aligned(self._of(v), v.axes, node.axes) for symbol, v in values.items() if v not in products}
+        return Text(SCALARS.text(rest, {**named, total: f"_products({pairs})"}), atom=rest == total)
+
+    def _contract(self, node: Contract) -> Text:
+        left, right, over = node.left, node.right, node.over
+        shared = tuple(axis for axis in node.axes if axis in left.axes and axis in right.axes)
+        rows = tuple(axis for axis in left.axes if axis not in right.axes)
+        columns = tuple(axis for axis in right.axes if axis not in left.axes)
+        if not rows and not columns:
+            return Text(f"({self._of(left)} * {self._of(right)}).sum({_dims(left, over)})", atom=True)
+        if not columns or (rows and (*shared, *rows, *columns) != node.axes):
+            left, right, rows, columns = right, left, columns, rows
+        x, y = self._matrix(left, shared, rows, over), self._matrix(right, shared, over, columns)
+        if x is None or y is None or (*shared, *rows, *columns) != node.axes or (len(rows) > 1 and len(columns) > 1):
+            return self._einsum(node)
+        if not rows:
+            return Text(f"({x} @ {y}).squeeze(-2)", atom=True)
+        if len(rows) > 1:
+            return Text(f"({x} @ {y}).unflatten(-2, {_tail(self._of(left), left.axes, rows)})", atom=True)
+        if len(columns) > 1:
+            return Text(f"({x} @ {y}).unflatten(-1, {_tail(self._of(right), right.axes, columns)})", atom=True)
+        return Text(f"{x} @ {y}", product=(x, y))
+
+    def _decay(self, node: Decay) -> str:
+        """The part of a table of products that a node is: rows are where runs end, columns where they begin."""
+        key = gate, helper = self._table(node)
+        if key not in self.tables:
+            self.tables[key] = _unused(f"{self.name(gate)}{helper}", {*self.names.values(), *self.tables.values()})
+        row = ":-1" if node.exclusive else "1:" if node.row else "-1"
+        column = "1:" if node.column else "0"
+        part = {"_runs": f"{row}, {column}", "_runs_from": row, "_runs_to": column}[helper]
+        return f"{self.tables[key]}[..., {part}]" + (".mT" if node.row and node.axes == (node.column, node.row) else "")
+
+    def _table(self, node: Decay) -> tuple[Node, str]:
+        """The gate, and the helper whose table has a node's products: that of all runs, if some node wants a tile."""
+        if node.gate in self._tiled:
+            return node.gate, "_runs"
+        return node.gate, "_runs_from" if node.row else "_runs_to"
+
+    @cached_property
+    def _tiled(self) -> set[Node]:
+        """The gates of which some node wants the products of all runs."""
+        return {node.gate for node in self.program.nodes if isinstance(node, Decay) and node.row and node.column}
+
+    def _einsum(self, node: Contract) -> Text:
+        letter = dict(zip(dict.fromkeys([*node.left.axes, *node.right.axes]), ascii_lowercase, strict=False))
+        x, y, result = ("".join(letter[axis] for axis in part) for part in (node.left.axes, node.right.axes, node.axes))
+        formula = f"...{x},...{y}->...{result}"
+        return Text(f'torch.einsum("{formula}", {self._of(node.left)}, {self._of(node.right)})', atom=True)
+
+    def _matrix(self, node: Node, batch: Sequence[str], rows: Sequence[str], columns: Sequence[str]) -> str | None:
+        """The value as a matrix of `rows` by `columns`, several axes made one each; None where they are interleaved."""
+        text = self._of(node)
+        if node.axes == (*batch, *rows, *columns):
+            return _flat(text, rows, columns)
+        return f"{_flat(text, columns, rows)}.mT" if node.axes == (*batch, *columns, *rows) else None
+
+    # -- sizes --------------------------------------------------------------------------------------------------------
+
+    def _size(self, axis: str) -> str:
+        return self.sizes.setdefault(axis, f"n_{axis}")
 
     @property
-    def like(self) -> str:
-        return f"dtype={self._like}.dtype, device={self._like}.device"
+    def _like(self) -> str:
+        name = next(self.names[node] for node in self.program.inputs.values() if node.axes)
+        return f"dtype={name}.dtype, device={name}.device"
 
-    def lines(self) -> list[str]:
-        token = next((source for axis, source in self._source.items() if AXES.index(axis) < AXES.index("n")), None)
-        return [f"n_{axis} = {self._source.get(axis, token)}" for axis in self._used]
+    def _length(self, axis: str) -> str:
+        """The text of an axis's length, from an input that has it; all axes of tokens are as long."""
+        known = {
+            axis: f"{self.names[node]}.shape[{i - len(node.axes)}]"
+            for node in self.program.inputs.values()
+            for i, axis in enumerate(node.axes)
+        }
+        tokens = (text for other, text in known.items() if AXES.index(other) < AXES.index("n"))
+        return known[axis] if axis in known else next(tokens)
 
 
-def _expression(node: Node, names: Mapping[Node, str], sizes: _Sizes) -> str:
-    match node:
-        case Iota((axis,)):
-            return f"torch.arange({sizes[axis]}, {sizes.like})"
-        case Map():
-            return _map(node, names, sizes)
-        case Contract():
-            return _contract(node, names)
-        case Reduce(_, operation, operand, over):
-            dims = ", ".join(str(operand.axes.index(axis) - len(operand.axes)) for axis in over)
-            method = {"sum": "sum", "max": "amax"}[operation]
-            return f"{names[operand]}.{method}(({dims}))" if len(over) > 1 else f"{names[operand]}.{method}({dims})"
-        case Rename(axes, operand, old, new):
-            moved = axes.index(new) != operand.axes.index(old)
-            return f"{names[operand]}.mT" if moved else names[operand]
-        case Solve(_, matrix, right, transposed):
-            system, upper = f"-{names[matrix]}{'.mT' if transposed else ''}", str(transposed)
-            return f"torch.linalg.solve_triangular({system}, {names[right]}, upper={upper}, unitriangular=True)"
-    raise TypeError(type(node).__name__)
+def _moves(node: Rename) -> bool:
+    """Whether an axis has another place under its new name."""
+    return node.axes.index(node.new) != node.operand.axes.index(node.old)
 
 
 def aligned(name: str, axes: Sequence[str], target: Sequence[str]) -> str:
@@ -124,43 +272,18 @@ def aligned(name: str, axes: Sequence[str], target: Sequence[str]) -> str:
     return f"{name}[..., {', '.join(':' if axis in axes else 'None' for axis in target)}]"
 
 
-def _map(node: Map, names: Mapping[Node, str], sizes: _Sizes) -> str:
-    values = {placeholder(i): aligned(names[v], v.axes, node.axes) for i, v in enumerate(node.values)}
-    if not node.values:
-        value = TORCH.text(node.expression, values)
-        shape = ", ".join(sizes[axis] for axis in node.axes) + "," * (len(node.axes) == 1)
-        return f"torch.full(({shape}), {value}, {sizes.like})" if node.axes else value
-    text = TORCH.text(node.expression, values)
-    covered = {axis for value in node.values for axis in value.axes}
-    if covered == set(node.axes):
-        return text
-    spread = ", ".join(sizes[axis] if axis not in covered else "-1" for axis in node.axes)
-    whole = text if node.expression.is_Symbol else f"({text})"
-    return f"_spread({whole}, {spread})"
+def _dims(node: Node, over: Sequence[str]) -> str:
+    dims = [str(node.axes.index(axis) - len(node.axes)) for axis in over]
+    return dims[0] if len(dims) == 1 else f"({', '.join(dims)})"
 
 
-def _contract(node: Contract, names: Mapping[Node, str]) -> str:
-    left, right, over = node.left, node.right, node.over
-    shared = set(left.axes) & set(right.axes) - set(over)
-    rows, columns = [a for a in left.axes if a not in right.axes], [a for a in right.axes if a not in left.axes]
-    if not rows or not columns:
-        x, y = (aligned(names[side], side.axes, _union(left, right)) for side in (left, right))
-        dims = [_union(left, right).index(axis) - len(_union(left, right)) for axis in over]
-        return f"({x} * {y}).sum({dims[0] if len(dims) == 1 else tuple(dims)})"
-    x, y = _matrix(left, rows, over, names), _matrix(right, over, columns, names)
-    several = len(rows) > 1 or len(columns) > 1
-    apart = (*rows, *columns) != node.axes or (len(rows) > 1 and len(columns) > 1)
-    if shared or x is None or y is None or (several and apart):
-        letter = dict(zip(_union(left, right), string.ascii_letters, strict=False))
-        x, y, result = ("..." + "".join(letter[a] for a in part) for part in (left.axes, right.axes, node.axes))
-        formula = f"{x},{y}->{result}"
-        return f'torch.einsum("{formula}", {names[left]}, {names[right]})'
-    text = f"{x} @ {y}"
-    if len(rows) > 1:
-        return f"({text}).unflatten(-2, {_tail(names[left], left.axes, rows)})"
-    if len(columns) > 1:
-        return f"({text}).unflatten(-1, {_tail(names[right], right.axes, columns)})"
-    return text if (*rows, *columns) == node.axes else f"({text}).mT"
+def _flat(text: str, first: Sequence[str], second: Sequence[str]) -> str:
+    """A value of axes (..., first, second) as a matrix; without a first axis, of one row."""
+    if len(second) > 1:
+        text += f".flatten(-{len(second)})"
+    if len(first) > 1:
+        text += f".flatten(-{len(first) + 1}, -2)"
+    return text if first else f"{text}[..., None, :]"
 
 
 def _tail(name: str, axes: Sequence[str], part: Sequence[str]) -> str:
@@ -169,22 +292,7 @@ def _tail(name: str, axes: Sequence[str], part: Sequence[str]) -> str:
     return f"{name}.shape[{start}:{stop if stop else ''}]"
 
 
-def _union(left: Node, right: Node) -> tuple[str, ...]:
-    return tuple(axis for axis in AXES if axis in left.axes or axis in right.axes)
-
-
-def _matrix(node: Node, rows: Sequence[str], columns: Sequence[str], names: Mapping[Node, str]) -> str | None:
-    """The value as a matrix of `rows` by `columns`, several axes made one each; None where they are interleaved."""
-    rows, columns = tuple(rows), tuple(columns)
-    if node.axes == rows + columns:
-        first, second = rows, columns
-    elif node.axes == columns + rows:
-        first, second = columns, rows
-    else:
-        return None
-    text = names[node]
-    if len(second) > 1:
-        text += f".flatten(-{len(second)})"
-    if len(first) > 1:
-        text += f".flatten(-{len(first) + 1}, -2)"
-    return text if first == rows else f"{text}.mT"
+def _unused(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name

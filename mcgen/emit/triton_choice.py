@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mcgen.emit.triton_path import CACHED, MATRIX_AXES, Kernels, idle
+from mcgen.ir.program import Program
 from mcgen.passes.simplify import select
 
 Text = tuple[list[str], str]
@@ -45,18 +46,18 @@ def _rows(kernels: Kernels) -> Text:
     sums = {**{f"d_{name}": "k" for name in kernels.queries}, "d_r": None}
     arguments = [*kernels.tensors(rows.inputs), "cached", "pools", *(f"{name}_chosen" for name in sums)]
     doc = "What every choice owes to the segment it reads: gradients of its row's queries and of its logit"
-    program = _grouped(kernels, rows, names)
+    program = _grouped(kernels, rows, names, stream="v")
     return kernels.render("chosen", arguments, kernel="chosen_rows", doc=doc, sums=sums, program=program)
 
 
-def _grouped(kernels: Kernels, program: object, sums: dict[str, str]) -> list[str]:
+def _grouped(kernels: Kernels, program: Program, sums: dict[str, str], stream: str = "") -> list[str]:
     """A program for the rows of one group at a time, added up where a row belongs to it."""
     axes = {label: node.axes for label, node in program.outputs.items()}
     mask = {label: "m_group[:, None]" if len(axes[label]) == 2 else "m_group" for label in axes}
     store = {label: _add(f"s_{name}", mask[label]) for label, name in sums.items()}
     load = {name: gathered(kernels, name) for name in program.inputs if name not in CACHED}
     held = {name: text for name, text in CACHED.items() if name in program.inputs}
-    return [line for line in kernels.bind(program, {**load, **held}, store) if not idle(line)]
+    return [line for line in kernels.bind(program, {**load, **held}, store, stream) if not idle(line)]
 
 
 def _add(total: str, mask: str) -> Callable[[str], list[str]]:

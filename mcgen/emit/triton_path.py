@@ -5,18 +5,20 @@ Every kernel is described here by the tensors its program reads and writes; the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from mcgen.emit.rendering import render
-from mcgen.emit.torch_path import lagged_inputs, tensor_inputs
+from mcgen.emit.torch_path import tensor_inputs
 from mcgen.emit.triton_printer import Binding, statements
 from mcgen.ir import aggregate, backward
+from mcgen.ir.closed_form import lagged_names
 from mcgen.ir.program import Program
-from mcgen.ir.step import error_names, state_axes, step_after_errors, step_with_errors
+from mcgen.ir.step import step_with_errors
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
+from mcgen.plan.plan import BLOCK, LEAST_STEP, Plan, Walk
 from mcgen.symbolic.meaning import Meaning
 
 SCALARS = {
@@ -28,6 +30,12 @@ SCALARS = {
 }
 MATRIX_AXES = {"q": "k", "u": "k", "k": "k", "v": "v", "y": "v"}
 
+GRADIENTS = {
+    "queries": "Gradients of the queries",
+    "keys": "Gradients of the keys",
+    "values": "Gradients of the values",
+    "gates": "Gradients of the gates, a part a tile",
+}
 CACHED = {
     "cached": "tl.load(cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),"
     " mask=m_k[:, None] & m_v[None, :], other=0.0)",
@@ -42,36 +50,24 @@ class Kernels:
     meaning: Meaning
 
     @cached_property
+    def plan(self) -> Plan:
+        return Plan(self.meaning)
+
+    @cached_property
     def lagged(self) -> Mapping[str, tuple[str, int]]:
-        return {name: (source, lag) for name, source, lag in lagged_inputs(self.meaning)}
+        return lagged_names(self.meaning.recurrence)
 
-    @cached_property
+    @property
     def state(self) -> Mapping[str, tuple[str, ...]]:
-        return state_axes(self.meaning, self.anchored)
+        return self.plan.state
 
-    @cached_property
-    def anchored(self) -> bool:
-        """Whether gradient chunks may be longer than a chunk step, whose tile is at least LEAST_STEP tokens."""
-        return (self.meaning.gradient_chunk or 0) > LEAST_STEP
-
-    @cached_property
-    def errors(self) -> list[str]:
-        """The error rows that the states' kernel leaves for the others."""
-        return list(dict.fromkeys(error_names(self.meaning).values()))
-
-    @cached_property
-    def reverse(self) -> backward.Reverse:
-        return backward.reverse(self.meaning, self.anchored)
-
-    @cached_property
+    @property
     def slots(self) -> tuple[str, ...]:
         return self.meaning.recurrence.slots
 
-    @cached_property
+    @property
     def starts(self) -> bool:
-        """Whether blocks follow one another, so that the state at a block's start has to be kept."""
-        segment = self.meaning.spec.segment
-        return self.meaning.chained or segment.mode == "logarithmic" or segment.size > BLOCK
+        return self.plan.starts
 
     @cached_property
     def queries(self) -> list[str]:
@@ -87,22 +83,20 @@ class Kernels:
             names += ["cached"]
         if self.meaning.routes:
             names += ["pools", "lse", "online"]
-        return names + self.errors
+        return names + self.plan.errors
 
     @cached_property
     def programs(self) -> Mapping[str, Program]:
         """Every tile program the kernels are printed from, by kernel and part."""
         meaning = self.meaning
         following = [f"{name}_next" for name in self.state]
-        known = simplify(step_after_errors(meaning, self.anchored), FACTORS)
-        chain = simplify(step_with_errors(meaning, self.anchored), FACTORS)
+        known, chain = self.plan.advance, simplify(step_with_errors(meaning, self.plan.anchored), FACTORS)
         read = ["o", *(["r"] if meaning.routes else []), *following]
         programs = {
-            "states": select(chain, [*following, *self.errors], "states"),
+            "states": select(chain, [*following, *self.plan.errors], "states"),
             "advance": select(known, following, "advance"),
             "read": select(known, [name for name in read if name != "anchor_next"], "read"),
-            "reverse": simplify(self.reverse.inputs, FACTORS),
-            "retreat": simplify(self.reverse.chain, FACTORS),
+            "retreat": simplify(self.plan.reverse.chain, FACTORS),
         }
         if meaning.reads_cached:
             programs["read_segment"] = simplify(aggregate.program(aggregate.read_segment, meaning), FACTORS)
@@ -150,11 +144,11 @@ class Kernels:
         place = f"{tensor} + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :])"
         return lambda tile: [f"tl.store({place}, {tile}, mask={_both('m_t', 'm_v')})"]
 
-    def bind(self, program: Program, load: Mapping[str, str], store: Mapping) -> list[str]:
+    def bind(self, program: Program, load: Mapping[str, str], store: Mapping, stream: str = "") -> list[str]:
         """The program's statements, per-token inputs loaded as always, others as `load` says."""
         loads = {name: load.get(name) or self.load(name) for name in program.inputs}
         held = frozenset(name for name, text in loads.items() if text.startswith("b_"))
-        return statements(program, Binding(loads, store, self.narrow, held))
+        return statements(program, Binding(loads, store, self.narrow, held, stream))
 
     # -- the kernels --------------------------------------------------------------------------------------------------
 
@@ -166,7 +160,7 @@ class Kernels:
         """The per-token tensors behind program inputs, each once, in an order of their own."""
         read = {self.lagged.get(name, (name, 0))[0] for name in inputs}
         known = [*tensor_inputs(self.meaning), "d_y", "y", "lse", "online", "delta", "d_r"]
-        known += [*self.errors, *self.reverse.pulls]
+        known += [*self.plan.errors, *self.plan.reverse.pulls]
         known += [f"d_{name}_rows" for name in self.queries]
         return [name for name in known if name in read]
 
@@ -174,17 +168,12 @@ class Kernels:
         own = {name: f"b_{name}" for name in self.state}
         store = {
             **self.discard(self.programs["states"].outputs),
-            **{name: self.keep_rows(name) for name in self.errors},
+            **{name: self.keep_rows(name) for name in self.plan.errors},
         }
         program = self._carried(self.bind(self.programs["states"], own, store), "b_{}", "b_{}_next")
         more = [name for name in self.forward_tensors if name not in ("lse", "online")]
         arguments = self._arguments("states", more=more)
-        return self.render("states", arguments, program=program, stepped=self.stepped)
-
-    @cached_property
-    def stepped(self) -> bool:
-        """Whether what depends on error rows has to be walked in steps of gradient chunks."""
-        return self.meaning.gradient_chunk is not None
+        return self.render("states", arguments, program=program, stepped=self.plan.stepped)
 
     def discard(self, store: Mapping) -> Mapping:
         return {name: lambda tile: [] for name in store}
@@ -193,7 +182,7 @@ class Kernels:
         """Lines, then the state carried to the next chunk; loads of what a register holds already are no statements."""
         return self._carry(lines, to, source, list(self.state))
 
-    def _carry(self, lines: list[str], to: str, source: str, names: list[str]) -> list[str]:
+    def _carry(self, lines: list[str], to: str, source: str, names: Sequence[str]) -> list[str]:
         kept = [line for line in lines if not idle(line)]
         return kept + [f"{to.format(name)} = {source.format(name)}" for name in names]
 
@@ -212,17 +201,18 @@ class Kernels:
         arguments = self._arguments(*parts, more=more)
         return self.render("read", arguments, kernel=kernel, program=program, segment=segment, chooses=chooses)
 
-    def _segment_program(self, part: str, store: Mapping, load: Mapping = {}) -> list[str]:
+    def _segment_program(self, part: str, store: Mapping, load: Mapping = {}, stream: str = "") -> list[str]:
         program = self.programs[part]
         loads = {**CACHED, **load}
-        lines = self.bind(program, {name: text for name, text in loads.items() if name in program.inputs}, store)
+        loads = {name: text for name, text in loads.items() if name in program.inputs}
+        lines = self.bind(program, loads, store, stream)
         return [line for line in lines if not idle(line)]
 
     def rows(self) -> tuple[list[str], str]:
         add = lambda name: lambda tile: [f"s_{name} += {tile}"]  # noqa: E731
         store = {f"d_{name}": add(name) for name in [*self.queries, "r"]}
-        held = {"d_y": "b_d_y", "delta": "b_delta"} if self.meaning.routes else {}
-        program = self._segment_program("rows", store, held)
+        held = {"delta": "b_delta"} if self.meaning.routes else {}
+        program = self._segment_program("rows", store, held, stream="v")
         arguments = self._arguments("rows", more=["d_y", *(["y", "delta", "d_r"] if self.meaning.routes else [])])
         arguments += [
             "cached",
@@ -239,111 +229,67 @@ class Kernels:
         return self.render("segments", self._arguments("segment", more=more), program=program)
 
     def retreat(self) -> tuple[list[str], str]:
-        whole, pulls = self.programs["retreat"], self.reverse.pulls
+        whole, pulls = self.programs["retreat"], self.plan.reverse.pulls
         held = {name: f"b_{name}" for name in self.state} | {f"d_{n}_next": f"b_d_{n}_next" for n in self.state}
         store = {**self.discard(whole.outputs), **{name: self.keep_rows(name) for name in pulls}}
         program = self._carried(self.bind(whole, held, store), "b_d_{}_next", "b_d_{}")
-        state, following, advance = self._recomputed(whole, held)
+        state = self.plan.carried(whole, self.plan.advance, "{}", "{}_next")
+        following, advance = self._recomputed(state, held)
         more = [f"start_{name}" for name in state if name != "anchor"] if self.starts else []
         if self.starts:
             more += [f"d_end_{slot}" for slot in self.slots] + (["d_end_pool"] if self.meaning.routes else [])
         more += ["d_cached"] if self.meaning.reads_cached else []
         more += ["d_pools"] if self.meaning.routes else []
         arguments = list(dict.fromkeys([*self.tensors([*whole.inputs, *following.inputs]), *pulls, *more]))
-        walk = {"stepped": self.stepped, "recompute": state, "advance": advance, "pulls": pulls}
+        walk = {"stepped": self.plan.stepped, "recompute": state, "advance": advance, "pulls": pulls}
         return self.render("retreat", arguments, program=program, **walk)
 
-    def _recomputed(self, program: Program, held: Mapping[str, str]) -> tuple[list[str], Program, list[str]]:
-        """The parts of the state a reverse walk recomputes, the program that does, and its statements."""
-        step = self.programs["advance"]
-        state = self._carried_with(program, step, "{}", "{}_next")
-        following = select(step, [f"{name}_next" for name in state], "advance")
+    def _recomputed(self, state: Sequence[str], held: Mapping[str, str]) -> tuple[Program, list[str]]:
+        """The program that takes parts of the state a chunk further, and its statements."""
+        following = select(self.plan.advance, [f"{name}_next" for name in state], "advance")
         lines = self.bind(following, held, self.discard(following.outputs))
-        return state, following, self._carry(lines, "b_{}", "b_{}_next", state)
+        return following, self._carry(lines, "b_{}", "b_{}_next", state)
 
     def gradient_kernels(self) -> dict[str, tuple[list[str], str]]:
-        """The kernels of the reverse chunk step, by name: each computes some of its outputs, with one axis on the grid.
+        """The kernels of the reverse chunk step, by name, as planned."""
+        return {name: self._gradient_kernel(name, walk) for name, walk in self.plan.walks.items()}
 
-        A program that reads the state walks forwards with it, one that reads the state's gradient walks backwards with
-        that, and one that reads both recomputes the state at each chunk. All of it is read off the derivative program.
-        """
-        kernels = {}
-        for name, (axis, doc, wanted) in self.gradient_groups.items():
-            if wanted:
-                kernels[name] = self._gradient_kernel(name, axis, doc, wanted)
-        return kernels
-
-    @cached_property
-    def gradient_groups(self) -> Mapping[str, tuple[str, str, list[str]]]:
-        """Kernel -> (axis on the grid, what it says of itself, the inputs whose gradients it writes)."""
-        source = {name: self.lagged.get(name, (name, 0))[0] for name in self.gradients}
-        of = lambda *tensors: [name for name in self.gradients if source[name] in tensors]  # noqa: E731
-        gates = [name for name in self.gradients if source[name] not in MATRIX_AXES]
-        return {
-            "queries": ("k", "Gradients of the queries", of("q", "u")),
-            "keys": ("k", "Gradients of the keys", of("k")),
-            "values": ("v", "Gradients of the values", of("v")),
-            "gates": ("v", "Gradients of the gates, a part a tile", gates),
-        }
-
-    def _gradient_kernel(self, kernel: str, axis: str, doc: str, wanted: list[str]) -> tuple[list[str], str]:
-        whole = self.programs["reverse"]
-        gradients = select(whole, [f"d_{name}" for name in wanted], kernel)
-        reverse = any(f"d_{name}_next" in gradients.inputs for name in self.state)
-        d_state = self._carried_with(gradients, whole, "d_{}_next", "d_{}") if reverse else []
-        gradients = select(whole, [f"d_{name}" for name in [*wanted, *d_state]], kernel)
-        stepped = self.stepped and not set(self.reverse.pulls).isdisjoint(gradients.inputs)
-        store = {f"d_{name}": self.store(name, parts=kernel == "gates") for name in wanted}
-        store |= {f"d_{name}": lambda tile: [] for name in d_state}
+    def _gradient_kernel(self, kernel: str, walk: Walk) -> tuple[list[str], str]:
+        store = {f"d_{name}": self.store(name, parts=kernel == "gates") for name in walk.wanted}
+        store |= {f"d_{name}": lambda tile: [] for name in walk.d_state}
         held = {name: f"b_{name}" for name in self.state} | {f"d_{n}_next": f"b_d_{n}_next" for n in self.state}
-        state, following, advance = self._recomputed(gradients, held)
-        if reverse:
-            program = self._carry(self.bind(gradients, held, store), "b_d_{}_next", "b_d_{}", d_state)
+        following, advance = self._recomputed(walk.state, held)
+        if walk.reverse:
+            program = self._carry(self.bind(walk.program, held, store), "b_d_{}_next", "b_d_{}", walk.d_state)
         else:
-            both = simplify(Program(kernel, {**gradients.outputs, **following.outputs}), FACTORS)
+            both = simplify(Program(kernel, {**walk.program.outputs, **following.outputs}), FACTORS)
             store |= self.discard(following.outputs)
-            program = self._carry(self.bind(both, held, store), "b_{}", "b_{}_next", state)
-        arguments = self.tensors([*gradients.inputs, *following.inputs])
-        slots = [name for name in state if name != "anchor"], [name for name in d_state if name != "anchor"]
+            program = self._carry(self.bind(both, held, store), "b_{}", "b_{}_next", walk.state)
+        arguments = self.tensors([*walk.program.inputs, *following.inputs])
         if self.starts:
-            arguments += [f"start_{name}" for name in slots[0]] + [f"d_end_{name}" for name in slots[1]]
+            arguments += [f"start_{name}" for name in walk.state if name != "anchor"]
+            arguments += [f"d_end_{name}" for name in walk.d_state if name != "anchor"]
         else:
-            arguments += ["d_cached"] if "M" in d_state and self.meaning.reads_cached else []
-            arguments += ["d_pools"] if "pool" in d_state else []
-        arguments += [f"d_{name}" for name in wanted]
-        more = {"axis": axis, "doc": doc, "reverse": reverse, "d_state": d_state, "recompute": state}
+            arguments += ["d_cached"] if "M" in walk.d_state and self.meaning.reads_cached else []
+            arguments += ["d_pools"] if "pool" in walk.d_state else []
         return self.render(
-            "gradients", arguments, kernel=kernel, advance=advance, program=program, stepped=stepped, **more
+            "gradients",
+            [*arguments, *(f"d_{name}" for name in walk.wanted)],
+            kernel=kernel,
+            doc=GRADIENTS[kernel],
+            advance=advance,
+            program=program,
+            axis=walk.axis,
+            stepped=walk.stepped,
+            reverse=walk.reverse,
+            d_state=walk.d_state,
+            recompute=walk.state,
         )
 
     @cached_property
-    def whole(self) -> list[str]:
-        """The kernels whose program sums over the axis on their grid, and so needs all of it in one tile."""
-        found = []
-        for kernel, (axis, _, wanted) in self.gradient_groups.items():
-            gradients = select(self.programs["reverse"], [f"d_{name}" for name in wanted], kernel)
-            sums = any(axis in getattr(node, "over", ()) for node in gradients.nodes)
-            if sums and kernel != "gates":
-                found.append(kernel)
-        return found
-
-    def _carried_with(self, program: Program, source: Program, read: str, written: str) -> list[str]:
-        """The parts of the state a walk has to carry: those the program reads, and those that these depend on."""
-        needed: list[str] = []
-        while True:
-            known = set(program.inputs)
-            more = [n for n in self.state if read.format(n) in known and n not in needed]
-            if not more:
-                return [name for name in self.state if name in needed]
-            needed += more
-            program = Program(
-                "carried", {**program.outputs, **{f"+{n}": source.outputs[written.format(n)] for n in more}}
-            )
-
-    @cached_property
     def gradients(self) -> list[str]:
-        """The inputs whose gradients `local` writes, lagged views apart."""
-        names = [label.removeprefix("d_") for label in self.programs["reverse"].outputs]
+        """The inputs whose gradients the kernels write, lagged views apart."""
+        names = [label.removeprefix("d_") for label in self.plan.gradients.outputs]
         return [name for name in names if name not in self.state]
 
     def render(self, template: str, arguments: list[str], **more: object) -> tuple[list[str], str]:
@@ -363,10 +309,6 @@ class Kernels:
             **more,
         )
         return arguments, text
-
-
-LEAST_STEP = 32  # tokens: gradient chunks up to this many are one step of a kernel
-BLOCK = 256  # tokens of a block, where its segment is no longer than four of them
 
 
 def columns(tensor: str) -> str | None:
@@ -430,7 +372,7 @@ def triton_source(meaning: Meaning) -> str:
         parts = {"states": kernels.states(), **parts}
     if meaning.reads_cached:
         parts |= {"rows": kernels.rows(), "segments": kernels.segments()}
-    if kernels.starts or kernels.reverse.pulls:
+    if kernels.starts or kernels.plan.reverse.pulls:
         parts["retreat"] = kernels.retreat()
     if meaning.aggregate == "ssc":
         from mcgen.emit.triton_choice import choice_kernels
@@ -454,7 +396,7 @@ def _host(kernels: Kernels, parts: Mapping[str, tuple[list[str], str]], launches
         "start_pool": "B, H, len(blocks), K",
         "cached": "B, H, len(segments), K, V",
         "pools": "B, H, len(segments), K",
-        **dict.fromkeys(kernels.errors, "B, T, H, V"),
+        **dict.fromkeys(kernels.plan.errors, "B, T, H, V"),
         "lse": "B, T, H",
         "online": "B, T, H",
     }
@@ -483,12 +425,12 @@ def _host(kernels: Kernels, parts: Mapping[str, tuple[list[str], str]], launches
         starts=kernels.starts,
         slots=kernels.slots,
         gradients=gradients,
-        pulls=kernels.reverse.pulls,
+        pulls=kernels.plan.reverse.pulls,
         least_step=LEAST_STEP,
-        gradient=meaning.gradient_chunk if kernels.stepped else None,
-        whole=kernels.whole,
-        groups={name: group[0] for name, group in kernels.gradient_groups.items() if group[2]},
-        gate_names=kernels.gradient_groups["gates"][2],
+        gradient=meaning.gradient_chunk,
+        whole=[name for name, walk in kernels.plan.walks.items() if walk.whole],
+        groups={name: walk.axis for name, walk in kernels.plan.walks.items()},
+        gate_names=kernels.plan.walks["gates"].wanted if "gates" in kernels.plan.walks else [],
         lagged=[(name, source, lag) for name, (source, lag) in kernels.lagged.items()],
         kind=meaning.aggregate,
     )

@@ -26,7 +26,7 @@ from mcgen.ir.program import (
     in_order,
     placeholder,
 )
-from mcgen.passes.schedule import added, alias, chained, is_product, scheduled
+from mcgen.passes.schedule import added, alias, chained, is_product, scheduled, streamable
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class Binding:
     store   statements that put an output's tile (named in the text as given) where it belongs
     narrow  inputs whose tiles keep the type of the tensors, for products between two of them
     held    inputs that lie in registers before the program begins
+    stream  an axis no tile of which is needed whole: products of two inputs over it are loops over its tiles
     """
 
     load: Mapping[str, str]
     store: Mapping[str, Callable[[str], list[str]]]
     narrow: frozenset[str]
     held: frozenset[str] = frozenset()
+    stream: str = ""
 
 
 def size(axis: str) -> str:
@@ -69,14 +71,18 @@ class Printer:
     names: dict[Node, str] = field(init=False)
     order: list[Node] = field(init=False)
     added: dict[Node, Contract] = field(init=False)
+    streamed: dict[Node, tuple[Input, Input]] = field(init=False)
+    pieces: set[Node] = field(init=False)
     lines: list[str] = field(default_factory=list)
     runs: dict[Node, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.program = chained(self.program)
-        self.added = added(self.program)
+        self.added = {} if self.binding.stream else added(self.program)
         kept = [label for label in self.program.outputs if not self.binding.store[label]("")]
-        self.order = scheduled(self.program, self.binding.held, kept)
+        self.streamed = streamable(self.program, self.binding.stream, self.binding.held)
+        self.pieces = {operand for operands in self.streamed.values() for operand in operands}
+        self.order = scheduled(self.program, self.binding.held, kept, self.pieces)
         outputs = {label: alias(node) for label, node in self.program.outputs.items()}
         named = name_values(Program(self.program.name, outputs), set(), self.order)
         self.names = {node: f"b_{named[alias(node)]}" for node in self.order}
@@ -94,8 +100,22 @@ class Printer:
             self.runs[node.gate] = self.names[node.gate]
             run = self.names[node.gate]
             self.lines.append(f"{run}_e, {run}_f, {run}_e1, {run}_f1 = _tile_runs({run})")
-        if alias(node) is node and node not in self.added.values():
+        if node in self.streamed:
+            self.lines += self._stream(node)
+        elif alias(node) is node and node not in self.added.values() and node not in self.pieces:
             self.lines.append(f"{self.names[node]} = {self._expression(node)}")
+
+    def _stream(self, node: Contract) -> list[str]:
+        """A product as a loop over tiles of the axis it is summed over."""
+        axis, name = self.binding.stream, self.names[node]
+        loads = [f"{self.names[piece]} = {self.binding.load[piece.name]}" for piece in self.streamed[node]]
+        tile = f"i_{axis} * B{axis.upper()} + tl.arange(0, B{axis.upper()})"
+        return [
+            f"{name} = {_zeros(node.axes)}",
+            f"for i_{axis} in range(0, tl.cdiv({axis.upper()}, B{axis.upper()})):",
+            *(f"    {line}" for line in (f"o_{axis} = {tile}", f"m_{axis} = o_{axis} < {axis.upper()}", *loads)),
+            f"    {name} = {self._contract(node, name)}",
+        ]
 
     def _expression(self, node: Node) -> str:
         match node:

@@ -137,3 +137,11 @@ def key_name(lag: int) -> str:
 
 def value_name(lag: int) -> str:
     return f"v_{lag}" if lag else "v"
+
+
+def lagged_names(recurrence: Recurrence) -> dict[str, tuple[str, int]]:
+    """Input -> (tensor, lag) of every lagged view of keys and values that some write takes."""
+    writes = [write for write in recurrence.writes if isinstance(write, Write)]
+    keys = sorted({write.key_lag for write in writes} - {0})
+    values = sorted({write.value_lag for write in writes} - {0})
+    return {**{key_name(n): ("k", n) for n in keys}, **{value_name(n): ("v", n) for n in values}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mcgen.ir.program import Builder, Node, Program
 from mcgen.ir.rebuild import rebuilt
@@ -14,3 +14,15 @@ def cut(program: Program, at: Mapping[Node, str]) -> Program:
     for node in program.nodes:
         new[node] = b.input(at[node], *node.axes) if node in at else rebuilt(b, node, new)
     return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+
+def remaining(program: Program, at: Collection[Node]) -> set[Node]:
+    """The nodes that are left of a program cut at the given ones."""
+    found: set[Node] = set()
+    stack = [node for node in program.outputs.values() if node not in at]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += [operand for operand in node.operands if operand not in at]
+    return found

@@ -57,6 +57,14 @@ def step_vjp(meaning: Meaning, masked: bool = False, anchored: bool = False) -> 
     return Program("step_vjp", step_gradients(b, meaning, outputs, cotangents, anchored))
 
 
+def step_with_vjp(meaning: Meaning, masked: bool = False, anchored: bool = False) -> Program:
+    """The step and its derivative as one program: the outputs of both, from the inputs of both."""
+    b = Builder()
+    outputs = step_outputs(b, meaning, masked, anchored)
+    cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
+    return Program("step", {**outputs, **step_gradients(b, meaning, outputs, cotangents, anchored)})
+
+
 def step_gradients(
     b: Builder, meaning: Meaning, outputs: Mapping[str, Node], cotangents: Mapping[str, Node], anchored: bool = False
 ) -> dict[str, Node]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from mcgen.ir.program import Builder, Input, Map, Node, Program, placeholder
+from mcgen.ir.program import Builder, Input, Map, Node, Program, Rename, placeholder
 from mcgen.ir.rebuild import is_constant, rebuilt
 
 
@@ -25,7 +25,7 @@ def hoist(program: Program, carried: Collection[str], label: Callable[[Node], st
     waiting = _reached(program, carried)
     b, new, passed = Builder(), {}, {}
     for node in program.nodes:
-        if node in waiting or (is_constant(node) and not node.axes):
+        if node in waiting or _is_at_hand(node):
             new[node] = rebuilt(b, node, new)
         elif isinstance(node, Input):
             new[node] = b.input(node.name, *node.axes)
@@ -35,6 +35,11 @@ def hoist(program: Program, carried: Collection[str], label: Callable[[Node], st
     rest = Program(program.name, {name: new[node] for name, node in program.outputs.items()})
     ahead = {name: node for node, name in passed.items() if name in rest.inputs}
     return Program(f"{program.name}_ahead", ahead), rest
+
+
+def _is_at_hand(node: Node) -> bool:
+    """Whether a value is a plain number, or an input along another axis: nothing to compute."""
+    return (is_constant(node) and not node.axes) or (isinstance(node, Rename) and isinstance(node.operand, Input))
 
 
 def part(program: Program, carried: Collection[str]) -> Program:

@@ -39,12 +39,15 @@ def _chain(b: Builder, node: Map, new: Mapping[Node, Node]) -> Node:
     return b.broadcast(total, node.axes)
 
 
-def scheduled(program: Program, held: Collection[str] = (), kept: Collection[str] = ()) -> list[Node]:
+def scheduled(
+    program: Program, held: Collection[str] = (), kept: Collection[str] = (), streamed: Collection[Node] = ()
+) -> list[Node]:
     """The program's nodes in an order to compute them.
 
-    `held` names inputs that lie in registers from the start, `kept` outputs that stay there to the end.
+    `held` names inputs that lie in registers from the start, `kept` outputs that stay there to the end; inputs in
+    `streamed` are loaded piece by piece.
     """
-    return _Search(program, frozenset(held), frozenset(kept)).order()
+    return _Search(program, frozenset(held), frozenset(kept), frozenset(streamed)).order()
 
 
 def alias(node: Node) -> Node:
@@ -65,6 +68,15 @@ def added(program: Program) -> dict[Node, Contract]:
             if products and all(value.axes == node.axes for value in node.values):
                 found[node] = products[0]
     return found
+
+
+def streamable(program: Program, axis: str, held: Collection[str]) -> dict[Node, tuple[Input, Input]]:
+    """Products summed over a whole axis whose operands are inputs that nothing else reads: they need no whole tile."""
+    found = {node: node.operands for node in program.nodes if is_product(node) and node.over == (axis,)}
+    others = {operand for node in program.nodes if node not in found for operand in node.operands}
+    others |= {node for node in program.inputs.values() if node.name in held}
+    loaded = lambda node: isinstance(node, Input) and node not in others  # noqa: E731
+    return {node: operands for node, operands in found.items() if all(map(loaded, operands))}
 
 
 def is_product(node: Node) -> bool:
@@ -90,6 +102,7 @@ class _Search:
     program: Program
     held: frozenset[str]
     kept: frozenset[str]
+    streamed: frozenset[Node]
     users: dict[Node, set[Node]] = field(default_factory=dict)
     needs: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
 
@@ -112,7 +125,8 @@ class _Search:
     def _tiles(self, node: Node, heavy: Collection[Node]) -> Iterator[Node]:
         """The heavy nodes and loaded tiles that a node reads, through values that are neither."""
         for operand in map(alias, node.operands):
-            if operand in heavy or (isinstance(operand, Input) and len(operand.axes) > 1):
+            loaded = isinstance(operand, Input) and len(operand.axes) > 1 and operand not in self.streamed
+            if operand in heavy or loaded:
                 yield operand
             else:
                 yield from self._tiles(operand, heavy)

@@ -160,8 +160,9 @@ class Softplus(RealFunction):
 
 
 MAX_EXPONENT = 128
+MAX_ROOT = 16
 MAX_BITS = 1 << 14
-"""How far powers are worked out exactly: beyond, they would be numbers of any length."""
+"""How far powers and roots are worked out exactly: beyond, they would be numbers of any length."""
 
 
 class Power(RealFunction):
@@ -187,7 +188,7 @@ class Power(RealFunction):
 
 def _moderate(x: sympy.Expr, y: sympy.Expr) -> bool:
     """Whether x**y, y a number, stays small when SymPy multiplies exponents and raises coefficients."""
-    if not _known(y) or abs(y) > MAX_EXPONENT:
+    if not _known(y) or abs(y) > MAX_EXPONENT or (y.is_Rational and y.q > MAX_ROOT):
         return False
     exponents = [power.exp for power in x.atoms(sympy.Pow) if power.exp.is_number]
     bits = [max(n.p.bit_length(), n.q.bit_length()) for n in x.atoms(sympy.Rational)]

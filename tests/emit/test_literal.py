@@ -34,7 +34,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(NAMES, PLAIN, max_size=5))
 def test_a_literal_is_its_value_in_short_lines(value: dict) -> None:
     text = literal(value)
@@ -43,7 +43,7 @@ def test_a_literal_is_its_value_in_short_lines(value: dict) -> None:
     text.encode("utf-8")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS)
 def test_a_docstring_says_what_the_text_says(text: str) -> None:
     lines = docstring_lines(f"name: {text}", 100)

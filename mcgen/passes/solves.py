@@ -1,0 +1,136 @@
+"""Triangular systems of a program that is run once a chunk, solved as far as they can be before the state is known.
+
+    X = A X + x[t] (K S) + B   ->   X = (T (x K)) S + T B,     T = (I - A)⁻¹
+
+A solution is linear in its right-hand side, so what a carried state S adds to it is S, read with the solution for K:
+the WY form of a product of Householder matrices (Bischof and Van Loan 1987; Yang et al. 2024 for delta rules), here for
+any system whose right-hand side is affine in the states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import sympy
+
+from mcgen.ir.program import TOKEN_AXES, Builder, Contract, Input, Map, Node, Program, Rename, Solve, placeholder
+from mcgen.ir.rebuild import rebuilt
+from mcgen.symbolic.functions import Absolute, Where
+
+
+@dataclass(frozen=True)
+class _Form:
+    """known + sum over states of factor[t k] state[k v]; `terms` has the factors by state."""
+
+    known: Node | None
+    terms: Mapping[Node, Node]
+
+    def map(self, function: Callable[[Node], Node]) -> _Form:
+        known = None if self.known is None else function(self.known)
+        return _Form(known, {state: function(factor) for state, factor in self.terms.items()})
+
+
+def solves_apart(program: Program, carried: Collection[str]) -> Program:
+    """The program with systems that wait for the carried inputs only through affine right-hand sides solved without."""
+    b, new = Builder(), {}
+    affine = _Affine(b, frozenset(carried))
+    for node in program.nodes:
+        new[node] = rebuilt(b, node, new)
+        if isinstance(node, Solve):
+            new[node] = affine.solved(new[node])
+    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """Values of a program as affine functions of carried states."""
+
+    b: Builder
+    carried: frozenset[str]
+    _waits: dict[Node, bool] = field(default_factory=dict)
+
+    def waits(self, node: Node) -> bool:
+        """Whether a value depends on a carried input."""
+        if node not in self._waits:
+            is_carried = isinstance(node, Input) and node.name in self.carried
+            self._waits[node] = is_carried or any(map(self.waits, node.operands))
+        return self._waits[node]
+
+    def solved(self, node: Solve) -> Node:
+        """A system's solution from those for the parts of its right-hand side; as it is where that is not affine."""
+        form = self.form(node.right) if self.waits(node.right) and not self.waits(node.matrix) else None
+        if form is None:
+            return node
+        b, row = self.b, node.matrix.axes[0]
+        solve = lambda right, *axes: b.solve(node.matrix, b.broadcast(right, axes), node.transposed)  # noqa: E731
+        parts = [b.contract(solve(factor, row, "k"), state, "k") for state, factor in form.terms.items()]
+        parts += [solve(form.known, *node.axes)] if form.known is not None else []
+        return b.broadcast(b.total(parts), node.axes)
+
+    def form(self, node: Node) -> _Form | None:
+        """A value as an affine form, or None where it is none."""
+        if not self.waits(node):
+            return _Form(node, {})
+        match node:
+            case Contract(_, left, right, _) if self.waits(left) != self.waits(right):
+                return self._contraction(*((right, left) if self.waits(left) else (left, right)), node.over)
+            case Rename(_, operand, old, new):
+                form = self.form(operand)
+                return form and form.map(lambda part: self.b.rename(part, old, new))
+            case Map():
+                return self._map(node)
+        return None
+
+    def _contraction(self, known: Node, waiting: Node, over: tuple[str, ...]) -> _Form | None:
+        if over == ("k",) and not TOKEN_AXES & set(waiting.axes) and set(known.axes) & set(waiting.axes) == {"k"}:
+            return _Form(None, {waiting: known})
+        form = self.form(waiting)
+        if form is None or any(set(known.axes) & set(factor.axes) != set(over) for factor in form.terms.values()):
+            return None
+        return form.map(lambda part: self.b.contract(known, part, *over))
+
+    def _map(self, node: Map) -> _Form | None:
+        """A sum of products with one waiting factor each."""
+        values = {placeholder(i): value for i, value in enumerate(node.values)}
+        waiting = [symbol for symbol, value in values.items() if self.waits(value)]
+        slopes = {symbol: sympy.diff(node.expression, symbol) for symbol in waiting}
+        if any(slope.has(*waiting) for slope in slopes.values()):
+            return None
+        rest = sympy.expand(node.expression - sum(symbol * slope for symbol, slope in slopes.items()))
+        parts = [_Form(self.b.map(rest, values), {})] if rest != 0 else []
+        for symbol, slope in slopes.items():
+            form, scale = self.form(values[symbol]), self.b.map(slope, values)
+            if form is None or (form.terms and not set(scale.axes) <= TOKEN_AXES):
+                return None
+            parts.append(form.map(lambda part, scale=scale: self.b.product(scale, part)))
+        return self._total(parts)
+
+    def _total(self, parts: list[_Form]) -> _Form:
+        known = [part.known for part in parts if part.known is not None]
+        factors: dict[Node, list[Node]] = {}
+        for part in parts:
+            for state, factor in part.terms.items():
+                factors.setdefault(state, []).append(factor)
+        terms = {state: self.b.total(nodes) for state, nodes in factors.items()}
+        return _Form(self.b.total(known) if known else None, terms)
+
+
+def inverses(program: Program) -> Program:
+    """Systems solved by the inverse of their matrix, which all with the same matrix share: products are quicker."""
+    b, new = Builder(), {}
+    for node in program.nodes:
+        new[node] = _by_inverse(b, node, new) if isinstance(node, Solve) else rebuilt(b, node, new)
+    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+
+def _by_inverse(b: Builder, node: Solve, new: Mapping[Node, Node]) -> Node:
+    matrix, right = new[node.matrix], new[node.right]
+    row, _ = matrix.axes
+    other = next(axis for axis in ("m", "s", "j") if axis not in right.axes)
+    one, two = sympy.symbols("one two", real=True)
+    same = Where(1 - Absolute(one - two), sympy.S.One, sympy.S.Zero)
+    inverse = b.solve(matrix, b.map(same, {one: b.iota(row), two: b.iota(other)}))
+    if node.transposed:
+        return b.rename(b.contract(inverse, right, row), other, row)
+    return b.contract(inverse, b.rename(right, row, other), other)
