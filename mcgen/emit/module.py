@@ -35,7 +35,7 @@ def module_source(meaning: Meaning) -> str:
         reference_source(spec),
         _constants(meaning),
         torch_source(lowered),
-        triton_source(lowered),
+        triton_source(lowered) if lowered.linear else "",
         _operator(lowered, tensor_inputs(meaning)),
         layer_source(spec),
     ]
@@ -70,6 +70,7 @@ def _operator(meaning: Meaning, arguments: list[str]) -> str:
         lagged=lagged_inputs(meaning),
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
-        triton=True,
+        triton=meaning.linear,
+        deep=not meaning.linear,
         routes=meaning.routes,
     )

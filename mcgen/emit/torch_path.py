@@ -17,6 +17,7 @@ from mcgen.emit.torch_printer import HELPERS, RESERVED, function
 from mcgen.ir import aggregate
 from mcgen.ir.closed_form import key_name, value_name
 from mcgen.ir.cut import cut, remaining
+from mcgen.ir.layers import layers, sizes
 from mcgen.ir.program import Contract, Input, Node, Program, Solve
 from mcgen.ir.step import query_name, state_axes, step_with_vjp
 from mcgen.passes import products
@@ -42,6 +43,8 @@ DOCS = {
     "pulls": "What the read-outs of chunks owe to the states before them.",
     "carry_vjp": "The cotangent of the state before a chunk, from that after it.",
     "inputs_vjp": "The gradients of the inputs, from the states before chunks and the cotangents of those after.",
+    "pile": "The online read-outs and those of all cached states, added up.",
+    "soup": "One read of the average of all parameters, by the softmax of all routing logits.",
     "accumulate": "The online read-out and one read of the summed cached states.",
     "blend": "The softmax of all routing logits, over the read-outs of all memories.",
     "logits": "The routing logits of cached segments.",
@@ -50,12 +53,21 @@ DOCS = {
     "add_up": "The weighted online read-out, and those of the chosen segments.",
 }
 READS: Mapping[str, tuple[Callable, ...]] = {
-    "residual": (aggregate.accumulate,),
-    "mean": (aggregate.accumulate,),
+    "sums": (aggregate.accumulate,),
+    "residual": (aggregate.pile,),
+    "mean": (aggregate.pile,),
     "grm": (aggregate.blend,),
+    "soup": (aggregate.soup,),
     "ssc": (aggregate.blend, aggregate.logits, aggregate.weigh, aggregate.read_weighted, aggregate.add_up),
 }
-TEMPLATES = {"residual": ("sums",), "mean": ("sums",), "grm": ("blend",), "ssc": ("blend", "chosen")}
+TEMPLATES = {
+    "sums": ("sums",),
+    "residual": ("blend",),
+    "mean": ("blend",),
+    "grm": ("blend",),
+    "soup": ("soup",),
+    "ssc": ("blend", "chosen"),
+}
 
 
 def lagged_inputs(meaning: Meaning) -> list[tuple[str, str, int]]:
@@ -75,7 +87,7 @@ def tensor_inputs(meaning: Meaning) -> list[str]:
 def torch_source(meaning: Meaning) -> str:
     """The text that defines `_run_forward_torch`, `_run_backward_torch` and `_saved_torch`."""
     path = TorchPath(meaning)
-    names = ("walk", *TEMPLATES.get(meaning.aggregate, ()), "run")
+    names = ("walk", *TEMPLATES.get(path.reading, ()), "run")
     return "\n\n\n".join(render(f"torch/{name}.py.jinja", **path.context).strip("\n") for name in names)
 
 
@@ -147,13 +159,31 @@ class TorchPath:
     @cached_property
     def reads(self) -> list[Program]:
         """The programs that combine read-outs, each with its derivative."""
-        makers = READS.get(self.meaning.aggregate, ())
-        pairs = [(aggregate.program(make, self.meaning), aggregate.program_vjp(make, self.meaning)) for make in makers]
-        return [simplify(program, REWRITES) for pair in pairs for program in pair]
+        makers = READS.get(self.reading, ())
+        how = {"anchored": True} if self.reading == "soup" and self.meaning.anchored(CHUNK) else {}
+        both = aggregate.program, aggregate.program_vjp
+        return [simplify(program(make, self.meaning, **how), REWRITES) for make in makers for program in both]
 
     @cached_property
     def programs(self) -> list[Program]:
         return [*self.forward, *self.backward, *self.reads]
+
+    @cached_property
+    def reading(self) -> str:
+        """How cached states are read: by the aggregate, or as their sum where a read-out is linear in the state."""
+        meaning = self.meaning
+        return "sums" if meaning.linear and meaning.aggregate in ("residual", "mean") else meaning.aggregate
+
+    @cached_property
+    def memory(self) -> dict[str, str]:
+        """The cached parameters of the memory: what programs call them, and the state's name for them."""
+        return {f"cached{layer.suffix}": f"{MEMORY}{layer.suffix}" for layer in layers(self.meaning.spec)}
+
+    @cached_property
+    def shapes(self) -> dict[str, str]:
+        """The shape of every part of the state, as text."""
+        size = sizes(self.meaning.spec)
+        return {name: ", ".join(str(size[axis]) for axis in axes) for name, axes in self.state.items()}
 
     @cached_property
     def plain(self) -> bool:
@@ -165,19 +195,20 @@ class TorchPath:
     def kept(self) -> tuple[str, ...]:
         """The slots kept at the ends of segments: all where the next goes on from them, else what is read."""
         if self.meaning.chained:
-            return self.meaning.recurrence.slots
-        return (MEMORY,) if self.meaning.reads_cached else ()
+            return tuple(name for name in state_axes(self.meaning) if name != "pool")
+        return tuple(self.memory.values()) if self.meaning.reads_cached else ()
 
     @cached_property
     def saved(self) -> dict[str, tuple[str, str]]:
         """What the forward pass saves, by name: its shape, and what it is."""
-        saved = {"o": ("(B, H, T, V)", "online read-outs")} if self.meaning.reads_cached else {}
-        if self.meaning.routes:
+        by_row = self.meaning.reads_cached and self.reading != "soup"
+        saved = {"o": ("(B, H, T, V)", "online read-outs")} if by_row else {}
+        if self.meaning.routes and by_row:
             saved["r"] = "(B, H, T)", "online logits"
         for slot in self.kept:
-            saved[f"kept_{slot}"] = "(B, H, N, K, V)", f"{slot} at the ends of segments"
+            saved[f"kept_{slot}"] = f"(B, H, N, {self.shapes[slot]})", f"{slot} at the ends of segments"
         if self.meaning.routes:
-            saved["pools"] = "(B, H, N, K)", "pooled keys"
+            saved["pools"] = f"(B, H, N, {self.shapes['pool']})", "pooled keys"
         return saved
 
     @cached_property
@@ -190,10 +221,8 @@ class TorchPath:
             {"chosen": ("(B, H, T, TOP_K)", "the segments each row reads, where it chooses")} if kind == "ssc" else {}
         )
         printed = [function(program, f"_{program.name}", _doc(program.name)) for program in self.programs]
-        fresh = dict.fromkeys([n for n in self.state if n != "pool"], "slot") | (
-            {"pool": "slot[..., 0]"} if meaning.routes else {}
-        )
-        sums = kind in ("residual", "mean")
+        sums, deep = self.reading == "sums", not meaning.linear
+        d_ends = {name: f'd_bank["{cached}"][:, :, i:j]' for cached, name in self.memory.items()}
         return {
             "chunk": meaning.step(CHUNK),
             "gradient": meaning.gradient_chunk,
@@ -216,7 +245,15 @@ class TorchPath:
             "saved_doc": [f"{name} {shape}: {what}" for name, (shape, what) in {**saved, **chosen}.items()],
             "online": self.online,
             "chained": meaning.chained,
-            "fresh": _dict(fresh),
+            "state_shapes": _dict({name: f"({shape},)" for name, shape in self.shapes.items()}),
+            "state_names": _tuple(list(self.state)),
+            "theta": _tuple(list(self.memory.values())) if deep else "",
+            "summed": sums,
+            "banked": meaning.reads_cached and not sums,
+            "bank": _dict({cached: f"kept_{name}" for cached, name in self.memory.items()}),
+            "d_ends": _dict({MEMORY: "d_bank[:, :, i:j]"} if sums else d_ends),
+            "read_slots": _tuple(list(self.memory.values())),
+            "width": max(sizes(meaning.spec).values()),
             "segments": "panel.j - panel.i" if meaning.chained else "1",
             "plain": self.plain,
             "routes": meaning.routes,
@@ -225,11 +262,11 @@ class TorchPath:
             "counted": "count" in inputs,
             "per_head": "head" in inputs,
             "lagged": bool(lagged_inputs(meaning)),
-            "row_inputs": _tuple([*queries, "r"]),
+            "row_inputs": _tuple([*queries, *(["r"] if meaning.routes else [])]),
             "row_queries": _tuple(queries),
             "read_inputs": _tuple([*(queries if meaning.reads_cached else []), *self.online]),
-            "read_arguments": "sums" if sums else ", ".join(["kept_M", "pools", *chosen]),
-            "owed_arguments": "d_sums, d_bank" if sums else "d_bank, d_pools",
+            "read_arguments": "sums" if sums else ", ".join(["bank", *(["pools"] if meaning.routes else []), *chosen]),
+            "owed_arguments": "d_sums, d_bank" if sums else "d_bank, d_pools" if meaning.routes else "d_bank",
         }
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from string import ascii_lowercase
 
 import sympy
 
@@ -226,7 +227,9 @@ class Body:
         return {node.gate for node in self.program.nodes if isinstance(node, Decay) and node.row and node.column}
 
     def _einsum(self, node: Contract) -> Text:
-        formula = f"{_letters(node.left.axes)},{_letters(node.right.axes)}->{_letters(node.axes)}"
+        letter = dict(zip(dict.fromkeys([*node.left.axes, *node.right.axes]), ascii_lowercase, strict=False))
+        x, y, result = ("".join(letter[axis] for axis in part) for part in (node.left.axes, node.right.axes, node.axes))
+        formula = f"...{x},...{y}->...{result}"
         return Text(f'torch.einsum("{formula}", {self._of(node.left)}, {self._of(node.right)})', atom=True)
 
     def _matrix(self, node: Node, batch: Sequence[str], rows: Sequence[str], columns: Sequence[str]) -> str | None:
@@ -281,11 +284,6 @@ def _flat(text: str, first: Sequence[str], second: Sequence[str]) -> str:
     if len(first) > 1:
         text += f".flatten(-{len(first) + 1}, -2)"
     return text if first else f"{text}[..., None, :]"
-
-
-def _letters(axes: Sequence[str]) -> str:
-    """A value's axes in the language of einsum."""
-    return "..." + "".join("abcdefghijkl"[AXES.index(axis)] for axis in axes)
 
 
 def _tail(name: str, axes: Sequence[str], part: Sequence[str]) -> str:

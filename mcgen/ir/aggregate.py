@@ -9,43 +9,73 @@ For a memory that is linear in its parameters the weighted sum of read-outs is o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import sympy
 
 from mcgen.ir.derivative import vjp
+from mcgen.ir.error_rows import find_errors
+from mcgen.ir.layers import Layer, read
 from mcgen.ir.program import Builder, Node, Program
-from mcgen.ir.step import logit_scale, query_name
+from mcgen.ir.step import WITHOUT_GRADIENT, after_tokens, anchor, closed_form, logit_scale, pooled, query_name, weights
 from mcgen.symbolic.functions import Shift
 from mcgen.symbolic.meaning import Meaning
+from mcgen.symbolic.recurrence import MEMORY
 
 Outputs = Mapping[str, Node]
 
 
 def read_segment(b: Builder, meaning: Meaning) -> Outputs:
     """One cached segment for a block of rows: its routing logit `r_cached`[t] and its read-out `o_cached`[t v]."""
-    read = b.contract(b.input("q", "t", "k"), b.input("cached", "k", "v"), "k")
-    return {"o_cached": read, **({"r_cached": _logits(b, meaning)} if meaning.routes else {})}
+    return {"o_cached": _read_out(b, meaning), **({"r_cached": _logits(b, meaning)} if meaning.routes else {})}
 
 
 def blend(b: Builder, meaning: Meaning) -> Outputs:
-    """`y`[t v] from the online read-out o, its logit r, and all cached states[n k v] with their pooled keys[n k]."""
-    weights, online = _softmax(b, _logits(b, meaning, "n"))
-    routed = b.product(weights, b.input("q", "t", "k"))
-    cached = b.contract(routed, b.input("cached", "n", "k", "v"), "n", "k")
+    """`y`[t v] from the online read-out o, its logit r, and all cached states[n . .] with their pooled keys[n k]."""
+    w_cached, online = _softmax(b, _logits(b, meaning, "n"))
+    if meaning.linear:
+        routed = b.product(w_cached, b.input("q", "t", "k"))
+        cached = b.contract(routed, b.input("cached", "n", "k", "v"), "n", "k")
+    else:
+        cached = b.contract(w_cached, _read_out(b, meaning, "n"), "n")
     return {"y": b.total([b.product(online, b.input("o", "t", "v")), cached])}
+
+
+def pile(b: Builder, meaning: Meaning) -> Outputs:
+    """`y`[t v] where the read-outs of all cached states[n . .] are added up, each times `share`."""
+    both = b.total([b.input("o", "t", "v"), b.sum(_read_out(b, meaning, "n"), "n")])
+    return {"y": _shared(b, meaning, both)}
+
+
+def soup(b: Builder, meaning: Meaning, anchored: bool = False) -> Outputs:
+    """`y`[t v] of one read with the average of all parameters: a chunk's rows, its state, and all cached states[n . .].
+
+    A layer is linear in its parameters, so its results are averaged in their place, layer by layer.
+    """
+    form, slots = closed_form(b, meaning, False)
+    find_errors(form, meaning.spec, slots, anchor(b, slots[MEMORY]) if anchored else slots[MEMORY])
+    cached, (r, _) = weights(b, meaning.spec, "cached", "n"), pooled(b, meaning)
+    averaged, online = _softmax(b, _logits(b, meaning, "n"), r)
+
+    def linear(layer: Layer, x: Node) -> Node:
+        read_out = b.contract(averaged, b.contract(x, cached[layer], layer.into), "n")
+        return b.total([b.product(online, after_tokens(form, slots, layer, x)), read_out])
+
+    return {"y": read(b, meaning.spec, b.input("q", "t", "k"), linear).value}
 
 
 def weigh(b: Builder, meaning: Meaning) -> Outputs:
     """`w`[t], `w_cached`[t n]: the softmax of the online logit r[t] and those of chosen segments, r_cached[t n]."""
-    weights, online = _softmax(b, b.input("r_cached", "t", "n"))
-    return {"w": online, "w_cached": weights}
+    w_cached, online = _softmax(b, b.input("r_cached", "t", "n"))
+    return {"w": online, "w_cached": w_cached}
 
 
 def read_weighted(b: Builder, meaning: Meaning) -> Outputs:
     """`y_cached`[t v], the read-outs of one cached segment for a block of rows, times the rows' weights w_cached[t]."""
-    weighted = b.product(b.input("w_cached", "t"), b.input("q", "t", "k"))
-    return {"y_cached": b.contract(weighted, b.input("cached", "k", "v"), "k")}
+    w = b.input("w_cached", "t")
+    if not meaning.linear:
+        return {"y_cached": b.product(w, _read_out(b, meaning))}
+    return {"y_cached": b.contract(b.product(w, b.input("q", "t", "k")), b.input("cached", "k", "v"), "k")}
 
 
 def add_up(b: Builder, meaning: Meaning) -> Outputs:
@@ -64,21 +94,32 @@ def accumulate(b: Builder, meaning: Meaning) -> Outputs:
 
     `share` is what every read-out is multiplied by: 1, or one over the number of memories read.
     """
-    read = b.contract(b.input("q", "t", "k"), b.input("cached", "k", "v"), "k")
-    both = b.total([b.input("o", "t", "v"), read])
-    return {"y": b.product(b.input("share"), both) if meaning.aggregate == "mean" else both}
+    return {"y": _shared(b, meaning, b.total([b.input("o", "t", "v"), _read_out(b, meaning)]))}
 
 
-def program(make: object, meaning: Meaning) -> Program:
-    return Program(make.__name__, make(Builder(), meaning))
+def program(make: Callable[..., Outputs], meaning: Meaning, **how: bool) -> Program:
+    return Program(make.__name__, make(Builder(), meaning, **how))
 
 
-def program_vjp(make: object, meaning: Meaning) -> Program:
+def program_vjp(make: Callable[..., Outputs], meaning: Meaning, **how: bool) -> Program:
     """The derivative of one of the programs above: outputs `d_<input>`, from cotangents `d_<output>`."""
     b = Builder()
-    outputs = make(b, meaning)
+    outputs = make(b, meaning, **how)
     results = vjp(b, outputs, {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()})
-    return Program(f"{make.__name__}_vjp", {f"d_{name}": node for name, node in results.items() if name != "share"})
+    return Program(
+        f"{make.__name__}_vjp", {f"d_{name}": node for name, node in results.items() if name not in WITHOUT_GRADIENT}
+    )
+
+
+def _read_out(b: Builder, meaning: Meaning, *segment: str) -> Node:
+    """M(q_t) of one cached segment[t v], or of all[t n v]."""
+    cached = weights(b, meaning.spec, "cached", *segment)
+    linear = lambda layer, x: b.contract(x, cached[layer], layer.into)  # noqa: E731
+    return read(b, meaning.spec, b.input("q", "t", "k"), linear).value
+
+
+def _shared(b: Builder, meaning: Meaning, both: Node) -> Node:
+    return b.product(b.input("share"), both) if meaning.aggregate == "mean" else both
 
 
 def _logits(b: Builder, meaning: Meaning, *segment: str) -> Node:
@@ -87,10 +128,10 @@ def _logits(b: Builder, meaning: Meaning, *segment: str) -> Node:
     return b.map(logit_scale(meaning) * x, {x: scores})
 
 
-def _softmax(b: Builder, cached: Node) -> tuple[Node, Node]:
-    """The softmax over cached logits[t n] and the online one r[t]: weights[t n], weight[t]."""
+def _softmax(b: Builder, cached: Node, online: Node | None = None) -> tuple[Node, Node]:
+    """The softmax over cached logits[t n] and the online one, r[t] unless given: weights[t n], weight[t]."""
     r, c, top, z = sympy.symbols("r c top z", real=True)
-    online = b.input("r", "t")
+    online = online or b.input("r", "t")
     both = b.max(cached, "n")
     shift = b.map(Shift(r, c), {r: online, c: both})
     e_cached = b.map(sympy.exp(c - top), {c: cached, top: shift})

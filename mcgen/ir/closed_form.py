@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from mcgen.ir.layers import Layer
 from mcgen.ir.program import Builder, Node
 from mcgen.spec import Spec
 from mcgen.symbolic.expressions import problem, symbol, to_sympy
@@ -35,15 +36,17 @@ class Coefficients:
 class ClosedForm:
     """R and C of a recurrence as nodes, for one chunk.
 
-    `errors` holds the error row e[t v] of every gradient the rule takes, once known. `masked` programs take `valid[t]`,
-    1 at the chunk's tokens and 0 past the sequence's end, where nothing changes.
+    `errors` holds the error rows[t out] at each layer of every gradient the rule takes, once known, and `seen` what
+    each layer of a deep memory sees of the keys[t in]. `masked` programs take `valid[t]`, 1 at the chunk's tokens and 0
+    past the sequence's end, where nothing changes.
     """
 
     b: Builder
     recurrence: Recurrence
     gates: Mapping[sympy.Symbol, Node]
     masked: bool
-    errors: dict[GradientWrite, Node] = field(default_factory=dict)
+    errors: dict[GradientWrite, Mapping[Layer, Node]] = field(default_factory=dict)
+    seen: dict[Layer, Node] = field(default_factory=dict)
     _known: dict[tuple[str, str | None, bool], Coefficients] = field(default_factory=dict, repr=False)
 
     def coefficients(self, slot: str, row: str | None, exclusive: bool = False) -> Coefficients:
@@ -94,14 +97,16 @@ class ClosedForm:
     def along(self, gate: Node, axis: str) -> Node:
         return self.b.rename(gate, "t", axis)
 
-    def key(self, write: AnyWrite) -> Node:
-        """The write's keys[j k]; a gradient is taken at the token's own key."""
+    def key(self, write: AnyWrite, layer: Layer) -> Node:
+        """The write's keys[j in]: what the layer sees of the token's own key, where it writes a gradient."""
+        if isinstance(write, GradientWrite) and layer in self.seen:
+            return self.along(self.seen[layer], "j")
         return self.b.input(key_name(write.key_lag if isinstance(write, Write) else 0), "j", "k")
 
-    def value(self, write: AnyWrite) -> Node:
-        """The write's value rows[j v]; a gradient's are its error rows."""
+    def value(self, write: AnyWrite, layer: Layer) -> Node:
+        """The write's value rows[j out]; a gradient's are its error rows, taken back to the layer's result."""
         if isinstance(write, GradientWrite):
-            return self.along(self.errors[write], "j")
+            return self.along(self.errors[write][layer], "j")
         return self.of_values(write.value, {VALUE: self.b.input(value_name(write.value_lag), "j", "v")})
 
     def of_values(self, expression: sympy.Expr, values: Mapping[sympy.Symbol, Node]) -> Node:

@@ -90,8 +90,10 @@ DERIVATIVES: Mapping[type[Node], Row] = {
 }
 
 
-def vjp(b: Builder, outputs: Mapping[str, Node], cotangents: Mapping[str, Node]) -> dict[str, Node]:
-    """The cotangent of every input the outputs depend on, by the input's name.
+def vjp(
+    b: Builder, outputs: Mapping[str, Node], cotangents: Mapping[str, Node], at: Mapping[Node, str] | None = None
+) -> dict[str, Node]:
+    """The cotangent of every input the outputs depend on, by the input's name, and of the nodes named in `at`.
 
     `cotangents` names a node for each output that has one; an output without one is taken not to matter.
     """
@@ -105,6 +107,8 @@ def vjp(b: Builder, outputs: Mapping[str, Node], cotangents: Mapping[str, Node])
         g = b.broadcast(b.total(pending.pop(node)), node.axes)
         if isinstance(node, Input):
             result[node.name] = g
+        if at and node in at:
+            result[at[node]] = g
         for operand, cotangent in DERIVATIVES[type(node)](b, node, g):
             pending.setdefault(operand, []).append(cotangent)
     return result

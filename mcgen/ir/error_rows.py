@@ -17,25 +17,50 @@ from collections.abc import Mapping, Sequence
 import sympy
 
 from mcgen.ir.closed_form import AnyWrite, ClosedForm, Coefficients
+from mcgen.ir.derivative import vjp
+from mcgen.ir.layers import Layer, layers, read
 from mcgen.ir.program import Builder, Node
+from mcgen.spec import Spec
 from mcgen.symbolic.functions import Absolute, Where
 from mcgen.symbolic.objective import PREDICTION, VALUE
 from mcgen.symbolic.recurrence import GradientWrite, LinearForm, PreviousSlot
 
+Weights = Mapping[Layer, Node]
+MATRIX = Layer("", "k", "v")
 
-def error_rows(form: ClosedForm, slots: Mapping[str, Node], anchor: Node) -> dict[GradientWrite, Node]:
-    """e[t v] of every gradient write, from the slots at the chunk's start.
+
+def find_errors(form: ClosedForm, spec: Spec, slots: Mapping[str, Weights], anchor: Weights) -> None:
+    """Puts into the form the error rows of every gradient write, from the slots at the chunk's start.
 
     `anchor` is the memory that gradients are taken at, where they are taken over chunks.
     """
-    recurrence = form.recurrence
-    gradients = [write for write in recurrence.writes if isinstance(write, GradientWrite)]
+    gradients = [write for write in form.recurrence.writes if isinstance(write, GradientWrite)]
     if not gradients:
-        return {}
-    if recurrence.chunk is not None:
-        prediction = form.b.contract(_keys(form), anchor, "k")
-        rows = form.of_values(recurrence.error.expression, {PREDICTION: prediction, VALUE: _values(form)})
-        return dict.fromkeys(gradients, rows)
+        return
+    if form.recurrence.chunk is not None:
+        form.errors.update(dict.fromkeys(gradients, _at_anchor(form, spec, anchor)))
+        return
+    (layer,) = layers(spec)
+    rows = _together(form, {slot: weights[layer] for slot, weights in slots.items()}, gradients)
+    form.errors.update({write: {layer: node} for write, node in rows.items()})
+
+
+def _at_anchor(form: ClosedForm, spec: Spec, anchor: Weights) -> Weights:
+    """Error rows at each layer, for gradients at one memory: its read of the keys, reversed from dL/dp."""
+    b = form.b
+    read_out = read(b, spec, _keys(form), lambda layer, x: b.contract(x, anchor[layer], layer.into))
+    values = {PREDICTION: read_out.value, VALUE: _values(form)}
+    error = form.of_values(form.recurrence.error.expression, values)
+    form.seen.update(read_out.inputs)
+    at = {node: layer.suffix for layer, node in read_out.results.items()}
+    rows = vjp(b, {"p": read_out.value}, {"p": error}, at)
+    return {layer: rows[layer.suffix] for layer in read_out.results}
+
+
+def _together(
+    form: ClosedForm, slots: Mapping[str, Node], gradients: Sequence[GradientWrite]
+) -> dict[GradientWrite, Node]:
+    """Error rows[t v] of gradients taken token by token from a matrix memory: the solution of their system."""
     system = [_equation(form, slots, gradients, write) for write in gradients]
     return dict(
         zip(gradients, _solved(form.b, [row for row, _ in system], [right for _, right in system]), strict=True)
@@ -58,9 +83,9 @@ def _equation(
     kappa, rest = form.recurrence.error.affine
     at = _at_line(form, form.recurrence.memory_at[write.line])
     k, c = b.constant(kappa), form.of_values(rest, {VALUE: _values(form)})
-    scores = lambda w: b.product(k, at.writes[w], b.contract(keys, form.key(w), "k"))  # noqa: E731
+    scores = lambda w: b.product(k, at.writes[w], b.contract(keys, form.key(w, MATRIX), "k"))  # noqa: E731
     right = [b.product(k, node, b.contract(keys, slots[slot], "k")) for slot, node in at.start.items()]
-    right += [b.contract(scores(w), form.value(w), "j") for w in at.writes if not isinstance(w, GradientWrite)]
+    right += [b.contract(scores(w), form.value(w, MATRIX), "j") for w in at.writes if not isinstance(w, GradientWrite)]
     return [scores(g) if g in at.writes else None for g in gradients], b.total([*right, c])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import sympy
 import torch
 
-from mcgen.ir.program import AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve, placeholder
+from mcgen.ir.program import Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve, placeholder
 from mcgen.symbolic import functions
 
 Tensor = torch.Tensor
@@ -88,9 +88,9 @@ def _evaluate(
             aligned = {placeholder(i): _align(value[v], v.axes, axes) for i, v in enumerate(values)}
             return scalar(expression, aligned, like).expand([sizes[axis] for axis in axes])
         case Contract(axes, left, right, _):
-            return torch.einsum(
-                f"{_letters(left.axes)},{_letters(right.axes)}->{_letters(axes)}", value[left], value[right]
-            )
+            letter = dict(zip(dict.fromkeys([*left.axes, *right.axes]), string.ascii_letters, strict=False))
+            x, y, result = ("".join(letter[axis] for axis in part) for part in (left.axes, right.axes, axes))
+            return torch.einsum(f"{x},{y}->{result}", value[left], value[right])
         case Reduce(_, operation, operand, over):
             return getattr(torch, {"sum": "sum", "max": "amax"}[operation])(
                 value[operand], [operand.axes.index(a) for a in over]
@@ -105,10 +105,6 @@ def _evaluate(
             system = torch.eye(sizes[matrix.axes[0]], dtype=like.dtype, device=like.device) - value[matrix]
             return torch.linalg.solve(system.mT if transposed else system, value[right])
     raise TypeError(f"no meaning for {type(node).__name__}")
-
-
-def _letters(axes: tuple[str, ...]) -> str:
-    return "".join(string.ascii_letters[AXES.index(axis)] for axis in axes)
 
 
 def _align(tensor: Tensor, axes: tuple[str, ...], target: tuple[str, ...]) -> Tensor:

@@ -5,7 +5,7 @@ broadcast against each other by the names they share:
 
     t, s, m, j   tokens of one chunk; `t` rows, `j` earlier tokens, the others in between
     n            segments
-    k, v, h      key, value and hidden dimensions
+    k, h1, .. v  key, hidden and value dimensions
 
 Every node lists its axes in that order, so a printer needs no layout of its own. Nodes are made by a `Builder`, which
 infers axes and keeps one node for one value: a common subexpression is the same object. `evaluate` is what they mean.
@@ -20,7 +20,7 @@ import sympy
 
 from mcgen.symbolic.functions import settled
 
-AXES = ("t", "s", "m", "j", "n", "k", "v", "h")
+AXES = ("t", "s", "m", "j", "n", "k", *(f"h{n}" for n in range(1, 64)), "v")
 TOKEN_AXES = frozenset(AXES[: AXES.index("n")])
 
 

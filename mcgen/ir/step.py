@@ -17,13 +17,15 @@ import sympy
 
 from mcgen.ir.closed_form import ClosedForm, gate_nodes
 from mcgen.ir.derivative import vjp
-from mcgen.ir.error_rows import error_rows
+from mcgen.ir.error_rows import MATRIX, Weights, find_errors
+from mcgen.ir.layers import Layer, layers, read
 from mcgen.ir.program import Builder, Node, Program
+from mcgen.spec import Spec
 from mcgen.symbolic.functions import Where
 from mcgen.symbolic.meaning import Meaning
-from mcgen.symbolic.recurrence import MEMORY, GradientWrite, Recurrence
+from mcgen.symbolic.recurrence import MEMORY, GradientWrite
 
-WITHOUT_GRADIENT = frozenset({"head", "valid", "count", "fresh"})
+WITHOUT_GRADIENT = frozenset({"head", "valid", "count", "fresh", "share"})
 
 
 def query_name(meaning: Meaning) -> str:
@@ -88,8 +90,9 @@ def tensor_axes(meaning: Meaning) -> dict[str, tuple[str, ...]]:
 def state_axes(meaning: Meaning, anchored: bool = False) -> dict[str, tuple[str, ...]]:
     """What a walk carries from chunk to chunk, with its axes: the slots, the memory at the start of the gradient chunk
     (`anchor`) where that is several steps, and the sum of the segment's keys (`pool`)."""
-    slots = [*meaning.recurrence.slots, *(["anchor"] if anchored else [])]
-    return {**dict.fromkeys(slots, ("k", "v")), **({"pool": ("k",)} if meaning.routes else {})}
+    names = [*meaning.recurrence.slots, *(["anchor"] if anchored else [])]
+    slots = {f"{name}{layer.suffix}": (layer.into, layer.out) for name in names for layer in layers(meaning.spec)}
+    return {**slots, **({"pool": ("k",)} if meaning.routes else {})}
 
 
 def step_after_errors(meaning: Meaning, anchored: bool) -> Program:
@@ -110,28 +113,38 @@ def step_outputs(
 ) -> dict[str, Node]:
     """The outputs of the chunk step as nodes. `errors` gives the error rows by name where they are known already."""
     form, slots = closed_form(b, meaning, masked)
-    at = _anchor(b, slots[MEMORY]) if anchored else slots[MEMORY]
-    form.errors.update(_by_write(meaning, errors) if errors is not None else error_rows(form, slots, at))
-    outputs = {"anchor_next": at} if anchored else {}
-    outputs |= {"o": _read_out(b, meaning.recurrence, form, slots)}
+    at = anchor(b, slots[MEMORY]) if anchored else slots[MEMORY]
+    if errors is None:
+        find_errors(form, meaning.spec, slots, at)
+    else:
+        form.errors.update({write: {MATRIX: errors[name]} for write, name in error_names(meaning).items()})
+    outputs = {f"anchor{layer.suffix}_next": node for layer, node in at.items()} if anchored else {}
+    read_out = read(b, meaning.spec, b.input("q", "t", "k"), lambda layer, x: after_tokens(form, slots, layer, x))
+    outputs["o"] = read_out.value
     if meaning.routes:
-        outputs["r"], outputs["pool_next"] = _pool(b, meaning)
-    for slot in meaning.recurrence.slots:
-        outputs[f"{slot}_next"] = _next_state(b, form, slot, slots)
+        outputs["r"], outputs["pool_next"] = pooled(b, meaning)
+    for slot, weights in slots.items():
+        for layer in weights:
+            outputs[f"{slot}{layer.suffix}_next"] = _next_state(form, slot, slots, layer)
     return outputs
 
 
-def closed_form(b: Builder, meaning: Meaning, masked: bool) -> tuple[ClosedForm, dict[str, Node]]:
+def closed_form(b: Builder, meaning: Meaning, masked: bool) -> tuple[ClosedForm, dict[str, Weights]]:
     """The closed form of a chunk, and the slots at its start."""
     form = ClosedForm(b, meaning.recurrence, gate_nodes(b, meaning.spec), masked)
-    return form, {slot: b.input(slot, "k", "v") for slot in meaning.recurrence.slots}
+    return form, {slot: weights(b, meaning.spec, slot) for slot in meaning.recurrence.slots}
+
+
+def weights(b: Builder, spec: Spec, name: str, *segment: str) -> Weights:
+    """Inputs that hold the parameters of a slot, a layer each."""
+    return {layer: b.input(f"{name}{layer.suffix}", *segment, layer.into, layer.out) for layer in layers(spec)}
 
 
 def error_outputs(b: Builder, meaning: Meaning, masked: bool, anchored: bool = False) -> dict[str, Node]:
-    """The error rows[t v] of the gradients a rule takes, by name, from the slots at the chunk's start."""
+    """The error rows[t v] of the gradients a matrix memory's rule takes, by name."""
     form, slots = closed_form(b, meaning, masked)
-    rows = error_rows(form, slots, _anchor(b, slots[MEMORY]) if anchored else slots[MEMORY])
-    return {name: rows[write] for write, name in error_names(meaning).items()}
+    find_errors(form, meaning.spec, slots, anchor(b, slots[MEMORY]) if anchored else slots[MEMORY])
+    return {name: form.errors[write][MATRIX] for write, name in error_names(meaning).items()}
 
 
 def error_names(meaning: Meaning) -> dict[GradientWrite, str]:
@@ -140,33 +153,35 @@ def error_names(meaning: Meaning) -> dict[GradientWrite, str]:
     return {w: f"error_{0 if meaning.recurrence.chunk is not None else i}" for i, w in enumerate(gradients)}
 
 
-def _by_write(meaning: Meaning, errors: Mapping[str, Node]) -> dict[GradientWrite, Node]:
-    return {write: errors[name] for write, name in error_names(meaning).items()}
-
-
-def _anchor(b: Builder, memory: Node) -> Node:
+def anchor(b: Builder, memory: Weights) -> Weights:
     """The memory at the start of the gradient chunk: this step's, where `fresh` says that one begins."""
     fresh, new, old = sympy.symbols("fresh new old", real=True)
-    return b.map(Where(fresh, new, old), {fresh: b.input("fresh"), new: memory, old: b.input("anchor", "k", "v")})
+    chosen, begins = Where(fresh, new, old), b.input("fresh")
+    return {
+        layer: b.map(chosen, {fresh: begins, new: node, old: b.input(f"anchor{layer.suffix}", layer.into, layer.out)})
+        for layer, node in memory.items()
+    }
 
 
-def _read_out(b: Builder, recurrence: Recurrence, form: ClosedForm, slots: Mapping[str, Node]) -> Node:
-    q, rows = b.input("q", "t", "k"), form.coefficients(MEMORY, "t")
-    terms = [b.product(node, b.contract(q, slots[slot], "k")) for slot, node in rows.start.items()]
+def after_tokens(form: ClosedForm, slots: Mapping[str, Weights], layer: Layer, x: Node) -> Node:
+    """A layer of M_t applied to rows x[t in], one M_t a row."""
+    b, rows = form.b, form.coefficients(MEMORY, "t")
+    terms = [b.product(node, b.contract(x, slots[slot][layer], layer.into)) for slot, node in rows.start.items()]
     for write, node in rows.writes.items():
-        weights = b.product(node, b.contract(q, form.key(write), "k"))
-        terms.append(b.contract(weights, form.value(write), "j"))
+        scores = b.product(node, b.contract(x, form.key(write, layer), layer.into))
+        terms.append(b.contract(scores, form.value(write, layer), "j"))
     return b.total(terms)
 
 
-def _next_state(b: Builder, form: ClosedForm, slot: str, slots: Mapping[str, Node]) -> Node:
-    end = form.coefficients(slot, None)
-    terms = [b.product(node, slots[source]) for source, node in end.start.items()]
-    terms += [b.contract(form.key(w), b.product(node, form.value(w)), "j") for w, node in end.writes.items()]
+def _next_state(form: ClosedForm, slot: str, slots: Mapping[str, Weights], layer: Layer) -> Node:
+    b, end = form.b, form.coefficients(slot, None)
+    terms = [b.product(node, slots[source][layer]) for source, node in end.start.items()]
+    for write, node in end.writes.items():
+        terms.append(b.contract(form.key(write, layer), b.product(node, form.value(write, layer)), "j"))
     return b.total(terms)
 
 
-def _pool(b: Builder, meaning: Meaning) -> tuple[Node, Node]:
+def pooled(b: Builder, meaning: Meaning) -> tuple[Node, Node]:
     """The online routing logit scale * <u_t, running mean (or sum) of keys>, and the running sum at the chunk's end."""
     u, k, before = b.input(query_name(meaning), "t", "k"), b.input("k", "j", "k"), b.input("pool", "k")
     earlier, later, score, x, y, count = sympy.symbols("earlier later score x y count", real=True)

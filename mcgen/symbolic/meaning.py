@@ -118,17 +118,15 @@ def meaning(spec: Spec) -> Meaning:
     return found
 
 
-LOWERED = "lowered are matrix memories"
-
-
 def lowerable(meaning: Meaning) -> None:
     """Nothing, where a module can be made of a meaning.
 
     Raises:
         UnsupportedError: it cannot; the message says what would be accepted.
     """
-    if not meaning.linear:
-        raise UnsupportedError(f"a memory of kind mlp cannot be lowered yet; {LOWERED}")
+    if not meaning.linear and meaning.recurrence.chunk is None:
+        same = " ({chunk: 1} is the same as token here)" if meaning.recurrence.gradients_come_first else ""
+        raise UnsupportedError(f"gradient: token needs a matrix memory. Take gradient: {{chunk: b}} for an mlp{same}")
     if not meaning.recurrence.writes:
         raise UnsupportedError("nothing is ever written to M, so every read-out is zero; write outer(v, k) to it")
     if meaning.recurrence.reads_memory and meaning.recurrence.chunk is None and meaning.recurrence.error.affine is None:

@@ -1,0 +1,83 @@
+"""The memory as a function of its parameters (SEMANTICS 1): a chain of linear layers with what stands between them.
+
+A matrix memory is one layer. Whoever reads a memory says what a linear layer does to its input: multiply it by a state
+at hand, or by the closed form of the state after each token; everything else is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import sympy
+
+from mcgen.ir.program import Builder, Node
+from mcgen.spec import Spec
+from mcgen.symbolic.expressions import symbol, to_sympy
+from mcgen.symbolic.functions import SCALAR_FUNCTIONS
+
+EPSILON = sympy.Rational(1, 100_000)  # of the layer norm
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer: the suffix of its parameters' names, and the axes it goes from and to."""
+
+    suffix: str
+    into: str
+    out: str
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """What a read gives: the read-out[t v], and each layer's input and result."""
+
+    value: Node
+    inputs: dict[Layer, Node]
+    results: dict[Layer, Node]
+
+
+def layers(spec: Spec) -> tuple[Layer, ...]:
+    if spec.memory.kind == "matrix":
+        return (Layer("", "k", "v"),)
+    axes = ["k", *(f"h{n}" for n in range(1, spec.memory.layers)), "v"]
+    return tuple(Layer(f"_{n + 1}", into, out) for n, (into, out) in enumerate(pairwise(axes)))
+
+
+def sizes(spec: Spec) -> dict[str, int]:
+    """The length of every axis of the parameters."""
+    hidden = spec.memory.expansion * spec.head.key_dim if spec.memory.kind == "mlp" else 0
+    between = {layer.out: hidden for layer in layers(spec)[:-1]}
+    return {"k": spec.head.key_dim, **between, "v": spec.head.value_dim}
+
+
+def read(b: Builder, spec: Spec, x: Node, linear: Callable[[Layer, Node], Node]) -> ReadOut:
+    """M(x), with `linear` for what a layer's parameters do to its input."""
+    inputs: dict[Layer, Node] = {}
+    results: dict[Layer, Node] = {}
+    value = x
+    for layer in layers(spec):
+        if results:
+            value = b.map(activation(spec), {symbol("x"): value})
+        inputs[layer], value = value, linear(layer, value)
+        results[layer] = value
+    if spec.memory.kind == "mlp":
+        value = _normed(b, value, spec.head.value_dim) if spec.memory.norm == "layernorm" else value
+        value = b.total([b.rename(x, "k", "v"), value]) if spec.memory.residual else value
+    return ReadOut(value, inputs, results)
+
+
+def activation(spec: Spec) -> sympy.Expr:
+    """The activation as a function of x."""
+    if spec.activation_expression is not None:
+        return to_sympy(spec.activation_expression)
+    return SCALAR_FUNCTIONS[spec.memory.activation](symbol("x"))
+
+
+def _normed(b: Builder, value: Node, size: int) -> Node:
+    """The layer norm over v, without affine parameters."""
+    x, mean, total = sympy.symbols("x mean total", real=True)
+    centred = b.map(x - mean / size, {x: value, mean: b.sum(value, "v")})
+    square = b.sum(b.map(x**2, {x: centred}), "v")
+    return b.map(x / sympy.sqrt(total / size + EPSILON), {x: centred, total: square})
