@@ -5,12 +5,23 @@ Identities marked there as rewrites are a table here. Each says when it holds; `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+import sympy
 
 from mcgen.errors import UnsupportedError
 from mcgen.spec import Spec
-from mcgen.symbolic.recurrence import MEMORY, Recurrence, Write, recurrence
+from mcgen.symbolic.recurrence import (
+    MEMORY,
+    Atom,
+    GradientWrite,
+    LinearForm,
+    PreviousSlot,
+    Recurrence,
+    Write,
+    recurrence,
+)
 
 ROUTED = ("grm", "soup", "ssc")
 
@@ -92,6 +103,31 @@ def _soup_is_grm(meaning: Meaning) -> Meaning | None:
     return replace(meaning, aggregate="grm") if meaning.linear and meaning.aggregate == "soup" else None
 
 
+def _gradients_are_one(meaning: Meaning) -> Meaning | None:
+    r = meaning.recurrence
+    gradients = [write for write in r.writes if isinstance(write, GradientWrite)]
+    if r.chunk is None or len(gradients) < 2:
+        return None
+    first, *others = gradients
+    forms = {slot: _merged(form, first, others) for slot, form in r.forms.items()}
+    return replace(meaning, recurrence=replace(r, forms=forms, memory_at={first.line: r.memory_at[first.line]}))
+
+
+def _merged(form: LinearForm, first: Atom, others: Sequence[Atom]) -> LinearForm:
+    """The form with the coefficients of the other atoms added to that of the first."""
+    total = sympy.Add(*(form.get(atom, sympy.S.Zero) for atom in (first, *others)))
+    kept = {atom: coefficient for atom, coefficient in form.items() if atom not in (first, *others)}
+    return {**kept, first: total} if total != 0 else kept
+
+
+def _chunks_are_tokens(meaning: Meaning) -> Meaning | None:
+    r = meaning.recurrence
+    if not meaning.linear or r.chunk != 1 or not r.reads_memory or r.error.affine is None:
+        return None
+    before = {PreviousSlot(MEMORY): sympy.S.One}
+    return replace(meaning, recurrence=replace(r, chunk=None, memory_at=dict.fromkeys(r.memory_at, before)))
+
+
 IDENTITIES = (
     Identity(
         "residual of sums",
@@ -101,6 +137,20 @@ IDENTITIES = (
         _sums_are_one_memory,
     ),
     Identity("soup is grm", "aggregate soup", "aggregate grm", "the memory is a matrix", _soup_is_grm),
+    Identity(
+        "gradients of a chunk",
+        "a*grad[line m] + b*grad[line n]",
+        "(a + b)*grad[line m]",
+        "gradients are taken over chunks, all at the memory before the chunk",
+        _gradients_are_one,
+    ),
+    Identity(
+        "chunks of one token",
+        "gradient: {chunk: 1}",
+        "gradient: token, at the memory before the token's first line",
+        "a matrix memory whose error row is affine in p",
+        _chunks_are_tokens,
+    ),
 )
 
 
