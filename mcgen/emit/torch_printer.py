@@ -104,8 +104,10 @@ class Body:
             self.texts[node] = text
 
     def _may_stand_in(self, operand: Node, user: Node) -> bool:
-        """Whether a function of values may stand in the product or reduction that uses it."""
-        return isinstance(operand, Map) and not isinstance(user, Map) and bool(operand.values) and self._once(operand)
+        """Whether a function of values may stand in the product or reduction that uses it; tables of gates need a name."""
+        if not isinstance(operand, Map) or isinstance(user, Map | Decay):
+            return False
+        return bool(operand.values) and self._once(operand)
 
     def _products(self, node: Node) -> list[Node]:
         """The matrix products of a sum that has at least two of its own."""
