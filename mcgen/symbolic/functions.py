@@ -12,6 +12,8 @@ import math
 import sympy
 from sympy import Function
 
+_UNDEFINED = {sympy.nan, sympy.zoo, sympy.oo, -sympy.oo}
+
 
 def _known(*values: sympy.Expr) -> bool:
     """Whether values are real numbers, which can be computed with and compared."""
@@ -23,9 +25,18 @@ def _indicator(condition: sympy.Basic) -> sympy.Expr:
 
 
 class RealFunction(Function):
-    """A function of real values with real values: saying so spares SymPy long searches for imaginary parts."""
+    """A function of real values with real values: saying so spares SymPy long searches for imaginary parts.
+
+    Of what is no real number it is undefined.
+    """
 
     is_real = True
+
+    def __new__(cls, *args: sympy.Expr, **options: bool) -> sympy.Expr:
+        return sympy.nan if _UNDEFINED & {*args[: cls.decisive]} else super().__new__(cls, *args, **options)
+
+    decisive: int | None = None
+    """How many of the arguments have to be real numbers; all for None."""
 
 
 class Absolute(RealFunction):
@@ -208,6 +219,7 @@ class Where(RealFunction):
     """Where(c, x, y): x where c > 0, else y. Either may hold anything; what is not chosen never reaches the result."""
 
     nargs = 3
+    decisive = 1
 
     @classmethod
     def eval(cls, c: sympy.Expr, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
