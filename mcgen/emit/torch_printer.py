@@ -104,7 +104,7 @@ class Body:
             self.texts[node] = text
 
     def _may_stand_in(self, operand: Node, user: Node) -> bool:
-        """Whether a function of values may stand in the product or reduction that uses it; tables of gates need a name."""
+        """Whether a function of values may stand in the product or reduction that uses it; a table needs a name."""
         if not isinstance(operand, Map) or isinstance(user, Map | Decay):
             return False
         return bool(operand.values) and self._once(operand)
