@@ -46,6 +46,7 @@ def module_source(meaning: Meaning) -> str:
         mathematics=[*mathematics(spec), *shapes_text(spec)],
         library=[module for module in LIBRARY if module in ALWAYS or _uses(body, module)],
         functional=_uses(body, "F"),
+        kernels=lowered.linear,
         version=__version__,
         spec=literal(spec.to_dict()),
         digest=spec.digest(),

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from mcgen.emit.mathematics import weight_shapes
 from mcgen.errors import Diagnostic, SpecError, UnsupportedError
 from mcgen.spec import Spec
+from mcgen.symbolic.recurrence import GradientWrite, recurrence
 
 TOLERANCES = {
     ("torch", "cpu"): (torch.float64, 1e-10, 1e-9),
@@ -29,6 +31,9 @@ TOLERANCES = {
 
 ROUNDINGS = 4
 """Errors of so many units in the last place of numbers around 1 are none."""
+
+THETA = "theta_"  # and the number of a layer: its initial weights
+DEEP_STEP = 0.03  # what gates that scale gradients are multiplied by, where a larger step makes a deep memory diverge
 
 
 @dataclass(frozen=True)
@@ -125,22 +130,38 @@ def _draw(seed: int, *shape: int) -> torch.Tensor:
 def _finite_inputs(case: Case, seed: int) -> dict[str, torch.Tensor]:
     """Inputs with gates of exactly 0 and 1, unless the rule has no value there, as one that divides by a gate."""
     inputs = _inputs(case, seed, exact=True)
-    y = case.module.reference(**inputs)
+    y = case.module.reference(**_arguments(inputs))
     return inputs if y.isfinite().all() else _inputs(case, seed, exact=False)
 
 
 def _inputs(case: Case, seed: int, exact: bool) -> dict[str, torch.Tensor]:
-    """q, k, v, u where it routes, and the gates by name; keys of length 1, gates that keep much."""
+    """q, k, v, u where it routes, gates and a deep memory's weights by name; keys of length 1, gates that keep much."""
     spec, shape = case.spec, (case.batch, case.length, case.heads)
     names = ["q", "k", "v", *(["u"] if spec.routes_by_u else []), *spec.tensor_gates]
-    inputs = {}
+    inputs, small = {}, _step_sizes(spec) if spec.memory.kind == "mlp" else set()
     for number, name in enumerate(names):
         wide = {"v": spec.head.value_dim}.get(name, spec.head.key_dim)
         value = _draw(1000 * seed + 10 + number, *shape, *([] if name in spec.tensor_gates else [wide]))
         if name in spec.tensor_gates:
-            value = _gate(value, number, exact)
+            value = _gate(value, number, exact) * (DEEP_STEP if name in small else 1)
         inputs[name] = torch.nn.functional.normalize(value, dim=-1) if name == "k" else value
+    for number, (out, into) in enumerate(weight_shapes(spec)):
+        inputs[f"{THETA}{number + 1}"] = _draw(1000 * seed + 90 + number, case.heads, out, into) * into**-0.5
     return inputs
+
+
+def _step_sizes(spec: Spec) -> set[str]:
+    """The gates that scale gradients."""
+    forms = recurrence(spec).forms.values()
+    rates = [rate for form in forms for atom, rate in form.items() if isinstance(atom, GradientWrite)]
+    return {symbol.name for rate in rates for symbol in rate.free_symbols}
+
+
+def _arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Inputs by name as the arguments that take them: the weights of a deep memory are one list."""
+    theta = [value for name, value in inputs.items() if name.startswith(THETA)]
+    others = {name: value for name, value in inputs.items() if not name.startswith(THETA)}
+    return {**others, "theta": theta} if theta else others
 
 
 def _gate(value: torch.Tensor, number: int, exact: bool) -> torch.Tensor:
@@ -162,7 +183,7 @@ def _run(
 ) -> dict[str, torch.Tensor]:
     """y and the gradient of <y, weight> for every input, as `y`, `dq`, …; zero where there is none."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
-    y = function(**leaves, **options)
+    y = function(**_arguments(leaves), **options)
     gradients = torch.autograd.grad((y * weight).sum(), list(leaves.values()), allow_unused=True)
     filled = [torch.zeros_like(x) if d is None else d for x, d in zip(leaves.values(), gradients, strict=True)]
     return {"y": y.detach(), **{f"d{name}": d for name, d in zip(leaves, filled, strict=True)}}

@@ -1,0 +1,108 @@
+"""Deep memories on the torch path: values and all gradients, initial weights included, against the reference in float64."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mcgen.errors import UnsupportedError
+from mcgen.pipeline import source
+from mcgen.spec import loads
+from mcgen.tune.verification import Case, hold
+
+TITANS = {"rule": "titans", "gradient": {"chunk": 7}}
+DLA = {"rule": "dla", "gradient": {"chunk": 4}}
+HUBER = {
+    "objective": "sum(sqrt(1 + (p - v)**2))",
+    "steps": ["S = beta*S - eta*grad", "M = alpha*M + S"],
+    "gradient": {"chunk": 16},
+}
+TWO = {
+    "objective": "sum((p - v)**2)",
+    "steps": ["M = alpha*M - eta*grad", "M = M - lam*grad"],
+    "gradient": {"chunk": 5},
+}
+LONG = {"rule": "titans", "gradient": {"chunk": 100}}
+
+CASES = {
+    "none": ({}, TITANS, {"kind": "none"}, {"init": "checkpoint"}),
+    "residual": ({"residual": False, "activation": "tanh"}, DLA, {"kind": "residual"}, {"init": "checkpoint"}),
+    "mean": ({"activation": "softplus"}, DLA, {"kind": "mean"}, {"mode": "logarithmic"}),
+    "grm": ({"norm": "layernorm"}, TITANS, {"kind": "grm", "pool": "sum"}, {}),
+    "three layers": ({"layers": 3, "activation": "silu"}, TITANS, {"kind": "grm", "connector": "q"}, {}),
+    "soup": ({"norm": "layernorm"}, TITANS, {"kind": "soup"}, {}),
+    "soup in a chain": ({"activation": "x*tanh(x)"}, TITANS, {"kind": "soup"}, {"init": "checkpoint"}),
+    "ssc": ({}, HUBER, {"kind": "ssc", "top_k": 2}, {}),
+    "two gradients": ({}, TWO, {"kind": "grm"}, {}),
+    "gradient of a segment": ({}, LONG, {"kind": "grm"}, {"size": 150}),
+    "soup, gradient of a segment": ({}, LONG, {"kind": "soup"}, {"size": 150}),
+}
+
+
+def _spec(name: str, memory: dict, update: dict, aggregate: dict, segment: dict, head: tuple[int, int]) -> str:
+    size = {} if segment.get("mode") == "logarithmic" else {"size": 16}
+    memory = {"kind": "mlp", "layers": 2, "expansion": 2, **memory}
+    return yaml.safe_dump(
+        {
+            "mcgen": 1,
+            "name": name,
+            "memory": memory,
+            "update": update,
+            "segment": {**size, **segment},
+            "aggregate": aggregate,
+            "head": {"key_dim": head[0], "value_dim": head[1]},
+        }
+    )
+
+
+def _module(folder: Path, text: str):
+    spec = loads(text)
+    path = folder / f"{spec.name}.py"
+    path.write_text(source(spec))
+    found = importlib.util.spec_from_file_location(spec.name, path)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return spec, module
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_matches_the_reference(tmp_path: Path, name: str) -> None:
+    memory, update, aggregate, segment = CASES[name]
+    head = (6, 9) if memory.get("residual") is False else (6, 6)
+    spec, module = _module(tmp_path, _spec(f"deep_{list(CASES).index(name)}", memory, update, aggregate, segment, head))
+    length = 310 if "size" in segment else 53
+    findings = list(hold(Case(module, spec, batch=1, length=length, heads=2), "torch", "cpu", seed=3))
+    assert {f.tensor for f in findings} >= {"y", "dk", "dtheta_1", "dtheta_2"}
+    assert [f for f in findings if not f.holds] == []
+
+
+def test_soup_differs_from_grm(tmp_path: Path) -> None:
+    ys = []
+    for kind in ("soup", "grm"):
+        spec, module = _module(tmp_path, _spec(f"deep_{kind}", {}, TITANS, {"kind": kind}, {}, (6, 6)))
+        torch.manual_seed(0)
+        q, k, v, u = (torch.randn(1, 40, 1, 6, dtype=torch.float64) for _ in range(4))
+        gates = {name: torch.full((1, 40, 1), 0.5, dtype=torch.float64) for name in ("alpha", "beta")}
+        gates["eta"] = torch.full((1, 40, 1), 0.02, dtype=torch.float64)
+        theta = [torch.randn(1, 12, 6, dtype=torch.float64), torch.randn(1, 6, 12, dtype=torch.float64)]
+        ys.append(module.op(q, k, v, u, theta=theta, **gates))
+    assert torch.equal(ys[0][:, :16], ys[1][:, :16])  # the first segment reads one memory
+    assert not torch.allclose(ys[0][:, 16:], ys[1][:, 16:], rtol=1e-3)
+
+
+def test_gradients_token_by_token_are_refused() -> None:
+    text = _spec("deep_token", {}, {**TITANS, "gradient": "token"}, {"kind": "grm"}, {}, (6, 6))
+    with pytest.raises(UnsupportedError, match=r"\{chunk: b\}.*\{chunk: 1\}"):
+        source(loads(text))
+
+
+def test_kernels_are_refused(tmp_path: Path) -> None:
+    spec, module = _module(tmp_path, _spec("deep_kernels", {}, DLA, {"kind": "none"}, {}, (6, 6)))
+    x = torch.zeros(1, 3, 1, 6)
+    theta = [torch.zeros(1, 12, 6), torch.zeros(1, 6, 12)]
+    with pytest.raises(module.UnsupportedError, match='backend="torch"'):
+        module.op(x, x, x, theta=theta, eta=torch.zeros(1, 3, 1), backend="triton")
