@@ -60,6 +60,8 @@ def _to_sympy(expression: Expression, numbers: Mapping[str, sympy.Expr]) -> symp
 
 def _called(function: str, arguments: Sequence[sympy.Expr]) -> sympy.Expr:
     """A function's value; of numbers it is tried in floats first, since SymPy would write exp(1e9 log 7) out."""
+    if any(argument.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo) for argument in arguments):
+        return sympy.nan
     if all(argument.is_number for argument in arguments):
         try:
             literals = tuple(Number(float(argument), NOWHERE) for argument in arguments)
