@@ -188,7 +188,8 @@ TOP_K = 2
 # Torch path: any device, any float type.
 #
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
-# Only the state (M, pool) goes from chunk to chunk; all else is done for the chunks of a panel at once.
+# Only the state (M, pool)
+# goes from chunk to chunk; all else is done for the chunks of a panel at once.
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHUNK = 64  # tokens of a chunk, at most
@@ -660,11 +661,22 @@ def _load(tensors, panel, dtype):
     return x | _writes(**x)
 
 
+def _nothing(tensors, lanes, dtype):
+    """A state of zeros."""
+    q = tensors[INPUTS.index("q")]
+    shapes = {
+        "M": (
+            64,
+            64,
+        ),
+        "pool": (64,),
+    }
+    return {name: q.new_zeros(q.shape[0], q.shape[2], lanes, *shape, dtype=dtype) for name, shape in shapes.items()}
+
+
 def _fresh(tensors, lanes, dtype):
     """The state before a segment's first token."""
-    q, v = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")]
-    slot = q.new_zeros(q.shape[0], q.shape[2], lanes, q.shape[3], v.shape[3], dtype=dtype)
-    return {"M": slot, "pool": slot[..., 0]}
+    return _nothing(tensors, lanes, dtype)
 
 
 def _by_chunk(values, dimensions, batch):
@@ -700,7 +712,8 @@ def _walk_back(x, d_state, d_ends, segments):
     for c in reversed(range(len(chunks))):
         if d_ends is not None and (c + 1) * segments % batch[3] == 0:
             end = c * segments // batch[3] * batch[2]
-            d_state["M"] = d_state["M"] + d_ends["M"][:, :, end : end + batch[2]]
+            for name in ("M",):
+                d_state[name] = d_state[name] + d_ends[name][:, :, end : end + batch[2]]
             d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
         after.append(d_state)
         out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
@@ -709,6 +722,7 @@ def _walk_back(x, d_state, d_ends, segments):
 
 
 SCRATCH = 2097152  # numbers in the largest value of a read-out, about
+WIDTH = 64  # the longest axis of the parameters
 
 
 def _blocks(panel, heads, width):
@@ -719,24 +733,30 @@ def _blocks(panel, heads, width):
             yield s, a, min(a + rows, end)
 
 
+def _until(bank, s):
+    """The states of the first s segments."""
+    return {name: t[:, :, :s] for name, t in bank.items()}
+
+
 def _blend_forward(x, bank, pools, panel):
     """y of a panel's rows, each reading every state before its segment, weighted by the softmax of their logits."""
     y = x["o"].clone()
-    for s, a, b in _blocks(panel, y.shape[0] * y.shape[1], max(bank.shape[3:])):
+    for s, a, b in _blocks(panel, y.shape[0] * y.shape[1], WIDTH):
         rows = {name: t[:, :, a:b] for name, t in x.items()}
-        y[:, :, a:b] = _blend(**rows, cached=bank[:, :, :s], pools=pools[:, :, :s])["y"]
+        y[:, :, a:b] = _blend(**rows, **_until(bank, s), pools=pools[:, :, :s])["y"]
     return y
 
 
 def _blend_backward(x, bank, pools, d_bank, d_pools, panel):
     """The reverse of `_blend_forward`: adds to d_bank and d_pools, and returns the gradients of the rows' inputs."""
     d = {name: torch.zeros_like(x[name]) for name in ("q", "u", "r")} | {"o": x["d_y"].clone()}
-    for s, a, b in _blocks(panel, bank.shape[0] * bank.shape[1], max(bank.shape[3:])):
+    for s, a, b in _blocks(panel, x["o"].shape[0] * x["o"].shape[1], WIDTH):
         rows = {name: t[:, :, a:b] for name, t in x.items()}
-        out = _blend_vjp(**rows, cached=bank[:, :, :s], pools=pools[:, :, :s])
+        out = _blend_vjp(**rows, **_until(bank, s), pools=pools[:, :, :s])
         for name, t in d.items():
             t[:, :, a:b] = out[f"d_{name}"]
-        d_bank[:, :, :s] += out["d_cached"]
+        for name, t in d_bank.items():
+            t[:, :, :s] += out[f"d_{name}"]
         d_pools[:, :, :s] += out["d_pools"]
     return d
 
@@ -800,17 +820,17 @@ def _collected(tiles, place, like):
 
 def _chosen_forward(x, bank, pools, chosen, panel):
     """y of rows that each read the segments they chose, rows of one segment together."""
-    segment, entry, _, place = _tiles(chosen, bank.shape[2])
+    segment, entry, _, place = _tiles(chosen, pools.shape[2])
     weights = _weigh(r=x["r"], r_cached=_logits_of(x, pools, panel).gather(-1, chosen))
-    states = bank.flatten(0, 2).index_select(0, segment)
+    states = {name: t.flatten(0, 2).index_select(0, segment) for name, t in bank.items()}
     w_cached = weights["w_cached"].flatten()[entry].view(-1, TILE)
-    tiles = _read_weighted(q=_tiled(x["q"], entry), w_cached=w_cached, cached=states)["y_cached"]
+    tiles = _read_weighted(q=_tiled(x["q"], entry), w_cached=w_cached, **states)["y_cached"]
     return _add_up(o=x["o"], w=weights["w"], y_cached=_collected(tiles, place, chosen))["y"]
 
 
 def _chosen_backward(x, bank, pools, chosen, d_bank, d_pools, panel):
     """The reverse of `_chosen_forward`: adds to d_bank and d_pools, and returns the gradients of the rows' inputs."""
-    segment, entry, full, place = _tiles(chosen, bank.shape[2])
+    segment, entry, full, place = _tiles(chosen, pools.shape[2])
     logits = _logits_of(x, pools, panel)
     r = {"r": x["r"], "r_cached": logits.gather(-1, chosen)}
     weights = _weigh(**r)
@@ -818,10 +838,11 @@ def _chosen_backward(x, bank, pools, chosen, d_bank, d_pools, panel):
     tiles = _read_weighted_vjp(
         q=_tiled(x["q"], entry),
         w_cached=weights["w_cached"].flatten()[entry].view(-1, TILE) * full,
-        cached=bank.flatten(0, 2).index_select(0, segment),
+        **{name: t.flatten(0, 2).index_select(0, segment) for name, t in bank.items()},
         d_y_cached=_tiled(x["d_y"], entry),
     )
-    d_bank.flatten(0, 2).index_add_(0, segment, tiles["d_cached"])
+    for name, t in d_bank.items():
+        t.flatten(0, 2).index_add_(0, segment, tiles[f"d_{name}"])
     d_w_cached = tiles["d_w_cached"].flatten()[place].view(chosen.shape)
     d_r = _weigh_vjp(**r, d_w=online["d_w"], d_w_cached=d_w_cached)
     d_logits = torch.zeros_like(logits).scatter_(-1, chosen, d_r["d_r_cached"])
@@ -864,14 +885,14 @@ def _saved_torch(tensors):
 
     o (B, H, T, V): online read-outs
     r (B, H, T): online logits
-    kept_M (B, H, N, K, V): M at the ends of segments
-    pools (B, H, N, K): pooled keys
+    kept_M (B, H, N, 64, 64): M at the ends of segments
+    pools (B, H, N, 64): pooled keys
     chosen (B, H, T, TOP_K): the segments each row reads, where it chooses
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
-    (B, T, H, K), V = q.shape, v.shape[3]
+    (B, T, H, _), V = q.shape, v.shape[3]
     N = len(_segments(T))
-    saved = [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, K, V), (B, H, N, K)]]
+    saved = [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
     return [*saved, q.new_empty((B, H, T, TOP_K if N - 1 > TOP_K else 0), dtype=torch.int32)]
 
 
@@ -881,6 +902,7 @@ def _run_forward_torch(tensors):
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
     o, r, kept_M, pools, chosen = saved
+    bank = {"cached": kept_M}
     chosen.zero_()
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
@@ -891,11 +913,12 @@ def _run_forward_torch(tensors):
         if ends:
             kept_M[:, :, i:j] = torch.cat([end["M"] for end in ends], 2)
             pools[:, :, i:j] = torch.cat([end["pool"] for end in ends], 2) / (panel.offset + panel.length)
-        x |= _read_online(**x, **before)
+        x |= before
+        x |= _read_online(**x)
         rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
         o[:, :, panel.first : panel.last] = rows["o"]
         r[:, :, panel.first : panel.last] = rows["r"]
-        y[:, panel.first : panel.last] = _read_forward(rows, kept_M, pools, chosen, panel).transpose(1, 2)
+        y[:, panel.first : panel.last] = _read_forward(rows, bank, pools, chosen, panel).transpose(1, 2)
     return [y, *saved]
 
 
@@ -904,11 +927,13 @@ def _run_backward_torch(tensors, saved, d_y):
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
     o, r, kept_M, pools, chosen = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
-    d_bank, d_pools = torch.zeros_like(kept_M), torch.zeros_like(pools)
+    bank = {"cached": kept_M}
+    d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
+    d_pools = torch.zeros_like(pools)
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
-        d_state = _fresh(tensors, run[0].j - run[0].i, dtype)
+        d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
         for panel in run[:-1]:
             states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
         for panel in reversed(run):
@@ -916,11 +941,11 @@ def _run_backward_torch(tensors, saved, d_y):
             d_rows = _rows(d_y, panel, dtype)
             rows = {name: x[name].flatten(2, 4) for name in ("q", "u")}
             rows |= {"o": o[:, :, panel.first : panel.last], "r": r[:, :, panel.first : panel.last], "d_y": d_rows}
-            owed = _read_backward(rows, kept_M, pools, chosen, d_bank, d_pools, panel)
+            owed = _read_backward(rows, bank, pools, chosen, d_bank, d_pools, panel)
             owed = {name: t.unflatten(2, x["q"].shape[2:5]) for name, t in owed.items()}
             x |= {"d_o": owed.pop("o"), "d_r": owed.pop("r")}
             x |= _walk(x, states.pop(), 1)[0]
-            d_ends = {"M": d_bank[:, :, i:j]}
+            d_ends = {"M": d_bank["cached"][:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
             x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)

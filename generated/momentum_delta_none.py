@@ -173,7 +173,8 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # Torch path: any device, any float type.
 #
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): chunk after chunk, across segments.
-# Only the state (S, M) goes from chunk to chunk; all else is done for the chunks of a panel at once.
+# Only the state (S, M)
+# goes from chunk to chunk; all else is done for the chunks of a panel at once.
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHUNK = 64  # tokens of a chunk, at most
@@ -598,11 +599,25 @@ def _load(tensors, panel, dtype):
     return x | _writes(**x)
 
 
+def _nothing(tensors, lanes, dtype):
+    """A state of zeros."""
+    q = tensors[INPUTS.index("q")]
+    shapes = {
+        "S": (
+            64,
+            64,
+        ),
+        "M": (
+            64,
+            64,
+        ),
+    }
+    return {name: q.new_zeros(q.shape[0], q.shape[2], lanes, *shape, dtype=dtype) for name, shape in shapes.items()}
+
+
 def _fresh(tensors, lanes, dtype):
     """The state before a segment's first token."""
-    q, v = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")]
-    slot = q.new_zeros(q.shape[0], q.shape[2], lanes, q.shape[3], v.shape[3], dtype=dtype)
-    return {"S": slot, "M": slot}
+    return _nothing(tensors, lanes, dtype)
 
 
 def _by_chunk(values, dimensions, batch):
@@ -645,13 +660,13 @@ def _walk_back(x, d_state, d_ends, segments):
 def _saved_torch(tensors):
     """Empty tensors for what the forward pass saves.
 
-    kept_S (B, H, N, K, V): S at the ends of segments
-    kept_M (B, H, N, K, V): M at the ends of segments
+    kept_S (B, H, N, 64, 64): S at the ends of segments
+    kept_M (B, H, N, 64, 64): M at the ends of segments
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
-    (B, T, H, K), V = q.shape, v.shape[3]
+    (B, T, H, _), V = q.shape, v.shape[3]
     N = _panels(T, B * H)[-1][-1].j
-    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, N, K, V), (B, H, N, K, V)]]
+    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, N, 64, 64), (B, H, N, 64, 64)]]
 
 
 def _run_forward_torch(tensors):
@@ -668,7 +683,8 @@ def _run_forward_torch(tensors):
         if ends:
             kept_S[:, :, i:j] = torch.cat([end["S"] for end in ends], 2)
             kept_M[:, :, i:j] = torch.cat([end["M"] for end in ends], 2)
-        x |= _read_online(**x, **before)
+        x |= before
+        x |= _read_online(**x)
         rows = {name: x[name].flatten(2, 4) for name in ("o",)}
         y[:, panel.first : panel.last] = rows["o"].transpose(1, 2)
     return [y, *saved]
@@ -679,7 +695,7 @@ def _run_backward_torch(tensors, saved, d_y):
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
     kept_S, kept_M = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
-    d_state = _fresh(tensors, 1, dtype)
+    d_state = _nothing(tensors, 1, dtype)
     for run in reversed(_panels(T, B * H)):
         i = run[0].i
         states = [_fresh(tensors, 1, dtype)]

@@ -1,0 +1,218 @@
+"""How the torch backend compares with attention on this machine: ratios, since seconds are a machine's own.
+
+    python benchmarks/ratios.py                   # forward and backward, float32, B 1, H 4, D 64, T 8192, segments of 256
+    python benchmarks/ratios.py --json ratios.json --rounds 9
+
+Subjects run in turns within one process, so that whatever else the machine does falls on all of them alike; a ratio is
+the median of those of the rounds, after one round of warming up. Peak memory is that of a process of its own, above what
+it had before the call. A line of the report is a row of RATIOS or of PEAKS, a thing to run one of SUBJECTS.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.progress import track
+
+from mcgen import pipeline
+from mcgen.cli.output import print_table
+from mcgen.spec import loads
+from mcgen.tune.verification import imported
+
+BATCH, HEADS, DIM, SEGMENT = 1, 4, 64, 256
+LENGTHS = (4096, 8192, 16384, 32768)
+GATES = {"alpha": (0.9, 1.0), "beta": (0.1, 0.9), "lam": (0.1, 1.0)}
+
+Tensors = Mapping[str, torch.Tensor]
+Subject = Callable[[Tensors], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A line of the report: the seconds of `subject` over those of `against`, at most `bound` where one is asked for."""
+
+    subject: str
+    against: str
+    bound: float | None
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A line a length: the peak memory of `subject`, its growth a token at most `bound` times that of the shortest."""
+
+    subject: str
+    bound: float | None
+
+
+def memory(update: Mapping[str, Any], aggregate: Mapping[str, Any]) -> Subject:
+    """The operator of a matrix memory with this update and aggregate."""
+
+    fields = {"mcgen": 1, "name": "subject", "memory": {"kind": "matrix"}, "head": {"key_dim": DIM, "value_dim": DIM}}
+    spec = loads(json.dumps({**fields, "update": update, "aggregate": aggregate, "segment": {"size": SEGMENT}}))
+
+    @functools.cache
+    def module() -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "subject.py"
+            path.write_text(pipeline.source(spec), encoding="utf-8")
+            return imported(path)
+
+    return lambda x: module().op(
+        x["q"], x["k"], x["v"], x["u"], **{gate: x[gate] for gate in spec.tensor_gates}, backend="torch"
+    )
+
+
+def attention(x: Tensors) -> torch.Tensor:
+    """Causal softmax attention, as torch has it."""
+    q, k, v = (x[name].transpose(1, 2) for name in "qkv")
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+SUBJECTS: dict[str, Subject] = {
+    "attention": attention,
+    "linear grm": memory({"rule": "linear"}, {"kind": "grm"}),
+    "linear ssc, top 2": memory({"rule": "linear"}, {"kind": "ssc", "top_k": 2}),
+    "linear none": memory({"rule": "linear"}, {"kind": "none"}),
+}
+RATIOS = (
+    Ratio("linear grm", "attention", bound=1 / 3),
+    Ratio("linear ssc, top 2", "linear grm", bound=1.0),
+    Ratio("linear none", "attention", bound=None),
+)
+PEAKS = (
+    Peak("linear grm", bound=1.25),
+    Peak("linear ssc, top 2", bound=1.25),
+    Peak("linear none", bound=1.25),
+)
+
+
+def inputs(length: int) -> dict[str, torch.Tensor]:
+    """What every subject is called with, and the cotangent `d_y` of its output."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (BATCH, length, HEADS, DIM)
+    x = {name: torch.randn(shape, generator=generator).requires_grad_() for name in "qkvu"}
+    for name, (low, high) in GATES.items():
+        x[name] = (low + (high - low) * torch.rand(shape[:3], generator=generator)).requires_grad_()
+    return {**x, "d_y": torch.randn(shape, generator=generator)}
+
+
+def forward_and_backward(subject: Subject, x: Tensors) -> float:
+    """Seconds of one call and its gradients."""
+    for t in x.values():
+        t.grad = None
+    begin = time.perf_counter()
+    subject(x).backward(x["d_y"])
+    return time.perf_counter() - begin
+
+
+def timed(names: Sequence[str], length: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every subject in every round, the subjects in turns."""
+    x, seconds = inputs(length), {name: [] for name in names}
+    for round_number in track(range(rounds + 1), "timing", transient=True):
+        for name in names:
+            spent = forward_and_backward(SUBJECTS[name], x)
+            if round_number:
+                seconds[name].append(spent)
+    return seconds
+
+
+def peak(subject: str, length: int) -> int:
+    """Bytes above what a process had before one call and its gradients, in a process of its own."""
+    command = [sys.executable, __file__, "--peak-of", subject, "--length", str(length)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measured_peak(subject: Subject, length: int) -> int:
+    """What `peak` runs in the other process. A short call first, so that nothing is imported or compiled later."""
+    forward_and_backward(subject, inputs(SEGMENT))
+    x = inputs(length)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = resident("VmRSS")
+    forward_and_backward(subject, x)
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def ratio_rows(length: int, rounds: int) -> list[dict[str, Any]]:
+    """The lines of RATIOS, measured."""
+    names = list(dict.fromkeys(name for row in RATIOS for name in (row.against, row.subject)))
+    seconds = timed(names, length, rounds)
+    rows = []
+    for row in RATIOS:
+        pairs = zip(seconds[row.subject], seconds[row.against], strict=True)
+        ratio = statistics.median(one / other for one, other in pairs)
+        medians = {"seconds": statistics.median(seconds[row.subject])}
+        medians["seconds_against"] = statistics.median(seconds[row.against])
+        rows.append({**asdict(row), **medians, "ratio": ratio, "holds": row.bound is None or ratio <= row.bound})
+    return rows
+
+
+def peak_rows() -> list[dict[str, Any]]:
+    """The lines of PEAKS, measured at every length."""
+    rows = []
+    for row in track(PEAKS, "peak memory", transient=True):
+        tokens = {length: peak(row.subject, length) / length for length in LENGTHS}
+        for length, bytes_a_token in tokens.items():
+            growth = bytes_a_token / tokens[LENGTHS[0]]
+            found = {"length": length, "bytes": round(bytes_a_token * length), "growth": growth}
+            rows.append({**asdict(row), **found, "holds": row.bound is None or growth <= row.bound})
+    return rows
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    return "" if row["bound"] is None else f"{'holds' if row['holds'] else 'MISSED'}: at most {row['bound']:.3g}"
+
+
+def show(ratios: Sequence[Mapping[str, Any]], peaks: Sequence[Mapping[str, Any]], length: int) -> None:
+    shape = (
+        f"B {BATCH}, H {HEADS}, D {DIM}, T {length}, segments of {SEGMENT}, float32, {torch.get_num_threads()} threads"
+    )
+    table = [
+        (r["subject"], r["against"], f"{r['seconds']:.3f}", f"{r['ratio']:.3f}", f"{1 / r['ratio']:.2f}", verdict(r))
+        for r in ratios
+    ]
+    heads = ("", "against", "seconds", "of its time", "times as fast", "")
+    print_table(heads, table, title=f"Forward and backward: {shape}")
+    if peaks:
+        table = [
+            (p["subject"], str(p["length"]), f"{p['bytes'] / 2**20:.0f}", f"{p['growth']:.2f}", verdict(p))
+            for p in peaks
+        ]
+        print_table(("", "T", "MB", "a token, to the first", ""), table, title="Peak memory above the inputs")
+
+
+@click.command(help=__doc__)
+@click.option("--length", default=8192, show_default=True, help="Tokens of the timed calls.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds that count.")
+@click.option("--memory/--no-memory", "with_peaks", default=True, help="Measure peak memory too.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write what was measured here.")
+@click.option("--peak-of", hidden=True, help="Print one subject's peak, and nothing else.")
+def main(length: int, rounds: int, with_peaks: bool, path: Path | None, peak_of: str | None) -> None:
+    if peak_of:
+        print(measured_peak(SUBJECTS[peak_of], length))
+        return
+    ratios, peaks = ratio_rows(length, rounds), peak_rows() if with_peaks else []
+    show(ratios, peaks, length)
+    if path:
+        path.write_text(json.dumps({"ratios": ratios, "peaks": peaks}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

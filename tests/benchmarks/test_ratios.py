@@ -1,0 +1,44 @@
+"""The benchmark script still runs, and every line of its report names what there is to run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ratios.py"
+
+
+@pytest.fixture(scope="module")
+def ratios() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ratios", SCRIPT)
+    module = sys.modules["ratios"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_lines_name_subjects(ratios: ModuleType) -> None:
+    named = {row.subject for row in (*ratios.RATIOS, *ratios.PEAKS)} | {row.against for row in ratios.RATIOS}
+    assert named <= ratios.SUBJECTS.keys()
+
+
+def test_it_runs_and_writes_what_it_measured(ratios: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    arguments = ["--length", "300", "--rounds", "1", "--no-memory", "--json", str(path)]
+    done = CliRunner().invoke(ratios.main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "linear grm" in done.output
+    measured = json.loads(path.read_text())["ratios"]
+    assert [(row["subject"], row["against"]) for row in measured] == [(r.subject, r.against) for r in ratios.RATIOS]
+    assert all(row["ratio"] > 0 for row in measured)
+
+
+def test_peak_memory_counts_what_a_call_needs(ratios: ModuleType) -> None:
+    """Gradients of q, k, v, u alone are four tensors of T * H * D floats."""
+    tensor = 8192 * ratios.HEADS * ratios.DIM * 4
+    assert ratios.peak("linear none", 8192) > 3 * tensor
