@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import sympy
@@ -52,10 +53,16 @@ def _to_sympy(expression: Expression, numbers: Mapping[str, sympy.Expr]) -> symp
         case Unary(op, operand):
             return -_to_sympy(operand, numbers) if op == "-" else _to_sympy(operand, numbers)
         case Binary(op, left, right):
-            return apply(op, _to_sympy(left, numbers), _to_sympy(right, numbers))
+            return _within_floats(apply(op, _to_sympy(left, numbers), _to_sympy(right, numbers)))
         case Call(function, arguments):
             return _called(function, [_to_sympy(argument, numbers) for argument in arguments])
     raise TypeError(f"no scalar form for {expression!r}")
+
+
+def _within_floats(value: sympy.Expr) -> sympy.Expr:
+    """A number no larger than floats go; what is larger is undefined, before it grows beyond all bounds."""
+    large = value.is_Rational and value.p.bit_length() - value.q.bit_length() > sys.float_info.max_exp
+    return sympy.nan if large else value
 
 
 def _called(function: str, arguments: Sequence[sympy.Expr]) -> sympy.Expr:

@@ -208,11 +208,10 @@ def _moderate(x: sympy.Expr, y: sympy.Expr) -> bool:
 
 def _float_power(x: sympy.Expr, y: sympy.Expr) -> sympy.Expr:
     try:
-        return sympy.Rational(repr(math.pow(x, y)))
-    except OverflowError:
-        return sympy.oo
-    except ValueError:
+        value = math.pow(x, y)
+    except (OverflowError, ValueError):
         return sympy.nan
+    return sympy.Rational(repr(value)) if math.isfinite(value) else sympy.nan
 
 
 class Where(RealFunction):

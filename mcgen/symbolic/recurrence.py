@@ -106,8 +106,9 @@ class Recurrence:
 
     @property
     def writes(self) -> tuple[Write | GradientWrite, ...]:
-        """Every write some slot takes, each once."""
-        return tuple(dict.fromkeys(a for s in self.slots for a in self.forms[s] if not isinstance(a, PreviousSlot)))
+        """Every write some slot takes, each once; or the memory, only for a later line of the token to read it."""
+        forms = [*(self.forms[slot] for slot in self.slots), *(self.memory_at.values() if self.chunk is None else ())]
+        return tuple(dict.fromkeys(atom for form in forms for atom in form if not isinstance(atom, PreviousSlot)))
 
     @property
     def gradients_come_first(self) -> bool:
