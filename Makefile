@@ -28,7 +28,7 @@ lint: install-test
 	$(BIN)/ruff format --check .
 
 offline: install-test
-	env -u TRITON_INTERPRET $(BIN)/python -m mcgen tune --offline mcgen/specs/*.yaml
+	env -u TRITON_INTERPRET $(BIN)/python -m mcgen tune --offline --shipped
 
 ratios: install
 	$(BIN)/python benchmarks/ratios.py

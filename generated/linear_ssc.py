@@ -18,6 +18,7 @@ import functools
 import math
 import os
 import sys
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,9 @@ SPEC_HASH = "1d86a4855e186c910f286e8d954baee09785f2fd7df39c822e9cb5d042e30988"
 
 
 def _jit(function):
-    return triton.jit(function) if triton else function
+    """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
+    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_groups")
+    return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
 class UnsupportedError(NotImplementedError):
@@ -1785,6 +1788,7 @@ def chosen_segments_kernel(
 
 
 BLOCK = 256
+ROWS = 16  # fewest tokens of a chunk
 
 
 def _block_length(length):
@@ -1821,15 +1825,70 @@ def _tile(n):
     return max(16, 1 << (n - 1).bit_length())
 
 
+# The axis that a kernel's grid takes in tiles, BK or BV columns wide; none where it takes both whole.
+AXES = {
+    "states": "v",
+    "read": "v",
+    "queries": "k",
+    "keys": "k",
+    "values": "v",
+    "rows": "v",
+    "segments": "v",
+    "route": "",
+    "read_chosen": "v",
+    "chosen_reads": "v",
+    "chosen_rows": "v",
+    "chosen_segments": "v",
+}
+
+# BT, BK, BV, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it,
+# the first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+CONFIGURATIONS = {}
+
+# BT, columns of a tile and num_warps where there is nothing better: of other GPUs, and of kernels not found above.
+DEFAULTS = {
+    "sm": {"bfloat16": (32, 32, 4), "float32": (32, 32, 4)},
+    "gf": {"bfloat16": (32, 32, 4), "float32": (32, 32, 4)},
+    "cpu": {"bfloat16": (32, 64, 4), "float32": (32, 64, 4)},
+}
+
+
+@functools.lru_cache(maxsize=16)
+def _architecture(device):
+    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    if device.type == "cpu":
+        return "cpu"
+    properties = torch.cuda.get_device_properties(device)
+    name = f"sm{properties.major}{properties.minor}"
+    if torch.version.hip:
+        name = properties.gcnArchName.partition(":")[0]
+    if name not in CONFIGURATIONS:
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
+            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
+            "and `mcgen build` then writes them into this file",
+            stacklevel=2,
+        )
+    return name
+
+
+def _family(architecture):
+    """The key of DEFAULTS for an architecture: how its name begins."""
+    return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
-    wide = element == torch.float32
-    BT, BK, BV = 32 if wide else 64, _tile(64), _tile(64)
-    if kernel in ("queries", "keys"):
-        BK = min(BK, 64)
-    else:
-        BV = min(BV, 64)
-    return BT, BK, BV, {"num_warps": 4, "num_stages": 2}
+    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
+    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
+    if found is None:
+        BT, columns, num_warps = DEFAULTS[_family(architecture)][kind]
+        tiles = {"k": _tile(64), "v": _tile(64)}
+        if AXES[kernel]:
+            tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
+        found = BT, tiles["k"], tiles["v"], num_warps, 1
+    BT, BK, BV, num_warps, num_stages = found
+    return BT, BK, BV, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def _element(tensors):
@@ -1845,7 +1904,7 @@ def _element(tensors):
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
     element = _element(tensors)
     BT, BK, BV, options = _configuration(name, element, tensors[0].device)
-    BT = min(BT, _tile(layout[3]))
+    BT = max(ROWS, min(BT, _tile(layout[3])))
     precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
     constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
     kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)

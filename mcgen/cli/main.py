@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("mcgen.cli.build:build", "Compile specs to Python modules."),
     "check": ("mcgen.cli.check:check", "Validate specs."),
     "explain": ("mcgen.cli.explain:explain", "Show what the compiler understood and did."),
+    "tune": ("mcgen.cli.tune:tune", "Find launch configurations of kernels and keep them."),
     "verify": ("mcgen.cli.verify:verify", "Hold generated code against the token-by-token reference."),
     "new": ("mcgen.cli.new:new", "Write a commented spec to start from."),
     "list": ("mcgen.cli.list:list_", "List presets and shipped specs."),

@@ -19,7 +19,7 @@ from mcgen.emit.unused import without_unused
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.meaning import meaning as meaning_of
 
-LIBRARY = ("contextlib", "functools", "math", "os", "sys")
+LIBRARY = ("contextlib", "functools", "math", "os", "sys", "warnings")
 """What a file may need of the standard library."""
 ALWAYS = ("contextlib", "os", "sys")
 """What every file needs of it, for its first lines."""

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from mcgen.emit.launching import default_configurations, launch_configurations
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import tensor_inputs
 from mcgen.emit.triton_printer import Binding, statements
+from mcgen.emit.unused import without_unused
 from mcgen.ir import aggregate, backward
 from mcgen.ir.closed_form import lagged_names
 from mcgen.ir.program import Program
 from mcgen.ir.step import step_with_errors
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
+from mcgen.plan.configurations import tile
 from mcgen.plan.plan import BLOCK, LEAST_STEP, Plan, Walk
 from mcgen.symbolic.meaning import Meaning
 
@@ -386,10 +389,25 @@ def triton_source(meaning: Meaning) -> str:
         solves="_tile_solve(" in text,
         functions=[source for name, source in FUNCTIONS.items() if f"{name}(" in text],
     )
-    return "\n\n\n".join([prelude.strip("\n"), text, _host(kernels, parts, launches_states).strip("\n")])
+    kernels_text = without_unused(f"{prelude.strip()}\n\n\n{text}\n")
+    axes = _axes(kernels, parts)
+    found = launch_configurations(meaning.spec, kernels_text, axes)
+    return f"{kernels_text}\n\n{_host(kernels, parts, launches_states, axes, found).strip()}"
 
 
-def _host(kernels: Kernels, parts: Mapping[str, tuple[list[str], str]], launches_states: bool) -> str:
+def _axes(kernels: Kernels, parts: Iterable[str]) -> dict[str, str]:
+    """The axis that each kernel takes in tiles: the one on its grid, or the one that it streams."""
+    whole = {name: "" if walk.whole else walk.axis for name, walk in kernels.plan.walks.items()}
+    return {kernel: {"route": "", **whole}.get(kernel, "v") for kernel in parts}
+
+
+def _host(
+    kernels: Kernels,
+    parts: Mapping[str, tuple[list[str], str]],
+    launches_states: bool,
+    axes: Mapping[str, str],
+    found: Mapping[str, Mapping],
+) -> str:
     meaning, spec = kernels.meaning, kernels.meaning.spec
     shapes = {
         **{f"start_{slot}": "B, H, len(blocks), K, V" for slot in kernels.slots},
@@ -426,9 +444,11 @@ def _host(kernels: Kernels, parts: Mapping[str, tuple[list[str], str]], launches
         slots=kernels.slots,
         gradients=gradients,
         pulls=kernels.plan.reverse.pulls,
-        least_step=LEAST_STEP,
+        least_rows=tile(min(meaning.gradient_chunk or 1, LEAST_STEP)),
         gradient=meaning.gradient_chunk,
-        whole=[name for name, walk in kernels.plan.walks.items() if walk.whole],
+        axes=axes,
+        configurations=found,
+        defaults=default_configurations(spec),
         groups={name: walk.axis for name, walk in kernels.plan.walks.items()},
         gate_names=kernels.plan.walks["gates"].wanted if "gates" in kernels.plan.walks else [],
         lagged=[(name, source, lag) for name, (source, lag) in kernels.lagged.items()],

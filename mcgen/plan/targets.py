@@ -41,6 +41,11 @@ class Target:
         return self.arch.partition(":")[0]
 
     @property
+    def architecture(self) -> str:
+        """What a generated module calls the architecture: `sm90`, `gfx942`."""
+        return f"sm{self.capability}" if self.backend == "cuda" else str(self.capability)
+
+    @property
     def capability(self) -> int | str:
         """What the backend calls the architecture: 90, or `gfx942`."""
         name = self.arch.partition(":")[2]

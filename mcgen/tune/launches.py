@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from mcgen.plan.kernels import SUFFIX
 from mcgen.tune import offline
 
 CONSTANTS = ("BT", "BK", "BV", "PREC")
@@ -17,9 +18,13 @@ CONSTANTS = ("BT", "BK", "BV", "PREC")
 
 @dataclass(frozen=True)
 class Specialisation:
-    """A kernel of a module with the types of its arguments and the constants it has whatever the configuration is."""
+    """A kernel of a module with the types of its arguments and the constants it has whatever the configuration is.
+
+    `axis` is the one on its grid that it takes in tiles, "k" or "v"; none where it takes all axes whole.
+    """
 
     kernel: str
+    axis: str
     signature: Mapping[str, str]
     constexprs: Mapping[str, Any]
 
@@ -33,7 +38,7 @@ def specialisations(path: Path | str, element: str) -> list[Specialisation]:
     kernel_type = _kernel_type()  # a file defines kernels only where Triton is imported already
     module = offline._load(Path(path).resolve())
     found: dict[str, Specialisation] = {}
-    with mock.patch.object(kernel_type, "run", _recorder(found)):
+    with mock.patch.object(kernel_type, "run", _recorder(found, module.AXES)):
         for length in _lengths(module):
             _run(module, element, length)
     return list(found.values())
@@ -64,14 +69,16 @@ def _run(module: ModuleType, element: str, length: int) -> None:
     module._triton_op([{**tensors, **gates}[name] for name in module.INPUTS])[0].sum().backward()
 
 
-def _recorder(found: dict[str, Specialisation]) -> Any:
+def _recorder(found: dict[str, Specialisation], axes: Mapping[str, str]) -> Any:
     def recorded(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         bound = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
         constant = {param.name for param in self.params if param.is_constexpr}
         values = {name: bound[name] for name in self.arg_names}
         signature = {name: _type(value) for name, value in values.items() if name not in constant}
         kept = {name: value for name, value in values.items() if name in constant and name not in CONSTANTS}
-        found.setdefault(self.__name__, Specialisation(self.__name__, signature, kept))
+        found.setdefault(
+            self.__name__, Specialisation(self.__name__, axes[self.__name__.removesuffix(SUFFIX)], signature, kept)
+        )
 
     return recorded
 

@@ -20,13 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcgen.errors import InternalError
 from mcgen.plan.targets import Target
@@ -35,6 +35,9 @@ from mcgen.tune import inspect
 if TYPE_CHECKING:
     from triton import JITFunction
     from triton.compiler import CompiledKernel
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 STAGE = "offline compilation"
 # ptxas that gives up leaves a kernel with the fewest registers it can have and everything else in local memory.
@@ -114,21 +117,28 @@ def compile_all(
     jobs: Sequence[Job], processes: int = 2, cache: Path | None = None, progress: bool = True
 ) -> list[Resources]:
     """Compile the jobs in worker processes; results in their order. A crash of the compiler is that job's failure."""
-    results: dict[int, Resources] = {}
+    results = in_workers(functools.partial(compile_job, cache=cache), jobs, processes, progress)
+    return [found or Resources(failure="the compiler crashed") for found in results]
+
+
+def in_workers(
+    call: Callable[[Item], Result], items: Sequence[Item], processes: int = 2, progress: bool = True
+) -> list[Result | None]:
+    """What `call` gives for every item, in worker processes; None where it brings its process down, even alone."""
+    results: dict[int, Result | None] = {}
     lost: list[int] = []
-    with _bar(len(jobs), progress) as advance:
-        for at, found in _in_processes(jobs, range(len(jobs)), processes, cache):
+    with _bar(len(items), progress) as advance:
+        for at, found in _in_processes(call, items, range(len(items)), processes):
             if found is None:
                 lost.append(at)
             else:
                 results[at] = found
                 advance()
-        # One crash breaks the whole pool: what it took along runs again, each job alone.
+        # One crash breaks the whole pool: what it took along runs again, each item alone.
         for at in lost:
-            ((_, found),) = _in_processes(jobs, [at], 1, cache)
-            results[at] = found or Resources(failure="the compiler crashed")
+            ((_, results[at]),) = _in_processes(call, items, [at], 1)
             advance()
-    return [results[at] for at in range(len(jobs))]
+    return [results[at] for at in range(len(items))]
 
 
 def load_kernels(path: Path | str) -> dict[str, JITFunction]:
@@ -362,14 +372,14 @@ def _load(path: Path) -> ModuleType:
 
 
 def _in_processes(
-    jobs: Sequence[Job], which: Iterable[int], processes: int, cache: Path | None
-) -> Iterator[tuple[int, Resources | None]]:
-    """Pairs of a job's place and its result, as they come; None where the pool broke under it."""
+    call: Callable[[Item], Result], items: Sequence[Item], which: Iterable[int], processes: int
+) -> Iterator[tuple[int, Result | None]]:
+    """Pairs of an item's place and its result, as they come; None where the pool broke under it."""
     # Spawned, not forked: torch's and the progress bar's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
         with _without_main():
-            places: dict[Future[Resources], int] = {pool.submit(_run, jobs[at], cache): at for at in which}
+            places: dict[Future[Result], int] = {pool.submit(call, items[at]): at for at in which}
         for done in as_completed(places):
             try:
                 yield places[done], done.result()
@@ -393,7 +403,8 @@ def _start_worker() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
 
 
-def _run(job: Job, cache: Path | None) -> Resources:
+def compile_job(job: Job, cache: Path | None = None) -> Resources:
+    """`compile_kernel` of a job, whose file is loaded once a process."""
     kernels = load_kernels(job.path)
     if job.kernel not in kernels:
         raise ValueError(f"{job.path} has no kernel {job.kernel}")

@@ -1,0 +1,111 @@
+"""`mcgen tune`: launch configurations for the kernels of specs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mcgen.cli.main import DOES_NOT_HOLD, DONE
+from mcgen.cli.output import json_option, print_json, print_table
+from mcgen.errors import UnsupportedError
+from mcgen.plan import configurations
+from mcgen.plan.targets import lookup
+from mcgen.spec import Spec, load
+from mcgen.spec.shipped import find, shipped
+
+if TYPE_CHECKING:
+    from mcgen.tune.search import Found
+
+COLUMNS = ("kernel", "head", "type", "for", "rows x columns", "warps", "registers", "shared bytes", "tried")
+SHIPPED_HEADS = (64, 128)
+"""Sizes of heads that the shipped tables have configurations for."""
+
+
+@click.command()
+@click.argument("specs", nargs=-1)
+@click.option(
+    "--target", "target_names", multiple=True, help="A GPU to tune for, see `mcgen targets`; may be repeated."
+)
+@click.option("--offline", is_flag=True, help="Compile candidates for the GPU, which need not be at hand.")
+@click.option("--shipped", "ships", is_flag=True, help="Make the package's own tables anew, of all shipped specs.")
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Compilers at work at once.")
+@json_option
+def tune(
+    specs: tuple[str, ...], target_names: tuple[str, ...], offline: bool, ships: bool, processes: int, as_json: bool
+) -> int:
+    """Find launch configurations for the kernels of specs, and keep them for `mcgen build`.
+
+    SPEC is a file, or the name of a shipped spec. Candidates are tried larger tiles first; the first that keeps all
+    values in registers and fits the GPU's shared memory is taken. Exit 1 where a kernel has none.
+
+    \b
+    Example:
+      mcgen tune my_memory.yaml --offline --target h100
+      mcgen build my_memory.yaml
+    """
+    if not offline:
+        raise UnsupportedError("tuning by timing on a GPU is not built yet; pass --offline to tune by compiling")
+    if not specs and not ships:
+        raise click.UsageError("Missing argument `SPEC...`.")
+    targets = [lookup(name) for name in target_names or configurations.SHIPPED]
+    chosen = [load(find(name)) for name in specs] if specs else [load(path) for path in shipped().values()]
+    found = _search(_with_heads(chosen) if ships else chosen, targets, processes)
+    _keep(found, ships)
+    if as_json:
+        print_json([_plain(one) for one in found])
+    else:
+        print_table(COLUMNS, map(_row, found), "launch configurations")
+    return DONE if all(one.entry for one in found) else DOES_NOT_HOLD
+
+
+def _with_heads(specs: Iterable[Spec]) -> list[Spec]:
+    from mcgen.tune.search import with_head
+
+    return [with_head(spec, size) for spec in specs for size in SHIPPED_HEADS]
+
+
+def _search(specs: Sequence[Spec], targets: Sequence[Any], processes: int) -> list[Found]:
+    from mcgen.tune.search import modules, search, subjects
+
+    with tempfile.TemporaryDirectory(prefix="mcgen-") as folder:
+        return search(subjects(modules(specs, Path(folder)), targets), processes)
+
+
+def _keep(found: Sequence[Found], ships: bool) -> None:
+    """Into the user's tables, or instead of the package's."""
+    clean = {one.subject.key: one.entry for one in found if one.entry is not None}
+    if ships:
+        configurations.replace(configurations.shipped_folder(), clean)
+    else:
+        configurations.keep(configurations.user_folder(), clean)
+
+
+def _row(one: Found) -> tuple[str, ...]:
+    key, entry, best = one.subject.key, one.entry, one.best
+    place = one.subject.kernel, f"{key.key_dim}x{key.value_dim}", key.element, key.architecture
+    if entry is None:
+        why = best.failure or f"spills {best.spill_loads} bytes"
+        return *place, "none", "", str(best.registers), why, str(len(one.subject.jobs))
+    tiles = f"{entry.configuration.rows} x {entry.configuration.columns}"
+    numbers = entry.configuration.warps, entry.registers, entry.shared_bytes, entry.tried
+    return *place, tiles, *map(str, numbers)
+
+
+def _plain(one: Found) -> dict[str, Any]:
+    key, entry = one.subject.key, one.entry
+    place = {"kernel": one.subject.kernel, "digest": key.digest, "head": [key.key_dim, key.value_dim]}
+    place |= {"type": key.element, "architecture": key.architecture}
+    if entry is None:
+        return {**place, "configuration": None, "spills": one.best.spill_loads, "failure": one.best.failure}
+    chosen = entry.configuration
+    return {
+        **place,
+        "configuration": {"rows": chosen.rows, "columns": chosen.columns, "warps": chosen.warps},
+        "registers": entry.registers,
+        "shared_bytes": entry.shared_bytes,
+        "tried": entry.tried,
+    }

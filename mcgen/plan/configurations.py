@@ -1,0 +1,173 @@
+"""Launch configurations: tile sizes and warps of a kernel, by what it computes, the head, the inputs' type and the GPU.
+
+They were found by compiling, see `mcgen.tune.search`, and lie in tables, a file an architecture: those shipped in the
+package, and the user's own in their cache folder, which come first. What no table has gets a default by rule.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+
+SHIPPED = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
+"""The architectures whose tables are shipped, as targets call them."""
+ELEMENTS = ("bfloat16", "float32")
+"""The types of inputs that configurations are found for; float16 launches as bfloat16 does."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Tokens of a chunk, columns of the tile on the grid, warps of a program, stages of its loops' pipelines."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int = 1
+
+    def launch(self, axis: str, key_dim: int, value_dim: int) -> tuple[int, int, int, int, int]:
+        """BT, BK, BV, num_warps and num_stages of a kernel that takes `axis` in tiles."""
+        whole = {"k": tile(key_dim), "v": tile(value_dim)}
+        tiles = {**whole, axis: self.columns} if axis else whole
+        return self.rows, tiles["k"], tiles["v"], self.warps, self.stages
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration with what the kernel takes in it: registers a thread, bytes spilled, bytes of shared memory.
+
+    `tried` counts the candidates compiled before it was found, itself included.
+    """
+
+    kernel: str
+    configuration: Configuration
+    registers: int
+    spills: int
+    shared_bytes: int
+    tried: int
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a configuration is kept by: a kernel's digest, the head's sizes, the inputs' type, the architecture."""
+
+    digest: str
+    key_dim: int
+    value_dim: int
+    element: str
+    architecture: str
+
+
+Table = Mapping[Key, Entry]
+
+
+def find(key: Key) -> Entry | None:
+    """What the user's tables or else the shipped ones have for a kernel; None where neither has anything."""
+    for folder in (user_folder(), shipped_folder()):
+        found = _read(folder / f"{key.architecture}.json").get(key)
+        if found is not None:
+            return found
+    return None
+
+
+def default(key_dim: int, value_dim: int, element: str, family: str) -> Configuration:
+    """A configuration by rule, for a kernel no table has, on NVIDIA (`sm`), AMD (`gf`) or interpreted (`cpu`).
+
+    Small tiles and few warps: what spills nothing in nearly every kernel that was compiled, not what is fastest.
+    """
+    if family == "cpu":
+        return Configuration(32, 64, 4)
+    wide = max(key_dim, value_dim) > 64
+    return Configuration(32, 32, 8 if wide and family == "sm" else 4)
+
+
+def tile(size: int) -> int:
+    """The power of two, 16 at least, that holds a number of columns."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def architectures() -> list[str]:
+    """Every architecture that a table is there for, shipped ones first."""
+    folders = (shipped_folder(), user_folder())
+    return list(dict.fromkeys(path.stem for folder in folders for path in sorted(folder.glob("*.json"), key=_age)))
+
+
+def _age(path: Path) -> tuple[bool, int, str]:
+    """NVIDIA's architectures by number, then AMD's."""
+    number = path.stem.removeprefix("sm")
+    return not number.isdigit(), int(number) if number.isdigit() else 0, path.stem
+
+
+def shipped_folder() -> Path:
+    return Path(str(resources.files("mcgen"))) / "tune" / "tables"
+
+
+def user_folder() -> Path:
+    """Where `mcgen tune` keeps what it found: `$MCGEN_CACHE_DIR`, or the user's cache folder for mcgen."""
+    import platformdirs
+
+    return Path(os.environ.get("MCGEN_CACHE_DIR") or platformdirs.user_cache_dir("mcgen")) / "configurations"
+
+
+def keep(folder: Path, found: Table) -> None:
+    """Add entries to the tables in a folder, a file an architecture, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for architecture in {key.architecture for key in found}:
+        path = folder / f"{architecture}.json"
+        more = {key: entry for key, entry in found.items() if key.architecture == architecture}
+        write(path, {**_read(path), **more})
+
+
+def replace(folder: Path, found: Table) -> None:
+    """Make the tables in a folder anew, of these entries alone."""
+    for path in folder.glob("*.json"):
+        path.unlink()
+    keep(folder, found)
+
+
+def write(path: Path, table: Table) -> None:
+    """A table as JSON: an object a kernel, a line a head and type, in an order of its own."""
+    kernels: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for key, entry in sorted(table.items(), key=lambda item: (item[1].kernel, *asdict(item[0]).values())):
+        place = f"{key.key_dim}x{key.value_dim} {key.element}"
+        chosen = entry.configuration
+        numbers = [chosen.rows, chosen.columns, chosen.warps, chosen.stages]
+        numbers += [entry.registers, entry.spills, entry.shared_bytes, entry.tried]
+        kernels.setdefault((entry.kernel, key.digest), {})[place] = numbers
+    blocks = [
+        f"  {json.dumps(f'{kernel} {digest}')}: {{\n"
+        + ",\n".join(f"    {json.dumps(place)}: {json.dumps(numbers)}" for place, numbers in rows.items())
+        + "\n  }"
+        for (kernel, digest), rows in kernels.items()
+    ]
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text("{\n" + ",\n".join(blocks) + "\n}\n", encoding="utf-8")
+    aside.replace(path)
+    _parsed.cache_clear()
+
+
+def _read(path: Path) -> Table:
+    """The table in a file; a file that is missing or no table is an empty one."""
+    try:
+        return _parsed(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(path: Path, _: int) -> Table:
+    rows: Iterable = json.loads(path.read_text(encoding="utf-8")).items()
+    return {
+        Key(digest, *map(int, head.split("x")), element, path.stem): _entry(kernel, numbers)
+        for (kernel, digest), places in ((title.split(), places) for title, places in rows)
+        for (head, element), numbers in ((place.split(), numbers) for place, numbers in places.items())
+    }
+
+
+def _entry(kernel: str, numbers: list[int]) -> Entry:
+    rows, columns, warps, stages, registers, spills, shared, tried = numbers
+    return Entry(kernel, Configuration(rows, columns, warps, stages), registers, spills, shared, tried)

@@ -1,0 +1,35 @@
+"""The configurations that a search tries, best first.
+
+Without the GPU nothing is timed, so the order is a simple cost. A chunk of more rows comes first: a walk has fewer
+steps, and a product of 64 rows is what tensor cores like best. Then a wider tile: what every program of a chunk repeats
+is repeated less often. Then fewer warps: more programs share a processor, and a program's warps wait less for one
+another. The first candidate that spills nothing is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mcgen.plan.configurations import Configuration, tile
+from mcgen.plan.targets import Target
+
+ROWS = {"bfloat16": (64, 32, 16), "float32": (32, 16)}
+"""Rows of a chunk by the type of products' operands: those of float32 take two registers where others take one."""
+COLUMNS = (64, 32, 16)
+WARPS = {"cuda": (4, 8), "hip": (4,)}
+"""On AMD a thread of an 8-wave program has half the registers of one with 4, which hold as much of a tile."""
+MOST_OF_CHUNK, MOST_OF_STATE, LEAST = 16, 32, 2
+"""Elements a thread of the chunk's tile and of the state's; more of either spilled wherever several are alive."""
+
+
+def candidates(axis: str, key_dim: int, value_dim: int, element: str, target: Target) -> Iterator[Configuration]:
+    """Configurations of a kernel with `axis` ("k", "v", or none) on its grid, in the order to try them."""
+    size, other = (key_dim, value_dim) if axis == "k" else (value_dim, key_dim)
+    widths = [width for width in COLUMNS if width <= tile(size)] if axis else [tile(size)]
+    for rows in ROWS[element]:
+        for width in widths:
+            for warps in WARPS[target.backend]:
+                threads = warps * target.warp_size
+                fits = rows * width <= MOST_OF_CHUNK * threads and tile(other) * width <= MOST_OF_STATE * threads
+                if (fits or not axis) and rows * width >= LEAST * threads:
+                    yield Configuration(rows, width, warps)
