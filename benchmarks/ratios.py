@@ -1,10 +1,10 @@
 """How the torch backend compares with attention on this machine: ratios, since seconds are a machine's own.
 
-    python benchmarks/ratios.py                   # forward and backward, float32, B 1, H 4, D 64, T 8192, segments of 256
+    python benchmarks/ratios.py              # forward and backward, float32, B 1, H 4, D 64, T 8192, segments of 256
     python benchmarks/ratios.py --json ratios.json --rounds 9
 
 Subjects run in turns within one process, so that whatever else the machine does falls on all of them alike; a ratio is
-the median of those of the rounds, after one round of warming up. Peak memory is that of a process of its own, above what
+the median of those of the rounds, after one of warming up. Peak memory is that of a process of its own, above what
 it had before the call. A line of the report is a row of RATIOS or of PEAKS, a thing to run one of SUBJECTS.
 """
 
@@ -41,7 +41,7 @@ Subject = Callable[[Tensors], torch.Tensor]
 
 @dataclass(frozen=True)
 class Ratio:
-    """A line of the report: the seconds of `subject` over those of `against`, at most `bound` where one is asked for."""
+    """A line of the report: the seconds of `subject` over those of `against`, at most `bound` if one is asked for."""
 
     subject: str
     against: str

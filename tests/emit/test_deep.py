@@ -1,4 +1,4 @@
-"""Deep memories on the torch path: values and all gradients, initial weights included, against the reference in float64."""
+"""Deep memories on the torch path: values and all gradients against the reference in float64."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_matches_the_reference(tmp_path: Path, name: str) -> None:
 def test_soup_differs_from_grm(tmp_path: Path) -> None:
     ys = []
     for kind in ("soup", "grm"):
-        spec, module = _module(tmp_path, _spec(f"deep_{kind}", {}, TITANS, {"kind": kind}, {}, (6, 6)))
+        _, module = _module(tmp_path, _spec(f"deep_{kind}", {}, TITANS, {"kind": kind}, {}, (6, 6)))
         torch.manual_seed(0)
         q, k, v, u = (torch.randn(1, 40, 1, 6, dtype=torch.float64) for _ in range(4))
         gates = {name: torch.full((1, 40, 1), 0.5, dtype=torch.float64) for name in ("alpha", "beta")}
@@ -101,7 +101,7 @@ def test_gradients_token_by_token_are_refused() -> None:
 
 
 def test_kernels_are_refused(tmp_path: Path) -> None:
-    spec, module = _module(tmp_path, _spec("deep_kernels", {}, DLA, {"kind": "none"}, {}, (6, 6)))
+    _, module = _module(tmp_path, _spec("deep_kernels", {}, DLA, {"kind": "none"}, {}, (6, 6)))
     x = torch.zeros(1, 3, 1, 6)
     theta = [torch.zeros(1, 12, 6), torch.zeros(1, 6, 12)]
     with pytest.raises(module.UnsupportedError, match='backend="torch"'):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,34 +15,14 @@ from mcgen.ir.program import Program
 from mcgen.ir.step import step, step_vjp
 from mcgen.passes.simplify import simplify
 from mcgen.symbolic.meaning import Meaning, meaning
+from tests.ir.values import CACHED, TOKENS, Tensors, draw, sizes
 from tests.symbolic.rules import small, updates
 
-Tensors = dict[str, torch.Tensor]
-KEY, VALUE, TOKENS, CACHED = 3, 2, 6, 4
 RATIOS = {
     "objective": "sum(p/v + p*log(v**2))",
     "steps": ["M = M/a - log(b)*grad"],
 }
 """A rule that is finite at no padding: it divides by gates, and its writes by values."""
-
-
-def sizes(tokens: int = TOKENS) -> dict[str, int]:
-    return {**dict.fromkeys(("t", "s", "m", "j"), tokens), "n": CACHED, "k": KEY, "v": VALUE}
-
-
-def draw(program: Program, lengths: Mapping[str, int], seed: int) -> Tensors:
-    """Inputs of a program: gates between 0 and 1 with an exact zero and one; what is no tensor as it has to be."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = {}
-    for name, node in program.inputs.items():
-        shape = [lengths[axis] for axis in node.axes]
-        x = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if node.axes == ("t",) and not name.startswith("d_") and name != "r":
-            x = torch.rand(shape, generator=generator, dtype=torch.float64)
-            x[1:2], x[2:3] = 0.0, 1.0
-        inputs[name] = x
-    fixed = {"count": torch.arange(1.0, lengths["t"] + 1), "head": torch.tensor(2.0), "fresh": torch.tensor(1.0)}
-    return inputs | {name: value.double() for name, value in fixed.items() if name in inputs}
 
 
 def assert_derivative(forward: Program, reverse: Program, seed: int = 0) -> None:
