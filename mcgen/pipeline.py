@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 
 from mcgen.dump import Dump, tabulated
 from mcgen.emit.module import module_source
-from mcgen.emit.torch_path import CHUNK, READS
+from mcgen.emit.torch_path import CHUNK, READS, REWRITES, TorchPath
 from mcgen.ir import aggregate
 from mcgen.ir.program import Program
 from mcgen.ir.step import step, step_vjp
-from mcgen.passes.report import history, report
+from mcgen.passes.report import Stage, history, report
+from mcgen.plan.plan import plan_text
 from mcgen.spec import Spec, load
 from mcgen.spec.text import spec_text
 from mcgen.symbolic.cost import cost, cost_table, sizes
@@ -52,20 +52,11 @@ def tile_programs(meaning: Meaning) -> list[Program]:
         UnsupportedError: it cannot be lowered.
     """
     lowerable(meaning)
-    anchored = meaning.anchored(CHUNK)
-    reads = READS.get(meaning.aggregate, ())
-    pairs = [(aggregate.program(make, meaning), aggregate.program_vjp(make, meaning)) for make in reads]
-    steps = [step(meaning, anchored=anchored), step_vjp(meaning, anchored=anchored)]
-    return [*steps, *(program for pair in pairs for program in pair)]
-
-
-PLAN = "mcgen.plan.plan"
-"""The module whose `plan_text(meaning) -> str` says what was planned and why."""
-
-
-def plan_text(meaning: Meaning) -> str:
-    """The plan in words."""
-    return import_module(PLAN).plan_text(meaning) if find_spec(PLAN) else "Nothing is chosen by a plan yet."
+    anchored, reading = meaning.anchored(CHUNK), TorchPath(meaning).reading
+    how = {"anchored": True} if anchored and reading == "soup" else {}
+    both = aggregate.program, aggregate.program_vjp
+    reads = [program(make, meaning, **how) for make in READS.get(reading, ()) for program in both]
+    return [step(meaning, anchored=anchored), step_vjp(meaning, anchored=anchored), *reads]
 
 
 def _dump_symbolic(dump: Dump, meaning: Meaning) -> None:
@@ -76,12 +67,16 @@ def _dump_symbolic(dump: Dump, meaning: Meaning) -> None:
 
 def _dump_programs(dump: Dump, meaning: Meaning) -> None:
     for program in tile_programs(meaning) if dump.folder else ():
-        for stage in history(program):
-            if stage.rule and not stage.used:
-                continue
-            after = f"after {stage.rule.name}" if stage.rule else "as built"
-            dump(f"{program.name} {after}", lambda stage=stage: str(stage.program))
-        dump(f"{program.name} rewrites", lambda program=program: tabulated(*report(program)))
+        stages = list(history(program, REWRITES))
+        for stage in stages:
+            if stage.used or not stage.rule:
+                after = f"after {stage.rule.name}" if stage.rule else "as built"
+                dump(f"{program.name} {after}", partial(str, stage.program))
+        dump(f"{program.name} rewrites", partial(_table, stages))
+
+
+def _table(stages: list[Stage]) -> str:
+    return tabulated(*report(stages))
 
 
 def _cost_tables(meaning: Meaning) -> list[str]:

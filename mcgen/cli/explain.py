@@ -80,22 +80,23 @@ def _closed_form(meaning: Meaning) -> list[Block]:
 
 
 def _ir(meaning: Meaning) -> list[Block]:
+    from mcgen.emit.torch_path import REWRITES
     from mcgen.passes.report import history, report
     from mcgen.pipeline import tile_programs
 
     blocks: list[Block] = []
     for program in tile_programs(meaning):
-        *_, last = history(program)
+        stages = list(history(program, REWRITES))
         blocks += [
             f"As built: {program}",
-            Rows(f"Rewrites of {program.name}", *report(program)),
-            f"Then: {last.program}",
+            Rows(f"Rewrites of {program.name}", *report(stages)),
+            f"Then: {stages[-1].program}",
         ]
     return blocks
 
 
 def _plan(meaning: Meaning) -> list[Block]:
-    from mcgen.pipeline import plan_text
+    from mcgen.plan.plan import plan_text
 
     return [plan_text(meaning)]
 

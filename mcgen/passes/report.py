@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import sympy
@@ -60,10 +60,10 @@ def _scalar_operations(expression: sympy.Expr) -> int:
     return int(sympy.count_ops(expression))
 
 
-def report(program: Program, rules: tuple[Rule, ...] = RULES) -> tuple[list[str], list[list[str]]]:
-    """The table: column heads, and a row for each stage of the history."""
+def report(stages: Iterable[Stage]) -> tuple[list[str], list[list[str]]]:
+    """A history as a table: column heads, and a row for each stage."""
     rows = []
-    for stage in history(program, rules):
+    for stage in stages:
         rule = [stage.rule.name, f"{stage.rule.before}  ->  {stage.rule.after}"] if stage.rule else ["as built", ""]
         rows.append([*rule, str(stage.used) if stage.rule else "", *map(str, operations(stage.program).values())])
     return ["rule", "before -> after", "used", "nodes", *KINDS, "scalar operations"], rows
