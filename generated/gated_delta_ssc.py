@@ -893,7 +893,8 @@ def _saved_torch(tensors):
     chosen (B, H, T, TOP_K): the segments each row reads, where it chooses
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
-    (B, T, H, _), V = q.shape, v.shape[3]
+    B, T, H, _ = q.shape
+    V = v.shape[3]
     N = len(_segments(T))
     saved = [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
     return [*saved, q.new_empty((B, H, T, TOP_K if N - 1 > TOP_K else 0), dtype=torch.int32)]
@@ -1836,7 +1837,7 @@ def rows_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
         b_delta = tl.zeros([BT], tl.float32)
-        for i_v in range(0, tl.cdiv(V, BV)):
+        for i_v in range(tl.cdiv(V, BV)):
             o_v = i_v * BV + tl.arange(0, BV)
             o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & (o_v < V)[None, :]
             b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
@@ -1849,7 +1850,7 @@ def rows_kernel(
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
             b_d_y_cached = tl.zeros([BT, BK], tl.float32)
-            for i_v in range(0, tl.cdiv(V, BV)):
+            for i_v in range(tl.cdiv(V, BV)):
                 o_v = i_v * BV + tl.arange(0, BV)
                 m_v = o_v < V
                 b_d_y = tl.load(
@@ -2344,7 +2345,7 @@ def chosen_rows_kernel(
     while i_cached < n_groups:
         m_group = o_group == i_cached
         b_d_y_cached = tl.zeros([BT, BK], tl.float32)
-        for i_v in range(0, tl.cdiv(V, BV)):
+        for i_v in range(tl.cdiv(V, BV)):
             o_v = i_v * BV + tl.arange(0, BV)
             m_v = o_v < V
             b_d_y = tl.load(

@@ -500,7 +500,8 @@ def _saved_torch(tensors):
     pools (B, H, N, 64): pooled keys
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
-    (B, T, H, _), V = q.shape, v.shape[3]
+    B, T, H, _ = q.shape
+    V = v.shape[3]
     N = len(_segments(T))
     return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
 
@@ -1078,7 +1079,7 @@ def rows_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
         b_delta = tl.zeros([BT], tl.float32)
-        for i_v in range(0, tl.cdiv(V, BV)):
+        for i_v in range(tl.cdiv(V, BV)):
             o_v = i_v * BV + tl.arange(0, BV)
             o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & (o_v < V)[None, :]
             b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
@@ -1091,7 +1092,7 @@ def rows_kernel(
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
             b_d_y_cached = tl.zeros([BT, BK], tl.float32)
-            for i_v in range(0, tl.cdiv(V, BV)):
+            for i_v in range(tl.cdiv(V, BV)):
                 o_v = i_v * BV + tl.arange(0, BV)
                 m_v = o_v < V
                 b_d_y = tl.load(

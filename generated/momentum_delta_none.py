@@ -666,8 +666,8 @@ def _saved_torch(tensors):
     kept_S (B, H, N, 64, 64): S at the ends of segments
     kept_M (B, H, N, 64, 64): M at the ends of segments
     """
-    q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
-    (B, T, H, _), V = q.shape, v.shape[3]
+    q, dtype = tensors[INPUTS.index("q")], _compute_type(tensors)
+    B, T, H, _ = q.shape
     N = _panels(T, B * H)[-1][-1].j
     return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, N, 64, 64), (B, H, N, 64, 64)]]
 
@@ -1443,7 +1443,6 @@ def values_kernel(
     o_t, o_v = tl.arange(0, BT), i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
     start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
-    i_state = i_bh.to(tl.int64) * n_blocks + i_n
     for i_step in range(tl.cdiv(end - start, BT)):
         i_t = start + i_step * BT
         m_t = i_t + o_t < end

@@ -396,8 +396,8 @@ def _saved_torch(tensors):
 
     kept_M (B, H, N, 64, 64): M at the ends of segments
     """
-    q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
-    (B, T, H, _), V = q.shape, v.shape[3]
+    q, dtype = tensors[INPUTS.index("q")], _compute_type(tensors)
+    B, T, H, _ = q.shape
     N = _panels(T, B * H)[-1][-1].j
     return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, N, 64, 64)]]
 

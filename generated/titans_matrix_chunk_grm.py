@@ -739,7 +739,8 @@ def _saved_torch(tensors):
     pools (B, H, N, 64): pooled keys
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
-    (B, T, H, _), V = q.shape, v.shape[3]
+    B, T, H, _ = q.shape
+    V = v.shape[3]
     N = len(_segments(T))
     return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
 
@@ -920,7 +921,6 @@ def states_kernel(
         segment_start, segment_end = tl.load(blocks + 8 * i_n + 3), tl.load(blocks + 8 * i_n + 4)
         for i_step in range(tl.cdiv(end - start, CHUNK) * STEPS):
             i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-            b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
             m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
@@ -1350,7 +1350,6 @@ def keys_kernel(
         b_M = tl.zeros([BK, BV], tl.float32)
         for i_step in range(n_steps - 1 - i_back):
             i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-            b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
             m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
@@ -1404,7 +1403,6 @@ def keys_kernel(
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-        b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
         m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_u = tl.load(
@@ -1542,7 +1540,6 @@ def values_kernel(
     start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
     for i_step in range(tl.cdiv(end - start, CHUNK) * STEPS):
         i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-        b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
         m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_pull_0 = tl.load(
@@ -1608,7 +1605,6 @@ def gates_kernel(
         b_M = tl.zeros([BK, BV], tl.float32)
         for i_step in range(n_steps - 1 - i_back):
             i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-            b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
             m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
@@ -1662,7 +1658,6 @@ def gates_kernel(
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-        b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
         m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_x_kv = b_d_M_next * b_M
@@ -1879,7 +1874,7 @@ def rows_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
         b_delta = tl.zeros([BT], tl.float32)
-        for i_v in range(0, tl.cdiv(V, BV)):
+        for i_v in range(tl.cdiv(V, BV)):
             o_v = i_v * BV + tl.arange(0, BV)
             o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & (o_v < V)[None, :]
             b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
@@ -1892,7 +1887,7 @@ def rows_kernel(
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
             b_d_y_cached = tl.zeros([BT, BK], tl.float32)
-            for i_v in range(0, tl.cdiv(V, BV)):
+            for i_v in range(tl.cdiv(V, BV)):
                 o_v = i_v * BV + tl.arange(0, BV)
                 m_v = o_v < V
                 b_d_y = tl.load(
@@ -2060,7 +2055,6 @@ def retreat_kernel(
         for i_back in range(n_steps):
             i_step = n_steps - 1 - i_back
             i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-            b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
             m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_u = tl.load(

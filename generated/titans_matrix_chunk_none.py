@@ -570,8 +570,8 @@ def _saved_torch(tensors):
     kept_S (B, H, N, 64, 64): S at the ends of segments
     kept_M (B, H, N, 64, 64): M at the ends of segments
     """
-    q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
-    (B, T, H, _), V = q.shape, v.shape[3]
+    q, dtype = tensors[INPUTS.index("q")], _compute_type(tensors)
+    B, T, H, _ = q.shape
     N = len(_segments(T))
     return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, N, 64, 64), (B, H, N, 64, 64)]]
 
@@ -740,7 +740,6 @@ def states_kernel(
         tl.store(start_M + i_state * K * V + o_kv, b_M, mask=m_kv)
         for i_step in range(tl.cdiv(end - start, CHUNK) * STEPS):
             i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-            b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
             m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
@@ -1084,7 +1083,6 @@ def keys_kernel(
         b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
         for i_step in range(n_steps - 1 - i_back):
             i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-            b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
             m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
@@ -1138,7 +1136,6 @@ def keys_kernel(
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-        b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
         m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_valid = m_t.to(tl.float32)
@@ -1257,10 +1254,8 @@ def values_kernel(
     o_t, o_v = tl.arange(0, BT), i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
     start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
-    i_state = i_bh.to(tl.int64) * n_blocks + i_n
     for i_step in range(tl.cdiv(end - start, CHUNK) * STEPS):
         i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-        b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
         m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_pull_0 = tl.load(
@@ -1329,7 +1324,6 @@ def gates_kernel(
         b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
         for i_step in range(n_steps - 1 - i_back):
             i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-            b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
             m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
@@ -1383,7 +1377,6 @@ def gates_kernel(
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-        b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
         m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_x_kv = b_d_M_next * b_M
@@ -1605,7 +1598,6 @@ def retreat_kernel(
         for i_back in range(n_steps):
             i_step = n_steps - 1 - i_back
             i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
-            b_fresh = ((i_t - start) % CHUNK == 0).to(tl.float32)
             m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)

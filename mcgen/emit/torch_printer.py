@@ -31,13 +31,16 @@ SCALARS = replace(TORCH, functions={**TORCH.functions, functions.Step: "_step({}
 def function(program: Program, name: str, docstring: str) -> str:
     """The program as a Python function of its inputs by name; it ignores what it does not need, and returns a dict."""
     names = name_values(program, RESERVED)
+    body = Body(program, names)
+    statements = body.statements()
     taken = [label for label, node in program.inputs.items() if names[node] == label]
+    taken += ["k"] if body.borrows and "k" not in program.inputs else []
     renamed = {label: names[node] for label, node in program.inputs.items() if names[node] != label}
     rest = "others" if renamed else "_"
-    lines = [f"def {name}(*, {', '.join([*taken, f'**{rest}'])}):", f'    """{docstring}"""']
+    parameters = [*(["*", *taken] if taken else []), f"**{rest}"]
+    lines = [f"def {name}({', '.join(parameters)}):", f'    """{docstring}"""']
     lines += [f'    {text} = others["{label}"]' for label, text in renamed.items()]
-    body = Body(program, names)
-    lines += [f"    {line}" for line in body.statements()]
+    lines += [f"    {line}" for line in statements]
     outputs = [f'        "{label}": {body.name(node)},' for label, node in program.outputs.items()]
     return "\n".join([*lines, "    return {", *outputs, "    }"])
 
@@ -65,6 +68,7 @@ class Body:
     same: dict[Node, Node] = field(default_factory=dict)
     tables: dict[tuple[Node, str], str] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
+    borrows: bool = False
 
     def statements(self) -> list[str]:
         for node in self.program.nodes:
@@ -248,7 +252,7 @@ class Body:
 
     @property
     def _like(self) -> str:
-        name = next(self.names[node] for node in self.program.inputs.values() if node.axes)
+        name = next((self.names[node] for node in self.program.inputs.values() if node.axes), None) or self._borrowed()
         return f"dtype={name}.dtype, device={name}.device"
 
     def _length(self, axis: str) -> str:
@@ -259,7 +263,12 @@ class Body:
             for i, axis in enumerate(node.axes)
         }
         tokens = (text for other, text in known.items() if AXES.index(other) < AXES.index("n"))
-        return known[axis] if axis in known else next(tokens)
+        return known[axis] if axis in known else next(tokens, None) or f"{self._borrowed()}.shape[-2]"
+
+    def _borrowed(self) -> str:
+        """The keys, in a program that has no input to be like: all its values are numbers along tokens."""
+        self.borrows = True
+        return "k"
 
 
 def _moves(node: Rename) -> bool:

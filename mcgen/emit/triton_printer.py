@@ -112,7 +112,7 @@ class Printer:
         tile = f"i_{axis} * B{axis.upper()} + tl.arange(0, B{axis.upper()})"
         return [
             f"{name} = {_zeros(node.axes)}",
-            f"for i_{axis} in range(0, tl.cdiv({axis.upper()}, B{axis.upper()})):",
+            f"for i_{axis} in range(tl.cdiv({axis.upper()}, B{axis.upper()})):",
             *(f"    {line}" for line in (f"o_{axis} = {tile}", f"m_{axis} = o_{axis} < {axis.upper()}", *loads)),
             f"    {name} = {self._contract(node, name)}",
         ]

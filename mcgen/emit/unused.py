@@ -127,7 +127,9 @@ def _pure(value: ast.expr) -> bool:
 
 
 def _pure_call(name: str) -> bool:
-    return name in PURE_CALLS or (name.startswith("tl.") and not name.removeprefix("tl.").startswith(IMPURE))
+    if name in PURE_CALLS or name.endswith((".to", ".index")):
+        return True
+    return name.startswith("tl.") and not name.removeprefix("tl.").startswith(IMPURE)
 
 
 def _rest(pieces: list[Piece], unused: set[Piece]) -> str:

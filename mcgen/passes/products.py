@@ -108,7 +108,7 @@ def _common_factor(b: Builder, node: Node) -> Node | None:
     terms = Terms.empty()
     summands = [_opened(terms, term) for term in sympy.Add.make_args(terms.expression(node))]
     shared = set.intersection(*(set(term.as_powers_dict().items()) for term in summands))
-    factor = sympy.Mul(*(base**power for base, power in shared if power < 0))
+    factor = sympy.Mul(*(base**power for base, power in shared if power.is_negative))
     if factor == 1:
         return None
     inside = terms.build(b, sympy.Add(*(term / factor for term in summands)))

@@ -32,7 +32,7 @@ TOLERANCES = {
 ROUNDINGS = 4
 """Errors of so many units in the last place of numbers around 1 are none."""
 
-THETA = "theta_"  # and the number of a layer: its initial weights
+THETA = "theta["  # and the number of a layer, and a bracket: its initial weights, which no gate is called
 DEEP_STEP = 0.03  # what gates that scale gradients are multiplied by, where a larger step makes a deep memory diverge
 
 
@@ -145,8 +145,8 @@ def _inputs(case: Case, seed: int, exact: bool) -> dict[str, torch.Tensor]:
         if name in spec.tensor_gates:
             value = _gate(value, number, exact) * (DEEP_STEP if name in small else 1)
         inputs[name] = torch.nn.functional.normalize(value, dim=-1) if name == "k" else value
-    for number, (out, into) in enumerate(weight_shapes(spec)):
-        inputs[f"{THETA}{number + 1}"] = _draw(1000 * seed + 90 + number, case.heads, out, into) * into**-0.5
+    for number, (out, into) in enumerate(weight_shapes(spec) if spec.memory.kind == "mlp" else ()):
+        inputs[f"{THETA}{number}]"] = _draw(1000 * seed + 90 + number, case.heads, out, into) * into**-0.5
     return inputs
 
 

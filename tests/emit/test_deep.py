@@ -1,4 +1,4 @@
-"""Deep memories on the torch path: values and all gradients, initial weights included, against the reference in float64."""
+"""Deep memories on the torch path: values and all gradients, of initial weights too, against the reference in float64."""
 
 from __future__ import annotations
 

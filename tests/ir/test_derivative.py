@@ -14,7 +14,7 @@ from mcgen.ir.program import Builder, Contract, Decay, Input, Iota, Map, Node, P
 from mcgen.symbolic import functions
 from mcgen.symbolic.functions import SCALAR_FUNCTIONS, Larger, Maximum, Minimum, Power, Sign, Step, Where
 
-SIZES = {"t": 5, "s": 5, "m": 5, "j": 5, "n": 3, "k": 2, "v": 4, "h": 3}
+SIZES = {"t": 5, "s": 5, "m": 5, "j": 5, "n": 3, "k": 2, "v": 4, "h1": 3}
 X, Y, Z = sympy.symbols("x y z", real=True)
 Make = Callable[[Builder], Node]
 

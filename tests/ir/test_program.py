@@ -12,7 +12,7 @@ from mcgen.symbolic import functions
 from mcgen.symbolic.functions import SCALAR_FUNCTIONS
 
 X, Y = sympy.symbols("x y", real=True)
-SIZES = {"t": 3, "s": 3, "m": 3, "j": 3, "n": 2, "k": 2, "v": 4, "h": 5}
+SIZES = {"t": 3, "s": 3, "m": 3, "j": 3, "n": 2, "k": 2, "v": 4, "h1": 5}
 
 
 def value(b: Builder, node: Node, **inputs: torch.Tensor) -> torch.Tensor:
