@@ -1,0 +1,155 @@
+"""Multi-query associative recall on the CPU: a plain recurrent memory beside the same memory with cached segments.
+
+A sequence is a number of key-value pairs, then each of its keys once more, in another order; the model names the value
+that stood beside the key (MQAR of Arora et al., "Zoology", arXiv 2312.04927). Both models have two layers, equal width
+and the same seed. The plain memory, 8 × 32 numbers, holds a handful of pairs and then mixes them up; the cached one
+reads the segments that hold the pair.
+
+    python demo/recall.py [--seed 0] [--steps 500]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FOLDER = Path(__file__).resolve().parent
+BUILT = FOLDER.parent / "build" / "demo"
+MEMORIES = {"plain": "recall_plain", "cached": "recall_cached"}
+
+KEYS, VALUES = 64, 32  # sizes of the two vocabularies
+PAIRS = (4, 8, 16, 32)  # pairs in a sequence, in the table
+TRAINED = (32, 8, 32, 16)  # and in training, in turn
+BATCH, LEARNING_RATE, EVALUATED = 64, 8e-3, 512
+
+
+def build() -> None:
+    """Builds both specs into build/demo."""
+    specs = [str(FOLDER / f"{name}.yaml") for name in MEMORIES.values()]
+    subprocess.run([sys.executable, "-m", "mcgen", "build", *specs, "-o", str(BUILT)], check=True, cwd=FOLDER.parent)
+
+
+def generated_layer(name: str) -> type[nn.Module]:
+    """The layer of a built module."""
+    spec = importlib.util.spec_from_file_location(name, BUILT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Layer
+
+
+class Block(nn.Module):
+    """x + layer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        width = layer.d_model
+        self.memory = nn.Sequential(nn.RMSNorm(width), layer)
+        self.mlp = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.memory(x)
+        return x + self.mlp(x)
+
+
+def model_of(layer: Callable[[], nn.Module], depth: int = 2) -> nn.Module:
+    """Tokens (B, T) in, logits over the values (B, T, VALUES) out."""
+    blocks = [Block(layer()) for _ in range(depth)]
+    width = blocks[0].memory[1].d_model
+    return nn.Sequential(nn.Embedding(KEYS + VALUES, width), *blocks, nn.RMSNorm(width), nn.Linear(width, VALUES))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Sequences of key, value, key, value, …, key, key, …; `answers` are the values that belong to the last keys."""
+
+    tokens: Tensor
+    answers: Tensor
+
+    @classmethod
+    def draw(cls, sequences: int, pairs: int, generator: torch.Generator) -> Task:
+        keys = torch.rand(sequences, KEYS, generator=generator).argsort(-1)[:, :pairs]
+        values = torch.randint(VALUES, (sequences, pairs), generator=generator)
+        order = torch.rand(sequences, pairs, generator=generator).argsort(-1)
+        written = torch.stack([keys, KEYS + values], -1).flatten(1)
+        return cls(torch.cat([written, keys.gather(1, order)], 1), values.gather(1, order))
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """The model's answers, (sequences, pairs, VALUES)."""
+        return model(self.tokens)[:, -self.answers.shape[1] :]
+
+    def accuracy(self, logits: Tensor) -> float:
+        return (logits.argmax(-1) == self.answers).float().mean().item()
+
+
+def train(name: str, model: nn.Module, steps: int, seed: int) -> None:
+    """Trains a model, showing its progress on one line."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.1)
+    begin = time.perf_counter()
+    for step in range(1, steps + 1):
+        task = Task.draw(BATCH, TRAINED[(steps - step) % len(TRAINED)], generator)
+        logits = task.logits(model)
+        loss = F.cross_entropy(logits.flatten(0, 1), task.answers.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if task.answers.shape[1] == max(TRAINED):
+            show_progress(name, step, steps, task.accuracy(logits), time.perf_counter() - begin)
+
+
+def show_progress(name: str, step: int, steps: int, recall: float, seconds: float) -> None:
+    """One line, rewritten in place on a terminal; where output goes to a file, only the last."""
+    done = f"training {name:<6}  step {step:>3} of {steps}"
+    line = f"{done}   recalls {recall:6.1%} of {max(TRAINED)} pairs   {seconds:3.0f} s"
+    if sys.stdout.isatty() or step == steps:
+        print(f"\r{line}", end="\n" if step == steps else "", flush=True)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module) -> list[float]:
+    """Recall on sequences not seen before, for each number of pairs."""
+    generator = torch.Generator().manual_seed(2**31)
+    tasks = [Task.draw(EVALUATED, pairs, generator) for pairs in PAIRS]
+    return [task.accuracy(task.logits(model)) for task in tasks]
+
+
+def report(recalls: dict[str, list[float]], parameters: dict[str, int]) -> None:
+    """The table: a row a memory, a column a number of pairs."""
+    print(f"\nvalues recalled, by the number of pairs in the sequence (chance is {1 / VALUES:.0%})\n")
+    print(f"{'memory':<8}{'parameters':>12}" + "".join(f"{pairs:>9}" for pairs in PAIRS))
+    for name, recall in recalls.items():
+        print(f"{name:<8}{parameters[name]:>12,}" + "".join(f"{value:>9.1%}" for value in recall))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=500)
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # tensors this small gain little from more, and lose much where the cores are busy
+    build()
+    recalls, parameters = {}, {}
+    for name, module in MEMORIES.items():
+        torch.manual_seed(options.seed)
+        model = model_of(generated_layer(module))
+        train(name, model, options.steps, options.seed)
+        recalls[name] = evaluate(model)
+        parameters[name] = sum(parameter.numel() for parameter in model.parameters())
+    report(recalls, parameters)
+
+
+if __name__ == "__main__":
+    main()
