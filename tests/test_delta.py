@@ -154,7 +154,7 @@ def test_walks_in_small_panels(size: int) -> None:
     assert_same(module.op(**arguments, backend="torch"), module.reference(**arguments), arguments)
 
 
-# -- identities of SEMANTICS 5 ---------------------------------------------------------------------------------------
+# -- identities of SEMANTICS 5 ----------------------------------------------------------------------------------------
 
 
 def test_titans_without_momentum_is_gradient_descent() -> None:
