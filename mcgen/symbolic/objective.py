@@ -35,7 +35,8 @@ class ErrorRow:
     def affine(self) -> tuple[sympy.Expr, sympy.Expr] | None:
         """(kappa, c) with e = kappa*p + c(v) and kappa a number, or None where no such form is seen."""
         kappa = expanded(self.curvature)
-        return (kappa, expanded(self.expression - kappa * PREDICTION)) if kappa.is_number else None
+        rest = expanded(self.expression - kappa * PREDICTION)  # of sign(p) too the derivative is a number
+        return (kappa, rest) if kappa.is_number and not rest.has(PREDICTION) else None
 
 
 def integrand(expression: Expression) -> sympy.Expr:

@@ -87,7 +87,7 @@ def test_programs_mean_what_the_lines_say(
 
 
 @settings(
-    RANDOM, max_examples=20, phases=(Phase.explicit, Phase.generate)
+    RANDOM, max_examples=14, phases=(Phase.explicit, Phase.generate)
 )  # a module takes too long to build to shrink
 @given(
     updates(),

@@ -82,7 +82,7 @@ def assert_same(program: Program, values: Tensors, inputs: Tensors) -> None:
         )
 
 
-@settings(RANDOM, max_examples=12)
+@settings(RANDOM, max_examples=8)
 @given(updates(), st.sampled_from(["none", "residual", "mean", "grm", "ssc"]), st.integers(0, 99))
 @example({"steps": ["M = 0*M + outer(v, k)"], "gates": {}}, "grm", 0)
 @example({"steps": ["M = M + 2*outer(v, k)"], "gates": {}}, "grm", 0)
