@@ -97,7 +97,9 @@ def _ir(meaning: Meaning) -> list[Block]:
 
 def _plan(meaning: Meaning) -> list[Block]:
     from mcgen.plan.plan import plan_text
+    from mcgen.symbolic.meaning import lowerable
 
+    lowerable(meaning)
     return [plan_text(meaning)]
 
 
