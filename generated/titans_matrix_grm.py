@@ -2830,7 +2830,10 @@ def _define(backend, forward, backward, saved, first=1):
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx, gradients):
-        tensors, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        if gradients[0] is None:
+            return [None] * ctx.count
+        kept = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
+        tensors, saved = kept[: ctx.count], kept[ctx.count :]
         return getattr(library, f"{backend}_backward_{number}")(list(tensors), list(saved), gradients[0])
 
     def refuse(ctx, gradients):

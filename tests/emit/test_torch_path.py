@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
-from mcgen.emit.module import module_source
+from mcgen.emit.arguments import arguments_source
+from mcgen.emit.reference import reference_source
+from mcgen.emit.rendering import render
+from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
 from mcgen.symbolic.meaning import meaning
-from tests.emit.fragments import difference, gradients, inputs, run, spec_of
+from tests.emit.fragments import difference, gradients, inputs, run, source, spec_of
 
 LINEAR, DECAY, SWLA = ({"rule": name} for name in ("linear", "decay", "swla"))
 CASCADE = {"steps": ["S = beta*S + outer(v, k[-1])", "M = alpha*M + lam*S + outer(v[-3], k)"]}
@@ -31,8 +38,28 @@ def spec(update: dict[str, Any], **sections: Any) -> Any:
     return spec_of(update, **head, **sections)
 
 
+def torch_module(parsed: Any) -> str:
+    """A module with the torch path alone: what the kernels take most of the time to print for."""
+    found = meaning(parsed)
+    names = tensor_inputs(found)
+    inputs = ", ".join(f'"{name}"' for name in names)
+    operator = render(
+        "op.py.jinja",
+        inputs=inputs,
+        arguments=inputs,
+        lagged=lagged_inputs(found),
+        key_dim=parsed.head.key_dim,
+        value_dim=parsed.head.value_dim,
+        triton=False,
+        deep=False,
+        routes=found.routes,
+    )
+    constants = f"SPEC_HASH = {parsed.digest()!r}\nTOP_K = {parsed.aggregate.top_k}"
+    return source(constants, arguments_source(parsed), reference_source(parsed), torch_source(found), operator)
+
+
 def module_of(parsed: Any) -> SimpleNamespace:
-    return run(module_source(meaning(parsed)))
+    return run(torch_module(parsed))
 
 
 def segment(size: int | None, init: str = "independent") -> dict[str, Any]:
@@ -80,3 +107,197 @@ def test_walks_in_small_panels_match_the_reference(aggregate: str, size: int, in
     module = module_of(parsed)
     module.op.__globals__.update(CHUNK=8, ROWS=48, SCRATCH=1, TILE=4)
     against_reference(module, parsed, 100, B=1, H=2)
+
+
+@pytest.mark.parametrize("dims", [(1, 1), (3, 1), (1, 3), (96, 96)], ids=str)
+def test_every_head_size_matches_the_reference(dims: tuple[int, int]) -> None:
+    parsed = spec(CASCADE, aggregate=SSC, head={"key_dim": dims[0], "value_dim": dims[1]}, **segment(16))
+    against_reference(module_of(parsed), parsed, 70, B=1)
+
+
+@pytest.fixture(scope="module")
+def decay() -> tuple[Any, SimpleNamespace]:
+    """A gated memory with a cache: its spec and its module."""
+    parsed = spec(DECAY, aggregate=GRM, **segment(16))
+    return parsed, module_of(parsed)
+
+
+@pytest.mark.parametrize("gate", [0.0, 1.0, -0.7, 1e-30, -1e-30], ids=str)
+@pytest.mark.parametrize("init", ["independent", "checkpoint"])
+def test_gates_of_any_size_are_exact_in_float32(gate: float, init: str) -> None:
+    """Half of a chunk's gates in a row, between ordinary ones: neither divisions by them nor logarithms."""
+    parsed = spec(DECAY, aggregate=GRM, **segment(128, init))
+    arguments = inputs(parsed, 128, B=1, H=2)
+    with torch.no_grad():
+        arguments["alpha"][:, 16:48] = gate
+        arguments["alpha"][:, 90] = gate
+    narrow = {name: x.detach().float().requires_grad_() for name, x in arguments.items()}
+    module = module_of(parsed)
+    y, expected = call(module, narrow), module.reference(**arguments)
+    assert difference(y, expected) < 1e-5
+    wanted = gradients(expected, arguments)
+    for name, got in gradients(y, narrow).items():
+        assert torch.isfinite(got).all(), name
+        assert difference(got, wanted[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_that_of_the_inputs_and_the_outputs(dtype: torch.dtype, decay: tuple) -> None:
+    """Gates in float32, the rest narrow: y has v's type, each gradient its input's, the arithmetic is float32."""
+    parsed, module = decay
+    arguments = {name: x.detach().to(dtype) for name, x in inputs(parsed, 50).items()}
+    arguments["alpha"] = arguments["alpha"].float()
+    arguments = {name: x.requires_grad_() for name, x in arguments.items()}
+    wide = {name: x.detach().double().requires_grad_() for name, x in arguments.items()}
+    y, expected = call(module, arguments), module.reference(**wide)
+    assert y.dtype == dtype
+    rounding = torch.finfo(dtype).eps
+    assert ((y.double() - expected).abs() <= rounding * expected.abs() + 1e-6).all()
+    wanted = gradients(expected, wide)
+    for name, got in gradients(y, arguments).items():
+        assert got.dtype == arguments[name].dtype
+        assert difference(got, wanted[name]) < 2 * rounding, name
+
+
+def test_v_decides_the_type_of_y(decay: tuple) -> None:
+    parsed, module = decay
+    arguments = {name: x.detach().float() for name, x in inputs(parsed, 20).items()}
+    assert call(module, arguments | {"v": arguments["v"].double()}).dtype == torch.float64
+    assert call(module, arguments | {"v": arguments["v"].bfloat16()}).dtype == torch.bfloat16
+
+
+def test_strides_make_no_difference(decay: tuple) -> None:
+    """Heads before tokens, every other head of more, one head for all, tokens in reverse."""
+    parsed, module = decay
+    arguments = {name: x.detach() for name, x in inputs(parsed, 40).items()}
+    strided = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in arguments.items()}
+    strided["k"] = arguments["k"].repeat_interleave(2, 2)[:, :, ::2]
+    strided["u"] = arguments["u"][:, :, :1].expand(-1, -1, 2, -1)
+    strided["v"] = arguments["v"].flip(1).flip(1)
+    strided = {name: x.requires_grad_() for name, x in strided.items()}
+    plain = {
+        name: x.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for name, x in strided.items()
+    }
+    y, expected = call(module, strided), call(module, plain)
+    assert y.is_contiguous()
+    assert torch.equal(y, expected)
+    wanted = gradients(expected, plain)
+    for name, got in gradients(y, strided).items():
+        assert torch.equal(got, wanted[name]), name
+
+
+@pytest.mark.parametrize("wanted", [[], ["k"], ["alpha", "u"]], ids=str)
+def test_gradients_go_to_the_inputs_that_ask(wanted: list[str], decay: tuple) -> None:
+    parsed, module = decay
+    arguments = {name: x.detach().requires_grad_(name in wanted) for name, x in inputs(parsed, 40).items()}
+    y = call(module, arguments)
+    assert y.requires_grad == bool(wanted)
+    if wanted:
+        y.square().sum().backward()
+    every = {name: x.detach().requires_grad_() for name, x in arguments.items()}
+    call(module, every).square().sum().backward()
+    for name, x in arguments.items():
+        assert torch.equal(x.grad, every[name].grad) if name in wanted else x.grad is None
+
+
+def test_gradients_pass_gradcheck() -> None:
+    parsed = spec(SWLA, aggregate=SSC, head={"key_dim": 2, "value_dim": 2}, **segment(4))
+    module = module_of(parsed)
+    arguments = inputs(parsed, 14, B=1, H=1)
+    names = list(arguments)
+    assert torch.autograd.gradcheck(lambda *x: call(module, dict(zip(names, x, strict=True))), list(arguments.values()))
+
+
+def test_second_derivatives_are_refused(decay: tuple) -> None:
+    parsed, module = decay
+    arguments = inputs(parsed, 9)
+    (d_q,) = torch.autograd.grad(call(module, arguments).square().sum(), arguments["q"], create_graph=True)
+    with pytest.raises(module.UnsupportedError, match="reference"):
+        d_q.sum().backward()
+
+
+@pytest.mark.parametrize("aggregate", ["none", "residual", "ssc"])
+def test_operators_are_registered_as_torch_wants_them(aggregate: str) -> None:
+    """Schema, fake tensors, autograd, and tracing with shapes that are not known."""
+    parsed = spec(SWLA, aggregate=AGGREGATES[aggregate], **segment(8))
+    module = module_of(parsed)
+    arguments = {name: x.float().detach().requires_grad_() for name, x in inputs(parsed, 40, B=1).items()}
+    order = module.op.__globals__["INPUTS"]
+    tensors = [arguments[name] for name in order]
+    forward = module.op.__globals__["_torch_op"]
+    torch.library.opcheck(forward.default, (tensors,))
+    backward = getattr(torch.ops, forward.default.namespace)
+    backward = getattr(backward, forward.default.name().split("::")[1].replace("forward", "backward"))
+    detached = [x.detach() for x in tensors]
+    y, *saved = forward(detached)
+    torch.library.opcheck(backward.default, (detached, saved, torch.randn_like(y)))
+
+
+def test_compiles_into_one_graph(decay: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients through torch.compile(fullgraph=True), and again at another length."""
+    parsed, module = decay
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where torch.compile looks up a function's globals
+    compiled = torch.compile(lambda x: call(module, x).sin(), fullgraph=True, backend="aot_eager")
+    for T in (40, 24, 33):
+        arguments = {name: x.float().detach().requires_grad_() for name, x in inputs(parsed, T).items()}
+        y, expected = compiled(arguments), call(module, arguments).sin()
+        torch.testing.assert_close(y, expected)
+        wanted = gradients(expected, arguments)
+        for name, got in gradients(y, arguments).items():
+            torch.testing.assert_close(got, wanted[name])
+
+
+def test_autocast_narrows_nothing_inside(decay: tuple) -> None:
+    parsed, module = decay
+    arguments = {name: x.float().detach().requires_grad_() for name, x in inputs(parsed, 40).items()}
+    expected = call(module, arguments)
+    wanted = gradients(expected, arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = call(module, arguments)
+        found = gradients(y, arguments)
+    assert torch.equal(y, expected)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_activation_checkpointing_gives_the_same_gradients(decay: tuple) -> None:
+    parsed, module = decay
+    arguments = inputs(parsed, 40)
+    again = torch.utils.checkpoint.checkpoint(lambda: call(module, arguments).square(), use_reentrant=False)
+    wanted = gradients(call(module, arguments).square(), arguments)
+    for name, got in gradients(again, arguments).items():
+        assert torch.equal(got, wanted[name]), name
+
+
+FIRST_CALL = """\
+import importlib.util
+import sys
+import torch
+spec = importlib.util.spec_from_file_location("module", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+x = {name: torch.randn(1, 9, 1, n, requires_grad=True) for name, n in zip("qkuv", (6, 6, 6, 5))}
+module.op(**x, alpha=torch.rand(1, 9, 1)).sum().backward()
+print(*sorted({"torch._dynamo", "torch._inductor", "sympy"} & sys.modules.keys()))
+"""
+
+
+def test_the_first_call_imports_no_compiler(tmp_path: Path, decay: tuple) -> None:
+    """torch.compile's modules take seconds to import."""
+    path = tmp_path / "module.py"
+    path.write_text(torch_module(decay[0]), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", FIRST_CALL, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_module_imported_again_runs_its_own_text(decay: tuple) -> None:
+    """Two modules of one spec coexist, and neither runs the other's functions."""
+    parsed, module = decay
+    other = module_of(parsed)
+    arguments = inputs(parsed, 20)
+    expected = call(module, arguments)
+    assert torch.equal(call(other, arguments), expected)
+    names = other.op.__globals__
+    original = names["_read_online"]
+    names["_read_online"] = lambda **x: {name: 2 * t for name, t in original(**x).items()}
+    assert not torch.equal(call(other, arguments), expected)
+    assert torch.equal(call(module, arguments), expected)
