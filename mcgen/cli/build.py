@@ -46,7 +46,10 @@ class Built:
     help="The folder to write to.",
 )
 @click.option(
-    "--target", "target_names", multiple=True, help="A GPU to plan for, see `mcgen targets`; may be repeated."
+    "--target",
+    "target_names",
+    multiple=True,
+    help="A GPU the file is for, see `mcgen targets`; files carry every architecture's configurations.",
 )
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 where a file is not what its spec gives.")
 @json_option
