@@ -163,10 +163,10 @@ ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "k": 2,
     "x_j": 1,
-    "x_tk2": 2,
-    "x_tv4": 2,
+    "rows": 2,
+    "rows2": 2,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"k": 2, "x_tk5": 2, "x_tv9": 2, "q_d_o": 2}
+CARRY_VJP = {"k": 2, "rows3": 2, "rows4": 2, "q_d_o": 2}
 
 
 def _step(x):
@@ -187,32 +187,27 @@ def _writes(*, eta, k, v, **_):
     """What chunks add to the state, and how much of it they leave."""
     n_t = eta.shape[-1]
     n_j = v.shape[-2]
-    n_m = eta.shape[-1]
     x_t = -eta
     at_t = torch.arange(n_t, dtype=eta.dtype, device=eta.device)
     at_j = torch.arange(n_j, dtype=eta.dtype, device=eta.device)
     x_tj = _step(at_t[..., :, None] - at_j[..., None, :])
     x_tj2 = x_tj * x_t[..., None, :]
     x_tj6 = k @ k.mT
-    at_m = torch.arange(n_m, dtype=eta.dtype, device=eta.device)
-    x_tm = _step(1.0 - torch.abs(at_t[..., :, None] - at_m[..., None, :]))
-    rows = torch.linalg.solve_triangular(-(x_tj2 * x_tj6), x_tm, upper=False, unitriangular=True)
-    x_tk2 = rows @ k
-    x_tv2 = -v
-    x_tv4 = rows @ x_tv2
+    x_tj3 = x_tj2 * x_tj6
+    rows = torch.linalg.solve_triangular(-x_tj3.mT, k.mT, upper=True, left=False, unitriangular=True).mT
+    rows2 = torch.linalg.solve_triangular(-x_tj3.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT
     return {
         "x_j": x_t,
-        "x_tk2": x_tk2,
-        "x_tv4": x_tv4,
-        "x_tj6": x_tj6,
         "rows": rows,
+        "rows2": rows2,
+        "x_tj6": x_tj6,
     }
 
 
-def _carry(*, M, k, x_j, x_tk2, x_tv4, **_):
+def _carry(*, M, k, x_j, rows, rows2, **_):
     """The state after a chunk."""
-    x_tk2_M = x_tk2 @ M
-    x_tv = x_tk2_M + x_tv4
+    rows_M = rows @ M
+    x_tv = rows_M + rows2
     x_kv = k.mT @ (x_j[..., :, None] * x_tv)
     M_next = M + x_kv
     return {
@@ -220,61 +215,64 @@ def _carry(*, M, k, x_j, x_tk2, x_tv4, **_):
     }
 
 
-def _read_online(*, q, M, x_j, k, x_tk2, x_tv4, **_):
+def _read_online(*, q, M, x_j, k, rows, rows2, **_):
     """The online read-outs of chunks, from the states before them."""
-    n_t = x_tv4.shape[-2]
+    n_t = rows2.shape[-2]
     n_j = k.shape[-2]
     at_t = torch.arange(n_t, dtype=q.dtype, device=q.device)
     at_j = torch.arange(n_j, dtype=q.dtype, device=q.device)
     x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
     x_tj2 = x_tj * x_j[..., None, :]
     q_k = q @ k.mT
-    x_tk2_M = x_tk2 @ M
-    x_tv = x_tk2_M + x_tv4
+    rows_M = rows @ M
+    x_tv = rows_M + rows2
     o = _products((q, M), ((x_tj2 * q_k), x_tv))
     return {
         "o": o,
     }
 
 
-def _pulls(*, rows, x_j, k, q, d_o, **_):
+def _pulls(*, x_j, x_tj6, k, q, d_o, **_):
     """What the read-outs of chunks owe to the states before them."""
     n_t = d_o.shape[-2]
     n_j = k.shape[-2]
-    x_jk = x_j[..., :, None] * k
-    x_mk = rows.mT @ x_jk
-    at_t = torch.arange(n_t, dtype=rows.dtype, device=rows.device)
-    at_j = torch.arange(n_j, dtype=rows.dtype, device=rows.device)
-    x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
+    at_t = torch.arange(n_t, dtype=x_j.dtype, device=x_j.device)
+    at_j = torch.arange(n_j, dtype=x_j.dtype, device=x_j.device)
+    x_tj = _step(at_t[..., :, None] - at_j[..., None, :])
     x_tj2 = x_tj * x_j[..., None, :]
+    x_tj3 = x_tj2 * x_tj6
+    x_jk = x_j[..., :, None] * k
+    rows3 = torch.linalg.solve_triangular(-x_tj3, x_jk.mT, upper=False, left=False, unitriangular=True).mT
+    x_tj4 = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
+    x_tj5 = x_tj4 * x_j[..., None, :]
     q_k = q @ k.mT
-    x_jv = (x_tj2 * q_k).mT @ d_o
-    x_mv = rows.mT @ x_jv
+    x_jv = (x_tj5 * q_k).mT @ d_o
+    rows4 = torch.linalg.solve_triangular(-x_tj3, x_jv.mT, upper=False, left=False, unitriangular=True).mT
     q_d_o = q.mT @ d_o
     return {
-        "x_tk5": x_mk,
-        "x_tv9": x_mv,
+        "rows3": rows3,
+        "rows4": rows4,
         "q_d_o": q_d_o,
         "q_k": q_k,
     }
 
 
-def _carry_vjp(*, d_M_next, k, x_tk5, x_tv9, q_d_o, **_):
+def _carry_vjp(*, d_M_next, k, rows3, rows4, q_d_o, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    x_tk5_d_M_next = x_tk5 @ d_M_next
-    x_kv = k.mT @ (x_tk5_d_M_next + x_tv9)
+    rows3_d_M_next = rows3 @ d_M_next
+    x_kv = k.mT @ (rows3_d_M_next + rows4)
     d_M = d_M_next + x_kv + q_d_o
     return {
         "d_M": d_M,
     }
 
 
-def _inputs_vjp(*, d_o, x_tk2, M, x_tv4, x_j, k, d_M_next, x_tk5, x_tv9, x_tj6, q_k, q, **_):
+def _inputs_vjp(*, d_o, rows, M, rows2, x_j, k, d_M_next, rows3, rows4, x_tj6, q_k, q, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = q.shape[-2]
     n_j = q_k.shape[-1]
-    x_tk2_M = x_tk2 @ M
-    x_tv = x_tk2_M + x_tv4
+    rows_M = rows @ M
+    x_tv = rows_M + rows2
     x_tj = d_o @ x_tv.mT
     at_t = torch.arange(n_t, dtype=d_o.dtype, device=d_o.device)
     at_j = torch.arange(n_j, dtype=d_o.dtype, device=d_o.device)
@@ -284,8 +282,8 @@ def _inputs_vjp(*, d_o, x_tk2, M, x_tv4, x_j, k, d_M_next, x_tk5, x_tv9, x_tj6, 
     d_q = _products((x_tj4, k), (d_o, M.mT))
     k_d_M_next = k @ d_M_next
     sum_j = (k_d_M_next * x_tv).sum(-1)
-    x_tk5_d_M_next = x_tk5 @ d_M_next
-    x_tv2 = x_tk5_d_M_next + x_tv9
+    rows3_d_M_next = rows3 @ d_M_next
+    x_tv2 = rows3_d_M_next + rows4
     x_tj5 = x_tv2 @ x_tv.mT
     x_tj7 = x_tj5 * x_tj6
     x_tj8 = _step(at_t[..., :, None] - at_j[..., None, :])
@@ -296,8 +294,8 @@ def _inputs_vjp(*, d_o, x_tk2, M, x_tv4, x_j, k, d_M_next, x_tk5, x_tv9, x_tj6, 
     d_eta = -x_j2
     x_tj12 = x_tj8 * x_j[..., None, :]
     x_tj13 = x_tj5 * x_tj12
-    x_tk7 = _products((x_tv2, M.mT), (x_tj13, k))
-    d_k = _products(((x_j[..., :, None] * x_tv), d_M_next.mT), (x_tj13.mT, k), (x_tj4.mT, q)) + x_tk7
+    x_tk5 = _products((x_tv2, M.mT), (x_tj13, k))
+    d_k = _products(((x_j[..., :, None] * x_tv), d_M_next.mT), (x_tj13.mT, k), (x_tj4.mT, q)) + x_tk5
     x_tv3 = -x_tv2
     return {
         "d_q": d_q,
@@ -1099,7 +1097,7 @@ def retreat_kernel(
 
 
 BLOCK = 256
-ROWS = 16  # fewest tokens of a chunk
+LEAST_ROWS = 16  # fewest tokens of a chunk
 
 
 def _block_length(length):
@@ -1201,7 +1199,7 @@ def _element(tensors):
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
     element = _element(tensors)
     BT, BK, BV, options = _configuration(name, element, tensors[0].device)
-    BT = max(ROWS, min(BT, _tile(layout[3])))
+    BT = max(LEAST_ROWS, min(BT, _tile(layout[3])))
     precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
     constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
     kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)

@@ -191,11 +191,11 @@ CARRY = {
     "decay_all": 0,
     "k": 2,
     "x_j2": 1,
-    "x_tk3": 2,
-    "x_tv5": 2,
+    "rows": 2,
+    "rows2": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "k": 2, "x_tk5": 2, "x_tv10": 2, "x_t2": 1, "x_kv6": 2, "x_k": 1}
+CARRY_VJP = {"decay_all": 0, "k": 2, "rows3": 2, "rows4": 2, "x_t2": 1, "x_kv6": 2, "x_k": 1}
 
 
 def _spread(x, *sizes):
@@ -226,8 +226,6 @@ def _runs(gate):
 
 def _writes(*, alpha, eta, k, v, **_):
     """What chunks add to the state, and how much of it they leave."""
-    n_t = eta.shape[-1]
-    n_m = eta.shape[-1]
     alpha_runs = _runs(alpha)
     decay_all = alpha_runs[..., -1, 0]
     decay_j = alpha_runs[..., -1, 1:]
@@ -237,33 +235,28 @@ def _writes(*, alpha, eta, k, v, **_):
     x_tj = decay_tj * x_t[..., None, :]
     x_tj2 = alpha[..., :, None] * x_tj
     x_tj5 = k @ k.mT
-    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
-    at_m = torch.arange(n_m, dtype=alpha.dtype, device=alpha.device)
-    x_tm = _step(1.0 - torch.abs(at_t[..., :, None] - at_m[..., None, :]))
-    rows = torch.linalg.solve_triangular(-(x_tj2 * x_tj5), x_tm, upper=False, unitriangular=True)
+    x_tj3 = x_tj2 * x_tj5
     decay_t = alpha_runs[..., :-1, 0]
     x_t2 = alpha * decay_t
     x_tk2 = x_t2[..., :, None] * k
-    x_tk3 = rows @ x_tk2
-    x_tv2 = -v
-    x_tv5 = rows @ x_tv2
+    rows = torch.linalg.solve_triangular(-x_tj3.mT, x_tk2.mT, upper=True, left=False, unitriangular=True).mT
+    rows2 = torch.linalg.solve_triangular(-x_tj3.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
         "x_j2": x_j2,
-        "x_tk3": x_tk3,
-        "x_tv5": x_tv5,
+        "rows": rows,
+        "rows2": rows2,
         "sum_k": sum_k,
         "x_tj5": x_tj5,
-        "rows": rows,
     }
 
 
-def _carry(*, decay_all, M, k, x_j2, x_tk3, x_tv5, pool, sum_k, **_):
+def _carry(*, decay_all, M, k, x_j2, rows, rows2, pool, sum_k, **_):
     """The state after a chunk."""
     x_kv = decay_all[..., None, None] * M
-    x_tk3_M = x_tk3 @ M
-    x_tv = x_tk3_M + x_tv5
+    rows_M = rows @ M
+    x_tv = rows_M + rows2
     x_kv2 = k.mT @ (x_j2[..., :, None] * x_tv)
     M_next = x_kv + x_kv2
     pool_next = pool + sum_k
@@ -273,7 +266,7 @@ def _carry(*, decay_all, M, k, x_j2, x_tk3, x_tv5, pool, sum_k, **_):
     }
 
 
-def _read_online(*, alpha, q, M, eta, k, x_tk3, x_tv5, u, pool, count, **_):
+def _read_online(*, alpha, q, M, eta, k, rows, rows2, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     n_t = count.shape[-1]
     n_j = k.shape[-2]
@@ -285,8 +278,8 @@ def _read_online(*, alpha, q, M, eta, k, x_tk3, x_tv5, u, pool, count, **_):
     x_t = -eta
     x_tj = decay_tj * x_t[..., None, :]
     q_k = q @ k.mT
-    x_tk3_M = x_tk3 @ M
-    x_tv2 = x_tk3_M + x_tv5
+    rows_M = rows @ M
+    x_tv2 = rows_M + rows2
     x_tv3 = (x_tj * q_k) @ x_tv2
     o = x_tv + x_tv3
     at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
@@ -301,25 +294,29 @@ def _read_online(*, alpha, q, M, eta, k, x_tk3, x_tv5, u, pool, count, **_):
     }
 
 
-def _pulls(*, rows, x_j2, k, alpha, eta, q, d_o, u, d_r, count, **_):
+def _pulls(*, alpha, eta, x_tj5, x_j2, k, q, d_o, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
-    x_jk = x_j2[..., :, None] * k
-    x_mk = rows.mT @ x_jk
     alpha_runs = _runs(alpha)
-    decay_tj = alpha_runs[..., 1:, 1:]
+    decay_tj = alpha_runs[..., :-1, 1:]
     x_t = -eta
     x_tj = decay_tj * x_t[..., None, :]
+    x_tj2 = alpha[..., :, None] * x_tj
+    x_tj3 = x_tj2 * x_tj5
+    x_jk = x_j2[..., :, None] * k
+    rows3 = torch.linalg.solve_triangular(-x_tj3, x_jk.mT, upper=False, left=False, unitriangular=True).mT
+    decay_tj2 = alpha_runs[..., 1:, 1:]
+    x_tj4 = decay_tj2 * x_t[..., None, :]
     q_k = q @ k.mT
-    x_jv = (x_tj * q_k).mT @ d_o
-    x_mv = rows.mT @ x_jv
+    x_jv = (x_tj4 * q_k).mT @ d_o
+    rows4 = torch.linalg.solve_triangular(-x_tj3, x_jv.mT, upper=False, left=False, unitriangular=True).mT
     decay_t = alpha_runs[..., :-1, 0]
     x_t2 = alpha * decay_t
     decay_t2 = alpha_runs[..., 1:, 0]
     x_kv6 = q.mT @ (d_o * decay_t2[..., :, None])
     x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
     return {
-        "x_tk5": x_mk,
-        "x_tv10": x_mv,
+        "rows3": rows3,
+        "rows4": rows4,
         "x_t2": x_t2,
         "x_kv6": x_kv6,
         "x_k": x_k,
@@ -327,11 +324,11 @@ def _pulls(*, rows, x_j2, k, alpha, eta, q, d_o, u, d_r, count, **_):
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, k, x_tk5, x_tv10, x_t2, x_kv6, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, decay_all, k, rows3, rows4, x_t2, x_kv6, d_pool_next, x_k, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * decay_all[..., None, None]
-    x_tk5_d_M_next = x_tk5 @ d_M_next
-    x_tv = x_tk5_d_M_next + x_tv10
+    rows3_d_M_next = rows3 @ d_M_next
+    x_tv = rows3_d_M_next + rows4
     x_kv2 = k.mT @ (x_tv * x_t2[..., :, None])
     d_M = x_kv + x_kv2 + x_kv6
     d_pool = d_pool_next + x_k
@@ -346,12 +343,12 @@ def _inputs_vjp(
     alpha,
     k,
     d_M_next,
-    x_tk3,
+    rows,
     M,
-    x_tv5,
+    rows2,
     eta,
-    x_tk5,
-    x_tv10,
+    rows3,
+    rows4,
     x_tj5,
     d_o,
     q_k,
@@ -371,8 +368,8 @@ def _inputs_vjp(
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
     k_d_M_next = k @ d_M_next
-    x_tk3_M = x_tk3 @ M
-    x_tv = x_tk3_M + x_tv5
+    rows_M = rows @ M
+    x_tv = rows_M + rows2
     sum_j = (k_d_M_next * x_tv).sum(-1)
     x_t = -eta
     x_j2 = sum_j * x_t
@@ -383,8 +380,8 @@ def _inputs_vjp(
     x_m2 = decay_j * sum[..., None]
     decay_t = alpha_runs[..., :-1, 0]
     x_m4 = x_m2 * decay_t
-    x_tk5_d_M_next = x_tk5 @ d_M_next
-    x_tv2 = x_tk5_d_M_next + x_tv10
+    rows3_d_M_next = rows3 @ d_M_next
+    x_tv2 = rows3_d_M_next + rows4
     x_tv3 = k @ M
     sum_t = (x_tv2 * x_tv3).sum(-1)
     x_t4 = sum_t * decay_t
@@ -419,7 +416,7 @@ def _inputs_vjp(
     d_eta = -x_j4
     x_tj15 = alpha[..., :, None] * x_tj3
     x_tj16 = x_tj * x_tj15
-    x_tk8 = _products(((x_tv2 * x_t22[..., :, None]), M.mT), (x_tj16, k))
+    x_tk6 = _products(((x_tv2 * x_t22[..., :, None]), M.mT), (x_tj16, k))
     x_jk5 = _spread(d_pool_next[..., None, :], n_j, -1)
     x_t12 = d_r / count
     x_tj17 = _spread(x_t12[..., :, None], -1, n_j)
@@ -428,17 +425,17 @@ def _inputs_vjp(
     x_tj18 = x_tj17 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
     x_jk6 = x_tj18.mT @ u
     x_jk7 = x_jk5 + x_jk6
-    d_k = _products(((x_j22[..., :, None] * x_tv), d_M_next.mT), (x_tj16.mT, k), (x_tj12.mT, q)) + x_tk8 + x_jk7
-    x_tv9 = -x_tv2
-    x_tk9 = x_t12[..., :, None] * pool[..., None, :]
-    x_tk10 = x_tj18 @ k
-    d_u = x_tk9 + x_tk10
+    d_k = _products(((x_j22[..., :, None] * x_tv), d_M_next.mT), (x_tj16.mT, k), (x_tj12.mT, q)) + x_tk6 + x_jk7
+    x_tv8 = -x_tv2
+    x_tk7 = x_t12[..., :, None] * pool[..., None, :]
+    x_tk8 = x_tj18 @ k
+    d_u = x_tk7 + x_tk8
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": x_tv9,
+        "d_v": x_tv8,
         "d_u": d_u,
     }
 
@@ -1856,7 +1853,7 @@ def retreat_kernel(
 
 
 BLOCK = 256
-ROWS = 16  # fewest tokens of a chunk
+LEAST_ROWS = 16  # fewest tokens of a chunk
 
 
 def _block_length(length):
@@ -1969,7 +1966,7 @@ def _element(tensors):
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
     element = _element(tensors)
     BT, BK, BV, options = _configuration(name, element, tensors[0].device)
-    BT = max(ROWS, min(BT, _tile(layout[3])))
+    BT = max(LEAST_ROWS, min(BT, _tile(layout[3])))
     precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
     constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
     kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)

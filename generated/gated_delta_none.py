@@ -179,15 +179,10 @@ CARRY = {
     "decay_all": 0,
     "k": 2,
     "x_j2": 1,
-    "x_tk3": 2,
-    "x_tv5": 2,
+    "rows": 2,
+    "rows2": 2,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "k": 2, "x_tk5": 2, "x_tv10": 2, "x_t2": 1, "x_kv6": 2}
-
-
-def _step(x):
-    """1 where x > 0, else 0."""
-    return (x > 0).to(x.dtype)
+CARRY_VJP = {"decay_all": 0, "k": 2, "rows3": 2, "rows4": 2, "x_t2": 1, "x_kv6": 2}
 
 
 def _products(first, *others):
@@ -208,8 +203,6 @@ def _runs(gate):
 
 def _writes(*, alpha, eta, k, v, **_):
     """What chunks add to the state, and how much of it they leave."""
-    n_t = eta.shape[-1]
-    n_m = eta.shape[-1]
     alpha_runs = _runs(alpha)
     decay_all = alpha_runs[..., -1, 0]
     decay_j = alpha_runs[..., -1, 1:]
@@ -219,31 +212,26 @@ def _writes(*, alpha, eta, k, v, **_):
     x_tj = decay_tj * x_t[..., None, :]
     x_tj2 = alpha[..., :, None] * x_tj
     x_tj5 = k @ k.mT
-    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
-    at_m = torch.arange(n_m, dtype=alpha.dtype, device=alpha.device)
-    x_tm = _step(1.0 - torch.abs(at_t[..., :, None] - at_m[..., None, :]))
-    rows = torch.linalg.solve_triangular(-(x_tj2 * x_tj5), x_tm, upper=False, unitriangular=True)
+    x_tj3 = x_tj2 * x_tj5
     decay_t = alpha_runs[..., :-1, 0]
     x_t2 = alpha * decay_t
     x_tk2 = x_t2[..., :, None] * k
-    x_tk3 = rows @ x_tk2
-    x_tv2 = -v
-    x_tv5 = rows @ x_tv2
+    rows = torch.linalg.solve_triangular(-x_tj3.mT, x_tk2.mT, upper=True, left=False, unitriangular=True).mT
+    rows2 = torch.linalg.solve_triangular(-x_tj3.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT
     return {
         "decay_all": decay_all,
         "x_j2": x_j2,
-        "x_tk3": x_tk3,
-        "x_tv5": x_tv5,
-        "x_tj5": x_tj5,
         "rows": rows,
+        "rows2": rows2,
+        "x_tj5": x_tj5,
     }
 
 
-def _carry(*, decay_all, M, k, x_j2, x_tk3, x_tv5, **_):
+def _carry(*, decay_all, M, k, x_j2, rows, rows2, **_):
     """The state after a chunk."""
     x_kv = decay_all[..., None, None] * M
-    x_tk3_M = x_tk3 @ M
-    x_tv = x_tk3_M + x_tv5
+    rows_M = rows @ M
+    x_tv = rows_M + rows2
     x_kv2 = k.mT @ (x_j2[..., :, None] * x_tv)
     M_next = x_kv + x_kv2
     return {
@@ -251,7 +239,7 @@ def _carry(*, decay_all, M, k, x_j2, x_tk3, x_tv5, **_):
     }
 
 
-def _read_online(*, alpha, q, M, eta, k, x_tk3, x_tv5, **_):
+def _read_online(*, alpha, q, M, eta, k, rows, rows2, **_):
     """The online read-outs of chunks, from the states before them."""
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
@@ -261,8 +249,8 @@ def _read_online(*, alpha, q, M, eta, k, x_tk3, x_tv5, **_):
     x_t = -eta
     x_tj = decay_tj * x_t[..., None, :]
     q_k = q @ k.mT
-    x_tk3_M = x_tk3 @ M
-    x_tv2 = x_tk3_M + x_tv5
+    rows_M = rows @ M
+    x_tv2 = rows_M + rows2
     x_tv3 = (x_tj * q_k) @ x_tv2
     o = x_tv + x_tv3
     return {
@@ -270,35 +258,39 @@ def _read_online(*, alpha, q, M, eta, k, x_tk3, x_tv5, **_):
     }
 
 
-def _pulls(*, rows, x_j2, k, alpha, eta, q, d_o, **_):
+def _pulls(*, alpha, eta, x_tj5, x_j2, k, q, d_o, **_):
     """What the read-outs of chunks owe to the states before them."""
-    x_jk = x_j2[..., :, None] * k
-    x_mk = rows.mT @ x_jk
     alpha_runs = _runs(alpha)
-    decay_tj = alpha_runs[..., 1:, 1:]
+    decay_tj = alpha_runs[..., :-1, 1:]
     x_t = -eta
     x_tj = decay_tj * x_t[..., None, :]
+    x_tj2 = alpha[..., :, None] * x_tj
+    x_tj3 = x_tj2 * x_tj5
+    x_jk = x_j2[..., :, None] * k
+    rows3 = torch.linalg.solve_triangular(-x_tj3, x_jk.mT, upper=False, left=False, unitriangular=True).mT
+    decay_tj2 = alpha_runs[..., 1:, 1:]
+    x_tj4 = decay_tj2 * x_t[..., None, :]
     q_k = q @ k.mT
-    x_jv = (x_tj * q_k).mT @ d_o
-    x_mv = rows.mT @ x_jv
+    x_jv = (x_tj4 * q_k).mT @ d_o
+    rows4 = torch.linalg.solve_triangular(-x_tj3, x_jv.mT, upper=False, left=False, unitriangular=True).mT
     decay_t = alpha_runs[..., :-1, 0]
     x_t2 = alpha * decay_t
     decay_t2 = alpha_runs[..., 1:, 0]
     x_kv6 = q.mT @ (d_o * decay_t2[..., :, None])
     return {
-        "x_tk5": x_mk,
-        "x_tv10": x_mv,
+        "rows3": rows3,
+        "rows4": rows4,
         "x_t2": x_t2,
         "x_kv6": x_kv6,
         "q_k": q_k,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, k, x_tk5, x_tv10, x_t2, x_kv6, **_):
+def _carry_vjp(*, d_M_next, decay_all, k, rows3, rows4, x_t2, x_kv6, **_):
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * decay_all[..., None, None]
-    x_tk5_d_M_next = x_tk5 @ d_M_next
-    x_tv = x_tk5_d_M_next + x_tv10
+    rows3_d_M_next = rows3 @ d_M_next
+    x_tv = rows3_d_M_next + rows4
     x_kv2 = k.mT @ (x_tv * x_t2[..., :, None])
     d_M = x_kv + x_kv2 + x_kv6
     return {
@@ -306,15 +298,15 @@ def _carry_vjp(*, d_M_next, decay_all, k, x_tk5, x_tv10, x_t2, x_kv6, **_):
     }
 
 
-def _inputs_vjp(*, alpha, k, d_M_next, x_tk3, M, x_tv5, eta, x_tk5, x_tv10, x_tj5, d_o, q_k, q, **others):
+def _inputs_vjp(*, alpha, k, d_M_next, rows, M, rows2, eta, rows3, rows4, x_tj5, d_o, q_k, q, **others):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     x_j22 = others["x_j2"]
     x_t22 = others["x_t2"]
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
     k_d_M_next = k @ d_M_next
-    x_tk3_M = x_tk3 @ M
-    x_tv = x_tk3_M + x_tv5
+    rows_M = rows @ M
+    x_tv = rows_M + rows2
     sum_j = (k_d_M_next * x_tv).sum(-1)
     x_t = -eta
     x_j2 = sum_j * x_t
@@ -325,8 +317,8 @@ def _inputs_vjp(*, alpha, k, d_M_next, x_tk3, M, x_tv5, eta, x_tk5, x_tv10, x_tj
     x_m2 = decay_j * sum[..., None]
     decay_t = alpha_runs[..., :-1, 0]
     x_m4 = x_m2 * decay_t
-    x_tk5_d_M_next = x_tk5 @ d_M_next
-    x_tv2 = x_tk5_d_M_next + x_tv10
+    rows3_d_M_next = rows3 @ d_M_next
+    x_tv2 = rows3_d_M_next + rows4
     x_tv3 = k @ M
     sum_t = (x_tv2 * x_tv3).sum(-1)
     x_t4 = sum_t * decay_t
@@ -361,15 +353,15 @@ def _inputs_vjp(*, alpha, k, d_M_next, x_tk3, M, x_tv5, eta, x_tk5, x_tv10, x_tj
     d_eta = -x_j4
     x_tj15 = alpha[..., :, None] * x_tj3
     x_tj16 = x_tj * x_tj15
-    x_tk8 = _products(((x_tv2 * x_t22[..., :, None]), M.mT), (x_tj16, k))
-    d_k = _products(((x_j22[..., :, None] * x_tv), d_M_next.mT), (x_tj16.mT, k), (x_tj12.mT, q)) + x_tk8
-    x_tv9 = -x_tv2
+    x_tk6 = _products(((x_tv2 * x_t22[..., :, None]), M.mT), (x_tj16, k))
+    d_k = _products(((x_j22[..., :, None] * x_tv), d_M_next.mT), (x_tj16.mT, k), (x_tj12.mT, q)) + x_tk6
+    x_tv8 = -x_tv2
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": x_tv9,
+        "d_v": x_tv8,
     }
 
 
@@ -1370,7 +1362,7 @@ def retreat_kernel(
 
 
 BLOCK = 256
-ROWS = 16  # fewest tokens of a chunk
+LEAST_ROWS = 16  # fewest tokens of a chunk
 
 
 def _block_length(length):
@@ -1472,7 +1464,7 @@ def _element(tensors):
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
     element = _element(tensors)
     BT, BK, BV, options = _configuration(name, element, tensors[0].device)
-    BT = max(ROWS, min(BT, _tile(layout[3])))
+    BT = max(LEAST_ROWS, min(BT, _tile(layout[3])))
     precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
     constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
     kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)

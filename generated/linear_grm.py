@@ -1203,7 +1203,7 @@ def segments_kernel(
 
 
 BLOCK = 256
-ROWS = 16  # fewest tokens of a chunk
+LEAST_ROWS = 16  # fewest tokens of a chunk
 
 
 def _block_length(length):
@@ -1306,7 +1306,7 @@ def _element(tensors):
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
     element = _element(tensors)
     BT, BK, BV, options = _configuration(name, element, tensors[0].device)
-    BT = max(ROWS, min(BT, _tile(layout[3])))
+    BT = max(LEAST_ROWS, min(BT, _tile(layout[3])))
     precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
     constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
     kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)

@@ -194,9 +194,9 @@ CARRY = {
     "decay_all": 0,
     "k": 2,
     "x_j2": 1,
-    "x_tk3": 2,
-    "x_tk5": 2,
-    "x_tv7": 2,
+    "rows": 2,
+    "rows2": 2,
+    "rows3": 2,
     "decay_all2": 0,
     "x": 0,
     "x_j5": 1,
@@ -206,9 +206,9 @@ CARRY_VJP = {
     "x": 0,
     "decay_all": 0,
     "k": 2,
-    "x_tk7": 2,
-    "x_tk9": 2,
-    "x_tv13": 2,
+    "rows4": 2,
+    "rows5": 2,
+    "rows6": 2,
     "x_t4": 1,
     "x_kv15": 2,
     "decay_all2": 0,
@@ -246,8 +246,6 @@ def _runs(gate):
 
 def _writes(*, beta, eta, alpha, k, v, **_):
     """What chunks add to the state, and how much of it they leave."""
-    n_t = alpha.shape[-1]
-    n_m = alpha.shape[-1]
     beta_runs = _runs(beta)
     decay_all = beta_runs[..., -1, 0]
     decay_j = beta_runs[..., -1, 1:]
@@ -262,21 +260,17 @@ def _writes(*, beta, eta, alpha, k, v, **_):
     x_tj7 = x_ts2 @ x_tj2
     x_tj3 = x_tj + x_tj7
     x_tj9 = k @ k.mT
-    at_t = torch.arange(n_t, dtype=beta.dtype, device=beta.device)
-    at_m = torch.arange(n_m, dtype=beta.dtype, device=beta.device)
-    x_tm = _step(1.0 - torch.abs(at_t[..., :, None] - at_m[..., None, :]))
-    rows = torch.linalg.solve_triangular(-(2.0 * x_tj3 * x_tj9), x_tm, upper=False, unitriangular=True)
+    x_tj4 = 2.0 * x_tj3 * x_tj9
     decay_t = alpha_runs[..., :-1, 0]
     x_t2 = 2.0 * decay_t
     x_tk2 = x_t2[..., :, None] * k
-    x_tk3 = rows @ x_tk2
+    rows = torch.linalg.solve_triangular(-x_tj4.mT, x_tk2.mT, upper=True, left=False, unitriangular=True).mT
     decay_t2 = beta_runs[..., :-1, 0]
     x_t4 = (decay_t2[..., None, :] @ x_ts2.mT).squeeze(-2)
     x_t3 = 2.0 * x_t4
-    x_tk4 = x_t3[..., :, None] * k
-    x_tk5 = rows @ x_tk4
-    x_tv2 = -(2.0 * v)
-    x_tv7 = rows @ x_tv2
+    x_tk3 = x_t3[..., :, None] * k
+    rows2 = torch.linalg.solve_triangular(-x_tj4.mT, x_tk3.mT, upper=True, left=False, unitriangular=True).mT
+    rows3 = torch.linalg.solve_triangular(-x_tj4.mT, (-(2.0 * v)).mT, upper=True, left=False, unitriangular=True).mT
     decay_all2 = alpha_runs[..., -1, 0]
     decay_j2 = alpha_runs[..., -1, 1:]
     x_s4 = decay_j2 * beta
@@ -288,24 +282,23 @@ def _writes(*, beta, eta, alpha, k, v, **_):
     return {
         "decay_all": decay_all,
         "x_j2": x_j2,
-        "x_tk3": x_tk3,
-        "x_tk5": x_tk5,
-        "x_tv7": x_tv7,
+        "rows": rows,
+        "rows2": rows2,
+        "rows3": rows3,
         "decay_all2": decay_all2,
         "x": x,
         "x_j5": x_j5,
         "sum_k": sum_k,
         "x_tj7": x_tj7,
         "x_tj9": x_tj9,
-        "rows": rows,
         "x_t4": x_t4,
     }
 
 
-def _carry(*, decay_all, S, k, x_j2, x_tk3, M, x_tk5, x_tv7, decay_all2, x, x_j5, pool, sum_k, **_):
+def _carry(*, decay_all, S, k, x_j2, rows, M, rows2, rows3, decay_all2, x, x_j5, pool, sum_k, **_):
     """The state after a chunk."""
     x_kv = decay_all[..., None, None] * S
-    x_tv = _products((x_tk3, M), (x_tk5, S)) + x_tv7
+    x_tv = _products((rows, M), (rows2, S)) + rows3
     x_kv2 = k.mT @ (x_j2[..., :, None] * x_tv)
     S_next = x_kv + x_kv2
     x_kv3 = decay_all2[..., None, None] * M
@@ -320,7 +313,7 @@ def _carry(*, decay_all, S, k, x_j2, x_tk3, M, x_tk5, x_tv7, decay_all2, x, x_j5
     }
 
 
-def _read_online(*, alpha, q, M, beta, S, eta, k, x_tk3, x_tk5, x_tv7, u, pool, count, **_):
+def _read_online(*, alpha, q, M, beta, S, eta, k, rows, rows2, rows3, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     n_t = count.shape[-1]
     n_j = k.shape[-2]
@@ -342,7 +335,7 @@ def _read_online(*, alpha, q, M, beta, S, eta, k, x_tk3, x_tk5, x_tv7, u, pool, 
     x_tj3 = x_ts2 @ x_tj2
     x_tj4 = x_tj + x_tj3
     q_k = q @ k.mT
-    x_tv3 = _products((x_tk3, M), (x_tk5, S)) + x_tv7
+    x_tv3 = _products((rows, M), (rows2, S)) + rows3
     x_tv4 = (x_tj4 * q_k) @ x_tv3
     o = x_tv + x_tv2 + x_tv4
     at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
@@ -357,25 +350,29 @@ def _read_online(*, alpha, q, M, beta, S, eta, k, x_tk3, x_tk5, x_tv7, u, pool, 
     }
 
 
-def _pulls(*, rows, x_j5, k, x_j2, alpha, eta, beta, q, d_o, u, d_r, count, **_):
+def _pulls(*, alpha, eta, x_tj7, x_tj9, x_j5, k, x_j2, beta, q, d_o, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
-    x_jk = x_j5[..., :, None] * k
-    x_mk = rows.mT @ x_jk
-    x_jk2 = x_j2[..., :, None] * k
-    x_mk2 = rows.mT @ x_jk2
     alpha_runs = _runs(alpha)
-    decay_tj = alpha_runs[..., 1:, 1:]
+    decay_tj = alpha_runs[..., :-1, 1:]
     x_t2 = -eta
     x_tj = decay_tj * x_t2[..., None, :]
-    x_ts2 = decay_tj * beta[..., None, :]
+    x_tj2 = x_tj + x_tj7
+    x_tj4 = 2.0 * x_tj2 * x_tj9
+    x_jk = x_j5[..., :, None] * k
+    rows4 = torch.linalg.solve_triangular(-x_tj4, x_jk.mT, upper=False, left=False, unitriangular=True).mT
+    x_jk2 = x_j2[..., :, None] * k
+    rows5 = torch.linalg.solve_triangular(-x_tj4, x_jk2.mT, upper=False, left=False, unitriangular=True).mT
+    decay_tj2 = alpha_runs[..., 1:, 1:]
+    x_tj5 = decay_tj2 * x_t2[..., None, :]
+    x_ts2 = decay_tj2 * beta[..., None, :]
     beta_runs = _runs(beta)
-    decay_tj2 = beta_runs[..., :-1, 1:]
-    x_tj2 = decay_tj2 * x_t2[..., None, :]
-    x_tj3 = x_ts2 @ x_tj2
-    x_tj4 = x_tj + x_tj3
+    decay_tj3 = beta_runs[..., :-1, 1:]
+    x_tj6 = decay_tj3 * x_t2[..., None, :]
+    x_tj3 = x_ts2 @ x_tj6
+    x_tj8 = x_tj5 + x_tj3
     q_k = q @ k.mT
-    x_jv = (x_tj4 * q_k).mT @ d_o
-    x_mv = rows.mT @ x_jv
+    x_jv = (x_tj8 * q_k).mT @ d_o
+    rows6 = torch.linalg.solve_triangular(-x_tj4, x_jv.mT, upper=False, left=False, unitriangular=True).mT
     decay_t = beta_runs[..., :-1, 0]
     x_t = (decay_t[..., None, :] @ x_ts2.mT).squeeze(-2)
     x_kv15 = q.mT @ (d_o * x_t[..., :, None])
@@ -384,9 +381,9 @@ def _pulls(*, rows, x_j5, k, x_j2, alpha, eta, beta, q, d_o, u, d_r, count, **_)
     x_kv10 = q.mT @ (d_o * decay_t2[..., :, None])
     x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
     return {
-        "x_tk7": x_mk,
-        "x_tk9": x_mk2,
-        "x_tv13": x_mv,
+        "rows4": rows4,
+        "rows5": rows5,
+        "rows6": rows6,
         "x_kv15": x_kv15,
         "decay_t3": decay_t3,
         "x_kv10": x_kv10,
@@ -404,9 +401,9 @@ def _carry_vjp(
     d_S_next,
     decay_all,
     k,
-    x_tk7,
-    x_tk9,
-    x_tv13,
+    rows4,
+    rows5,
+    rows6,
     x_t4,
     x_kv15,
     decay_all2,
@@ -419,7 +416,7 @@ def _carry_vjp(
     """The cotangent of the state before a chunk, from that after it."""
     x_kv = d_M_next * x[..., None, None]
     x_kv2 = d_S_next * decay_all[..., None, None]
-    x_tv = _products((x_tk7, d_M_next), (x_tk9, d_S_next)) + x_tv13
+    x_tv = _products((rows4, d_M_next), (rows5, d_S_next)) + rows6
     x_kv3 = k.mT @ (2.0 * x_tv * x_t4[..., :, None])
     d_S = x_kv + x_kv2 + x_kv3 + x_kv15
     x_kv4 = d_M_next * decay_all2[..., None, None]
@@ -438,18 +435,18 @@ def _inputs_vjp(
     alpha,
     k,
     d_M_next,
-    x_tk3,
+    rows,
     M,
-    x_tk5,
+    rows2,
     S,
-    x_tv7,
+    rows3,
     eta,
     beta,
     decay_t3,
-    x_tk7,
-    x_tk9,
+    rows4,
+    rows5,
     d_S_next,
-    x_tv13,
+    rows6,
     x_tj9,
     d_o,
     q_k,
@@ -473,7 +470,7 @@ def _inputs_vjp(
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
     k_d_M_next = k @ d_M_next
-    x_tv = _products((x_tk3, M), (x_tk5, S)) + x_tv7
+    x_tv = _products((rows, M), (rows2, S)) + rows3
     sum_j = (k_d_M_next * x_tv).sum(-1)
     x_t = -eta
     x_j2 = sum_j * x_t
@@ -495,7 +492,7 @@ def _inputs_vjp(
     sum2 = (d_M_next * M).sum((-2, -1))
     x_m2 = decay_j * sum2[..., None]
     x_m4 = x_m2 * decay_t3
-    x_tv2 = _products((x_tk7, d_M_next), (x_tk9, d_S_next)) + x_tv13
+    x_tv2 = _products((rows4, d_M_next), (rows5, d_S_next)) + rows6
     x_tv3 = k @ M
     sum_t = (x_tv2 * x_tv3).sum(-1)
     x_m5 = ((2.0 * sum_t)[..., None, :] @ decay_tj).squeeze(-2)
@@ -572,7 +569,7 @@ def _inputs_vjp(
     x_tj17 = decay_tj * x_t[..., None, :]
     x_tj18 = x_tj17 + x_tj72
     x_tj19 = 2.0 * x_tj2 * x_tj18
-    x_tk12 = _products(
+    x_tk8 = _products(
         ((2.0 * x_tv2 * x_t42[..., :, None]), S.mT), ((2.0 * x_tv2 * decay_t3[..., :, None]), M.mT), (x_tj19, k)
     )
     x_jk6 = _spread(d_pool_next[..., None, :], n_j, -1)
@@ -590,20 +587,20 @@ def _inputs_vjp(
             (x_tj19.mT, k),
             (x_tj11.mT, q),
         )
-        + x_tk12
+        + x_tk8
         + x_jk8
     )
-    x_tv15 = -(2.0 * x_tv2)
-    x_tk13 = x_t22[..., :, None] * pool[..., None, :]
-    x_tk14 = x_tj21 @ k
-    d_u = x_tk13 + x_tk14
+    x_tv13 = -(2.0 * x_tv2)
+    x_tk9 = x_t22[..., :, None] * pool[..., None, :]
+    x_tk10 = x_tj21 @ k
+    d_u = x_tk9 + x_tk10
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
         "d_beta": d_beta,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": x_tv15,
+        "d_v": x_tv13,
         "d_u": d_u,
     }
 
@@ -2409,7 +2406,7 @@ def retreat_kernel(
 
 
 BLOCK = 256
-ROWS = 16  # fewest tokens of a chunk
+LEAST_ROWS = 16  # fewest tokens of a chunk
 
 
 def _block_length(length):
@@ -2522,7 +2519,7 @@ def _element(tensors):
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
     element = _element(tensors)
     BT, BK, BV, options = _configuration(name, element, tensors[0].device)
-    BT = max(ROWS, min(BT, _tile(layout[3])))
+    BT = max(LEAST_ROWS, min(BT, _tile(layout[3])))
     precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
     constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
     kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)

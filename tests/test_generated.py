@@ -55,6 +55,18 @@ def test_a_shipped_file_knows_its_spec() -> None:
     assert {"MCGEN_VERSION", "op", "reference", "UnsupportedError"} <= vars(m).keys()
 
 
+@pytest.mark.parametrize("name", shipped())
+def test_no_name_of_a_file_is_given_twice(name: str) -> None:
+    """Both backends lie in one file: a constant of one must not stand for a constant of the other."""
+    given = []
+    for statement in ast.parse((GENERATED / f"{name}.py").read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            given.append(statement.name)
+        elif isinstance(statement, ast.Assign):
+            given += [target.id for target in statement.targets if isinstance(target, ast.Name)]
+    assert {one for one in given if given.count(one) > 1} <= {"triton", "tl"}
+
+
 BUILD = """\
 import sys
 from mcgen import pipeline

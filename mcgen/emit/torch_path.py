@@ -25,7 +25,7 @@ from mcgen.passes.factors import ONE_DECAY
 from mcgen.passes.hoist import hoist, part
 from mcgen.passes.simplify import RULES as SIMPLIFY
 from mcgen.passes.simplify import select, simplify
-from mcgen.passes.solves import inverses, solves_apart
+from mcgen.passes.solves import solves_apart
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY, Write
 
@@ -107,7 +107,7 @@ class TorchPath:
         program = simplify(step_with_vjp(self.meaning, anchored=self.meaning.anchored(CHUNK)), RULES)
         for carried in (self.state, self.cotangents):
             program = simplify(part(solves_apart(program, carried), carried), RULES)
-        return simplify(inverses(program), REWRITES)
+        return simplify(program, REWRITES)
 
     @cached_property
     def names(self) -> Mapping[Node, str]:

@@ -159,9 +159,10 @@ class Body:
             case Rename(_, operand):
                 return Text(f"{self._of(operand)}.mT", atom=True)
             case Solve(_, matrix, right, transposed):
-                system, upper = f"-{self._of(matrix)}{'.mT' if transposed else ''}", str(transposed)
-                arguments = f"{system}, {self._of(right)}, upper={upper}, unitriangular=True"
-                return Text(f"torch.linalg.solve_triangular({arguments})", atom=True)
+                # Xᵀ (I - A)ᵀ = Bᵀ: from the right, rows in memory are LAPACK's columns, and nothing is copied
+                system, upper = f"-{self._of(matrix)}{'' if transposed else '.mT'}", str(not transposed)
+                arguments = f"{system}, {self._of(right)}.mT, upper={upper}, left=False, unitriangular=True"
+                return Text(f"torch.linalg.solve_triangular({arguments}).mT", atom=True)
             case Decay():
                 return Text(self._decay(node), atom=True)
         raise TypeError(type(node).__name__)

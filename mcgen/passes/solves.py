@@ -16,7 +16,6 @@ import sympy
 
 from mcgen.ir.program import TOKEN_AXES, Builder, Contract, Input, Map, Node, Program, Rename, Solve, placeholder
 from mcgen.ir.rebuild import rebuilt
-from mcgen.symbolic.functions import Absolute, Where
 
 
 @dataclass(frozen=True)
@@ -114,23 +113,3 @@ class _Affine:
                 factors.setdefault(state, []).append(factor)
         terms = {state: self.b.total(nodes) for state, nodes in factors.items()}
         return _Form(self.b.total(known) if known else None, terms)
-
-
-def inverses(program: Program) -> Program:
-    """Systems solved by the inverse of their matrix, which all with the same matrix share: products are quicker."""
-    b, new = Builder(), {}
-    for node in program.nodes:
-        new[node] = _by_inverse(b, node, new) if isinstance(node, Solve) else rebuilt(b, node, new)
-    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
-
-
-def _by_inverse(b: Builder, node: Solve, new: Mapping[Node, Node]) -> Node:
-    matrix, right = new[node.matrix], new[node.right]
-    row, _ = matrix.axes
-    other = next(axis for axis in ("m", "s", "j") if axis not in right.axes)
-    one, two = sympy.symbols("one two", real=True)
-    same = Where(1 - Absolute(one - two), sympy.S.One, sympy.S.Zero)
-    inverse = b.solve(matrix, b.map(same, {one: b.iota(row), two: b.iota(other)}))
-    if node.transposed:
-        return b.rename(b.contract(inverse, right, row), other, row)
-    return b.contract(inverse, b.rename(right, row, other), other)

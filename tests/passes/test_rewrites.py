@@ -20,7 +20,7 @@ from mcgen.passes.factors import FACTORS
 from mcgen.passes.hoist import hoist, part
 from mcgen.passes.schedule import chained, scheduled
 from mcgen.passes.simplify import Rule, select, simplify
-from mcgen.passes.solves import inverses, solves_apart
+from mcgen.passes.solves import solves_apart
 from mcgen.symbolic.meaning import Meaning, meaning
 from tests.ir.values import Tensors, draw, sizes
 from tests.symbolic.rules import small, updates
@@ -58,7 +58,6 @@ PASSES: dict[str, Pass] = {
     "twice": lambda program, _: simplify(simplify(program, REWRITES), REWRITES),
     "parts": parted,
     "systems apart": lambda program, understood: solves_apart(program, state_axes(understood)),
-    "systems by inverses": lambda program, _: inverses(program),
     "chains": lambda program, _: chained(program),
 }
 
