@@ -26,7 +26,7 @@ def recurrence_lines(meaning: Meaning) -> list[str]:
     lines += ["", "Every slot over last token's slots and this token's writes, each slot after those it reads:"]
     lines += [f"  {slot}[t] = {_form_text(found.forms[slot])}" for slot in found.slots]
     if found.unread:
-        lines.append(f"  left out, for M does not depend on it: {', '.join(found.unread)}")
+        lines.append(f"  left out, for they stay zero or M does not depend on them: {', '.join(found.unread)}")
     return [*lines, *_error_lines(meaning)]
 
 

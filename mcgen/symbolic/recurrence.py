@@ -7,12 +7,12 @@ With x_t the column of slots after token t and G^w_t the writes of token t,
 where A_t and b^w_t are functions of token t's gates. The lines are run once with every slot a linear form over last
 token's slots and this token's writes, so a line that reads a slot assigned above it is substituted, and one that reads
 a slot assigned below it is not. Slots are then put in an order in which A is lower triangular, or refused; those that
-the memory does not depend on are left out. Gates that are numbers are put in as numbers.
+stay zero, or that the memory does not depend on, are left out. Gates that are numbers are put in as numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import TypeVar
@@ -86,7 +86,7 @@ class Recurrence:
     memory_at    for each line that takes a gradient, the memory as it stands at that line, likewise
     error        the objective's error row, where the rule has an objective
     chunk        length of the chunks gradients are taken over; None where they are taken token by token
-    unread       slots of the rule that the memory does not depend on, and which are not computed
+    unread       slots of the rule that stay zero or that the memory does not depend on: they are not computed
     """
 
     slots: tuple[str, ...]
@@ -149,7 +149,9 @@ def recurrence(spec: Spec) -> Recurrence:
     if diagnostics:
         raise SpecError(diagnostics)
     order = _triangular_order(spec, state)
-    return _without_unread(Recurrence(order, state, memory_at, error, spec.gradient_chunk))
+    initial = () if spec.memory.kind == "matrix" else (MEMORY,)
+    forms, memory_at = _without_zeros(order, state, memory_at, initial)
+    return _without_unread(Recurrence(order, forms, memory_at, error, spec.gradient_chunk))
 
 
 def constants(spec: Spec) -> dict[str, sympy.Expr]:
@@ -192,6 +194,21 @@ def _triangular_order(spec: Spec, forms: Mapping[str, LinearForm]) -> tuple[str,
 def _sources(form: LinearForm) -> Iterator[str]:
     """The slots whose last value a form reads."""
     return (atom.name for atom in form if isinstance(atom, PreviousSlot))
+
+
+def _without_zeros(
+    order: tuple[str, ...], forms: Mapping[str, LinearForm], memory_at: Mapping[int, LinearForm], initial: Iterable[str]
+) -> tuple[dict[str, LinearForm], dict[int, LinearForm]]:
+    """Forms that do not read slots which stay zero: all start there but `initial`, and no write ever reaches those."""
+    reached = set(initial)
+    for slot in order:
+        written = any(not isinstance(atom, PreviousSlot) for atom in forms[slot])
+        reached |= {slot} if written or reached.intersection(_sources(forms[slot])) else set()
+
+    def rest(form: LinearForm) -> LinearForm:
+        return {a: c for a, c in form.items() if not isinstance(a, PreviousSlot) or a.name in reached}
+
+    return {s: rest(form) for s, form in forms.items()}, {line: rest(form) for line, form in memory_at.items()}
 
 
 def _without_unread(whole: Recurrence) -> Recurrence:

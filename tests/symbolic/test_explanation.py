@@ -31,7 +31,7 @@ def test_a_recurrence_in_lines() -> None:
         "  with b = 1 - 2**(-5 - h) for head h",
         "  with c: a number a token and head",
         "  S[t] = b*S[t-1] + v[t] k[t]ᵀ",
-        "  left out, for M does not depend on it: D",
+        "  left out, for they stay zero or M does not depend on them: D",
     ):
         assert line in lines
     assert any(line.startswith("  M[t] = ") and "0.5*M[t-1]" in line and "c*v[t] k[t]ᵀ" in line for line in lines)

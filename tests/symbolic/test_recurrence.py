@@ -15,6 +15,7 @@ from mcgen.symbolic.recurrence import GradientWrite, PreviousSlot, Recurrence, W
 from tests.symbolic.rules import small
 
 HALF = "sum((p - v)**2)/2"
+DEEP = {"memory": {"kind": "mlp"}, "head": {"key_dim": 2, "value_dim": 2}}
 A, B, C = sympy.symbols("a b c", real=True)
 
 
@@ -82,6 +83,15 @@ def test_slots_that_the_memory_does_not_depend_on_are_left_out() -> None:
     assert forms(found) == {"M": {"M[t-1]": A, "v[t] k[t]ᵀ": 1}}
 
 
+def test_slots_that_stay_zero_are_left_out() -> None:
+    found = of("R = a*R", "S = b*S + R", "M = M + S - R + outer(v, k)")
+    assert forms(found) == {"M": {"M[t-1]": 1, "v[t] k[t]ᵀ": 1}}
+    assert set(found.unread) == {"R", "S"}
+    assert of("M = a*M").writes == ()
+    deep = small({"objective": HALF, "steps": ["S = b*S - grad", "R = R", "M = M + S + R"]}, **DEEP)
+    assert set(recurrence(deep).slots) == {"M", "S"}
+
+
 def test_a_slot_that_only_a_gradient_sees_is_kept() -> None:
     found = of("S = S + outer(v, k)", "M = M + S", "R = R + grad", "M = M - S + R", objective=HALF)
     assert set(found.slots) == {"S", "R", "M"}
@@ -107,11 +117,7 @@ def test_a_gradient_free_of_the_prediction_is_a_write() -> None:
 
 
 def test_a_deep_memorys_gradients_are_never_plain_writes() -> None:
-    spec = small(
-        {"objective": "-dot(p, v)", "steps": ["M = M - a*grad"]},
-        memory={"kind": "mlp"},
-        head={"key_dim": 2, "value_dim": 2},
-    )
+    spec = small({"objective": "-dot(p, v)", "steps": ["M = M - a*grad"]}, **DEEP)
     assert recurrence(spec).writes == (GradientWrite(0),)
 
 
