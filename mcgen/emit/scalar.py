@@ -131,6 +131,12 @@ TORCH = ScalarPrinter(
     POWER,
 )
 
+
+def _triton_power(x: str, y: str) -> str:
+    """Of two values, either may be 0 or the base negative; of a number and a value there is less to see to."""
+    return f"{'_pow' if _is_literal(x) or _is_literal(y) else '_power'}({x}, {y})"
+
+
 TRITON = ScalarPrinter(
     {
         functions.Absolute: "tl.abs({})".format,
@@ -143,7 +149,7 @@ TRITON = ScalarPrinter(
         functions.Minimum: "tl.minimum({}, {})".format,
         functions.Sigmoid: "tl.sigmoid({})".format,
         functions.Softplus: "_softplus({})".format,
-        functions.Power: "_pow({}, {})".format,
+        functions.Power: _triton_power,
         functions.Where: "tl.where({} > 0, {}, {})".format,
         sympy.exp: "tl.exp({})".format,
         sympy.log: "tl.log({})".format,

@@ -363,6 +363,13 @@ def _whole_pow(x, N: tl.constexpr):
     "_pow": """@_jit
 def _pow(x, y):
     return tl.where(x == 0, 0.0, tl.exp2(y * tl.log2(x)))""",
+    "_power": """@_jit
+def _power(x, y):
+    whole = tl.floor(y) == y
+    odd = whole & (2.0 * tl.floor(0.5 * y) != y)
+    size = tl.exp2(y * tl.log2(tl.abs(x)))
+    signed = tl.where(x < 0, tl.where(odd, -size, tl.where(whole, size, float("nan"))), size)
+    return tl.where(y == 0, 1.0, tl.where(x == 0, tl.where(y > 0, 0.0, float("inf")), signed))""",
 }
 
 
