@@ -114,7 +114,8 @@ def _fault_message(error: Exception) -> str:
     kept = _keep_traceback(error)
     if isinstance(error, InternalError) and error.dump:
         lines.append(f"  the stage's input lies in {error.dump}")
-    lines.append(f"  the traceback lies in {kept}" if kept else f"  {DUMP_VARIABLE}=DIR keeps the stages' output there")
+    found = f"the traceback lies in {kept}, the stages' output beside it"
+    lines.append(f"  {found}" if kept else f"  {DUMP_VARIABLE}=DIR keeps the stages' output there")
     return "\n".join([*lines, "  This is a fault of mcgen, not of your spec; please report it with the spec."])
 
 

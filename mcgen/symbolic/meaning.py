@@ -22,6 +22,7 @@ from mcgen.symbolic.recurrence import (
     Write,
     recurrence,
 )
+from mcgen.symbolic.text import text
 
 ROUTED = ("grm", "soup", "ssc")
 
@@ -187,5 +188,5 @@ def _token_gradients(recurrence: Recurrence) -> str:
     same = " ({chunk: 1} is the same as token here)" if recurrence.gradients_come_first else ""
     return (
         "gradient: token needs an objective quadratic in p, with a curvature that is a number; "
-        f"this one's gradient by p is {recurrence.error.expression}. Take gradient: {{chunk: b}}{same}"
+        f"this one's gradient by p is {text(recurrence.error.expression)}. Take gradient: {{chunk: b}}{same}"
     )
