@@ -177,22 +177,12 @@ CHUNK = 64  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "k": 2,
-    "x_j": 1,
+    "x_t2": 1,
     "rows": 2,
     "rows2": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"k": 2, "rows3": 2, "rows4": 2, "q_d_o": 2, "x_k": 1}
-
-
-def _spread(x, *sizes):
-    """x with its last dimensions broadcast to these sizes; -1 keeps one."""
-    return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
-
-
-def _step(x):
-    """1 where x > 0, else 0."""
-    return (x > 0).to(x.dtype)
+CARRY_VJP = {"k": 2, "rows3": 2, "rows4": 2, "q_d_o": 2, "u_d_r_count": 1}
 
 
 def _products(first, *others):
@@ -205,96 +195,93 @@ def _products(first, *others):
 
 
 def _writes(*, eta, k, v, **_):
-    """What chunks add to the state, and how much of it they leave."""
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     n_t = eta.shape[-1]
     n_j = v.shape[-2]
     x_t = -eta
-    at_t = torch.arange(n_t, dtype=eta.dtype, device=eta.device)
-    at_j = torch.arange(n_j, dtype=eta.dtype, device=eta.device)
-    x_tj = _step(at_t[..., :, None] - at_j[..., None, :])
-    x_tj2 = x_tj * x_t[..., None, :]
-    x_tj6 = k @ k.mT
-    x_tj3 = x_tj2 * x_tj6
-    rows = torch.linalg.solve_triangular(-x_tj3.mT, k.mT, upper=True, left=False, unitriangular=True).mT
-    rows2 = torch.linalg.solve_triangular(-x_tj3.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT
+    causal = torch.ones(n_t, n_j, dtype=eta.dtype, device=eta.device).tril(-1)  # [t j]
+    causal_x_t = causal * x_t[..., None, :]  # [t j]
+    k_k = k @ k.mT  # [t j]
+    causal_x_t_k_k = causal_x_t * k_k  # [t j]
+    rows = torch.linalg.solve_triangular(-causal_x_t_k_k.mT, k.mT, upper=True, left=False, unitriangular=True).mT
+    rows2 = torch.linalg.solve_triangular(-causal_x_t_k_k.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT
     sum_k = k.sum(-2)
     return {
-        "x_j": x_t,
+        "x_t2": x_t,
         "rows": rows,
         "rows2": rows2,
         "sum_k": sum_k,
-        "x_tj6": x_tj6,
+        "k_k": k_k,
     }
 
 
-def _carry(*, M, k, x_j, rows, rows2, pool, sum_k, **_):
+def _carry(*, M, k, x_t2, rows, rows2, pool, sum_k, **_):
     """The state after a chunk."""
-    rows_M = rows @ M
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    rows_M = rows @ M  # [t v]
     x_tv = rows_M + rows2
-    x_kv = k.mT @ (x_j[..., :, None] * x_tv)
-    M_next = M + x_kv
-    pool_next = pool + sum_k
+    k_x_t2_x_tv = k.mT @ (x_t2[..., :, None] * x_tv)  # [k v]
+    M_next = M + k_x_t2_x_tv  # [k v]
+    pool_next = pool + sum_k  # [k]
     return {
         "M_next": M_next,
         "pool_next": pool_next,
     }
 
 
-def _read_online(*, q, M, x_j, k, rows, rows2, u, pool, count, **_):
+def _read_online(*, q, M, x_t2, k, rows, rows2, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     n_t = count.shape[-1]
     n_j = k.shape[-2]
-    at_t = torch.arange(n_t, dtype=q.dtype, device=q.device)
-    at_j = torch.arange(n_j, dtype=q.dtype, device=q.device)
-    x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_tj2 = x_tj * x_j[..., None, :]
-    q_k = q @ k.mT
-    rows_M = rows @ M
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    causal = torch.ones(n_t, n_j, dtype=q.dtype, device=q.device).tril()  # [t j]
+    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
+    q_k = q @ k.mT  # [t j]
+    rows_M = rows @ M  # [t v]
     x_tv = rows_M + rows2
-    o = _products((q, M), ((x_tj2 * q_k), x_tv))
-    u_k = u @ k.mT
-    sum_t = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0).sum(-1)
-    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)
-    r = (sum_t + u_pool) / count
+    o = _products((q, M), ((causal_x_t2 * q_k), x_tv))  # [t v]
+    # r_t = <u_t, mean of the segment's keys up to t>
+    u_k = u @ k.mT  # [t j]
+    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
+    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
+    r = (sum_causal_u_k + u_pool) / count  # [t]
     return {
         "o": o,
         "r": r,
     }
 
 
-def _pulls(*, x_j, x_tj6, k, q, d_o, u, d_r, count, **_):
+def _pulls(*, x_t2, k_k, k, q, d_o, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     n_t = count.shape[-1]
     n_j = k.shape[-2]
-    at_t = torch.arange(n_t, dtype=x_j.dtype, device=x_j.device)
-    at_j = torch.arange(n_j, dtype=x_j.dtype, device=x_j.device)
-    x_tj = _step(at_t[..., :, None] - at_j[..., None, :])
-    x_tj2 = x_tj * x_j[..., None, :]
-    x_tj3 = x_tj2 * x_tj6
-    x_jk = x_j[..., :, None] * k
-    rows3 = torch.linalg.solve_triangular(-x_tj3, x_jk.mT, upper=False, left=False, unitriangular=True).mT
-    x_tj4 = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_tj5 = x_tj4 * x_j[..., None, :]
-    q_k = q @ k.mT
-    x_jv = (x_tj5 * q_k).mT @ d_o
-    rows4 = torch.linalg.solve_triangular(-x_tj3, x_jv.mT, upper=False, left=False, unitriangular=True).mT
-    q_d_o = q.mT @ d_o
-    x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
+    causal = torch.ones(n_t, n_j, dtype=x_t2.dtype, device=x_t2.device).tril(-1)  # [t j]
+    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
+    causal_x_t2_k_k = causal_x_t2 * k_k  # [t j]
+    x_t2_k = x_t2[..., :, None] * k  # [j k]
+    rows3 = torch.linalg.solve_triangular(-causal_x_t2_k_k, x_t2_k.mT, upper=False, left=False, unitriangular=True).mT
+    causal2 = torch.ones(n_t, n_j, dtype=x_t2.dtype, device=x_t2.device).tril()  # [t j]
+    causal2_x_t2 = causal2 * x_t2[..., None, :]  # [t j]
+    q_k = q @ k.mT  # [t j]
+    d_jv = (causal2_x_t2 * q_k).mT @ d_o
+    rows4 = torch.linalg.solve_triangular(-causal_x_t2_k_k, d_jv.mT, upper=False, left=False, unitriangular=True).mT
+    q_d_o = q.mT @ d_o  # [k v]
+    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "rows3": rows3,
         "rows4": rows4,
         "q_d_o": q_d_o,
-        "x_k": x_k,
+        "u_d_r_count": u_d_r_count,
         "q_k": q_k,
     }
 
 
-def _carry_vjp(*, d_M_next, k, rows3, rows4, q_d_o, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, k, rows3, rows4, q_d_o, d_pool_next, u_d_r_count, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    rows3_d_M_next = rows3 @ d_M_next
-    x_kv = k.mT @ (rows3_d_M_next + rows4)
-    d_M = d_M_next + x_kv + q_d_o
-    d_pool = d_pool_next + x_k
+    rows3_d_M_next = rows3 @ d_M_next  # [t v]
+    k_d_tv = k.mT @ (rows3_d_M_next + rows4)  # [k v]
+    d_M = d_M_next + k_d_tv + q_d_o  # [k v]
+    d_pool = d_pool_next + u_d_r_count  # [k]
     return {
         "d_M": d_M,
         "d_pool": d_pool,
@@ -302,69 +289,70 @@ def _carry_vjp(*, d_M_next, k, rows3, rows4, q_d_o, d_pool_next, x_k, **_):
 
 
 def _inputs_vjp(
-    *, d_o, rows, M, rows2, x_j, k, d_M_next, rows3, rows4, x_tj6, q_k, q, d_pool_next, u, d_r, count, pool, **_
+    *, d_o, rows, M, rows2, x_t2, k, d_M_next, rows3, rows4, k_k, q_k, q, d_pool_next, u, d_r, count, pool, **_
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = count.shape[-1]
     n_j = q_k.shape[-1]
-    rows_M = rows @ M
+    # d_q
+    rows_M = rows @ M  # [t v]
     x_tv = rows_M + rows2
-    x_tj = d_o @ x_tv.mT
-    at_t = torch.arange(n_t, dtype=d_o.dtype, device=d_o.device)
-    at_j = torch.arange(n_j, dtype=d_o.dtype, device=d_o.device)
-    x_tj2 = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_tj3 = x_tj2 * x_j[..., None, :]
-    x_tj4 = x_tj * x_tj3
-    d_q = _products((x_tj4, k), (d_o, M.mT))
-    k_d_M_next = k @ d_M_next
-    sum_j = (k_d_M_next * x_tv).sum(-1)
-    rows3_d_M_next = rows3 @ d_M_next
-    x_tv2 = rows3_d_M_next + rows4
-    x_tj5 = x_tv2 @ x_tv.mT
-    x_tj7 = x_tj5 * x_tj6
-    x_tj8 = _step(at_t[..., :, None] - at_j[..., None, :])
-    sum_j2 = (x_tj7 * x_tj8).sum(-2)
-    x_tj10 = x_tj * q_k
-    sum_j3 = (x_tj10 * x_tj2).sum(-2)
-    x_j2 = sum_j + sum_j2 + sum_j3
-    d_eta = -x_j2
-    x_tj12 = x_tj8 * x_j[..., None, :]
-    x_tj13 = x_tj5 * x_tj12
-    x_tk5 = _products((x_tv2, M.mT), (x_tj13, k))
-    x_jk5 = _spread(d_pool_next[..., None, :], n_j, -1)
-    x_t2 = d_r / count
-    x_tj14 = _spread(x_t2[..., :, None], -1, n_j)
-    x_tj15 = x_tj14 * x_tj2
-    x_jk6 = x_tj15.mT @ u
-    x_jk7 = x_jk5 + x_jk6
-    d_k = _products(((x_j[..., :, None] * x_tv), d_M_next.mT), (x_tj13.mT, k), (x_tj4.mT, q)) + x_tk5 + x_jk7
-    x_tv3 = -x_tv2
-    x_tk6 = x_t2[..., :, None] * pool[..., None, :]
-    x_tk7 = x_tj15 @ k
-    d_u = x_tk6 + x_tk7
+    d_o_x_tv = d_o @ x_tv.mT  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril()  # [t j]
+    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
+    d_q_k = d_o_x_tv * causal_x_t2  # [t j]
+    d_q = _products((d_q_k, k), (d_o, M.mT))  # [t k]
+    # d_eta
+    k_d_M_next = k @ d_M_next  # [j v]
+    k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
+    rows3_d_M_next = rows3 @ d_M_next  # [t v]
+    d_tv = rows3_d_M_next + rows4
+    d_tv_x_tv = d_tv @ x_tv.mT  # [t j]
+    d_tv_x_tv_k_k = d_tv_x_tv * k_k  # [t j]
+    causal2 = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril(-1)  # [t j]
+    d_j = (d_tv_x_tv_k_k * causal2).sum(-2)
+    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
+    d_j2 = (d_o_x_tv_q_k * causal).sum(-2)
+    d_j3 = k_d_M_next_x_tv + d_j + d_j2
+    d_eta = -d_j3  # [t]
+    # d_k
+    causal2_x_t2 = causal2 * x_t2[..., None, :]  # [t j]
+    d_tj = d_tv_x_tv * causal2_x_t2
+    d_tk = _products((d_tv, M.mT), (d_tj, k))
+    d_r_count = d_r / count  # [t]
+    d_u_k = d_r_count[..., :, None] * causal  # [t j]
+    u_d_u_k = d_u_k.mT @ u  # [j k]
+    d_jk2 = d_pool_next[..., None, :] + u_d_u_k
+    d_k = _products(((x_t2[..., :, None] * x_tv), d_M_next.mT), (d_tj.mT, k), (d_q_k.mT, q)) + d_tk + d_jk2  # [j k]
+    # d_v
+    d_tv2 = -d_tv
+    # d_u
+    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
+    d_u_k_k = d_u_k @ k  # [t k]
+    d_u = d_r_count_pool + d_u_k_k  # [t k]
     return {
         "d_q": d_q,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": x_tv3,
+        "d_v": d_tv2,
         "d_u": d_u,
     }
 
 
 def _blend(*, r, u, pools, o, q, cached, **_):
     """The softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT
-    max_t = u_pools.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_t2 = torch.exp(r - x_t)
-    x_tn = torch.exp(u_pools - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t3 = sum_t + x_t2
-    x_t4 = x_t2 / x_t3
-    x_tv = x_t4[..., :, None] * o
-    x_tn2 = x_tn / x_t3[..., :, None]
-    x_tv2 = (x_tn2[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)
-    y = x_tv + x_tv2
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weight = exp_r / norm  # [t]
+    weight_o = weight[..., :, None] * o  # [t v]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_q_cached = (weights[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)  # [t v]
+    y = weight_o + weights_q_cached  # [t v]
     return {
         "y": y,
     }
@@ -372,30 +360,32 @@ def _blend(*, r, u, pools, o, q, cached, **_):
 
 def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT
-    max_t = u_pools.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_tn = torch.exp(u_pools - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t2 = torch.exp(r - x_t)
-    x_t3 = sum_t + x_t2
-    x_tn2 = x_tn / x_t3[..., :, None]
-    x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
-    d_cached = (x_tnk.flatten(-2).mT @ d_y).unflatten(-2, x_tnk.shape[-2:])
-    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])
-    d_q = (x_tn2[..., None, :] @ d_y_cached).squeeze(-2)
-    x_t4 = x_t2 / x_t3
-    d_o = d_y * x_t4[..., :, None]
-    x_tn3 = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)
-    sum_t2 = (x_tn3 * x_tn2).sum(-1)
-    sum_t3 = (d_y * o).sum(-1)
-    x_t5 = -sum_t2 - sum_t3 * x_t4
-    x_tn5 = x_tn3 + x_t5[..., :, None]
-    x_tn6 = x_tn5 * x_tn2
-    d_pools = x_tn6.mT @ u
-    d_u = x_tn6 @ pools
-    x_t6 = sum_t3 + x_t5
-    d_r = x_t6 * x_t4
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_q = weights[..., :, :, None] * q[..., :, None, :]  # [t n k]
+    d_cached = (weights_q.flatten(-2).mT @ d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
+    # d_q
+    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])  # [t n k]
+    d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
+    weight = exp_r / norm  # [t]
+    d_o = d_y * weight[..., :, None]  # [t v]
+    d_y_cached_q = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n]
+    d_t = (d_y_cached_q * weights).sum(-1)
+    d_y_o = (d_y * o).sum(-1)  # [t]
+    d_t2 = -d_t - d_y_o * weight
+    d_tn = d_y_cached_q + d_t2[..., :, None]
+    d_u_pools = d_tn * weights  # [t n]
+    d_pools = d_u_pools.mT @ u  # [n k]
+    # d_u
+    d_u = d_u_pools @ pools  # [t k]
+    d_t3 = d_y_o + d_t2
+    d_r = d_t3 * weight  # [t]
     return {
         "d_cached": d_cached,
         "d_q": d_q,

@@ -162,16 +162,11 @@ CHUNK = 64  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "k": 2,
-    "x_j": 1,
+    "x_t2": 1,
     "rows": 2,
     "rows2": 2,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
 CARRY_VJP = {"k": 2, "rows3": 2, "rows4": 2, "q_d_o": 2}
-
-
-def _step(x):
-    """1 where x > 0, else 0."""
-    return (x > 0).to(x.dtype)
 
 
 def _products(first, *others):
@@ -184,71 +179,67 @@ def _products(first, *others):
 
 
 def _writes(*, eta, k, v, **_):
-    """What chunks add to the state, and how much of it they leave."""
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     n_t = eta.shape[-1]
     n_j = v.shape[-2]
     x_t = -eta
-    at_t = torch.arange(n_t, dtype=eta.dtype, device=eta.device)
-    at_j = torch.arange(n_j, dtype=eta.dtype, device=eta.device)
-    x_tj = _step(at_t[..., :, None] - at_j[..., None, :])
-    x_tj2 = x_tj * x_t[..., None, :]
-    x_tj6 = k @ k.mT
-    x_tj3 = x_tj2 * x_tj6
-    rows = torch.linalg.solve_triangular(-x_tj3.mT, k.mT, upper=True, left=False, unitriangular=True).mT
-    rows2 = torch.linalg.solve_triangular(-x_tj3.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT
+    causal = torch.ones(n_t, n_j, dtype=eta.dtype, device=eta.device).tril(-1)  # [t j]
+    causal_x_t = causal * x_t[..., None, :]  # [t j]
+    k_k = k @ k.mT  # [t j]
+    causal_x_t_k_k = causal_x_t * k_k  # [t j]
+    rows = torch.linalg.solve_triangular(-causal_x_t_k_k.mT, k.mT, upper=True, left=False, unitriangular=True).mT
+    rows2 = torch.linalg.solve_triangular(-causal_x_t_k_k.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT
     return {
-        "x_j": x_t,
+        "x_t2": x_t,
         "rows": rows,
         "rows2": rows2,
-        "x_tj6": x_tj6,
+        "k_k": k_k,
     }
 
 
-def _carry(*, M, k, x_j, rows, rows2, **_):
+def _carry(*, M, k, x_t2, rows, rows2, **_):
     """The state after a chunk."""
-    rows_M = rows @ M
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    rows_M = rows @ M  # [t v]
     x_tv = rows_M + rows2
-    x_kv = k.mT @ (x_j[..., :, None] * x_tv)
-    M_next = M + x_kv
+    k_x_t2_x_tv = k.mT @ (x_t2[..., :, None] * x_tv)  # [k v]
+    M_next = M + k_x_t2_x_tv  # [k v]
     return {
         "M_next": M_next,
     }
 
 
-def _read_online(*, q, M, x_j, k, rows, rows2, **_):
+def _read_online(*, q, M, x_t2, k, rows, rows2, **_):
     """The online read-outs of chunks, from the states before them."""
     n_t = rows2.shape[-2]
     n_j = k.shape[-2]
-    at_t = torch.arange(n_t, dtype=q.dtype, device=q.device)
-    at_j = torch.arange(n_j, dtype=q.dtype, device=q.device)
-    x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_tj2 = x_tj * x_j[..., None, :]
-    q_k = q @ k.mT
-    rows_M = rows @ M
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    causal = torch.ones(n_t, n_j, dtype=q.dtype, device=q.device).tril()  # [t j]
+    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
+    q_k = q @ k.mT  # [t j]
+    rows_M = rows @ M  # [t v]
     x_tv = rows_M + rows2
-    o = _products((q, M), ((x_tj2 * q_k), x_tv))
+    o = _products((q, M), ((causal_x_t2 * q_k), x_tv))  # [t v]
     return {
         "o": o,
     }
 
 
-def _pulls(*, x_j, x_tj6, k, q, d_o, **_):
+def _pulls(*, x_t2, k_k, k, q, d_o, **_):
     """What the read-outs of chunks owe to the states before them."""
     n_t = d_o.shape[-2]
     n_j = k.shape[-2]
-    at_t = torch.arange(n_t, dtype=x_j.dtype, device=x_j.device)
-    at_j = torch.arange(n_j, dtype=x_j.dtype, device=x_j.device)
-    x_tj = _step(at_t[..., :, None] - at_j[..., None, :])
-    x_tj2 = x_tj * x_j[..., None, :]
-    x_tj3 = x_tj2 * x_tj6
-    x_jk = x_j[..., :, None] * k
-    rows3 = torch.linalg.solve_triangular(-x_tj3, x_jk.mT, upper=False, left=False, unitriangular=True).mT
-    x_tj4 = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_tj5 = x_tj4 * x_j[..., None, :]
-    q_k = q @ k.mT
-    x_jv = (x_tj5 * q_k).mT @ d_o
-    rows4 = torch.linalg.solve_triangular(-x_tj3, x_jv.mT, upper=False, left=False, unitriangular=True).mT
-    q_d_o = q.mT @ d_o
+    causal = torch.ones(n_t, n_j, dtype=x_t2.dtype, device=x_t2.device).tril(-1)  # [t j]
+    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
+    causal_x_t2_k_k = causal_x_t2 * k_k  # [t j]
+    x_t2_k = x_t2[..., :, None] * k  # [j k]
+    rows3 = torch.linalg.solve_triangular(-causal_x_t2_k_k, x_t2_k.mT, upper=False, left=False, unitriangular=True).mT
+    causal2 = torch.ones(n_t, n_j, dtype=x_t2.dtype, device=x_t2.device).tril()  # [t j]
+    causal2_x_t2 = causal2 * x_t2[..., None, :]  # [t j]
+    q_k = q @ k.mT  # [t j]
+    d_jv = (causal2_x_t2 * q_k).mT @ d_o
+    rows4 = torch.linalg.solve_triangular(-causal_x_t2_k_k, d_jv.mT, upper=False, left=False, unitriangular=True).mT
+    q_d_o = q.mT @ d_o  # [k v]
     return {
         "rows3": rows3,
         "rows4": rows4,
@@ -259,49 +250,51 @@ def _pulls(*, x_j, x_tj6, k, q, d_o, **_):
 
 def _carry_vjp(*, d_M_next, k, rows3, rows4, q_d_o, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    rows3_d_M_next = rows3 @ d_M_next
-    x_kv = k.mT @ (rows3_d_M_next + rows4)
-    d_M = d_M_next + x_kv + q_d_o
+    rows3_d_M_next = rows3 @ d_M_next  # [t v]
+    k_d_tv = k.mT @ (rows3_d_M_next + rows4)  # [k v]
+    d_M = d_M_next + k_d_tv + q_d_o  # [k v]
     return {
         "d_M": d_M,
     }
 
 
-def _inputs_vjp(*, d_o, rows, M, rows2, x_j, k, d_M_next, rows3, rows4, x_tj6, q_k, q, **_):
+def _inputs_vjp(*, d_o, rows, M, rows2, x_t2, k, d_M_next, rows3, rows4, k_k, q_k, q, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = q.shape[-2]
     n_j = q_k.shape[-1]
-    rows_M = rows @ M
+    # d_q
+    rows_M = rows @ M  # [t v]
     x_tv = rows_M + rows2
-    x_tj = d_o @ x_tv.mT
-    at_t = torch.arange(n_t, dtype=d_o.dtype, device=d_o.device)
-    at_j = torch.arange(n_j, dtype=d_o.dtype, device=d_o.device)
-    x_tj2 = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_tj3 = x_tj2 * x_j[..., None, :]
-    x_tj4 = x_tj * x_tj3
-    d_q = _products((x_tj4, k), (d_o, M.mT))
-    k_d_M_next = k @ d_M_next
-    sum_j = (k_d_M_next * x_tv).sum(-1)
-    rows3_d_M_next = rows3 @ d_M_next
-    x_tv2 = rows3_d_M_next + rows4
-    x_tj5 = x_tv2 @ x_tv.mT
-    x_tj7 = x_tj5 * x_tj6
-    x_tj8 = _step(at_t[..., :, None] - at_j[..., None, :])
-    sum_j2 = (x_tj7 * x_tj8).sum(-2)
-    x_tj10 = x_tj * q_k
-    sum_j3 = (x_tj10 * x_tj2).sum(-2)
-    x_j2 = sum_j + sum_j2 + sum_j3
-    d_eta = -x_j2
-    x_tj12 = x_tj8 * x_j[..., None, :]
-    x_tj13 = x_tj5 * x_tj12
-    x_tk5 = _products((x_tv2, M.mT), (x_tj13, k))
-    d_k = _products(((x_j[..., :, None] * x_tv), d_M_next.mT), (x_tj13.mT, k), (x_tj4.mT, q)) + x_tk5
-    x_tv3 = -x_tv2
+    d_o_x_tv = d_o @ x_tv.mT  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril()  # [t j]
+    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
+    d_q_k = d_o_x_tv * causal_x_t2  # [t j]
+    d_q = _products((d_q_k, k), (d_o, M.mT))  # [t k]
+    # d_eta
+    k_d_M_next = k @ d_M_next  # [j v]
+    k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
+    rows3_d_M_next = rows3 @ d_M_next  # [t v]
+    d_tv = rows3_d_M_next + rows4
+    d_tv_x_tv = d_tv @ x_tv.mT  # [t j]
+    d_tv_x_tv_k_k = d_tv_x_tv * k_k  # [t j]
+    causal2 = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril(-1)  # [t j]
+    d_j = (d_tv_x_tv_k_k * causal2).sum(-2)
+    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
+    d_j2 = (d_o_x_tv_q_k * causal).sum(-2)
+    d_j3 = k_d_M_next_x_tv + d_j + d_j2
+    d_eta = -d_j3  # [t]
+    # d_k
+    causal2_x_t2 = causal2 * x_t2[..., None, :]  # [t j]
+    d_tj = d_tv_x_tv * causal2_x_t2
+    d_tk = _products((d_tv, M.mT), (d_tj, k))
+    d_k = _products(((x_t2[..., :, None] * x_tv), d_M_next.mT), (d_tj.mT, k), (d_q_k.mT, q)) + d_tk  # [j k]
+    # d_v
+    d_tv2 = -d_tv
     return {
         "d_q": d_q,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": x_tv3,
+        "d_v": d_tv2,
     }
 
 

@@ -196,23 +196,13 @@ CHUNK = 64  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
-    "x_kv2": 2,
+    "k_1_decayed_v": 2,
     "decay_all2": 0,
-    "x": 0,
-    "x_kv7": 2,
+    "R": 0,
+    "x_kv": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"x": 0, "decay_all": 0, "x_kv15": 2, "decay_all2": 0, "x_kv11": 2, "x_k": 1}
-
-
-def _spread(x, *sizes):
-    """x with its last dimensions broadcast to these sizes; -1 keeps one."""
-    return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
-
-
-def _step(x):
-    """1 where x > 0, else 0."""
-    return (x > 0).to(x.dtype)
+CARRY_VJP = {"R": 0, "decay_all": 0, "q_d_q_S": 2, "decay_all2": 0, "q_d_q_M": 2, "u_d_r_count": 1}
 
 
 def _products(first, *others):
@@ -242,44 +232,46 @@ def _runs_to(gate):
 
 
 def _writes(*, gamma, k_1, v, alpha, lam, k, mu, **_):
-    """What chunks add to the state, and how much of it they leave."""
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     gamma_runs = _runs(gamma)
     decay_all = gamma_runs[..., -1, 0]
     decay_j = gamma_runs[..., -1, 1:]
-    x_kv2 = k_1.mT @ (decay_j[..., :, None] * v)
+    k_1_decayed_v = k_1.mT @ (decay_j[..., :, None] * v)  # [k v]
     alpha_runs_to = _runs_to(alpha)
     decay_all2 = alpha_runs_to[..., 0]
     decay_j2 = alpha_runs_to[..., 1:]
-    x_t = gamma * lam
-    x_s3 = decay_j2 * x_t
-    decay_t = gamma_runs[..., :-1, 0]
-    x = (x_s3 * decay_t).sum(-1)
-    x_j2 = decay_j2 * lam
-    decay_tj = gamma_runs[..., :-1, 1:]
-    x_j4 = (x_s3[..., None, :] @ decay_tj).squeeze(-2)
-    x_j3 = x_j2 + x_j4
-    x_j6 = decay_j2 * mu
-    x_kv7 = _products((k_1.mT, (x_j3[..., :, None] * v)), (k.mT, (x_j6[..., :, None] * v)))
+    gamma_lam = gamma * lam  # [t]
+    C_s = decay_j2 * gamma_lam
+    before_t = gamma_runs[..., :-1, 0]
+    R = (C_s * before_t).sum(-1)
+    C_j = decay_j2 * lam
+    before_tj = gamma_runs[..., :-1, 1:]
+    C_j2 = (C_s[..., None, :] @ before_tj).squeeze(-2)
+    C_j3 = C_j + C_j2
+    C_j4 = decay_j2 * mu
+    x_kv = _products((k_1.mT, (C_j3[..., :, None] * v)), (k.mT, (C_j4[..., :, None] * v)))
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
-        "x_kv2": x_kv2,
+        "k_1_decayed_v": k_1_decayed_v,
         "decay_all2": decay_all2,
-        "x": x,
-        "x_kv7": x_kv7,
+        "R": R,
+        "x_kv": x_kv,
         "sum_k": sum_k,
-        "x_j4": x_j4,
+        "C_j2": C_j2,
     }
 
 
-def _carry(*, decay_all, S, x_kv2, decay_all2, M, x, x_kv7, pool, sum_k, **_):
+def _carry(*, decay_all, S, k_1_decayed_v, decay_all2, M, R, x_kv, pool, sum_k, **_):
     """The state after a chunk."""
-    x_kv = decay_all[..., None, None] * S
-    S_next = x_kv + x_kv2
-    x_kv3 = decay_all2[..., None, None] * M
-    x_kv4 = x[..., None, None] * S
-    M_next = x_kv3 + x_kv4 + x_kv7
-    pool_next = pool + sum_k
+    # S = R S + sum over j of C_j k_j v_jᵀ
+    decay_S = decay_all[..., None, None] * S  # [k v]
+    S_next = decay_S + k_1_decayed_v  # [k v]
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    decay_M = decay_all2[..., None, None] * M  # [k v]
+    R_S = R[..., None, None] * S  # [k v]
+    M_next = decay_M + R_S + x_kv  # [k v]
+    pool_next = pool + sum_k  # [k]
     return {
         "S_next": S_next,
         "M_next": M_next,
@@ -289,35 +281,33 @@ def _carry(*, decay_all, S, x_kv2, decay_all2, M, x, x_kv7, pool, sum_k, **_):
 
 def _read_online(*, alpha, q, M, gamma, lam, S, k_1, v, mu, k, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
-    n_t = count.shape[-1]
-    n_j = k.shape[-2]
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    q_M = q @ M
-    x_tv = decay_t[..., :, None] * q_M
+    q_M = q @ M  # [t v]
+    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
-    x_t = gamma * lam
-    x_ts2 = decay_tj * x_t[..., None, :]
+    gamma_lam = gamma * lam  # [t]
+    C_ts = decay_tj * gamma_lam[..., None, :]
     gamma_runs = _runs(gamma)
-    decay_t2 = gamma_runs[..., :-1, 0]
-    x_t2 = (decay_t2[..., None, :] @ x_ts2.mT).squeeze(-2)
-    q_S = q @ S
-    x_tv2 = x_t2[..., :, None] * q_S
-    x_tj = decay_tj * lam[..., None, :]
-    decay_tj2 = gamma_runs[..., :-1, 1:]
-    x_tj2 = x_ts2 @ decay_tj2
-    x_tj3 = x_tj + x_tj2
-    q_k_1 = q @ k_1.mT
-    x_tj5 = decay_tj * mu[..., None, :]
-    q_k = q @ k.mT
-    x_tv5 = _products(((x_tj3 * q_k_1), v), ((x_tj5 * q_k), v))
-    o = x_tv + x_tv2 + x_tv5
-    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
-    at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
-    u_k = u @ k.mT
-    sum_t = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0).sum(-1)
-    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)
-    r = (sum_t + u_pool) / count
+    before_t = gamma_runs[..., :-1, 0]
+    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
+    q_S = q @ S  # [t v]
+    R_q_S = R_t[..., :, None] * q_S  # [t v]
+    C_tj = decay_tj * lam[..., None, :]
+    before_tj = gamma_runs[..., :-1, 1:]
+    C_tj2 = C_ts @ before_tj
+    C_tj3 = C_tj + C_tj2
+    q_k_1 = q @ k_1.mT  # [t j]
+    C_tj4 = decay_tj * mu[..., None, :]
+    q_k = q @ k.mT  # [t j]
+    x_tv = _products(((C_tj3 * q_k_1), v), ((C_tj4 * q_k), v))
+    o = decayed_q_M + R_q_S + x_tv  # [t v]
+    # r_t = <u_t, mean of the segment's keys up to t>
+    u_k = u @ k.mT  # [t j]
+    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
+    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
+    r = (sum_causal_u_k + u_pool) / count  # [t]
     return {
         "o": o,
         "r": r,
@@ -328,30 +318,30 @@ def _pulls(*, q, d_o, alpha, gamma, lam, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
     decay_tj = alpha_runs[..., 1:, 1:]
-    x_t = gamma * lam
+    gamma_lam = gamma * lam  # [t]
     gamma_runs_from = _runs_from(gamma)
-    decay_t = gamma_runs_from[..., :-1]
-    x_t2 = (decay_t[..., None, :] @ (decay_tj * x_t[..., None, :]).mT).squeeze(-2)
-    x_kv15 = q.mT @ (d_o * x_t2[..., :, None])
-    decay_t2 = alpha_runs[..., 1:, 0]
-    x_kv11 = q.mT @ (d_o * decay_t2[..., :, None])
-    x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
+    before_t = gamma_runs_from[..., :-1]
+    R_t = (before_t[..., None, :] @ (decay_tj * gamma_lam[..., None, :]).mT).squeeze(-2)
+    q_d_q_S = q.mT @ (d_o * R_t[..., :, None])  # [k v]
+    decay_t = alpha_runs[..., 1:, 0]
+    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
-        "x_kv15": x_kv15,
-        "x_kv11": x_kv11,
-        "x_k": x_k,
-        "x_t2": x_t2,
+        "q_d_q_S": q_d_q_S,
+        "q_d_q_M": q_d_q_M,
+        "u_d_r_count": u_d_r_count,
+        "R_t": R_t,
     }
 
 
-def _carry_vjp(*, d_M_next, x, d_S_next, decay_all, x_kv15, decay_all2, x_kv11, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, R, d_S_next, decay_all, q_d_q_S, decay_all2, q_d_q_M, d_pool_next, u_d_r_count, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    x_kv = d_M_next * x[..., None, None]
-    x_kv2 = d_S_next * decay_all[..., None, None]
-    d_S = x_kv + x_kv2 + x_kv15
-    x_kv3 = d_M_next * decay_all2[..., None, None]
-    d_M = x_kv3 + x_kv11
-    d_pool = d_pool_next + x_k
+    R_d_M_next = d_M_next * R[..., None, None]  # [k v]
+    decay_d_S_next = d_S_next * decay_all[..., None, None]  # [k v]
+    d_S = R_d_M_next + decay_d_S_next + q_d_q_S  # [k v]
+    decay_d_M_next = d_M_next * decay_all2[..., None, None]  # [k v]
+    d_M = decay_d_M_next + q_d_q_M  # [k v]
+    d_pool = d_pool_next + u_d_r_count  # [k]
     return {
         "d_S": d_S,
         "d_M": d_M,
@@ -360,132 +350,156 @@ def _carry_vjp(*, d_M_next, x, d_S_next, decay_all, x_kv15, decay_all2, x_kv11, 
 
 
 def _inputs_vjp(
-    *, alpha, k_1, d_M_next, v, gamma, S, lam, M, k, mu, d_o, q, d_S_next, d_pool_next, u, d_r, count, pool, **others
+    *,
+    alpha,
+    k_1,
+    d_M_next,
+    v,
+    gamma,
+    S,
+    lam,
+    M,
+    k,
+    mu,
+    d_o,
+    q,
+    R_t,
+    d_S_next,
+    C_j2,
+    d_pool_next,
+    u,
+    d_r,
+    count,
+    pool,
+    **_,
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    x_t22 = others["x_t2"]
-    x_j42 = others["x_j4"]
-    n_j = x_j42.shape[-1]
     n_t = count.shape[-1]
+    n_j = C_j2.shape[-1]
+    # d_alpha
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
-    k_1_d_M_next = k_1 @ d_M_next
-    sum_j = (k_1_d_M_next * v).sum(-1)
+    k_1_d_M_next = k_1 @ d_M_next  # [j v]
+    k_1_d_M_next_v = (k_1_d_M_next * v).sum(-1)  # [j]
     gamma_runs = _runs(gamma)
-    decay_tj = gamma_runs[..., :-1, 1:]
-    x_s = (sum_j[..., None, :] @ decay_tj.mT).squeeze(-2)
-    sum = (d_M_next * S).sum((-2, -1))
-    decay_t = gamma_runs[..., :-1, 0]
-    x_s3 = sum[..., None] * decay_t
-    x_s4 = x_s + x_s3
-    x_t = gamma * lam
-    x_s6 = x_s4 * x_t
-    x_sm = decay_j[..., None, :] * x_s6[..., :, None]
-    decay_sm = alpha_runs[..., :-1, 1:].mT
-    sum_m = (x_sm * decay_sm).sum(-2)
-    sum2 = (d_M_next * M).sum((-2, -1))
-    x_m2 = decay_j * sum2[..., None]
-    decay_t2 = alpha_runs[..., :-1, 0]
-    x_m4 = x_m2 * decay_t2
-    k_d_M_next = k @ d_M_next
-    sum_j2 = (k_d_M_next * v).sum(-1)
-    x_j2 = sum_j2 * mu
-    x_j4 = sum_j * lam
-    x_j5 = x_j2 + x_j4
-    x_mj = decay_j[..., :, None] * x_j5[..., None, :]
-    decay_tj2 = alpha_runs[..., :-1, 1:]
-    sum_m2 = (x_mj * decay_tj2).sum(-1)
-    decay_tj3 = alpha_runs[..., 1:, 1:]
-    d_o_v = d_o @ v.mT
-    q_k = q @ k.mT
-    x_tj = d_o_v * q_k
-    x_tj2 = x_tj * mu[..., None, :]
-    q_k_1 = q @ k_1.mT
-    x_tj3 = d_o_v * q_k_1
-    x_tj4 = x_tj3 * lam[..., None, :]
-    x_mj4 = decay_tj3.mT @ (x_tj2 + x_tj4)
-    sum_m3 = (x_mj4 * decay_tj2).sum(-1)
-    x_t6 = sum_m2 + sum_m3
-    x_ts = x_tj3 @ decay_tj.mT
-    q_S = q @ S
-    sum_t = (d_o * q_S).sum(-1)
-    x_ts2 = sum_t[..., :, None] * decay_t[..., None, :]
-    x_ts3 = x_ts + x_ts2
-    x_sm3 = (x_ts3 * x_t[..., None, :]).mT @ decay_tj3
-    sum_m4 = (x_sm3 * decay_sm).sum(-2)
-    q_M = q @ M
-    sum_t2 = (d_o * q_M).sum(-1)
-    x_m5 = (sum_t2[..., None, :] @ decay_tj3).squeeze(-2)
-    x_m6 = x_m5 * decay_t2
-    x_t9 = sum_m4 + x_m6
-    d_alpha = sum_m + x_m4 + x_t6 + x_t9
-    decay_t3 = alpha_runs[..., 1:, 0]
-    x_tj6 = decay_tj3 * mu[..., None, :]
-    x_tj7 = d_o_v * x_tj6
-    x_tj8 = decay_tj3 * lam[..., None, :]
-    x_ts6 = decay_tj3 * x_t[..., None, :]
-    x_tj9 = x_ts6 @ decay_tj
-    x_tj10 = x_tj8 + x_tj9
-    x_tj11 = d_o_v * x_tj10
-    x_tk5 = _products((x_tj7, k), (x_tj11, k_1))
-    d_q = _products(((d_o * x_t22[..., :, None]), S.mT), ((d_o * decay_t3[..., :, None]), M.mT)) + x_tk5
-    decay_j2 = gamma_runs[..., -1, 1:]
-    sum3 = (d_S_next * S).sum((-2, -1))
-    x_m8 = decay_j2 * sum3[..., None]
-    x_m10 = x_m8 * decay_t
-    x_s8 = decay_j * x_t
-    x_s9 = x_s8 * sum[..., None]
-    x_s10 = (sum_t[..., None, :] @ x_ts6).squeeze(-2)
-    x_s11 = x_s9 + x_s10
-    x_m11 = (x_s11[..., None, :] @ decay_tj).squeeze(-2)
-    x_m12 = x_m11 * decay_t
-    k_1_d_S_next = k_1 @ d_S_next
-    sum_j3 = (k_1_d_S_next * v).sum(-1)
-    x_mj6 = decay_j2[..., :, None] * sum_j3[..., None, :]
-    sum_m5 = (x_mj6 * decay_tj).sum(-1)
-    x_sj2 = x_s8[..., :, None] * sum_j[..., None, :]
-    x_sj3 = x_ts6.mT @ x_tj3
-    x_sj4 = x_sj2 + x_sj3
-    x_mj9 = decay_tj.mT @ x_sj4
-    sum_m6 = (x_mj9 * decay_tj).sum(-1)
-    x_t15 = sum_m5 + sum_m6
-    x_t16 = x_m10 + x_m12 + x_t15
-    x_s12 = x_s4 * decay_j
-    sum_s = (x_ts3 * decay_tj3).sum(-2)
-    x_s13 = x_s12 + sum_s
-    x_t18 = x_s13 * lam
-    d_gamma = x_t16 + x_t18
-    x_j6 = sum_j * decay_j
-    sum_j4 = (x_tj3 * decay_tj3).sum(-2)
-    x_j7 = x_j6 + sum_j4
-    x_t20 = x_s13 * gamma
-    d_lam = x_j7 + x_t20
-    x_j8 = decay_j * lam
-    x_j9 = x_j8 + x_j42
+    before_tj = gamma_runs[..., :-1, 1:]
+    d_s = (k_1_d_M_next_v[..., None, :] @ before_tj.mT).squeeze(-2)
+    d_M_next_S = (d_M_next * S).sum((-2, -1))
+    before_t = gamma_runs[..., :-1, 0]
+    d_s2 = d_M_next_S[..., None] * before_t
+    d_s3 = d_s + d_s2
+    gamma_lam = gamma * lam  # [t]
+    d_s3_gamma_lam = d_s3 * gamma_lam  # [s]
+    d_sm = decay_j[..., None, :] * d_s3_gamma_lam[..., :, None]
+    before_sm = alpha_runs[..., :-1, 1:].mT
+    decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
+    d_M_next_M = (d_M_next * M).sum((-2, -1))
+    d_m = decay_j * d_M_next_M[..., None]
+    before_t3 = alpha_runs[..., :-1, 0]
+    decayed_d_m = d_m * before_t3
+    k_d_M_next = k @ d_M_next  # [j v]
+    k_d_M_next_v = (k_d_M_next * v).sum(-1)  # [j]
+    k_d_M_next_v_mu = k_d_M_next_v * mu  # [j]
+    d_j = k_1_d_M_next_v * lam
+    d_j2 = k_d_M_next_v_mu + d_j
+    decayed_d_j2 = decay_j[..., :, None] * d_j2[..., None, :]  # [m j]
+    before_tj3 = alpha_runs[..., :-1, 1:]
+    d_m2 = (decayed_d_j2 * before_tj3).sum(-1)
+    decay_tj = alpha_runs[..., 1:, 1:]
+    d_o_v = d_o @ v.mT  # [t j]
+    q_k = q @ k.mT  # [t j]
+    d_o_v_q_k = d_o_v * q_k  # [t j]
+    d_o_v_q_k_mu = d_o_v_q_k * mu[..., None, :]  # [t j]
+    q_k_1 = q @ k_1.mT  # [t j]
+    d_o_v_q_k_1 = d_o_v * q_k_1  # [t j]
+    d_o_v_q_k_1_lam = d_o_v_q_k_1 * lam[..., None, :]  # [t j]
+    decayed_d_tj = decay_tj.mT @ (d_o_v_q_k_mu + d_o_v_q_k_1_lam)  # [m j]
+    d_m3 = (decayed_d_tj * before_tj3).sum(-1)
+    d_t = d_m2 + d_m3
+    d_ts = d_o_v_q_k_1 @ before_tj.mT
+    q_S = q @ S  # [t v]
+    d_o_q_S = (d_o * q_S).sum(-1)  # [t]
+    decayed_d_o_q_S = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts2 = d_ts + decayed_d_o_q_S
+    d_sm2 = (d_ts2 * gamma_lam[..., None, :]).mT @ decay_tj
+    decayed_d_sm22 = (d_sm2 * before_sm).sum(-2)  # [m]
+    q_M = q @ M  # [t v]
+    d_o_q_M = (d_o * q_M).sum(-1)  # [t]
+    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m4 = decayed_d_o_q_M * before_t3
+    d_t2 = decayed_d_sm22 + d_m4
+    d_alpha = decayed_d_sm + decayed_d_m + d_t + d_t2  # [t]
+    # d_q
+    decay_t = alpha_runs[..., 1:, 0]
+    C_tj = decay_tj * mu[..., None, :]
+    d_q_k = d_o_v * C_tj  # [t j]
+    C_tj2 = decay_tj * lam[..., None, :]
+    C_ts = decay_tj * gamma_lam[..., None, :]
+    C_tj3 = C_ts @ before_tj
+    C_tj4 = C_tj2 + C_tj3
+    d_q_k_1 = d_o_v * C_tj4  # [t j]
+    d_tk = _products((d_q_k, k), (d_q_k_1, k_1))
+    d_q = _products(((d_o * R_t[..., :, None]), S.mT), ((d_o * decay_t[..., :, None]), M.mT)) + d_tk  # [t k]
+    # d_gamma
+    decay_j3 = gamma_runs[..., -1, 1:]
+    d_S_next_S = (d_S_next * S).sum((-2, -1))
+    d_m5 = decay_j3 * d_S_next_S[..., None]
+    decayed_d_m5 = d_m5 * before_t
+    C_s = decay_j * gamma_lam
+    C_d_M_next_S = C_s * d_M_next_S[..., None]  # [s]
+    C_d_o_q_S = (d_o_q_S[..., None, :] @ C_ts).squeeze(-2)  # [s]
+    d_s4 = C_d_M_next_S + C_d_o_q_S
+    decayed_d_s4 = (d_s4[..., None, :] @ before_tj).squeeze(-2)  # [m]
+    d_m6 = decayed_d_s4 * before_t
+    k_1_d_S_next = k_1 @ d_S_next  # [j v]
+    k_1_d_S_next_v = (k_1_d_S_next * v).sum(-1)  # [j]
+    d_mj = decay_j3[..., :, None] * k_1_d_S_next_v[..., None, :]
+    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
+    C_k_1_d_M_next_v = C_s[..., :, None] * k_1_d_M_next_v[..., None, :]  # [s j]
+    C_d_o_v_q_k_1 = C_ts.mT @ d_o_v_q_k_1  # [s j]
+    d_sj = C_k_1_d_M_next_v + C_d_o_v_q_k_1
+    decayed_d_sj = before_tj.mT @ d_sj  # [m j]
+    d_m7 = (decayed_d_sj * before_tj).sum(-1)
+    d_t3 = decayed_d_mj + d_m7
+    d_t4 = decayed_d_m5 + d_m6 + d_t3
+    decayed_d_s3 = d_s3 * decay_j
+    decayed_d_ts2 = (d_ts2 * decay_tj).sum(-2)  # [s]
+    d_s5 = decayed_d_s3 + decayed_d_ts2
+    d_s5_lam = d_s5 * lam  # [t]
+    d_gamma = d_t4 + d_s5_lam  # [t]
+    # d_lam
+    d_j3 = k_1_d_M_next_v * decay_j
+    d_j4 = (d_o_v_q_k_1 * decay_tj).sum(-2)
+    d_j5 = d_j3 + d_j4
+    d_s5_gamma = d_s5 * gamma  # [t]
+    d_lam = d_j5 + d_s5_gamma  # [t]
+    C_j = decay_j * lam
+    C_j3 = C_j + C_j2
     d_k_1 = _products(
-        ((x_j9[..., :, None] * v), d_M_next.mT), ((decay_j2[..., :, None] * v), d_S_next.mT), (x_tj11.mT, q)
+        ((C_j3[..., :, None] * v), d_M_next.mT), ((decay_j3[..., :, None] * v), d_S_next.mT), (d_q_k_1.mT, q)
     )
-    x_j10 = decay_j * mu
-    x_jv6 = k_d_M_next * x_j10[..., :, None]
-    x_jv7 = k_1_d_M_next * x_j9[..., :, None]
-    x_jv8 = k_1_d_S_next * decay_j2[..., :, None]
-    x_jv11 = _products(((x_tj6 * q_k).mT, d_o), ((x_tj10 * q_k_1).mT, d_o))
-    d_v = x_jv6 + x_jv7 + x_jv8 + x_jv11
-    x_j11 = sum_j2 * decay_j
-    sum_j5 = (x_tj * decay_tj3).sum(-2)
-    x_j12 = x_j11 + sum_j5
-    x_jk4 = (x_j10[..., :, None] * v) @ d_M_next.mT
-    x_jk5 = _spread(d_pool_next[..., None, :], n_j, -1)
-    x_t21 = d_r / count
-    x_tj17 = _spread(x_t21[..., :, None], -1, n_j)
-    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
-    at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
-    x_tj18 = x_tj17 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_jk8 = _products((x_tj18.mT, u), (x_tj7.mT, q))
-    d_k = x_jk4 + x_jk5 + x_jk8
-    x_tk6 = x_t21[..., :, None] * pool[..., None, :]
-    x_tk7 = x_tj18 @ k
-    d_u = x_tk6 + x_tk7
+    # d_v
+    C_j4 = decay_j * mu
+    C_k_d_M_next = k_d_M_next * C_j4[..., :, None]  # [j v]
+    C_k_1_d_M_next = k_1_d_M_next * C_j3[..., :, None]  # [j v]
+    d_jv = k_1_d_S_next * decay_j3[..., :, None]
+    d_jv2 = _products(((C_tj * q_k).mT, d_o), ((C_tj4 * q_k_1).mT, d_o))
+    d_v = C_k_d_M_next + C_k_1_d_M_next + d_jv + d_jv2  # [j v]
+    # d_mu
+    d_j6 = k_d_M_next_v * decay_j
+    d_j7 = (d_o_v_q_k * decay_tj).sum(-2)
+    d_j8 = d_j6 + d_j7
+    # d_k
+    d_M_next_C_v2 = (C_j4[..., :, None] * v) @ d_M_next.mT  # [j k]
+    d_r_count = d_r / count  # [t]
+    causal = torch.ones(n_t, n_j, dtype=alpha.dtype, device=alpha.device).tril()  # [t j]
+    d_u_k = d_r_count[..., :, None] * causal  # [t j]
+    d_jk2 = _products((d_u_k.mT, u), (d_q_k.mT, q))
+    d_k = d_M_next_C_v2 + d_pool_next[..., None, :] + d_jk2  # [j k]
+    # d_u
+    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
+    d_u_k_k = d_u_k @ k  # [t k]
+    d_u = d_r_count_pool + d_u_k_k  # [t k]
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
@@ -493,7 +507,7 @@ def _inputs_vjp(
         "d_lam": d_lam,
         "d_k_1": d_k_1,
         "d_v": d_v,
-        "d_mu": x_j12,
+        "d_mu": d_j8,
         "d_k": d_k,
         "d_u": d_u,
     }
@@ -501,18 +515,18 @@ def _inputs_vjp(
 
 def _blend(*, r, u, pools, o, q, cached, **_):
     """The softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT
-    max_t = u_pools.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_t2 = torch.exp(r - x_t)
-    x_tn = torch.exp(u_pools - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t3 = sum_t + x_t2
-    x_t4 = x_t2 / x_t3
-    x_tv = x_t4[..., :, None] * o
-    x_tn2 = x_tn / x_t3[..., :, None]
-    x_tv2 = (x_tn2[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)
-    y = x_tv + x_tv2
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weight = exp_r / norm  # [t]
+    weight_o = weight[..., :, None] * o  # [t v]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_q_cached = (weights[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)  # [t v]
+    y = weight_o + weights_q_cached  # [t v]
     return {
         "y": y,
     }
@@ -520,30 +534,32 @@ def _blend(*, r, u, pools, o, q, cached, **_):
 
 def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT
-    max_t = u_pools.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_tn = torch.exp(u_pools - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t2 = torch.exp(r - x_t)
-    x_t3 = sum_t + x_t2
-    x_tn2 = x_tn / x_t3[..., :, None]
-    x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
-    d_cached = (x_tnk.flatten(-2).mT @ d_y).unflatten(-2, x_tnk.shape[-2:])
-    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])
-    d_q = (x_tn2[..., None, :] @ d_y_cached).squeeze(-2)
-    x_t4 = x_t2 / x_t3
-    d_o = d_y * x_t4[..., :, None]
-    x_tn3 = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)
-    sum_t2 = (x_tn3 * x_tn2).sum(-1)
-    sum_t3 = (d_y * o).sum(-1)
-    x_t5 = -sum_t2 - sum_t3 * x_t4
-    x_tn5 = x_tn3 + x_t5[..., :, None]
-    x_tn6 = x_tn5 * x_tn2
-    d_pools = x_tn6.mT @ u
-    d_u = x_tn6 @ pools
-    x_t6 = sum_t3 + x_t5
-    d_r = x_t6 * x_t4
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_q = weights[..., :, :, None] * q[..., :, None, :]  # [t n k]
+    d_cached = (weights_q.flatten(-2).mT @ d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
+    # d_q
+    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])  # [t n k]
+    d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
+    weight = exp_r / norm  # [t]
+    d_o = d_y * weight[..., :, None]  # [t v]
+    d_y_cached_q = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n]
+    d_t = (d_y_cached_q * weights).sum(-1)
+    d_y_o = (d_y * o).sum(-1)  # [t]
+    d_t2 = -d_t - d_y_o * weight
+    d_tn = d_y_cached_q + d_t2[..., :, None]
+    d_u_pools = d_tn * weights  # [t n]
+    d_pools = d_u_pools.mT @ u  # [n k]
+    # d_u
+    d_u = d_u_pools @ pools  # [t k]
+    d_t3 = d_y_o + d_t2
+    d_r = d_t3 * weight  # [t]
     return {
         "d_cached": d_cached,
         "d_q": d_q,

@@ -178,11 +178,11 @@ ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
     "k": 2,
-    "x_j2": 1,
+    "C_j": 1,
     "rows": 2,
     "rows2": 2,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "k": 2, "rows3": 2, "rows4": 2, "x_t2": 1, "x_kv6": 2}
+CARRY_VJP = {"decay_all": 0, "k": 2, "rows3": 2, "rows4": 2, "R_t": 1, "q_d_q_M": 2}
 
 
 def _products(first, *others):
@@ -202,38 +202,39 @@ def _runs(gate):
 
 
 def _writes(*, alpha, eta, k, v, **_):
-    """What chunks add to the state, and how much of it they leave."""
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     alpha_runs = _runs(alpha)
     decay_all = alpha_runs[..., -1, 0]
     decay_j = alpha_runs[..., -1, 1:]
     x_t = -eta
-    x_j2 = decay_j * x_t
-    decay_tj = alpha_runs[..., :-1, 1:]
-    x_tj = decay_tj * x_t[..., None, :]
-    x_tj2 = alpha[..., :, None] * x_tj
-    x_tj5 = k @ k.mT
-    x_tj3 = x_tj2 * x_tj5
-    decay_t = alpha_runs[..., :-1, 0]
-    x_t2 = alpha * decay_t
-    x_tk2 = x_t2[..., :, None] * k
-    rows = torch.linalg.solve_triangular(-x_tj3.mT, x_tk2.mT, upper=True, left=False, unitriangular=True).mT
-    rows2 = torch.linalg.solve_triangular(-x_tj3.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT
+    C_j = decay_j * x_t
+    before_tj = alpha_runs[..., :-1, 1:]
+    C_tj = before_tj * x_t[..., None, :]
+    C_tj2 = alpha[..., :, None] * C_tj
+    k_k = k @ k.mT  # [t j]
+    C_k_k = C_tj2 * k_k  # [t j]
+    before_t = alpha_runs[..., :-1, 0]
+    R_t = alpha * before_t
+    R_k = R_t[..., :, None] * k  # [t k]
+    rows = torch.linalg.solve_triangular(-C_k_k.mT, R_k.mT, upper=True, left=False, unitriangular=True).mT  # [t k]
+    rows2 = torch.linalg.solve_triangular(-C_k_k.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT  # [t v]
     return {
         "decay_all": decay_all,
-        "x_j2": x_j2,
+        "C_j": C_j,
         "rows": rows,
         "rows2": rows2,
-        "x_tj5": x_tj5,
+        "k_k": k_k,
     }
 
 
-def _carry(*, decay_all, M, k, x_j2, rows, rows2, **_):
+def _carry(*, decay_all, M, k, C_j, rows, rows2, **_):
     """The state after a chunk."""
-    x_kv = decay_all[..., None, None] * M
-    rows_M = rows @ M
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    decay_M = decay_all[..., None, None] * M  # [k v]
+    rows_M = rows @ M  # [t v]
     x_tv = rows_M + rows2
-    x_kv2 = k.mT @ (x_j2[..., :, None] * x_tv)
-    M_next = x_kv + x_kv2
+    k_C_x_tv = k.mT @ (C_j[..., :, None] * x_tv)  # [k v]
+    M_next = decay_M + k_C_x_tv  # [k v]
     return {
         "M_next": M_next,
     }
@@ -241,127 +242,131 @@ def _carry(*, decay_all, M, k, x_j2, rows, rows2, **_):
 
 def _read_online(*, alpha, q, M, eta, k, rows, rows2, **_):
     """The online read-outs of chunks, from the states before them."""
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    q_M = q @ M
-    x_tv = decay_t[..., :, None] * q_M
+    q_M = q @ M  # [t v]
+    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
     x_t = -eta
-    x_tj = decay_tj * x_t[..., None, :]
-    q_k = q @ k.mT
-    rows_M = rows @ M
-    x_tv2 = rows_M + rows2
-    x_tv3 = (x_tj * q_k) @ x_tv2
-    o = x_tv + x_tv3
+    C_tj = decay_tj * x_t[..., None, :]
+    q_k = q @ k.mT  # [t j]
+    rows_M = rows @ M  # [t v]
+    x_tv = rows_M + rows2
+    C_q_k_x_tv = (C_tj * q_k) @ x_tv
+    o = decayed_q_M + C_q_k_x_tv  # [t v]
     return {
         "o": o,
     }
 
 
-def _pulls(*, alpha, eta, x_tj5, x_j2, k, q, d_o, **_):
+def _pulls(*, alpha, eta, k_k, C_j, k, q, d_o, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
-    decay_tj = alpha_runs[..., :-1, 1:]
+    before_tj = alpha_runs[..., :-1, 1:]
     x_t = -eta
-    x_tj = decay_tj * x_t[..., None, :]
-    x_tj2 = alpha[..., :, None] * x_tj
-    x_tj3 = x_tj2 * x_tj5
-    x_jk = x_j2[..., :, None] * k
-    rows3 = torch.linalg.solve_triangular(-x_tj3, x_jk.mT, upper=False, left=False, unitriangular=True).mT
-    decay_tj2 = alpha_runs[..., 1:, 1:]
-    x_tj4 = decay_tj2 * x_t[..., None, :]
-    q_k = q @ k.mT
-    x_jv = (x_tj4 * q_k).mT @ d_o
-    rows4 = torch.linalg.solve_triangular(-x_tj3, x_jv.mT, upper=False, left=False, unitriangular=True).mT
-    decay_t = alpha_runs[..., :-1, 0]
-    x_t2 = alpha * decay_t
-    decay_t2 = alpha_runs[..., 1:, 0]
-    x_kv6 = q.mT @ (d_o * decay_t2[..., :, None])
+    C_tj = before_tj * x_t[..., None, :]
+    C_tj2 = alpha[..., :, None] * C_tj
+    C_tj3 = C_tj2 * k_k
+    C_k = C_j[..., :, None] * k  # [j k]
+    rows3 = torch.linalg.solve_triangular(-C_tj3, C_k.mT, upper=False, left=False, unitriangular=True).mT  # [t k]
+    decay_tj = alpha_runs[..., 1:, 1:]
+    C_tj4 = decay_tj * x_t[..., None, :]
+    q_k = q @ k.mT  # [t j]
+    C_q_k_d_o = (C_tj4 * q_k).mT @ d_o  # [j v]
+    rows4 = torch.linalg.solve_triangular(-C_tj3, C_q_k_d_o.mT, upper=False, left=False, unitriangular=True).mT  # [t v]
+    before_t = alpha_runs[..., :-1, 0]
+    R_t = alpha * before_t
+    decay_t = alpha_runs[..., 1:, 0]
+    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
     return {
         "rows3": rows3,
         "rows4": rows4,
-        "x_t2": x_t2,
-        "x_kv6": x_kv6,
+        "R_t": R_t,
+        "q_d_q_M": q_d_q_M,
         "q_k": q_k,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, k, rows3, rows4, x_t2, x_kv6, **_):
+def _carry_vjp(*, d_M_next, decay_all, k, rows3, rows4, R_t, q_d_q_M, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    x_kv = d_M_next * decay_all[..., None, None]
-    rows3_d_M_next = rows3 @ d_M_next
-    x_tv = rows3_d_M_next + rows4
-    x_kv2 = k.mT @ (x_tv * x_t2[..., :, None])
-    d_M = x_kv + x_kv2 + x_kv6
+    decay_d_M_next = d_M_next * decay_all[..., None, None]  # [k v]
+    rows3_d_M_next = rows3 @ d_M_next  # [t v]
+    d_tv = rows3_d_M_next + rows4
+    k_R_d_tv = k.mT @ (d_tv * R_t[..., :, None])  # [k v]
+    d_M = decay_d_M_next + k_R_d_tv + q_d_q_M  # [k v]
     return {
         "d_M": d_M,
     }
 
 
-def _inputs_vjp(*, alpha, k, d_M_next, rows, M, rows2, eta, rows3, rows4, x_tj5, d_o, q_k, q, **others):
+def _inputs_vjp(*, alpha, k, d_M_next, rows, M, rows2, eta, rows3, rows4, k_k, d_o, q_k, q, C_j, R_t, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    x_j22 = others["x_j2"]
-    x_t22 = others["x_t2"]
+    # d_alpha
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
-    k_d_M_next = k @ d_M_next
-    rows_M = rows @ M
+    k_d_M_next = k @ d_M_next  # [j v]
+    rows_M = rows @ M  # [t v]
     x_tv = rows_M + rows2
-    sum_j = (k_d_M_next * x_tv).sum(-1)
+    k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
     x_t = -eta
-    x_j2 = sum_j * x_t
-    x_mj = decay_j[..., :, None] * x_j2[..., None, :]
-    decay_tj = alpha_runs[..., :-1, 1:]
-    sum_m = (x_mj * decay_tj).sum(-1)
-    sum = (d_M_next * M).sum((-2, -1))
-    x_m2 = decay_j * sum[..., None]
-    decay_t = alpha_runs[..., :-1, 0]
-    x_m4 = x_m2 * decay_t
-    rows3_d_M_next = rows3 @ d_M_next
-    x_tv2 = rows3_d_M_next + rows4
-    x_tv3 = k @ M
-    sum_t = (x_tv2 * x_tv3).sum(-1)
-    x_t4 = sum_t * decay_t
-    x_m5 = ((sum_t * alpha)[..., None, :] @ decay_tj).squeeze(-2)
-    x_m6 = x_m5 * decay_t
-    x_tj = x_tv2 @ x_tv.mT
-    x_tj2 = x_tj * x_tj5
-    x_tj3 = decay_tj * x_t[..., None, :]
-    sum_t2 = (x_tj2 * x_tj3).sum(-1)
-    x_tj6 = x_tj2 * alpha[..., :, None]
-    x_mj4 = decay_tj.mT @ (x_tj6 * x_t[..., None, :])
-    sum_m2 = (x_mj4 * decay_tj).sum(-1)
-    decay_tj2 = alpha_runs[..., 1:, 1:]
-    x_tj8 = d_o @ x_tv.mT
-    x_tj9 = x_tj8 * q_k
-    x_mj6 = decay_tj2.mT @ (x_tj9 * x_t[..., None, :])
-    sum_m3 = (x_mj6 * decay_tj).sum(-1)
-    q_M = q @ M
-    sum_t3 = (d_o * q_M).sum(-1)
-    x_m7 = (sum_t3[..., None, :] @ decay_tj2).squeeze(-2)
-    x_m8 = x_m7 * decay_t
-    x_t10 = sum_m3 + x_m8
-    d_alpha = sum_m + x_m4 + x_t4 + x_m6 + sum_t2 + sum_m2 + x_t10
-    x_tj11 = decay_tj2 * x_t[..., None, :]
-    x_tj12 = x_tj8 * x_tj11
-    decay_t2 = alpha_runs[..., 1:, 0]
-    d_q = _products((x_tj12, k), ((d_o * decay_t2[..., :, None]), M.mT))
-    x_j3 = sum_j * decay_j
-    sum_j2 = (x_tj6 * decay_tj).sum(-2)
-    sum_j3 = (x_tj9 * decay_tj2).sum(-2)
-    x_j4 = x_j3 + sum_j2 + sum_j3
-    d_eta = -x_j4
-    x_tj15 = alpha[..., :, None] * x_tj3
-    x_tj16 = x_tj * x_tj15
-    x_tk6 = _products(((x_tv2 * x_t22[..., :, None]), M.mT), (x_tj16, k))
-    d_k = _products(((x_j22[..., :, None] * x_tv), d_M_next.mT), (x_tj16.mT, k), (x_tj12.mT, q)) + x_tk6
-    x_tv8 = -x_tv2
+    d_j = k_d_M_next_x_tv * x_t
+    decayed_d_j = decay_j[..., :, None] * d_j[..., None, :]  # [m j]
+    before_tj = alpha_runs[..., :-1, 1:]
+    d_m = (decayed_d_j * before_tj).sum(-1)
+    d_M_next_M = (d_M_next * M).sum((-2, -1))
+    d_m3 = decay_j * d_M_next_M[..., None]
+    before_t = alpha_runs[..., :-1, 0]
+    decayed_d_m3 = d_m3 * before_t
+    rows3_d_M_next = rows3 @ d_M_next  # [t v]
+    d_tv = rows3_d_M_next + rows4
+    k_M = k @ M  # [t v]
+    d_tv_k_M = (d_tv * k_M).sum(-1)  # [t]
+    decayed_d_tv_k_M = d_tv_k_M * before_t  # [t]
+    d_m4 = ((d_tv_k_M * alpha)[..., None, :] @ before_tj).squeeze(-2)
+    decayed_d_m4 = d_m4 * before_t
+    d_tv_x_tv = d_tv @ x_tv.mT  # [t j]
+    d_tv_x_tv_k_k = d_tv_x_tv * k_k  # [t j]
+    C_tj = before_tj * x_t[..., None, :]
+    C_d_tv_x_tv_k_k = (d_tv_x_tv_k_k * C_tj).sum(-1)  # [t]
+    d_tj = d_tv_x_tv_k_k * alpha[..., :, None]
+    decayed_d_tj_x_t = before_tj.mT @ (d_tj * x_t[..., None, :])  # [m j]
+    d_m5 = (decayed_d_tj_x_t * before_tj).sum(-1)
+    decay_tj = alpha_runs[..., 1:, 1:]
+    d_o_x_tv = d_o @ x_tv.mT  # [t j]
+    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
+    d_mj = decay_tj.mT @ (d_o_x_tv_q_k * x_t[..., None, :])
+    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
+    q_M = q @ M  # [t v]
+    d_o_q_M = (d_o * q_M).sum(-1)  # [t]
+    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m6 = decayed_d_o_q_M * before_t
+    d_t = decayed_d_mj + d_m6
+    d_alpha = d_m + decayed_d_m3 + decayed_d_tv_k_M + decayed_d_m4 + C_d_tv_x_tv_k_k + d_m5 + d_t  # [t]
+    # d_q
+    C_tj2 = decay_tj * x_t[..., None, :]
+    d_q_k = d_o_x_tv * C_tj2  # [t j]
+    decay_t = alpha_runs[..., 1:, 0]
+    d_q = _products((d_q_k, k), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    # d_eta
+    d_j2 = k_d_M_next_x_tv * decay_j
+    decayed_d_tj = (d_tj * before_tj).sum(-2)  # [j]
+    d_j3 = (d_o_x_tv_q_k * decay_tj).sum(-2)
+    d_j4 = d_j2 + decayed_d_tj + d_j3
+    d_eta = -d_j4  # [t]
+    # d_k
+    C_tj3 = alpha[..., :, None] * C_tj
+    C_d_tv_x_tv = d_tv_x_tv * C_tj3  # [t j]
+    d_tk = _products(((d_tv * R_t[..., :, None]), M.mT), (C_d_tv_x_tv, k))
+    d_k = _products(((C_j[..., :, None] * x_tv), d_M_next.mT), (C_d_tv_x_tv.mT, k), (d_q_k.mT, q)) + d_tk  # [j k]
+    # d_v
+    d_tv2 = -d_tv
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": x_tv8,
+        "d_v": d_tv2,
     }
 
 

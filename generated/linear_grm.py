@@ -166,17 +166,7 @@ CARRY = {
     "k_v": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"q_d_o": 2, "x_k": 1}
-
-
-def _spread(x, *sizes):
-    """x with its last dimensions broadcast to these sizes; -1 keeps one."""
-    return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
-
-
-def _step(x):
-    """1 where x > 0, else 0."""
-    return (x > 0).to(x.dtype)
+CARRY_VJP = {"q_d_o": 2, "u_d_r_count": 1}
 
 
 def _products(first, *others):
@@ -189,8 +179,8 @@ def _products(first, *others):
 
 
 def _writes(*, k, v, **_):
-    """What chunks add to the state, and how much of it they leave."""
-    k_v = k.mT @ v
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
+    k_v = k.mT @ v  # [k v]
     sum_k = k.sum(-2)
     return {
         "k_v": k_v,
@@ -200,8 +190,9 @@ def _writes(*, k, v, **_):
 
 def _carry(*, M, k_v, pool, sum_k, **_):
     """The state after a chunk."""
-    M_next = M + k_v
-    pool_next = pool + sum_k
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    M_next = M + k_v  # [k v]
+    pool_next = pool + sum_k  # [k]
     return {
         "M_next": M_next,
         "pool_next": pool_next,
@@ -212,15 +203,15 @@ def _read_online(*, q, M, k, v, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     n_t = count.shape[-1]
     n_j = v.shape[-2]
-    at_t = torch.arange(n_t, dtype=q.dtype, device=q.device)
-    at_j = torch.arange(n_j, dtype=q.dtype, device=q.device)
-    x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    q_k = q @ k.mT
-    o = _products((q, M), ((x_tj * q_k), v))
-    u_k = u @ k.mT
-    sum_t = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0).sum(-1)
-    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)
-    r = (sum_t + u_pool) / count
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    causal = torch.ones(n_t, n_j, dtype=q.dtype, device=q.device).tril()  # [t j]
+    q_k = q @ k.mT  # [t j]
+    o = _products((q, M), ((causal * q_k), v))  # [t v]
+    # r_t = <u_t, mean of the segment's keys up to t>
+    u_k = u @ k.mT  # [t j]
+    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
+    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
+    r = (sum_causal_u_k + u_pool) / count  # [t]
     return {
         "o": o,
         "r": r,
@@ -229,18 +220,18 @@ def _read_online(*, q, M, k, v, u, pool, count, **_):
 
 def _pulls(*, q, d_o, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
-    q_d_o = q.mT @ d_o
-    x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
+    q_d_o = q.mT @ d_o  # [k v]
+    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "q_d_o": q_d_o,
-        "x_k": x_k,
+        "u_d_r_count": u_d_r_count,
     }
 
 
-def _carry_vjp(*, d_M_next, q_d_o, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, q_d_o, d_pool_next, u_d_r_count, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    d_M = d_M_next + q_d_o
-    d_pool = d_pool_next + x_k
+    d_M = d_M_next + q_d_o  # [k v]
+    d_pool = d_pool_next + u_d_r_count  # [k]
     return {
         "d_M": d_M,
         "d_pool": d_pool,
@@ -251,24 +242,24 @@ def _inputs_vjp(*, d_o, v, k, M, d_M_next, d_pool_next, u, d_r, count, q, pool, 
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = q.shape[-2]
     n_j = k.shape[-2]
-    d_o_v = d_o @ v.mT
-    at_t = torch.arange(n_t, dtype=d_o.dtype, device=d_o.device)
-    at_j = torch.arange(n_j, dtype=d_o.dtype, device=d_o.device)
-    x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_tj2 = d_o_v * x_tj
-    d_q = _products((x_tj2, k), (d_o, M.mT))
-    d_M_next_v = v @ d_M_next.mT
-    x_jk = _spread(d_pool_next[..., None, :], n_j, -1)
-    x_t = d_r / count
-    x_tj3 = _spread(x_t[..., :, None], -1, n_j)
-    x_tj4 = x_tj3 * x_tj
-    x_jk4 = _products((x_tj4.mT, u), (x_tj2.mT, q))
-    d_k = d_M_next_v + x_jk + x_jk4
-    q_k = q @ k.mT
-    d_v = _products((k, d_M_next), ((x_tj * q_k).mT, d_o))
-    x_tk2 = x_t[..., :, None] * pool[..., None, :]
-    x_tk3 = x_tj4 @ k
-    d_u = x_tk2 + x_tk3
+    # d_q
+    d_o_v = d_o @ v.mT  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril()  # [t j]
+    d_q_k = d_o_v * causal  # [t j]
+    d_q = _products((d_q_k, k), (d_o, M.mT))  # [t k]
+    # d_k
+    d_M_next_v = v @ d_M_next.mT  # [j k]
+    d_r_count = d_r / count  # [t]
+    d_u_k = d_r_count[..., :, None] * causal  # [t j]
+    d_jk = _products((d_u_k.mT, u), (d_q_k.mT, q))
+    d_k = d_M_next_v + d_pool_next[..., None, :] + d_jk  # [j k]
+    # d_v
+    q_k = q @ k.mT  # [t j]
+    d_v = _products((k, d_M_next), ((causal * q_k).mT, d_o))  # [j v]
+    # d_u
+    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
+    d_u_k_k = d_u_k @ k  # [t k]
+    d_u = d_r_count_pool + d_u_k_k  # [t k]
     return {
         "d_q": d_q,
         "d_k": d_k,
@@ -279,18 +270,18 @@ def _inputs_vjp(*, d_o, v, k, M, d_M_next, d_pool_next, u, d_r, count, q, pool, 
 
 def _blend(*, r, u, pools, o, q, cached, **_):
     """The softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT
-    max_t = u_pools.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_t2 = torch.exp(r - x_t)
-    x_tn = torch.exp(u_pools - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t3 = sum_t + x_t2
-    x_t4 = x_t2 / x_t3
-    x_tv = x_t4[..., :, None] * o
-    x_tn2 = x_tn / x_t3[..., :, None]
-    x_tv2 = (x_tn2[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)
-    y = x_tv + x_tv2
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weight = exp_r / norm  # [t]
+    weight_o = weight[..., :, None] * o  # [t v]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_q_cached = (weights[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)  # [t v]
+    y = weight_o + weights_q_cached  # [t v]
     return {
         "y": y,
     }
@@ -298,30 +289,32 @@ def _blend(*, r, u, pools, o, q, cached, **_):
 
 def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT
-    max_t = u_pools.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_tn = torch.exp(u_pools - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t2 = torch.exp(r - x_t)
-    x_t3 = sum_t + x_t2
-    x_tn2 = x_tn / x_t3[..., :, None]
-    x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
-    d_cached = (x_tnk.flatten(-2).mT @ d_y).unflatten(-2, x_tnk.shape[-2:])
-    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])
-    d_q = (x_tn2[..., None, :] @ d_y_cached).squeeze(-2)
-    x_t4 = x_t2 / x_t3
-    d_o = d_y * x_t4[..., :, None]
-    x_tn3 = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)
-    sum_t2 = (x_tn3 * x_tn2).sum(-1)
-    sum_t3 = (d_y * o).sum(-1)
-    x_t5 = -sum_t2 - sum_t3 * x_t4
-    x_tn5 = x_tn3 + x_t5[..., :, None]
-    x_tn6 = x_tn5 * x_tn2
-    d_pools = x_tn6.mT @ u
-    d_u = x_tn6 @ pools
-    x_t6 = sum_t3 + x_t5
-    d_r = x_t6 * x_t4
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_q = weights[..., :, :, None] * q[..., :, None, :]  # [t n k]
+    d_cached = (weights_q.flatten(-2).mT @ d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
+    # d_q
+    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])  # [t n k]
+    d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
+    weight = exp_r / norm  # [t]
+    d_o = d_y * weight[..., :, None]  # [t v]
+    d_y_cached_q = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n]
+    d_t = (d_y_cached_q * weights).sum(-1)
+    d_y_o = (d_y * o).sum(-1)  # [t]
+    d_t2 = -d_t - d_y_o * weight
+    d_tn = d_y_cached_q + d_t2[..., :, None]
+    d_u_pools = d_tn * weights  # [t n]
+    d_pools = d_u_pools.mT @ u  # [n k]
+    # d_u
+    d_u = d_u_pools @ pools  # [t k]
+    d_t3 = d_y_o + d_t2
+    d_r = d_t3 * weight  # [t]
     return {
         "d_cached": d_cached,
         "d_q": d_q,

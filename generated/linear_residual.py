@@ -156,11 +156,6 @@ CARRY = {"k_v": 2}  # what the state after a chunk is made of, and how many dime
 CARRY_VJP = {"q_d_o": 2}
 
 
-def _step(x):
-    """1 where x > 0, else 0."""
-    return (x > 0).to(x.dtype)
-
-
 def _products(first, *others):
     """The sum of matrix products x @ y, each added where the first one lies."""
     total = first[0] @ first[1]
@@ -171,8 +166,8 @@ def _products(first, *others):
 
 
 def _writes(*, k, v, **_):
-    """What chunks add to the state, and how much of it they leave."""
-    k_v = k.mT @ v
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
+    k_v = k.mT @ v  # [k v]
     return {
         "k_v": k_v,
     }
@@ -180,7 +175,8 @@ def _writes(*, k, v, **_):
 
 def _carry(*, M, k_v, **_):
     """The state after a chunk."""
-    M_next = M + k_v
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    M_next = M + k_v  # [k v]
     return {
         "M_next": M_next,
     }
@@ -190,11 +186,10 @@ def _read_online(*, q, M, k, v, **_):
     """The online read-outs of chunks, from the states before them."""
     n_t = q.shape[-2]
     n_j = v.shape[-2]
-    at_t = torch.arange(n_t, dtype=q.dtype, device=q.device)
-    at_j = torch.arange(n_j, dtype=q.dtype, device=q.device)
-    x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    q_k = q @ k.mT
-    o = _products((q, M), ((x_tj * q_k), v))
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    causal = torch.ones(n_t, n_j, dtype=q.dtype, device=q.device).tril()  # [t j]
+    q_k = q @ k.mT  # [t j]
+    o = _products((q, M), ((causal * q_k), v))  # [t v]
     return {
         "o": o,
     }
@@ -202,7 +197,7 @@ def _read_online(*, q, M, k, v, **_):
 
 def _pulls(*, q, d_o, **_):
     """What the read-outs of chunks owe to the states before them."""
-    q_d_o = q.mT @ d_o
+    q_d_o = q.mT @ d_o  # [k v]
     return {
         "q_d_o": q_d_o,
     }
@@ -210,7 +205,7 @@ def _pulls(*, q, d_o, **_):
 
 def _carry_vjp(*, d_M_next, q_d_o, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    d_M = d_M_next + q_d_o
+    d_M = d_M_next + q_d_o  # [k v]
     return {
         "d_M": d_M,
     }
@@ -220,15 +215,16 @@ def _inputs_vjp(*, d_o, v, k, M, d_M_next, q, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = q.shape[-2]
     n_j = k.shape[-2]
-    d_o_v = d_o @ v.mT
-    at_t = torch.arange(n_t, dtype=d_o.dtype, device=d_o.device)
-    at_j = torch.arange(n_j, dtype=d_o.dtype, device=d_o.device)
-    x_tj = _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_tj2 = d_o_v * x_tj
-    d_q = _products((x_tj2, k), (d_o, M.mT))
-    d_k = _products((v, d_M_next.mT), (x_tj2.mT, q))
-    q_k = q @ k.mT
-    d_v = _products((k, d_M_next), ((x_tj * q_k).mT, d_o))
+    # d_q
+    d_o_v = d_o @ v.mT  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril()  # [t j]
+    d_q_k = d_o_v * causal  # [t j]
+    d_q = _products((d_q_k, k), (d_o, M.mT))  # [t k]
+    # d_k
+    d_k = _products((v, d_M_next.mT), (d_q_k.mT, q))  # [j k]
+    # d_v
+    q_k = q @ k.mT  # [t j]
+    d_v = _products((k, d_M_next), ((causal * q_k).mT, d_o))  # [j v]
     return {
         "d_q": d_q,
         "d_k": d_k,

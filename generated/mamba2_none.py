@@ -165,9 +165,9 @@ CHUNK = 64  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
-    "x_kv2": 2,
+    "k_C_v": 2,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "x_kv5": 2}
+CARRY_VJP = {"decay_all": 0, "q_d_q_M": 2}
 
 
 def _products(first, *others):
@@ -197,22 +197,23 @@ def _runs_to(gate):
 
 
 def _writes(*, alpha, k, dt, v, **_):
-    """What chunks add to the state, and how much of it they leave."""
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     alpha_runs_to = _runs_to(alpha)
     decay_all = alpha_runs_to[..., 0]
     decay_j = alpha_runs_to[..., 1:]
-    x_j2 = decay_j * dt
-    x_kv2 = k.mT @ (x_j2[..., :, None] * v)
+    C_j = decay_j * dt
+    k_C_v = k.mT @ (C_j[..., :, None] * v)  # [k v]
     return {
         "decay_all": decay_all,
-        "x_kv2": x_kv2,
+        "k_C_v": k_C_v,
     }
 
 
-def _carry(*, decay_all, M, x_kv2, **_):
+def _carry(*, decay_all, M, k_C_v, **_):
     """The state after a chunk."""
-    x_kv = decay_all[..., None, None] * M
-    M_next = x_kv + x_kv2
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    decay_M = decay_all[..., None, None] * M  # [k v]
+    M_next = decay_M + k_C_v  # [k v]
     return {
         "M_next": M_next,
     }
@@ -220,15 +221,16 @@ def _carry(*, decay_all, M, x_kv2, **_):
 
 def _read_online(*, alpha, q, M, dt, k, v, **_):
     """The online read-outs of chunks, from the states before them."""
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    q_M = q @ M
-    x_tv = decay_t[..., :, None] * q_M
+    q_M = q @ M  # [t v]
+    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
-    x_tj = decay_tj * dt[..., None, :]
-    q_k = q @ k.mT
-    x_tv2 = (x_tj * q_k) @ v
-    o = x_tv + x_tv2
+    C_tj = decay_tj * dt[..., None, :]
+    q_k = q @ k.mT  # [t j]
+    C_q_k_v = (C_tj * q_k) @ v  # [t v]
+    o = decayed_q_M + C_q_k_v  # [t v]
     return {
         "o": o,
     }
@@ -238,16 +240,16 @@ def _pulls(*, q, d_o, alpha, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs_from = _runs_from(alpha)
     decay_t = alpha_runs_from[..., 1:]
-    x_kv5 = q.mT @ (d_o * decay_t[..., :, None])
+    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
     return {
-        "x_kv5": x_kv5,
+        "q_d_q_M": q_d_q_M,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, x_kv5, **_):
+def _carry_vjp(*, d_M_next, decay_all, q_d_q_M, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    x_kv = d_M_next * decay_all[..., None, None]
-    d_M = x_kv + x_kv5
+    decay_d_M_next = d_M_next * decay_all[..., None, None]  # [k v]
+    d_M = decay_d_M_next + q_d_q_M  # [k v]
     return {
         "d_M": d_M,
     }
@@ -255,46 +257,51 @@ def _carry_vjp(*, d_M_next, decay_all, x_kv5, **_):
 
 def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, dt, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
+    # d_alpha
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
-    sum = (d_M_next * M).sum((-2, -1))
-    x_m2 = decay_j * sum[..., None]
-    decay_t = alpha_runs[..., :-1, 0]
-    x_m4 = x_m2 * decay_t
+    d_M_next_M = (d_M_next * M).sum((-2, -1))
+    d_m = decay_j * d_M_next_M[..., None]
+    before_t = alpha_runs[..., :-1, 0]
+    decayed_d_m = d_m * before_t
     decay_tj = alpha_runs[..., 1:, 1:]
-    q_M = q @ M
-    sum_t = (d_o * q_M).sum(-1)
-    x_m5 = (sum_t[..., None, :] @ decay_tj).squeeze(-2)
-    x_m6 = x_m5 * decay_t
-    k_d_M_next = k @ d_M_next
-    sum_j = (k_d_M_next * v).sum(-1)
-    x_j2 = sum_j * dt
-    x_mj = decay_j[..., :, None] * x_j2[..., None, :]
-    decay_tj2 = alpha_runs[..., :-1, 1:]
-    sum_m = (x_mj * decay_tj2).sum(-1)
-    d_o_v = d_o @ v.mT
-    q_k = q @ k.mT
-    x_tj = d_o_v * q_k
-    x_mj4 = decay_tj.mT @ (x_tj * dt[..., None, :])
-    sum_m2 = (x_mj4 * decay_tj2).sum(-1)
-    x_t5 = sum_m + sum_m2
-    d_alpha = x_m4 + x_m6 + x_t5
-    x_tj3 = decay_tj * dt[..., None, :]
-    x_tj4 = d_o_v * x_tj3
-    decay_t2 = alpha_runs[..., 1:, 0]
-    d_q = _products((x_tj4, k), ((d_o * decay_t2[..., :, None]), M.mT))
-    x_j3 = sum_j * decay_j
-    sum_j2 = (x_tj * decay_tj).sum(-2)
-    x_j4 = x_j3 + sum_j2
-    x_j5 = decay_j * dt
-    d_k = _products(((x_j5[..., :, None] * v), d_M_next.mT), (x_tj4.mT, q))
-    x_jv3 = k_d_M_next * x_j5[..., :, None]
-    x_jv4 = (x_tj3 * q_k).mT @ d_o
-    d_v = x_jv3 + x_jv4
+    q_M = q @ M  # [t v]
+    d_o_q_M = (d_o * q_M).sum(-1)  # [t]
+    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m2 = decayed_d_o_q_M * before_t
+    k_d_M_next = k @ d_M_next  # [j v]
+    k_d_M_next_v = (k_d_M_next * v).sum(-1)  # [j]
+    k_d_M_next_v_dt = k_d_M_next_v * dt  # [j]
+    d_mj = decay_j[..., :, None] * k_d_M_next_v_dt[..., None, :]
+    before_tj = alpha_runs[..., :-1, 1:]
+    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
+    d_o_v = d_o @ v.mT  # [t j]
+    q_k = q @ k.mT  # [t j]
+    d_o_v_q_k = d_o_v * q_k  # [t j]
+    d_mj2 = decay_tj.mT @ (d_o_v_q_k * dt[..., None, :])
+    decayed_d_mj22 = (d_mj2 * before_tj).sum(-1)  # [m]
+    d_t = decayed_d_mj + decayed_d_mj22
+    d_alpha = decayed_d_m + d_m2 + d_t  # [t]
+    # d_q
+    C_tj = decay_tj * dt[..., None, :]
+    d_q_k = d_o_v * C_tj  # [t j]
+    decay_t = alpha_runs[..., 1:, 0]
+    d_q = _products((d_q_k, k), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    # d_dt
+    d_j = k_d_M_next_v * decay_j
+    d_j2 = (d_o_v_q_k * decay_tj).sum(-2)
+    d_j3 = d_j + d_j2
+    # d_k
+    C_j = decay_j * dt
+    d_k = _products(((C_j[..., :, None] * v), d_M_next.mT), (d_q_k.mT, q))  # [j k]
+    # d_v
+    C_k_d_M_next = k_d_M_next * C_j[..., :, None]  # [j v]
+    C_q_k_d_o = (C_tj * q_k).mT @ d_o  # [j v]
+    d_v = C_k_d_M_next + C_q_k_d_o  # [j v]
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
-        "d_dt": x_j4,
+        "d_dt": d_j3,
         "d_k": d_k,
         "d_v": d_v,
     }

@@ -197,39 +197,29 @@ ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
     "k": 2,
-    "x_j3": 1,
+    "C_j": 1,
     "rows": 2,
     "rows2": 2,
     "rows3": 2,
     "decay_all2": 0,
-    "x": 0,
-    "x_j6": 1,
+    "R": 0,
+    "C_j4": 1,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
 CARRY_VJP = {
-    "x": 0,
+    "R": 0,
     "decay_all": 0,
     "k": 2,
     "rows4": 2,
     "rows5": 2,
     "rows6": 2,
-    "x_t4": 1,
-    "x_kv15": 2,
+    "R_t2": 1,
+    "q_d_q_S": 2,
     "decay_all2": 0,
-    "decay_t3": 1,
-    "x_kv10": 2,
-    "x_k": 1,
+    "before_t3": 1,
+    "q_d_q_M": 2,
+    "u_d_r_count": 1,
 }
-
-
-def _spread(x, *sizes):
-    """x with its last dimensions broadcast to these sizes; -1 keeps one."""
-    return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
-
-
-def _step(x):
-    """1 where x > 0, else 0."""
-    return (x > 0).to(x.dtype)
 
 
 def _products(first, *others):
@@ -249,66 +239,68 @@ def _runs(gate):
 
 
 def _writes(*, beta, eta, alpha, lam, k, v, **_):
-    """What chunks add to the state, and how much of it they leave."""
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     beta_runs = _runs(beta)
     decay_all = beta_runs[..., -1, 0]
     decay_j = beta_runs[..., -1, 1:]
-    x_j3 = decay_j * eta
+    C_j = decay_j * eta
     alpha_runs = _runs(alpha)
-    decay_tj = alpha_runs[..., :-1, 1:]
+    before_tj = alpha_runs[..., :-1, 1:]
     x_t = -(eta * lam)
-    x_tj = decay_tj * x_t[..., None, :]
-    x_t2 = -(beta * lam)
-    x_ts2 = decay_tj * x_t2[..., None, :]
-    decay_tj2 = beta_runs[..., :-1, 1:]
-    x_tj2 = decay_tj2 * eta[..., None, :]
-    x_tj7 = x_ts2 @ x_tj2
-    x_tj3 = x_tj + x_tj7
-    x_tj9 = k @ k.mT
-    x_tj4 = x_tj3 * x_tj9
-    decay_t = alpha_runs[..., :-1, 0]
-    x_tk2 = decay_t[..., :, None] * k
-    rows = torch.linalg.solve_triangular(-x_tj4.mT, x_tk2.mT, upper=True, left=False, unitriangular=True).mT
-    decay_t2 = beta_runs[..., :-1, 0]
-    x_t4 = (decay_t2[..., None, :] @ x_ts2.mT).squeeze(-2)
-    x_tk3 = x_t4[..., :, None] * k
-    rows2 = torch.linalg.solve_triangular(-x_tj4.mT, x_tk3.mT, upper=True, left=False, unitriangular=True).mT
-    rows3 = torch.linalg.solve_triangular(-x_tj4.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT
+    C_tj = before_tj * x_t[..., None, :]
+    x_t3 = -(beta * lam)
+    C_ts = before_tj * x_t3[..., None, :]
+    before_tj3 = beta_runs[..., :-1, 1:]
+    C_tj2 = before_tj3 * eta[..., None, :]
+    C_tj6 = C_ts @ C_tj2
+    C_tj3 = C_tj + C_tj6
+    k_k = k @ k.mT  # [t j]
+    C_k_k = C_tj3 * k_k  # [t j]
+    before_t = alpha_runs[..., :-1, 0]
+    decayed_k = before_t[..., :, None] * k  # [t k]
+    rows = torch.linalg.solve_triangular(-C_k_k.mT, decayed_k.mT, upper=True, left=False, unitriangular=True).mT
+    before_t2 = beta_runs[..., :-1, 0]
+    R_t2 = (before_t2[..., None, :] @ C_ts.mT).squeeze(-2)
+    R_k = R_t2[..., :, None] * k  # [t k]
+    rows2 = torch.linalg.solve_triangular(-C_k_k.mT, R_k.mT, upper=True, left=False, unitriangular=True).mT  # [t k]
+    rows3 = torch.linalg.solve_triangular(-C_k_k.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT  # [t v]
     decay_all2 = alpha_runs[..., -1, 0]
     decay_j2 = alpha_runs[..., -1, 1:]
-    x_s4 = decay_j2 * x_t2
-    x = (x_s4 * decay_t2).sum(-1)
-    x_j4 = decay_j2 * x_t
-    x_j5 = (x_s4[..., None, :] @ x_tj2).squeeze(-2)
-    x_j6 = x_j4 + x_j5
+    C_s = decay_j2 * x_t3
+    R = (C_s * before_t2).sum(-1)
+    C_j2 = decay_j2 * x_t
+    C_j3 = (C_s[..., None, :] @ C_tj2).squeeze(-2)
+    C_j4 = C_j2 + C_j3
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
-        "x_j3": x_j3,
+        "C_j": C_j,
         "rows": rows,
         "rows2": rows2,
         "rows3": rows3,
         "decay_all2": decay_all2,
-        "x": x,
-        "x_j6": x_j6,
+        "R": R,
+        "C_j4": C_j4,
         "sum_k": sum_k,
-        "x_tj7": x_tj7,
-        "x_tj9": x_tj9,
-        "x_t4": x_t4,
+        "C_tj6": C_tj6,
+        "k_k": k_k,
+        "R_t2": R_t2,
     }
 
 
-def _carry(*, decay_all, S, k, x_j3, rows, M, rows2, rows3, decay_all2, x, x_j6, pool, sum_k, **_):
+def _carry(*, decay_all, S, k, C_j, rows, M, rows2, rows3, decay_all2, R, C_j4, pool, sum_k, **_):
     """The state after a chunk."""
-    x_kv = decay_all[..., None, None] * S
+    # S = R S + sum over j of C_j k_j v_jᵀ
+    decay_S = decay_all[..., None, None] * S  # [k v]
     x_tv = _products((rows, M), (rows2, S)) + rows3
-    x_kv2 = k.mT @ (x_j3[..., :, None] * x_tv)
-    S_next = x_kv + x_kv2
-    x_kv3 = decay_all2[..., None, None] * M
-    x_kv4 = x[..., None, None] * S
-    x_kv5 = k.mT @ (x_j6[..., :, None] * x_tv)
-    M_next = x_kv3 + x_kv4 + x_kv5
-    pool_next = pool + sum_k
+    k_C_x_tv = k.mT @ (C_j[..., :, None] * x_tv)  # [k v]
+    S_next = decay_S + k_C_x_tv  # [k v]
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    decay_M = decay_all2[..., None, None] * M  # [k v]
+    R_S = R[..., None, None] * S  # [k v]
+    k_C_x_tv2 = k.mT @ (C_j4[..., :, None] * x_tv)  # [k v]
+    M_next = decay_M + R_S + k_C_x_tv2  # [k v]
+    pool_next = pool + sum_k  # [k]
     return {
         "S_next": S_next,
         "M_next": M_next,
@@ -318,116 +310,114 @@ def _carry(*, decay_all, S, k, x_j3, rows, M, rows2, rows3, decay_all2, x, x_j6,
 
 def _read_online(*, alpha, q, M, beta, lam, S, eta, k, rows, rows2, rows3, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
-    n_t = count.shape[-1]
-    n_j = k.shape[-2]
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    q_M = q @ M
-    x_tv = decay_t[..., :, None] * q_M
+    q_M = q @ M  # [t v]
+    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
     x_t = -(beta * lam)
-    x_ts2 = decay_tj * x_t[..., None, :]
+    C_ts = decay_tj * x_t[..., None, :]
     beta_runs = _runs(beta)
-    decay_t2 = beta_runs[..., :-1, 0]
-    x_t2 = (decay_t2[..., None, :] @ x_ts2.mT).squeeze(-2)
-    q_S = q @ S
-    x_tv2 = x_t2[..., :, None] * q_S
+    before_t = beta_runs[..., :-1, 0]
+    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
+    q_S = q @ S  # [t v]
+    R_q_S = R_t[..., :, None] * q_S  # [t v]
     x_t3 = -(eta * lam)
-    x_tj = decay_tj * x_t3[..., None, :]
-    decay_tj2 = beta_runs[..., :-1, 1:]
-    x_tj2 = decay_tj2 * eta[..., None, :]
-    x_tj3 = x_ts2 @ x_tj2
-    x_tj4 = x_tj + x_tj3
-    q_k = q @ k.mT
-    x_tv3 = _products((rows, M), (rows2, S)) + rows3
-    x_tv4 = (x_tj4 * q_k) @ x_tv3
-    o = x_tv + x_tv2 + x_tv4
-    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
-    at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
-    u_k = u @ k.mT
-    sum_t = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0).sum(-1)
-    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)
-    r = (sum_t + u_pool) / count
+    C_tj = decay_tj * x_t3[..., None, :]
+    before_tj = beta_runs[..., :-1, 1:]
+    C_tj2 = before_tj * eta[..., None, :]
+    C_tj3 = C_ts @ C_tj2
+    C_tj4 = C_tj + C_tj3
+    q_k = q @ k.mT  # [t j]
+    x_tv = _products((rows, M), (rows2, S)) + rows3
+    C_q_k_x_tv = (C_tj4 * q_k) @ x_tv
+    o = decayed_q_M + R_q_S + C_q_k_x_tv  # [t v]
+    # r_t = <u_t, mean of the segment's keys up to t>
+    u_k = u @ k.mT  # [t j]
+    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
+    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
+    r = (sum_causal_u_k + u_pool) / count  # [t]
     return {
         "o": o,
         "r": r,
     }
 
 
-def _pulls(*, alpha, eta, lam, x_tj7, x_tj9, x_j6, k, x_j3, beta, q, d_o, u, d_r, count, **_):
+def _pulls(*, alpha, eta, lam, C_tj6, k_k, C_j4, k, C_j, beta, q, d_o, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
-    decay_tj = alpha_runs[..., :-1, 1:]
+    before_tj = alpha_runs[..., :-1, 1:]
     x_t = -(eta * lam)
-    x_tj = decay_tj * x_t[..., None, :]
-    x_tj2 = x_tj + x_tj7
-    x_tj4 = x_tj2 * x_tj9
-    x_jk = x_j6[..., :, None] * k
-    rows4 = torch.linalg.solve_triangular(-x_tj4, x_jk.mT, upper=False, left=False, unitriangular=True).mT
-    x_jk2 = x_j3[..., :, None] * k
-    rows5 = torch.linalg.solve_triangular(-x_tj4, x_jk2.mT, upper=False, left=False, unitriangular=True).mT
-    decay_tj2 = alpha_runs[..., 1:, 1:]
-    x_tj5 = decay_tj2 * x_t[..., None, :]
+    C_tj = before_tj * x_t[..., None, :]
+    C_tj2 = C_tj + C_tj6
+    C_tj4 = C_tj2 * k_k
+    C_k = C_j4[..., :, None] * k  # [j k]
+    rows4 = torch.linalg.solve_triangular(-C_tj4, C_k.mT, upper=False, left=False, unitriangular=True).mT  # [t k]
+    C_k3 = C_j[..., :, None] * k  # [j k]
+    rows5 = torch.linalg.solve_triangular(-C_tj4, C_k3.mT, upper=False, left=False, unitriangular=True).mT  # [t k]
+    decay_tj = alpha_runs[..., 1:, 1:]
+    C_tj5 = decay_tj * x_t[..., None, :]
     x_t3 = -(beta * lam)
-    x_ts2 = decay_tj2 * x_t3[..., None, :]
+    C_ts = decay_tj * x_t3[..., None, :]
     beta_runs = _runs(beta)
-    decay_tj3 = beta_runs[..., :-1, 1:]
-    x_tj6 = decay_tj3 * eta[..., None, :]
-    x_tj3 = x_ts2 @ x_tj6
-    x_tj8 = x_tj5 + x_tj3
-    q_k = q @ k.mT
-    x_jv = (x_tj8 * q_k).mT @ d_o
-    rows6 = torch.linalg.solve_triangular(-x_tj4, x_jv.mT, upper=False, left=False, unitriangular=True).mT
-    decay_t = beta_runs[..., :-1, 0]
-    x_t2 = (decay_t[..., None, :] @ x_ts2.mT).squeeze(-2)
-    x_kv15 = q.mT @ (d_o * x_t2[..., :, None])
-    decay_t3 = alpha_runs[..., :-1, 0]
-    decay_t2 = alpha_runs[..., 1:, 0]
-    x_kv10 = q.mT @ (d_o * decay_t2[..., :, None])
-    x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
+    before_tj2 = beta_runs[..., :-1, 1:]
+    C_tj7 = before_tj2 * eta[..., None, :]
+    C_tj3 = C_ts @ C_tj7
+    C_tj8 = C_tj5 + C_tj3
+    q_k = q @ k.mT  # [t j]
+    C_q_k_d_o = (C_tj8 * q_k).mT @ d_o  # [j v]
+    rows6 = torch.linalg.solve_triangular(-C_tj4, C_q_k_d_o.mT, upper=False, left=False, unitriangular=True).mT  # [t v]
+    before_t = beta_runs[..., :-1, 0]
+    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
+    q_d_q_S = q.mT @ (d_o * R_t[..., :, None])  # [k v]
+    before_t3 = alpha_runs[..., :-1, 0]
+    decay_t = alpha_runs[..., 1:, 0]
+    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "rows4": rows4,
         "rows5": rows5,
         "rows6": rows6,
-        "x_kv15": x_kv15,
-        "decay_t3": decay_t3,
-        "x_kv10": x_kv10,
-        "x_k": x_k,
-        "x_tj3": x_tj3,
+        "q_d_q_S": q_d_q_S,
+        "before_t3": before_t3,
+        "q_d_q_M": q_d_q_M,
+        "u_d_r_count": u_d_r_count,
+        "C_tj3": C_tj3,
         "q_k": q_k,
-        "x_t2": x_t2,
+        "R_t": R_t,
     }
 
 
 def _carry_vjp(
     *,
     d_M_next,
-    x,
+    R,
     d_S_next,
     decay_all,
     k,
     rows4,
     rows5,
     rows6,
-    x_t4,
-    x_kv15,
+    R_t2,
+    q_d_q_S,
     decay_all2,
-    decay_t3,
-    x_kv10,
+    before_t3,
+    q_d_q_M,
     d_pool_next,
-    x_k,
+    u_d_r_count,
     **_,
 ):
     """The cotangent of the state before a chunk, from that after it."""
-    x_kv = d_M_next * x[..., None, None]
-    x_kv2 = d_S_next * decay_all[..., None, None]
-    x_tv = _products((rows4, d_M_next), (rows5, d_S_next)) + rows6
-    x_kv3 = k.mT @ (x_tv * x_t4[..., :, None])
-    d_S = x_kv + x_kv2 + x_kv3 + x_kv15
-    x_kv4 = d_M_next * decay_all2[..., None, None]
-    x_kv5 = k.mT @ (x_tv * decay_t3[..., :, None])
-    d_M = x_kv4 + x_kv5 + x_kv10
-    d_pool = d_pool_next + x_k
+    R_d_M_next = d_M_next * R[..., None, None]  # [k v]
+    decay_d_S_next = d_S_next * decay_all[..., None, None]  # [k v]
+    d_tv = _products((rows4, d_M_next), (rows5, d_S_next)) + rows6
+    k_R_d_tv = k.mT @ (d_tv * R_t2[..., :, None])  # [k v]
+    d_S = R_d_M_next + decay_d_S_next + k_R_d_tv + q_d_q_S  # [k v]
+    decay_d_M_next = d_M_next * decay_all2[..., None, None]  # [k v]
+    k_d_tv_before_t3 = k.mT @ (d_tv * before_t3[..., :, None])  # [k v]
+    d_M = decay_d_M_next + k_d_tv_before_t3 + q_d_q_M  # [k v]
+    d_pool = d_pool_next + u_d_r_count  # [k]
     return {
         "d_S": d_S,
         "d_M": d_M,
@@ -448,163 +438,168 @@ def _inputs_vjp(
     eta,
     lam,
     beta,
-    decay_t3,
+    before_t3,
     rows4,
     rows5,
     d_S_next,
     rows6,
-    x_tj9,
+    k_k,
     d_o,
     q_k,
     q,
+    C_tj3,
+    R_t,
+    C_j4,
+    C_j,
+    C_tj6,
+    R_t2,
     d_pool_next,
     u,
     d_r,
     count,
     pool,
-    **others,
+    **_,
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    x_tj32 = others["x_tj3"]
-    x_t22 = others["x_t2"]
-    x_j62 = others["x_j6"]
-    x_j32 = others["x_j3"]
-    x_tj72 = others["x_tj7"]
-    x_t42 = others["x_t4"]
-    n_j = x_tj72.shape[-1]
     n_t = count.shape[-1]
+    n_j = C_tj6.shape[-1]
+    # d_alpha
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
-    k_d_M_next = k @ d_M_next
+    k_d_M_next = k @ d_M_next  # [j v]
     x_tv = _products((rows, M), (rows2, S)) + rows3
-    sum_j = (k_d_M_next * x_tv).sum(-1)
+    k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
     x_t = -(eta * lam)
-    x_j2 = sum_j * x_t
-    x_mj = decay_j[..., :, None] * x_j2[..., None, :]
-    decay_tj = alpha_runs[..., :-1, 1:]
-    sum_m = (x_mj * decay_tj).sum(-1)
+    d_j = k_d_M_next_x_tv * x_t
+    decayed_d_j = decay_j[..., :, None] * d_j[..., None, :]  # [m j]
+    before_tj = alpha_runs[..., :-1, 1:]
+    d_m = (decayed_d_j * before_tj).sum(-1)
     beta_runs = _runs(beta)
-    decay_tj2 = beta_runs[..., :-1, 1:]
-    x_tj = decay_tj2 * eta[..., None, :]
-    x_s = (sum_j[..., None, :] @ x_tj.mT).squeeze(-2)
-    sum = (d_M_next * S).sum((-2, -1))
-    decay_t = beta_runs[..., :-1, 0]
-    x_s3 = sum[..., None] * decay_t
-    x_s4 = x_s + x_s3
+    before_tj3 = beta_runs[..., :-1, 1:]
+    C_tj = before_tj3 * eta[..., None, :]
+    d_s = (k_d_M_next_x_tv[..., None, :] @ C_tj.mT).squeeze(-2)
+    d_M_next_S = (d_M_next * S).sum((-2, -1))
+    before_t = beta_runs[..., :-1, 0]
+    d_s2 = d_M_next_S[..., None] * before_t
+    d_s3 = d_s + d_s2
     x_t3 = -(beta * lam)
-    x_s6 = x_s4 * x_t3
-    x_sm = decay_j[..., None, :] * x_s6[..., :, None]
-    decay_sm = alpha_runs[..., :-1, 1:].mT
-    sum_m2 = (x_sm * decay_sm).sum(-2)
-    sum2 = (d_M_next * M).sum((-2, -1))
-    x_m2 = decay_j * sum2[..., None]
-    x_m4 = x_m2 * decay_t3
-    x_tv2 = _products((rows4, d_M_next), (rows5, d_S_next)) + rows6
-    x_tv3 = k @ M
-    sum_t = (x_tv2 * x_tv3).sum(-1)
-    x_m5 = (sum_t[..., None, :] @ decay_tj).squeeze(-2)
-    x_m6 = x_m5 * decay_t3
-    x_tv5 = k @ S
-    sum_t2 = (x_tv2 * x_tv5).sum(-1)
-    x_ts = sum_t2[..., :, None] * decay_t[..., None, :]
-    x_tj2 = x_tv2 @ x_tv.mT
-    x_tj3 = x_tj2 * x_tj9
-    x_ts2 = x_tj3 @ x_tj.mT
-    x_ts3 = x_ts + x_ts2
-    x_sm3 = (x_ts3 * x_t3[..., None, :]).mT @ decay_tj
-    sum_m3 = (x_sm3 * decay_sm).sum(-2)
-    x_mj4 = decay_tj.mT @ (x_tj3 * x_t[..., None, :])
-    sum_m4 = (x_mj4 * decay_tj).sum(-1)
-    decay_tj3 = alpha_runs[..., 1:, 1:]
-    x_tj5 = d_o @ x_tv.mT
-    x_tj6 = x_tj5 * q_k
-    x_mj6 = decay_tj3.mT @ (x_tj6 * x_t[..., None, :])
-    sum_m5 = (x_mj6 * decay_tj).sum(-1)
-    x_ts5 = x_tj6 @ x_tj.mT
-    q_S = q @ S
-    sum_t3 = (d_o * q_S).sum(-1)
-    x_ts6 = sum_t3[..., :, None] * decay_t[..., None, :]
-    x_ts7 = x_ts5 + x_ts6
-    x_sm5 = (x_ts7 * x_t3[..., None, :]).mT @ decay_tj3
-    sum_m6 = (x_sm5 * decay_sm).sum(-2)
-    q_M = q @ M
-    sum_t4 = (d_o * q_M).sum(-1)
-    x_m7 = (sum_t4[..., None, :] @ decay_tj3).squeeze(-2)
-    x_m8 = x_m7 * decay_t3
-    x_t12 = sum_m5 + sum_m6 + x_m8
-    d_alpha = sum_m + sum_m2 + x_m4 + x_m6 + sum_m3 + sum_m4 + x_t12
-    x_tj8 = decay_tj3 * x_t[..., None, :]
-    x_tj10 = x_tj8 + x_tj32
-    x_tj11 = x_tj5 * x_tj10
-    decay_t2 = alpha_runs[..., 1:, 0]
-    d_q = _products((x_tj11, k), ((d_o * x_t22[..., :, None]), S.mT), ((d_o * decay_t2[..., :, None]), M.mT))
-    decay_j2 = beta_runs[..., -1, 1:]
-    k_d_S_next = k @ d_S_next
-    sum_j2 = (k_d_S_next * x_tv).sum(-1)
-    x_j4 = sum_j2 * eta
-    x_mj8 = decay_j2[..., :, None] * x_j4[..., None, :]
-    sum_m7 = (x_mj8 * decay_tj2).sum(-1)
-    sum3 = (d_S_next * S).sum((-2, -1))
-    x_m10 = decay_j2 * sum3[..., None]
-    x_m12 = x_m10 * decay_t
-    x_s8 = decay_j * x_t3
-    x_sj2 = x_s8[..., :, None] * sum_j[..., None, :]
-    x_ts10 = decay_tj * x_t3[..., None, :]
-    x_ts12 = decay_tj3 * x_t3[..., None, :]
-    x_sj5 = _products((x_ts10.mT, x_tj3), (x_ts12.mT, x_tj6)) + x_sj2
-    x_mj11 = decay_tj2.mT @ (x_sj5 * eta[..., None, :])
-    sum_m8 = (x_mj11 * decay_tj2).sum(-1)
-    x_s9 = x_s8 * sum[..., None]
-    x_s10 = (sum_t2[..., None, :] @ x_ts10).squeeze(-2)
-    x_s11 = (sum_t3[..., None, :] @ x_ts12).squeeze(-2)
-    x_s12 = x_s9 + x_s10 + x_s11
-    x_m13 = (x_s12[..., None, :] @ decay_tj2).squeeze(-2)
-    x_m14 = x_m13 * decay_t
-    x_t18 = sum_m7 + x_m12 + sum_m8 + x_m14
-    x_s13 = x_s4 * decay_j
-    sum_s = (x_ts3 * decay_tj).sum(-2)
-    sum_s2 = (x_ts7 * decay_tj3).sum(-2)
-    x_s14 = x_s13 + sum_s + sum_s2
-    x_t20 = -(x_s14 * lam)
-    d_beta = x_t18 + x_t20
-    x_j5 = sum_j * decay_j
-    sum_j3 = (x_tj3 * decay_tj).sum(-2)
-    sum_j4 = (x_tj6 * decay_tj3).sum(-2)
-    x_j6 = x_j5 + sum_j3 + sum_j4
-    x_t23 = -(x_j6 * eta)
-    x_t24 = -(x_s14 * beta)
-    d_lam = x_t23 + x_t24
-    x_j7 = sum_j2 * decay_j2
-    sum_j5 = (x_sj5 * decay_tj2).sum(-2)
-    x_j8 = x_j7 + sum_j5
-    x_t26 = -(x_j6 * lam)
-    d_eta = x_j8 + x_t26
-    x_tj17 = decay_tj * x_t[..., None, :]
-    x_tj18 = x_tj17 + x_tj72
-    x_tj19 = x_tj2 * x_tj18
-    x_tk8 = _products(((x_tv2 * x_t42[..., :, None]), S.mT), ((x_tv2 * decay_t3[..., :, None]), M.mT), (x_tj19, k))
-    x_jk6 = _spread(d_pool_next[..., None, :], n_j, -1)
-    x_t27 = d_r / count
-    x_tj20 = _spread(x_t27[..., :, None], -1, n_j)
-    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
-    at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
-    x_tj21 = x_tj20 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_jk7 = x_tj21.mT @ u
-    x_jk8 = x_jk6 + x_jk7
+    d_s3_x_t3 = d_s3 * x_t3  # [s]
+    d_sm = decay_j[..., None, :] * d_s3_x_t3[..., :, None]
+    before_sm = alpha_runs[..., :-1, 1:].mT
+    decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
+    d_M_next_M = (d_M_next * M).sum((-2, -1))
+    d_m3 = decay_j * d_M_next_M[..., None]
+    d_m3_before_t3 = d_m3 * before_t3  # [m]
+    d_tv = _products((rows4, d_M_next), (rows5, d_S_next)) + rows6
+    k_M = k @ M  # [t v]
+    d_tv_k_M = (d_tv * k_M).sum(-1)  # [t]
+    decayed_d_tv_k_M = (d_tv_k_M[..., None, :] @ before_tj).squeeze(-2)  # [m]
+    d_m4 = decayed_d_tv_k_M * before_t3
+    k_S = k @ S  # [t v]
+    d_tv_k_S = (d_tv * k_S).sum(-1)  # [t]
+    decayed_d_tv_k_S = d_tv_k_S[..., :, None] * before_t[..., None, :]  # [t s]
+    d_tv_x_tv = d_tv @ x_tv.mT  # [t j]
+    d_tv_x_tv_k_k = d_tv_x_tv * k_k  # [t j]
+    C_d_tv_x_tv_k_k = d_tv_x_tv_k_k @ C_tj.mT  # [t s]
+    d_ts = decayed_d_tv_k_S + C_d_tv_x_tv_k_k
+    d_sm2 = (d_ts * x_t3[..., None, :]).mT @ before_tj
+    decayed_d_sm22 = (d_sm2 * before_sm).sum(-2)  # [m]
+    decayed_d_tj = before_tj.mT @ (d_tv_x_tv_k_k * x_t[..., None, :])  # [m j]
+    d_m5 = (decayed_d_tj * before_tj).sum(-1)
+    decay_tj = alpha_runs[..., 1:, 1:]
+    d_o_x_tv = d_o @ x_tv.mT  # [t j]
+    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
+    d_mj = decay_tj.mT @ (d_o_x_tv_q_k * x_t[..., None, :])
+    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
+    C_d_o_x_tv_q_k = d_o_x_tv_q_k @ C_tj.mT  # [t s]
+    q_S = q @ S  # [t v]
+    d_o_q_S = (d_o * q_S).sum(-1)  # [t]
+    decayed_d_o_q_S = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts2 = C_d_o_x_tv_q_k + decayed_d_o_q_S
+    d_sm3 = (d_ts2 * x_t3[..., None, :]).mT @ decay_tj
+    decayed_d_sm3 = (d_sm3 * before_sm).sum(-2)  # [m]
+    q_M = q @ M  # [t v]
+    d_o_q_M = (d_o * q_M).sum(-1)  # [t]
+    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m6 = decayed_d_o_q_M * before_t3
+    d_t = decayed_d_mj + decayed_d_sm3 + d_m6
+    d_alpha = d_m + decayed_d_sm + d_m3_before_t3 + d_m4 + decayed_d_sm22 + d_m5 + d_t  # [t]
+    # d_q
+    C_tj4 = decay_tj * x_t[..., None, :]
+    C_tj5 = C_tj4 + C_tj3
+    d_q_k = d_o_x_tv * C_tj5  # [t j]
+    decay_t = alpha_runs[..., 1:, 0]
+    d_q = _products((d_q_k, k), ((d_o * R_t[..., :, None]), S.mT), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    # d_beta
+    decay_j3 = beta_runs[..., -1, 1:]
+    k_d_S_next = k @ d_S_next  # [j v]
+    k_d_S_next_x_tv = (k_d_S_next * x_tv).sum(-1)  # [j]
+    d_j2 = k_d_S_next_x_tv * eta
+    decayed_d_j2 = decay_j3[..., :, None] * d_j2[..., None, :]  # [m j]
+    d_m7 = (decayed_d_j2 * before_tj3).sum(-1)
+    d_S_next_S = (d_S_next * S).sum((-2, -1))
+    d_m8 = decay_j3 * d_S_next_S[..., None]
+    decayed_d_m8 = d_m8 * before_t
+    C_s = decay_j * x_t3
+    d_sj = C_s[..., :, None] * k_d_M_next_x_tv[..., None, :]
+    C_ts = before_tj * x_t3[..., None, :]
+    C_ts2 = decay_tj * x_t3[..., None, :]
+    d_sj2 = _products((C_ts.mT, d_tv_x_tv_k_k), (C_ts2.mT, d_o_x_tv_q_k)) + d_sj
+    d_mj2 = before_tj3.mT @ (d_sj2 * eta[..., None, :])
+    decayed_d_mj22 = (d_mj2 * before_tj3).sum(-1)  # [m]
+    C_d_M_next_S = C_s * d_M_next_S[..., None]  # [s]
+    C_d_tv_k_S = (d_tv_k_S[..., None, :] @ C_ts).squeeze(-2)  # [s]
+    C_d_o_q_S = (d_o_q_S[..., None, :] @ C_ts2).squeeze(-2)  # [s]
+    d_s4 = C_d_M_next_S + C_d_tv_k_S + C_d_o_q_S
+    decayed_d_s4 = (d_s4[..., None, :] @ before_tj3).squeeze(-2)  # [m]
+    d_m9 = decayed_d_s4 * before_t
+    d_t2 = d_m7 + decayed_d_m8 + decayed_d_mj22 + d_m9
+    decayed_d_s3 = d_s3 * decay_j
+    decayed_d_ts = (d_ts * before_tj).sum(-2)  # [s]
+    decayed_d_ts2 = (d_ts2 * decay_tj).sum(-2)  # [s]
+    d_s5 = decayed_d_s3 + decayed_d_ts + decayed_d_ts2
+    d_t3 = -(d_s5 * lam)
+    d_beta = d_t2 + d_t3  # [t]
+    # d_lam
+    d_j3 = k_d_M_next_x_tv * decay_j
+    d_j4 = (d_tv_x_tv_k_k * before_tj).sum(-2)
+    d_j5 = (d_o_x_tv_q_k * decay_tj).sum(-2)
+    d_j6 = d_j3 + d_j4 + d_j5
+    d_t4 = -(d_j6 * eta)
+    d_t5 = -(d_s5 * beta)
+    d_lam = d_t4 + d_t5  # [t]
+    # d_eta
+    d_j7 = k_d_S_next_x_tv * decay_j3
+    decayed_d_sj2 = (d_sj2 * before_tj3).sum(-2)  # [j]
+    d_j8 = d_j7 + decayed_d_sj2
+    d_t6 = -(d_j6 * lam)
+    d_eta = d_j8 + d_t6  # [t]
+    # d_k
+    C_tj7 = before_tj * x_t[..., None, :]
+    C_tj8 = C_tj7 + C_tj6
+    C_d_tv_x_tv = d_tv_x_tv * C_tj8  # [t j]
+    d_tk = _products(((d_tv * R_t2[..., :, None]), S.mT), ((d_tv * before_t3[..., :, None]), M.mT), (C_d_tv_x_tv, k))
+    d_r_count = d_r / count  # [t]
+    causal = torch.ones(n_t, n_j, dtype=alpha.dtype, device=alpha.device).tril()  # [t j]
+    d_u_k = d_r_count[..., :, None] * causal  # [t j]
+    u_d_u_k = d_u_k.mT @ u  # [j k]
+    d_jk = d_pool_next[..., None, :] + u_d_u_k
     d_k = (
         _products(
-            ((x_j62[..., :, None] * x_tv), d_M_next.mT),
-            ((x_j32[..., :, None] * x_tv), d_S_next.mT),
-            (x_tj19.mT, k),
-            (x_tj11.mT, q),
+            ((C_j4[..., :, None] * x_tv), d_M_next.mT),
+            ((C_j[..., :, None] * x_tv), d_S_next.mT),
+            (C_d_tv_x_tv.mT, k),
+            (d_q_k.mT, q),
         )
-        + x_tk8
-        + x_jk8
+        + d_tk
+        + d_jk
     )
-    x_tv13 = -x_tv2
-    x_tk9 = x_t27[..., :, None] * pool[..., None, :]
-    x_tk10 = x_tj21 @ k
-    d_u = x_tk9 + x_tk10
+    # d_v
+    d_tv2 = -d_tv
+    # d_u
+    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
+    d_u_k_k = d_u_k @ k  # [t k]
+    d_u = d_r_count_pool + d_u_k_k  # [t k]
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
@@ -612,25 +607,25 @@ def _inputs_vjp(
         "d_lam": d_lam,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": x_tv13,
+        "d_v": d_tv2,
         "d_u": d_u,
     }
 
 
 def _blend(*, r, u, pools, o, q, cached, **_):
     """The softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT
-    max_t = u_pools.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_t2 = torch.exp(r - x_t)
-    x_tn = torch.exp(u_pools - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t3 = sum_t + x_t2
-    x_t4 = x_t2 / x_t3
-    x_tv = x_t4[..., :, None] * o
-    x_tn2 = x_tn / x_t3[..., :, None]
-    x_tv2 = (x_tn2[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)
-    y = x_tv + x_tv2
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weight = exp_r / norm  # [t]
+    weight_o = weight[..., :, None] * o  # [t v]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_q_cached = (weights[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)  # [t v]
+    y = weight_o + weights_q_cached  # [t v]
     return {
         "y": y,
     }
@@ -638,30 +633,32 @@ def _blend(*, r, u, pools, o, q, cached, **_):
 
 def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT
-    max_t = u_pools.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_tn = torch.exp(u_pools - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t2 = torch.exp(r - x_t)
-    x_t3 = sum_t + x_t2
-    x_tn2 = x_tn / x_t3[..., :, None]
-    x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
-    d_cached = (x_tnk.flatten(-2).mT @ d_y).unflatten(-2, x_tnk.shape[-2:])
-    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])
-    d_q = (x_tn2[..., None, :] @ d_y_cached).squeeze(-2)
-    x_t4 = x_t2 / x_t3
-    d_o = d_y * x_t4[..., :, None]
-    x_tn3 = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)
-    sum_t2 = (x_tn3 * x_tn2).sum(-1)
-    sum_t3 = (d_y * o).sum(-1)
-    x_t5 = -sum_t2 - sum_t3 * x_t4
-    x_tn5 = x_tn3 + x_t5[..., :, None]
-    x_tn6 = x_tn5 * x_tn2
-    d_pools = x_tn6.mT @ u
-    d_u = x_tn6 @ pools
-    x_t6 = sum_t3 + x_t5
-    d_r = x_t6 * x_t4
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_q = weights[..., :, :, None] * q[..., :, None, :]  # [t n k]
+    d_cached = (weights_q.flatten(-2).mT @ d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
+    # d_q
+    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])  # [t n k]
+    d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
+    weight = exp_r / norm  # [t]
+    d_o = d_y * weight[..., :, None]  # [t v]
+    d_y_cached_q = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n]
+    d_t = (d_y_cached_q * weights).sum(-1)
+    d_y_o = (d_y * o).sum(-1)  # [t]
+    d_t2 = -d_t - d_y_o * weight
+    d_tn = d_y_cached_q + d_t2[..., :, None]
+    d_u_pools = d_tn * weights  # [t n]
+    d_pools = d_u_pools.mT @ u  # [n k]
+    # d_u
+    d_u = d_u_pools @ pools  # [t k]
+    d_t3 = d_y_o + d_t2
+    d_r = d_t3 * weight  # [t]
     return {
         "d_cached": d_cached,
         "d_q": d_q,

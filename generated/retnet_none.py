@@ -157,9 +157,9 @@ CHUNK = 64  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
-    "x_kv2": 2,
+    "k_decayed_v": 2,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "x_kv4": 2}
+CARRY_VJP = {"decay_all": 0, "q_d_q_M": 2}
 
 
 def _spread(x, *sizes):
@@ -194,24 +194,25 @@ def _runs_to(gate):
 
 
 def _writes(*, head, k, v, **_):
-    """What chunks add to the state, and how much of it they leave."""
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     n_t = v.shape[-2]
     x = 1.0 - torch.pow(2.0, -head - 5.0)
     x_t = _spread(x[..., None], n_t)
     x_t_runs_to = _runs_to(x_t)
     decay_all = x_t_runs_to[..., 0]
     decay_j = x_t_runs_to[..., 1:]
-    x_kv2 = k.mT @ (decay_j[..., :, None] * v)
+    k_decayed_v = k.mT @ (decay_j[..., :, None] * v)  # [k v]
     return {
         "decay_all": decay_all,
-        "x_kv2": x_kv2,
+        "k_decayed_v": k_decayed_v,
     }
 
 
-def _carry(*, decay_all, M, x_kv2, **_):
+def _carry(*, decay_all, M, k_decayed_v, **_):
     """The state after a chunk."""
-    x_kv = decay_all[..., None, None] * M
-    M_next = x_kv + x_kv2
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    decay_M = decay_all[..., None, None] * M  # [k v]
+    M_next = decay_M + k_decayed_v  # [k v]
     return {
         "M_next": M_next,
     }
@@ -220,16 +221,17 @@ def _carry(*, decay_all, M, x_kv2, **_):
 def _read_online(*, head, q, M, k, v, **_):
     """The online read-outs of chunks, from the states before them."""
     n_t = q.shape[-2]
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     x = 1.0 - torch.pow(2.0, -head - 5.0)
     x_t = _spread(x[..., None], n_t)
     x_t_runs = _runs(x_t)
     decay_t = x_t_runs[..., 1:, 0]
-    q_M = q @ M
-    x_tv = decay_t[..., :, None] * q_M
+    q_M = q @ M  # [t v]
+    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = x_t_runs[..., 1:, 1:]
-    q_k = q @ k.mT
-    x_tv2 = (decay_tj * q_k) @ v
-    o = x_tv + x_tv2
+    q_k = q @ k.mT  # [t j]
+    decayed_q_k_v = (decay_tj * q_k) @ v  # [t v]
+    o = decayed_q_M + decayed_q_k_v  # [t v]
     return {
         "o": o,
     }
@@ -242,16 +244,16 @@ def _pulls(*, q, d_o, head, **_):
     x_t = _spread(x[..., None], n_t)
     x_t_runs_from = _runs_from(x_t)
     decay_t = x_t_runs_from[..., 1:]
-    x_kv4 = q.mT @ (d_o * decay_t[..., :, None])
+    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
     return {
-        "x_kv4": x_kv4,
+        "q_d_q_M": q_d_q_M,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, x_kv4, **_):
+def _carry_vjp(*, d_M_next, decay_all, q_d_q_M, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    x_kv = d_M_next * decay_all[..., None, None]
-    d_M = x_kv + x_kv4
+    decay_d_M_next = d_M_next * decay_all[..., None, None]  # [k v]
+    d_M = decay_d_M_next + q_d_q_M  # [k v]
     return {
         "d_M": d_M,
     }
@@ -260,21 +262,24 @@ def _carry_vjp(*, d_M_next, decay_all, x_kv4, **_):
 def _inputs_vjp(*, d_o, v, head, k, M, d_M_next, q, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = q.shape[-2]
-    d_o_v = d_o @ v.mT
+    # d_q
+    d_o_v = d_o @ v.mT  # [t j]
     x = 1.0 - torch.pow(2.0, -head - 5.0)
     x_t = _spread(x[..., None], n_t)
     x_t_runs = _runs(x_t)
     decay_tj = x_t_runs[..., 1:, 1:]
-    x_tj = d_o_v * decay_tj
+    d_q_k = d_o_v * decay_tj  # [t j]
     decay_t = x_t_runs[..., 1:, 0]
-    d_q = _products((x_tj, k), ((d_o * decay_t[..., :, None]), M.mT))
+    d_q = _products((d_q_k, k), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    # d_k
     decay_j = x_t_runs[..., -1, 1:]
-    d_k = _products(((decay_j[..., :, None] * v), d_M_next.mT), (x_tj.mT, q))
-    k_d_M_next = k @ d_M_next
-    x_jv2 = k_d_M_next * decay_j[..., :, None]
-    q_k = q @ k.mT
-    x_jv3 = (decay_tj * q_k).mT @ d_o
-    d_v = x_jv2 + x_jv3
+    d_k = _products(((decay_j[..., :, None] * v), d_M_next.mT), (d_q_k.mT, q))  # [j k]
+    # d_v
+    k_d_M_next = k @ d_M_next  # [j v]
+    d_jv = k_d_M_next * decay_j[..., :, None]
+    q_k = q @ k.mT  # [t j]
+    decayed_q_k_d_o = (decay_tj * q_k).mT @ d_o  # [j v]
+    d_v = d_jv + decayed_q_k_d_o  # [j v]
     return {
         "d_q": d_q,
         "d_k": d_k,

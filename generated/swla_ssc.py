@@ -197,20 +197,10 @@ CHUNK = 64  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
-    "x_kv4": 2,
+    "x_kv": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "x_kv7": 2, "x_k": 1}
-
-
-def _spread(x, *sizes):
-    """x with its last dimensions broadcast to these sizes; -1 keeps one."""
-    return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
-
-
-def _step(x):
-    """1 where x > 0, else 0."""
-    return (x > 0).to(x.dtype)
+CARRY_VJP = {"decay_all": 0, "q_d_q_M": 2, "u_d_r_count": 1}
 
 
 def _products(first, *others):
@@ -240,26 +230,27 @@ def _runs_to(gate):
 
 
 def _writes(*, alpha, k_1, beta, v_1, k, lam, v, **_):
-    """What chunks add to the state, and how much of it they leave."""
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     alpha_runs_to = _runs_to(alpha)
     decay_all = alpha_runs_to[..., 0]
     decay_j = alpha_runs_to[..., 1:]
-    x_j2 = decay_j * beta
-    x_j4 = decay_j * lam
-    x_kv4 = _products((k_1.mT, (x_j2[..., :, None] * v_1)), (k.mT, (x_j4[..., :, None] * v)))
+    C_j = decay_j * beta
+    C_j2 = decay_j * lam
+    x_kv = _products((k_1.mT, (C_j[..., :, None] * v_1)), (k.mT, (C_j2[..., :, None] * v)))
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
-        "x_kv4": x_kv4,
+        "x_kv": x_kv,
         "sum_k": sum_k,
     }
 
 
-def _carry(*, decay_all, M, x_kv4, pool, sum_k, **_):
+def _carry(*, decay_all, M, x_kv, pool, sum_k, **_):
     """The state after a chunk."""
-    x_kv = decay_all[..., None, None] * M
-    M_next = x_kv + x_kv4
-    pool_next = pool + sum_k
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    decay_M = decay_all[..., None, None] * M  # [k v]
+    M_next = decay_M + x_kv  # [k v]
+    pool_next = pool + sum_k  # [k]
     return {
         "M_next": M_next,
         "pool_next": pool_next,
@@ -268,25 +259,23 @@ def _carry(*, decay_all, M, x_kv4, pool, sum_k, **_):
 
 def _read_online(*, alpha, q, M, beta, k_1, v_1, lam, k, v, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
-    n_t = count.shape[-1]
-    n_j = v.shape[-2]
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    q_M = q @ M
-    x_tv = decay_t[..., :, None] * q_M
+    q_M = q @ M  # [t v]
+    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
-    x_tj = decay_tj * beta[..., None, :]
-    q_k_1 = q @ k_1.mT
-    x_tj3 = decay_tj * lam[..., None, :]
-    q_k = q @ k.mT
-    x_tv4 = _products(((x_tj * q_k_1), v_1), ((x_tj3 * q_k), v))
-    o = x_tv + x_tv4
-    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
-    at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
-    u_k = u @ k.mT
-    sum_t = torch.where(at_t[..., :, None] + 1.0 - at_j[..., None, :] > 0, u_k, 0.0).sum(-1)
-    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)
-    r = (sum_t + u_pool) / count
+    C_tj = decay_tj * beta[..., None, :]
+    q_k_1 = q @ k_1.mT  # [t j]
+    C_tj2 = decay_tj * lam[..., None, :]
+    q_k = q @ k.mT  # [t j]
+    x_tv = _products(((C_tj * q_k_1), v_1), ((C_tj2 * q_k), v))
+    o = decayed_q_M + x_tv  # [t v]
+    # r_t = <u_t, mean of the segment's keys up to t>
+    u_k = u @ k.mT  # [t j]
+    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
+    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
+    r = (sum_causal_u_k + u_pool) / count  # [t]
     return {
         "o": o,
         "r": r,
@@ -297,19 +286,19 @@ def _pulls(*, q, d_o, alpha, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs_from = _runs_from(alpha)
     decay_t = alpha_runs_from[..., 1:]
-    x_kv7 = q.mT @ (d_o * decay_t[..., :, None])
-    x_k = ((d_r / count)[..., None, :] @ u).squeeze(-2)
+    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
-        "x_kv7": x_kv7,
-        "x_k": x_k,
+        "q_d_q_M": q_d_q_M,
+        "u_d_r_count": u_d_r_count,
     }
 
 
-def _carry_vjp(*, d_M_next, decay_all, x_kv7, d_pool_next, x_k, **_):
+def _carry_vjp(*, d_M_next, decay_all, q_d_q_M, d_pool_next, u_d_r_count, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    x_kv = d_M_next * decay_all[..., None, None]
-    d_M = x_kv + x_kv7
-    d_pool = d_pool_next + x_k
+    decay_d_M_next = d_M_next * decay_all[..., None, None]  # [k v]
+    d_M = decay_d_M_next + q_d_q_M  # [k v]
+    d_pool = d_pool_next + u_d_r_count  # [k]
     return {
         "d_M": d_M,
         "d_pool": d_pool,
@@ -318,83 +307,87 @@ def _carry_vjp(*, d_M_next, decay_all, x_kv7, d_pool_next, x_k, **_):
 
 def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, lam, k_1, v_1, beta, d_pool_next, u, d_r, count, pool, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_j = v_1.shape[-2]
     n_t = count.shape[-1]
+    n_j = v_1.shape[-2]
+    # d_alpha
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
-    sum = (d_M_next * M).sum((-2, -1))
-    x_m2 = decay_j * sum[..., None]
-    decay_t = alpha_runs[..., :-1, 0]
-    x_m4 = x_m2 * decay_t
+    d_M_next_M = (d_M_next * M).sum((-2, -1))
+    d_m = decay_j * d_M_next_M[..., None]
+    before_t = alpha_runs[..., :-1, 0]
+    decayed_d_m = d_m * before_t
     decay_tj = alpha_runs[..., 1:, 1:]
-    q_M = q @ M
-    sum_t = (d_o * q_M).sum(-1)
-    x_m5 = (sum_t[..., None, :] @ decay_tj).squeeze(-2)
-    x_m6 = x_m5 * decay_t
-    k_d_M_next = k @ d_M_next
-    sum_j = (k_d_M_next * v).sum(-1)
-    x_j2 = sum_j * lam
-    k_1_d_M_next = k_1 @ d_M_next
-    sum_j2 = (k_1_d_M_next * v_1).sum(-1)
-    x_j4 = sum_j2 * beta
-    x_j5 = x_j2 + x_j4
-    x_mj = decay_j[..., :, None] * x_j5[..., None, :]
-    decay_tj2 = alpha_runs[..., :-1, 1:]
-    sum_m = (x_mj * decay_tj2).sum(-1)
-    d_o_v = d_o @ v.mT
-    q_k = q @ k.mT
-    x_tj = d_o_v * q_k
-    x_tj2 = x_tj * lam[..., None, :]
-    d_o_v_1 = d_o @ v_1.mT
-    q_k_1 = q @ k_1.mT
-    x_tj3 = d_o_v_1 * q_k_1
-    x_tj4 = x_tj3 * beta[..., None, :]
-    x_mj4 = decay_tj.mT @ (x_tj2 + x_tj4)
-    sum_m2 = (x_mj4 * decay_tj2).sum(-1)
-    x_t5 = sum_m + sum_m2
-    d_alpha = x_m4 + x_m6 + x_t5
-    decay_t2 = alpha_runs[..., 1:, 0]
-    x_tk = (d_o * decay_t2[..., :, None]) @ M.mT
-    x_tj6 = decay_tj * lam[..., None, :]
-    x_tj7 = d_o_v * x_tj6
-    x_tj8 = decay_tj * beta[..., None, :]
-    x_tj9 = d_o_v_1 * x_tj8
-    x_tk4 = _products((x_tj7, k), (x_tj9, k_1))
-    d_q = x_tk + x_tk4
-    x_j6 = sum_j2 * decay_j
-    sum_j3 = (x_tj3 * decay_tj).sum(-2)
-    x_j7 = x_j6 + sum_j3
-    x_j8 = decay_j * beta
-    d_k_1 = _products(((x_j8[..., :, None] * v_1), d_M_next.mT), (x_tj9.mT, q))
-    x_jv4 = k_1_d_M_next * x_j8[..., :, None]
-    x_jv5 = (x_tj8 * q_k_1).mT @ d_o
-    d_v_1 = x_jv4 + x_jv5
-    x_j9 = sum_j * decay_j
-    sum_j4 = (x_tj * decay_tj).sum(-2)
-    x_j10 = x_j9 + sum_j4
-    x_j11 = decay_j * lam
-    x_jk3 = (x_j11[..., :, None] * v) @ d_M_next.mT
-    x_jk4 = _spread(d_pool_next[..., None, :], n_j, -1)
-    x_t6 = d_r / count
-    x_tj13 = _spread(x_t6[..., :, None], -1, n_j)
-    at_t = torch.arange(n_t, dtype=alpha.dtype, device=alpha.device)
-    at_j = torch.arange(n_j, dtype=alpha.dtype, device=alpha.device)
-    x_tj14 = x_tj13 * _step(at_t[..., :, None] + 1.0 - at_j[..., None, :])
-    x_jk7 = _products((x_tj14.mT, u), (x_tj7.mT, q))
-    d_k = x_jk3 + x_jk4 + x_jk7
-    x_jv7 = k_d_M_next * x_j11[..., :, None]
-    x_jv8 = (x_tj6 * q_k).mT @ d_o
-    d_v = x_jv7 + x_jv8
-    x_tk5 = x_t6[..., :, None] * pool[..., None, :]
-    x_tk6 = x_tj14 @ k
-    d_u = x_tk5 + x_tk6
+    q_M = q @ M  # [t v]
+    d_o_q_M = (d_o * q_M).sum(-1)  # [t]
+    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m2 = decayed_d_o_q_M * before_t
+    k_d_M_next = k @ d_M_next  # [j v]
+    k_d_M_next_v = (k_d_M_next * v).sum(-1)  # [j]
+    k_d_M_next_v_lam = k_d_M_next_v * lam  # [j]
+    k_1_d_M_next = k_1 @ d_M_next  # [j v]
+    k_1_d_M_next_v_1 = (k_1_d_M_next * v_1).sum(-1)  # [j]
+    d_j = k_1_d_M_next_v_1 * beta
+    d_j2 = k_d_M_next_v_lam + d_j
+    decayed_d_j2 = decay_j[..., :, None] * d_j2[..., None, :]  # [m j]
+    before_tj = alpha_runs[..., :-1, 1:]
+    d_m3 = (decayed_d_j2 * before_tj).sum(-1)
+    d_o_v = d_o @ v.mT  # [t j]
+    q_k = q @ k.mT  # [t j]
+    d_o_v_q_k = d_o_v * q_k  # [t j]
+    d_o_v_q_k_lam = d_o_v_q_k * lam[..., None, :]  # [t j]
+    d_o_v_1 = d_o @ v_1.mT  # [t j]
+    q_k_1 = q @ k_1.mT  # [t j]
+    d_o_v_1_q_k_1 = d_o_v_1 * q_k_1  # [t j]
+    d_tj = d_o_v_1_q_k_1 * beta[..., None, :]
+    decayed_d_tj2 = decay_tj.mT @ (d_o_v_q_k_lam + d_tj)  # [m j]
+    d_m4 = (decayed_d_tj2 * before_tj).sum(-1)
+    d_t = d_m3 + d_m4
+    d_alpha = decayed_d_m + d_m2 + d_t  # [t]
+    # d_q
+    decay_t = alpha_runs[..., 1:, 0]
+    decayed_d_o_M = (d_o * decay_t[..., :, None]) @ M.mT  # [t k]
+    C_tj = decay_tj * lam[..., None, :]
+    d_q_k = d_o_v * C_tj  # [t j]
+    C_tj2 = decay_tj * beta[..., None, :]
+    d_q_k_1 = d_o_v_1 * C_tj2  # [t j]
+    d_tk = _products((d_q_k, k), (d_q_k_1, k_1))
+    d_q = decayed_d_o_M + d_tk  # [t k]
+    # d_beta
+    d_j3 = k_1_d_M_next_v_1 * decay_j
+    d_j4 = (d_o_v_1_q_k_1 * decay_tj).sum(-2)
+    d_j5 = d_j3 + d_j4
+    C_j = decay_j * beta
+    d_k_1 = _products(((C_j[..., :, None] * v_1), d_M_next.mT), (d_q_k_1.mT, q))  # [j k]
+    C_k_1_d_M_next = k_1_d_M_next * C_j[..., :, None]  # [j v]
+    C_q_k_1_d_o = (C_tj2 * q_k_1).mT @ d_o  # [j v]
+    d_v_1 = C_k_1_d_M_next + C_q_k_1_d_o  # [j v]
+    # d_lam
+    d_j6 = k_d_M_next_v * decay_j
+    d_j7 = (d_o_v_q_k * decay_tj).sum(-2)
+    d_j8 = d_j6 + d_j7
+    # d_k
+    C_j2 = decay_j * lam
+    d_M_next_C_v = (C_j2[..., :, None] * v) @ d_M_next.mT  # [j k]
+    d_r_count = d_r / count  # [t]
+    causal = torch.ones(n_t, n_j, dtype=alpha.dtype, device=alpha.device).tril()  # [t j]
+    d_u_k = d_r_count[..., :, None] * causal  # [t j]
+    d_jk = _products((d_u_k.mT, u), (d_q_k.mT, q))
+    d_k = d_M_next_C_v + d_pool_next[..., None, :] + d_jk  # [j k]
+    # d_v
+    C_k_d_M_next = k_d_M_next * C_j2[..., :, None]  # [j v]
+    C_q_k_d_o = (C_tj * q_k).mT @ d_o  # [j v]
+    d_v = C_k_d_M_next + C_q_k_d_o  # [j v]
+    # d_u
+    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
+    d_u_k_k = d_u_k @ k  # [t k]
+    d_u = d_r_count_pool + d_u_k_k  # [t k]
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
-        "d_beta": x_j7,
+        "d_beta": d_j5,
         "d_k_1": d_k_1,
         "d_v_1": d_v_1,
-        "d_lam": x_j10,
+        "d_lam": d_j8,
         "d_k": d_k,
         "d_v": d_v,
         "d_u": d_u,
@@ -403,18 +396,18 @@ def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, lam, k_1, v_1, beta, d_pool
 
 def _blend(*, r, u, pools, o, q, cached, **_):
     """The softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT
-    max_t = u_pools.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_t2 = torch.exp(r - x_t)
-    x_tn = torch.exp(u_pools - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t3 = sum_t + x_t2
-    x_t4 = x_t2 / x_t3
-    x_tv = x_t4[..., :, None] * o
-    x_tn2 = x_tn / x_t3[..., :, None]
-    x_tv2 = (x_tn2[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)
-    y = x_tv + x_tv2
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weight = exp_r / norm  # [t]
+    weight_o = weight[..., :, None] * o  # [t v]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_q_cached = (weights[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)  # [t v]
+    y = weight_o + weights_q_cached  # [t v]
     return {
         "y": y,
     }
@@ -422,30 +415,32 @@ def _blend(*, r, u, pools, o, q, cached, **_):
 
 def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT
-    max_t = u_pools.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_tn = torch.exp(u_pools - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t2 = torch.exp(r - x_t)
-    x_t3 = sum_t + x_t2
-    x_tn2 = x_tn / x_t3[..., :, None]
-    x_tnk = x_tn2[..., :, :, None] * q[..., :, None, :]
-    d_cached = (x_tnk.flatten(-2).mT @ d_y).unflatten(-2, x_tnk.shape[-2:])
-    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])
-    d_q = (x_tn2[..., None, :] @ d_y_cached).squeeze(-2)
-    x_t4 = x_t2 / x_t3
-    d_o = d_y * x_t4[..., :, None]
-    x_tn3 = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)
-    sum_t2 = (x_tn3 * x_tn2).sum(-1)
-    sum_t3 = (d_y * o).sum(-1)
-    x_t5 = -sum_t2 - sum_t3 * x_t4
-    x_tn5 = x_tn3 + x_t5[..., :, None]
-    x_tn6 = x_tn5 * x_tn2
-    d_pools = x_tn6.mT @ u
-    d_u = x_tn6 @ pools
-    x_t6 = sum_t3 + x_t5
-    d_r = x_t6 * x_t4
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_q = weights[..., :, :, None] * q[..., :, None, :]  # [t n k]
+    d_cached = (weights_q.flatten(-2).mT @ d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
+    # d_q
+    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])  # [t n k]
+    d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
+    weight = exp_r / norm  # [t]
+    d_o = d_y * weight[..., :, None]  # [t v]
+    d_y_cached_q = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n]
+    d_t = (d_y_cached_q * weights).sum(-1)
+    d_y_o = (d_y * o).sum(-1)  # [t]
+    d_t2 = -d_t - d_y_o * weight
+    d_tn = d_y_cached_q + d_t2[..., :, None]
+    d_u_pools = d_tn * weights  # [t n]
+    d_pools = d_u_pools.mT @ u  # [n k]
+    # d_u
+    d_u = d_u_pools @ pools  # [t k]
+    d_t3 = d_y_o + d_t2
+    d_r = d_t3 * weight  # [t]
     return {
         "d_cached": d_cached,
         "d_q": d_q,
@@ -458,7 +453,7 @@ def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
 
 def _logits(*, u, pools, **_):
     """The routing logits of cached segments."""
-    r_cached = u @ pools.mT
+    r_cached = u @ pools.mT  # [t n]
     return {
         "r_cached": r_cached,
     }
@@ -466,8 +461,9 @@ def _logits(*, u, pools, **_):
 
 def _logits_vjp(*, u, d_r_cached, pools, **_):
     """The derivative of: the routing logits of cached segments."""
-    d_pools = d_r_cached.mT @ u
-    d_u = d_r_cached @ pools
+    d_pools = d_r_cached.mT @ u  # [n k]
+    # d_u
+    d_u = d_r_cached @ pools  # [t k]
     return {
         "d_pools": d_pools,
         "d_u": d_u,
@@ -476,14 +472,14 @@ def _logits_vjp(*, u, d_r_cached, pools, **_):
 
 def _weigh(*, r, r_cached, **_):
     """The softmax of the chosen segments' logits and the online one."""
-    max_t = r_cached.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_t2 = torch.exp(r - x_t)
-    x_tn = torch.exp(r_cached - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t3 = sum_t + x_t2
-    w = x_t2 / x_t3
-    w_cached = x_tn / x_t3[..., :, None]
+    max_r_cached = r_cached.amax(-1)  # [t]
+    top = torch.maximum(r, max_r_cached)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    exp_r_cached = torch.exp(r_cached - top[..., :, None])  # [t n]
+    sum_exp_r_cached = exp_r_cached.sum(-1)  # [t]
+    norm = sum_exp_r_cached + exp_r  # [t]
+    w = exp_r / norm  # [t]
+    w_cached = exp_r_cached / norm[..., :, None]  # [t n]
     return {
         "w": w,
         "w_cached": w_cached,
@@ -492,23 +488,21 @@ def _weigh(*, r, r_cached, **_):
 
 def _weigh_vjp(*, d_w_cached, r_cached, r, d_w, **_):
     """The derivative of: the softmax of the chosen segments' logits and the online one."""
-    n_n = r_cached.shape[-1]
-    max_t = r_cached.amax(-1)
-    x_t = torch.maximum(r, max_t)
-    x_tn = torch.exp(r_cached - x_t[..., :, None])
-    sum_t = x_tn.sum(-1)
-    x_t2 = torch.exp(r - x_t)
-    x_t3 = sum_t + x_t2
-    x_tn2 = d_w_cached / x_t3[..., :, None]
-    sum_t2 = (d_w_cached * x_tn).sum(-1)
-    x_t4 = -sum_t2 - d_w * x_t2
-    x_t5 = x_t4 / (x_t3 * x_t3)
-    x_tn4 = _spread(x_t5[..., :, None], -1, n_n)
-    x_tn5 = x_tn2 + x_tn4
-    d_r_cached = x_tn5 * x_tn
-    x_t6 = d_w / x_t3
-    x_t7 = x_t6 + x_t5
-    d_r = x_t7 * x_t2
+    max_r_cached = r_cached.amax(-1)  # [t]
+    top = torch.maximum(r, max_r_cached)  # [t]
+    exp_r_cached = torch.exp(r_cached - top[..., :, None])  # [t n]
+    sum_exp_r_cached = exp_r_cached.sum(-1)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    norm = sum_exp_r_cached + exp_r  # [t]
+    d_w_cached_norm = d_w_cached / norm[..., :, None]  # [t n]
+    d_t = (d_w_cached * exp_r_cached).sum(-1)
+    norm2 = -d_t - d_w * exp_r  # [t]
+    d_t2 = norm2 / (norm * norm)
+    d_tn = d_w_cached_norm + d_t2[..., :, None]
+    d_r_cached = d_tn * exp_r_cached  # [t n]
+    d_w_norm = d_w / norm  # [t]
+    d_t3 = d_w_norm + d_t2
+    d_r = d_t3 * exp_r  # [t]
     return {
         "d_r_cached": d_r_cached,
         "d_r": d_r,
@@ -517,7 +511,7 @@ def _weigh_vjp(*, d_w_cached, r_cached, r, d_w, **_):
 
 def _read_weighted(*, w_cached, q, cached, **_):
     """One cached segment: weighted read-outs of the rows that read it."""
-    y_cached = (w_cached[..., :, None] * q) @ cached
+    y_cached = (w_cached[..., :, None] * q) @ cached  # [t v]
     return {
         "y_cached": y_cached,
     }
@@ -525,10 +519,11 @@ def _read_weighted(*, w_cached, q, cached, **_):
 
 def _read_weighted_vjp(*, w_cached, q, d_y_cached, cached, **_):
     """The derivative of: one cached segment: weighted read-outs of the rows that read it."""
-    d_cached = (w_cached[..., :, None] * q).mT @ d_y_cached
-    d_y_cached_cached = d_y_cached @ cached.mT
-    d_q = d_y_cached_cached * w_cached[..., :, None]
-    d_w_cached = (d_y_cached_cached * q).sum(-1)
+    d_cached = (w_cached[..., :, None] * q).mT @ d_y_cached  # [k v]
+    # d_q
+    d_tk = d_y_cached @ cached.mT
+    d_q = d_tk * w_cached[..., :, None]  # [t k]
+    d_w_cached = (d_tk * q).sum(-1)  # [t]
     return {
         "d_cached": d_cached,
         "d_q": d_q,
@@ -538,8 +533,8 @@ def _read_weighted_vjp(*, w_cached, q, d_y_cached, cached, **_):
 
 def _add_up(*, w, o, y_cached, **_):
     """The weighted online read-out, and those of the chosen segments."""
-    x_tv = w[..., :, None] * o
-    y = x_tv + y_cached
+    w_o = w[..., :, None] * o  # [t v]
+    y = w_o + y_cached  # [t v]
     return {
         "y": y,
     }
@@ -547,8 +542,8 @@ def _add_up(*, w, o, y_cached, **_):
 
 def _add_up_vjp(*, d_y, w, o, **_):
     """The derivative of: the weighted online read-out, and those of the chosen segments."""
-    d_o = d_y * w[..., :, None]
-    d_w = (d_y * o).sum(-1)
+    d_o = d_y * w[..., :, None]  # [t v]
+    d_w = (d_y * o).sum(-1)  # [t]
     return {
         "d_y_cached": d_y,
         "d_o": d_o,

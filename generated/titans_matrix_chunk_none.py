@@ -183,22 +183,22 @@ ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
     "k": 2,
-    "x_j2": 1,
+    "C_j": 1,
     "v": 2,
     "decay_all2": 0,
-    "x": 0,
-    "x_j5": 1,
+    "R": 0,
+    "C_j4": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
 CARRY_VJP = {
-    "x": 0,
+    "R": 0,
     "decay_all": 0,
-    "x_kv14": 2,
+    "q_d_q_S": 2,
     "decay_all2": 0,
     "k": 2,
-    "x_j5": 1,
-    "x_j2": 1,
-    "x_jv7": 2,
-    "x_kv10": 2,
+    "C_j4": 1,
+    "C_j": 1,
+    "C_q_k_d_o": 2,
+    "q_d_q_M": 2,
 }
 
 
@@ -224,43 +224,45 @@ def _runs_to(gate):
 
 
 def _writes(*, beta, eta, alpha, **_):
-    """What chunks add to the state, and how much of it they leave."""
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     beta_runs = _runs(beta)
     decay_all = beta_runs[..., -1, 0]
     decay_j = beta_runs[..., -1, 1:]
     x_t = -eta
-    x_j2 = decay_j * x_t
+    C_j = decay_j * x_t
     alpha_runs_to = _runs_to(alpha)
     decay_all2 = alpha_runs_to[..., 0]
     decay_j2 = alpha_runs_to[..., 1:]
-    x_s3 = decay_j2 * beta
-    decay_t = beta_runs[..., :-1, 0]
-    x = (x_s3 * decay_t).sum(-1)
-    x_j3 = decay_j2 * x_t
-    decay_tj = beta_runs[..., :-1, 1:]
-    x_tj = decay_tj * x_t[..., None, :]
-    x_j4 = (x_s3[..., None, :] @ x_tj).squeeze(-2)
-    x_j5 = x_j3 + x_j4
+    C_s = decay_j2 * beta
+    before_t = beta_runs[..., :-1, 0]
+    R = (C_s * before_t).sum(-1)
+    C_j2 = decay_j2 * x_t
+    before_tj = beta_runs[..., :-1, 1:]
+    C_tj = before_tj * x_t[..., None, :]
+    C_j3 = (C_s[..., None, :] @ C_tj).squeeze(-2)
+    C_j4 = C_j2 + C_j3
     return {
         "decay_all": decay_all,
-        "x_j2": x_j2,
+        "C_j": C_j,
         "decay_all2": decay_all2,
-        "x": x,
-        "x_j5": x_j5,
+        "R": R,
+        "C_j4": C_j4,
     }
 
 
-def _carry(*, decay_all, S, k, x_j2, M, v, decay_all2, x, x_j5, **_):
+def _carry(*, decay_all, S, k, C_j, M, v, decay_all2, R, C_j4, **_):
     """The state after a chunk."""
-    x_kv = decay_all[..., None, None] * S
-    x_tv = k @ M
-    x_tv3 = 2.0 * x_tv - 2.0 * v
-    x_kv2 = k.mT @ (x_j2[..., :, None] * x_tv3)
-    S_next = x_kv + x_kv2
-    x_kv3 = decay_all2[..., None, None] * M
-    x_kv4 = x[..., None, None] * S
-    x_kv5 = k.mT @ (x_j5[..., :, None] * x_tv3)
-    M_next = x_kv3 + x_kv4 + x_kv5
+    # S = R S + sum over j of C_j k_j v_jᵀ
+    decay_S = decay_all[..., None, None] * S  # [k v]
+    k_M = k @ M  # [t v]
+    x_tv = 2.0 * k_M - 2.0 * v
+    k_C_x_tv = k.mT @ (C_j[..., :, None] * x_tv)  # [k v]
+    S_next = decay_S + k_C_x_tv  # [k v]
+    # M = R M + sum over j of C_j k_j v_jᵀ
+    decay_M = decay_all2[..., None, None] * M  # [k v]
+    R_S = R[..., None, None] * S  # [k v]
+    k_C_x_tv2 = k.mT @ (C_j4[..., :, None] * x_tv)  # [k v]
+    M_next = decay_M + R_S + k_C_x_tv2  # [k v]
     return {
         "S_next": S_next,
         "M_next": M_next,
@@ -269,28 +271,29 @@ def _carry(*, decay_all, S, k, x_j2, M, v, decay_all2, x, x_j5, **_):
 
 def _read_online(*, alpha, q, M, beta, S, eta, k, v, **_):
     """The online read-outs of chunks, from the states before them."""
+    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    q_M = q @ M
-    x_tv = decay_t[..., :, None] * q_M
+    q_M = q @ M  # [t v]
+    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
-    x_ts2 = decay_tj * beta[..., None, :]
+    C_ts = decay_tj * beta[..., None, :]
     beta_runs = _runs(beta)
-    decay_t2 = beta_runs[..., :-1, 0]
-    x_t = (decay_t2[..., None, :] @ x_ts2.mT).squeeze(-2)
-    q_S = q @ S
-    x_tv2 = x_t[..., :, None] * q_S
-    x_t2 = -eta
-    x_tj = decay_tj * x_t2[..., None, :]
-    decay_tj2 = beta_runs[..., :-1, 1:]
-    x_tj2 = decay_tj2 * x_t2[..., None, :]
-    x_tj3 = x_ts2 @ x_tj2
-    x_tj4 = x_tj + x_tj3
-    q_k = q @ k.mT
-    x_tv3 = k @ M
-    x_tv5 = 2.0 * x_tv3 - 2.0 * v
-    x_tv6 = (x_tj4 * q_k) @ x_tv5
-    o = x_tv + x_tv2 + x_tv6
+    before_t = beta_runs[..., :-1, 0]
+    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
+    q_S = q @ S  # [t v]
+    R_q_S = R_t[..., :, None] * q_S  # [t v]
+    x_t = -eta
+    C_tj = decay_tj * x_t[..., None, :]
+    before_tj = beta_runs[..., :-1, 1:]
+    C_tj2 = before_tj * x_t[..., None, :]
+    C_tj3 = C_ts @ C_tj2
+    C_tj4 = C_tj + C_tj3
+    q_k = q @ k.mT  # [t j]
+    k_M = k @ M  # [t v]
+    x_tv = 2.0 * k_M - 2.0 * v
+    C_q_k_x_tv = (C_tj4 * q_k) @ x_tv
+    o = decayed_q_M + R_q_S + C_q_k_x_tv  # [t v]
     return {
         "o": o,
     }
@@ -300,156 +303,157 @@ def _pulls(*, q, d_o, alpha, beta, eta, k, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
     decay_tj = alpha_runs[..., 1:, 1:]
-    x_ts2 = decay_tj * beta[..., None, :]
+    C_ts = decay_tj * beta[..., None, :]
     beta_runs = _runs(beta)
-    decay_t = beta_runs[..., :-1, 0]
-    x_t = (decay_t[..., None, :] @ x_ts2.mT).squeeze(-2)
-    x_kv14 = q.mT @ (d_o * x_t[..., :, None])
-    x_t2 = -eta
-    x_tj = decay_tj * x_t2[..., None, :]
-    decay_tj2 = beta_runs[..., :-1, 1:]
-    x_tj2 = decay_tj2 * x_t2[..., None, :]
-    x_tj3 = x_ts2 @ x_tj2
-    x_tj4 = x_tj + x_tj3
-    q_k = q @ k.mT
-    x_jv7 = (x_tj4 * q_k).mT @ d_o
-    decay_t2 = alpha_runs[..., 1:, 0]
-    x_kv10 = q.mT @ (d_o * decay_t2[..., :, None])
+    before_t = beta_runs[..., :-1, 0]
+    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
+    q_d_q_S = q.mT @ (d_o * R_t[..., :, None])  # [k v]
+    x_t = -eta
+    C_tj = decay_tj * x_t[..., None, :]
+    before_tj = beta_runs[..., :-1, 1:]
+    C_tj2 = before_tj * x_t[..., None, :]
+    C_tj3 = C_ts @ C_tj2
+    C_tj4 = C_tj + C_tj3
+    q_k = q @ k.mT  # [t j]
+    C_q_k_d_o = (C_tj4 * q_k).mT @ d_o  # [j v]
+    decay_t = alpha_runs[..., 1:, 0]
+    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
     return {
-        "x_kv14": x_kv14,
-        "x_jv7": x_jv7,
-        "x_kv10": x_kv10,
-        "x_t": x_t,
-        "x_tj3": x_tj3,
+        "q_d_q_S": q_d_q_S,
+        "C_q_k_d_o": C_q_k_d_o,
+        "q_d_q_M": q_d_q_M,
+        "R_t": R_t,
+        "C_tj3": C_tj3,
         "q_k": q_k,
     }
 
 
-def _carry_vjp(*, d_M_next, x, d_S_next, decay_all, x_kv14, decay_all2, k, x_j5, x_j2, x_jv7, x_kv10, **_):
+def _carry_vjp(*, d_M_next, R, d_S_next, decay_all, q_d_q_S, decay_all2, k, C_j4, C_j, C_q_k_d_o, q_d_q_M, **_):
     """The cotangent of the state before a chunk, from that after it."""
-    x_kv = d_M_next * x[..., None, None]
-    x_kv2 = d_S_next * decay_all[..., None, None]
-    d_S = x_kv + x_kv2 + x_kv14
-    x_kv3 = d_M_next * decay_all2[..., None, None]
-    k_d_M_next = k @ d_M_next
-    x_jv = k_d_M_next * x_j5[..., :, None]
-    k_d_S_next = k @ d_S_next
-    x_jv2 = k_d_S_next * x_j2[..., :, None]
-    x_jv3 = x_jv + x_jv2 + x_jv7
-    x_kv4 = k.mT @ (2.0 * x_jv3)
-    d_M = x_kv3 + x_kv4 + x_kv10
+    R_d_M_next = d_M_next * R[..., None, None]  # [k v]
+    decay_d_S_next = d_S_next * decay_all[..., None, None]  # [k v]
+    d_S = R_d_M_next + decay_d_S_next + q_d_q_S  # [k v]
+    decay_d_M_next = d_M_next * decay_all2[..., None, None]  # [k v]
+    k_d_M_next = k @ d_M_next  # [j v]
+    C_k_d_M_next = k_d_M_next * C_j4[..., :, None]  # [j v]
+    k_d_S_next = k @ d_S_next  # [j v]
+    C_k_d_S_next = k_d_S_next * C_j[..., :, None]  # [j v]
+    d_jv = C_k_d_M_next + C_k_d_S_next + C_q_k_d_o
+    k_d_tv = k.mT @ (2.0 * d_jv)  # [k v]
+    d_M = decay_d_M_next + k_d_tv + q_d_q_M  # [k v]
     return {
         "d_S": d_S,
         "d_M": d_M,
     }
 
 
-def _inputs_vjp(*, alpha, k, d_M_next, M, v, eta, beta, S, d_o, q_k, q, d_S_next, **others):
+def _inputs_vjp(
+    *, alpha, k, d_M_next, M, v, eta, beta, S, d_o, q_k, q, C_tj3, R_t, d_S_next, C_j4, C_j, C_q_k_d_o, **_
+):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    x_tj32 = others["x_tj3"]
-    x_t9 = others["x_t"]
-    x_j52 = others["x_j5"]
-    x_j22 = others["x_j2"]
-    x_jv72 = others["x_jv7"]
+    # d_alpha
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
-    k_d_M_next = k @ d_M_next
-    x_tv = k @ M
-    x_tv3 = 2.0 * x_tv - 2.0 * v
-    sum_j = (k_d_M_next * x_tv3).sum(-1)
+    k_d_M_next = k @ d_M_next  # [j v]
+    k_M = k @ M  # [t v]
+    x_tv = 2.0 * k_M - 2.0 * v
+    k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
     x_t = -eta
-    x_j2 = sum_j * x_t
-    x_mj = decay_j[..., :, None] * x_j2[..., None, :]
-    decay_tj = alpha_runs[..., :-1, 1:]
-    sum_m = (x_mj * decay_tj).sum(-1)
+    d_j = k_d_M_next_x_tv * x_t
+    decayed_d_j = decay_j[..., :, None] * d_j[..., None, :]  # [m j]
+    before_tj = alpha_runs[..., :-1, 1:]
+    d_m = (decayed_d_j * before_tj).sum(-1)
     beta_runs = _runs(beta)
-    decay_tj2 = beta_runs[..., :-1, 1:]
-    x_tj = decay_tj2 * x_t[..., None, :]
-    x_s = (sum_j[..., None, :] @ x_tj.mT).squeeze(-2)
-    sum = (d_M_next * S).sum((-2, -1))
-    decay_t = beta_runs[..., :-1, 0]
-    x_s3 = sum[..., None] * decay_t
-    x_s4 = x_s + x_s3
-    x_s6 = x_s4 * beta
-    x_sm = decay_j[..., None, :] * x_s6[..., :, None]
-    decay_sm = alpha_runs[..., :-1, 1:].mT
-    sum_m2 = (x_sm * decay_sm).sum(-2)
-    sum2 = (d_M_next * M).sum((-2, -1))
-    x_m2 = decay_j * sum2[..., None]
-    decay_t2 = alpha_runs[..., :-1, 0]
-    x_m4 = x_m2 * decay_t2
-    decay_tj3 = alpha_runs[..., 1:, 1:]
-    x_tj2 = d_o @ x_tv3.mT
-    x_tj3 = x_tj2 * q_k
-    x_mj4 = decay_tj3.mT @ (x_tj3 * x_t[..., None, :])
-    sum_m3 = (x_mj4 * decay_tj).sum(-1)
-    x_ts = x_tj3 @ x_tj.mT
-    q_S = q @ S
-    sum_t = (d_o * q_S).sum(-1)
-    x_ts2 = sum_t[..., :, None] * decay_t[..., None, :]
-    x_ts3 = x_ts + x_ts2
-    x_sm3 = (x_ts3 * beta[..., None, :]).mT @ decay_tj3
-    sum_m4 = (x_sm3 * decay_sm).sum(-2)
-    q_M = q @ M
-    sum_t2 = (d_o * q_M).sum(-1)
-    x_m5 = (sum_t2[..., None, :] @ decay_tj3).squeeze(-2)
-    x_m6 = x_m5 * decay_t2
-    x_t8 = sum_m3 + sum_m4 + x_m6
-    d_alpha = sum_m + sum_m2 + x_m4 + x_t8
-    x_tj5 = decay_tj3 * x_t[..., None, :]
-    x_tj6 = x_tj5 + x_tj32
-    x_tj7 = x_tj2 * x_tj6
-    decay_t3 = alpha_runs[..., 1:, 0]
-    d_q = _products((x_tj7, k), ((d_o * x_t9[..., :, None]), S.mT), ((d_o * decay_t3[..., :, None]), M.mT))
-    decay_j2 = beta_runs[..., -1, 1:]
-    k_d_S_next = k @ d_S_next
-    sum_j2 = (k_d_S_next * x_tv3).sum(-1)
-    x_j3 = sum_j2 * x_t
-    x_mj6 = decay_j2[..., :, None] * x_j3[..., None, :]
-    sum_m5 = (x_mj6 * decay_tj2).sum(-1)
-    sum3 = (d_S_next * S).sum((-2, -1))
-    x_m8 = decay_j2 * sum3[..., None]
-    x_m10 = x_m8 * decay_t
-    x_s8 = decay_j * beta
-    x_sj2 = x_s8[..., :, None] * sum_j[..., None, :]
-    x_ts6 = decay_tj3 * beta[..., None, :]
-    x_sj3 = x_ts6.mT @ x_tj3
-    x_sj4 = x_sj2 + x_sj3
-    x_mj9 = decay_tj2.mT @ (x_sj4 * x_t[..., None, :])
-    sum_m6 = (x_mj9 * decay_tj2).sum(-1)
-    x_s9 = x_s8 * sum[..., None]
-    x_s10 = (sum_t[..., None, :] @ x_ts6).squeeze(-2)
-    x_s11 = x_s9 + x_s10
-    x_m11 = (x_s11[..., None, :] @ decay_tj2).squeeze(-2)
-    x_m12 = x_m11 * decay_t
-    x_s12 = x_s4 * decay_j
-    sum_s = (x_ts3 * decay_tj3).sum(-2)
-    x_s13 = x_s12 + sum_s
-    d_beta = sum_m5 + x_m10 + sum_m6 + x_m12 + x_s13
-    x_j4 = sum_j * decay_j
-    x_j5 = sum_j2 * decay_j2
-    sum_j3 = (x_sj4 * decay_tj2).sum(-2)
-    sum_j4 = (x_tj3 * decay_tj3).sum(-2)
-    x_j6 = x_j4 + x_j5 + sum_j3 + sum_j4
-    d_eta = -x_j6
-    x_jv6 = k_d_M_next * x_j52[..., :, None]
-    x_jv7 = k_d_S_next * x_j22[..., :, None]
-    x_jv8 = x_jv6 + x_jv7 + x_jv72
-    x_tk5 = (2.0 * x_jv8) @ M.mT
+    before_tj3 = beta_runs[..., :-1, 1:]
+    C_tj = before_tj3 * x_t[..., None, :]
+    d_s = (k_d_M_next_x_tv[..., None, :] @ C_tj.mT).squeeze(-2)
+    d_M_next_S = (d_M_next * S).sum((-2, -1))
+    before_t = beta_runs[..., :-1, 0]
+    d_s2 = d_M_next_S[..., None] * before_t
+    d_s3 = d_s + d_s2
+    d_s3_beta = d_s3 * beta  # [s]
+    d_sm = decay_j[..., None, :] * d_s3_beta[..., :, None]
+    before_sm = alpha_runs[..., :-1, 1:].mT
+    decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
+    d_M_next_M = (d_M_next * M).sum((-2, -1))
+    d_m3 = decay_j * d_M_next_M[..., None]
+    before_t3 = alpha_runs[..., :-1, 0]
+    decayed_d_m3 = d_m3 * before_t3
+    decay_tj = alpha_runs[..., 1:, 1:]
+    d_o_x_tv = d_o @ x_tv.mT  # [t j]
+    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
+    d_mj = decay_tj.mT @ (d_o_x_tv_q_k * x_t[..., None, :])
+    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
+    C_d_o_x_tv_q_k = d_o_x_tv_q_k @ C_tj.mT  # [t s]
+    q_S = q @ S  # [t v]
+    d_o_q_S = (d_o * q_S).sum(-1)  # [t]
+    decayed_d_o_q_S = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts = C_d_o_x_tv_q_k + decayed_d_o_q_S
+    d_sm2 = (d_ts * beta[..., None, :]).mT @ decay_tj
+    decayed_d_sm22 = (d_sm2 * before_sm).sum(-2)  # [m]
+    q_M = q @ M  # [t v]
+    d_o_q_M = (d_o * q_M).sum(-1)  # [t]
+    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m4 = decayed_d_o_q_M * before_t3
+    d_t = decayed_d_mj + decayed_d_sm22 + d_m4
+    d_alpha = d_m + decayed_d_sm + decayed_d_m3 + d_t  # [t]
+    # d_q
+    C_tj4 = decay_tj * x_t[..., None, :]
+    C_tj5 = C_tj4 + C_tj3
+    d_q_k = d_o_x_tv * C_tj5  # [t j]
+    decay_t = alpha_runs[..., 1:, 0]
+    d_q = _products((d_q_k, k), ((d_o * R_t[..., :, None]), S.mT), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    # d_beta
+    decay_j3 = beta_runs[..., -1, 1:]
+    k_d_S_next = k @ d_S_next  # [j v]
+    k_d_S_next_x_tv = (k_d_S_next * x_tv).sum(-1)  # [j]
+    d_j2 = k_d_S_next_x_tv * x_t
+    decayed_d_j2 = decay_j3[..., :, None] * d_j2[..., None, :]  # [m j]
+    d_m5 = (decayed_d_j2 * before_tj3).sum(-1)
+    d_S_next_S = (d_S_next * S).sum((-2, -1))
+    d_m6 = decay_j3 * d_S_next_S[..., None]
+    decayed_d_m6 = d_m6 * before_t
+    C_s = decay_j * beta
+    d_sj = C_s[..., :, None] * k_d_M_next_x_tv[..., None, :]
+    C_ts = decay_tj * beta[..., None, :]
+    C_d_o_x_tv_q_k2 = C_ts.mT @ d_o_x_tv_q_k  # [s j]
+    d_sj2 = d_sj + C_d_o_x_tv_q_k2
+    d_mj2 = before_tj3.mT @ (d_sj2 * x_t[..., None, :])
+    decayed_d_mj22 = (d_mj2 * before_tj3).sum(-1)  # [m]
+    C_d_M_next_S = C_s * d_M_next_S[..., None]  # [s]
+    C_d_o_q_S = (d_o_q_S[..., None, :] @ C_ts).squeeze(-2)  # [s]
+    d_s4 = C_d_M_next_S + C_d_o_q_S
+    decayed_d_s4 = (d_s4[..., None, :] @ before_tj3).squeeze(-2)  # [m]
+    d_m7 = decayed_d_s4 * before_t
+    decayed_d_s3 = d_s3 * decay_j
+    decayed_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
+    d_s5 = decayed_d_s3 + decayed_d_ts
+    d_beta = d_m5 + decayed_d_m6 + decayed_d_mj22 + d_m7 + d_s5  # [t]
+    # d_eta
+    d_j3 = k_d_M_next_x_tv * decay_j
+    d_j4 = k_d_S_next_x_tv * decay_j3
+    decayed_d_sj2 = (d_sj2 * before_tj3).sum(-2)  # [j]
+    d_j5 = (d_o_x_tv_q_k * decay_tj).sum(-2)
+    d_j6 = d_j3 + d_j4 + decayed_d_sj2 + d_j5
+    d_eta = -d_j6  # [t]
+    # d_k
+    C_k_d_M_next = k_d_M_next * C_j4[..., :, None]  # [j v]
+    C_k_d_S_next = k_d_S_next * C_j[..., :, None]  # [j v]
+    d_jv = C_k_d_M_next + C_k_d_S_next + C_q_k_d_o
+    d_tv_M = (2.0 * d_jv) @ M.mT  # [t k]
     d_k = (
-        _products(
-            ((x_j52[..., :, None] * x_tv3), d_M_next.mT), ((x_j22[..., :, None] * x_tv3), d_S_next.mT), (x_tj7.mT, q)
-        )
-        + x_tk5
+        _products(((C_j4[..., :, None] * x_tv), d_M_next.mT), ((C_j[..., :, None] * x_tv), d_S_next.mT), (d_q_k.mT, q))
+        + d_tv_M
     )
-    x_tv10 = -(2.0 * x_jv8)
+    # d_v
+    d_tv2 = -(2.0 * d_jv)
     return {
         "d_alpha": d_alpha,
         "d_q": d_q,
         "d_beta": d_beta,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": x_tv10,
+        "d_v": d_tv2,
     }
 
 

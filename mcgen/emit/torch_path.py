@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mcgen.emit.naming import name_values
+from mcgen.emit.naming import described
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_printer import HELPERS, RESERVED, function
 from mcgen.ir import aggregate
@@ -21,7 +21,7 @@ from mcgen.ir.layers import layers, sizes
 from mcgen.ir.program import Contract, Input, Node, Program, Solve
 from mcgen.ir.step import query_name, state_axes, step_with_vjp
 from mcgen.passes import products
-from mcgen.passes.factors import ONE_DECAY
+from mcgen.passes.factors import ONE_DECAY, SPREAD
 from mcgen.passes.hoist import hoist, part
 from mcgen.passes.simplify import RULES as SIMPLIFY
 from mcgen.passes.simplify import select, simplify
@@ -34,10 +34,10 @@ ROWS = 4096
 SCRATCH = 1 << 21
 TILE = 64
 RULES = (*SIMPLIFY, ONE_DECAY)
-REWRITES = (*RULES, *products.RULES)
+REWRITES = (*RULES, SPREAD, *products.RULES)
 
 DOCS = {
-    "writes": "What chunks add to the state, and how much of it they leave.",
+    "writes": "What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R.",
     "carry": "The state after a chunk.",
     "read_online": "The online read-outs of chunks, from the states before them.",
     "pulls": "What the read-outs of chunks owe to the states before them.",
@@ -111,8 +111,7 @@ class TorchPath:
 
     @cached_property
     def names(self) -> Mapping[Node, str]:
-        nodes = sorted(self.whole.nodes, key=lambda node: not isinstance(node, Input))  # inputs keep their own names
-        return name_values(self.whole, RESERVED, nodes)
+        return described(self.whole, RESERVED)
 
     @cached_property
     def forward(self) -> tuple[Program, Program, Program]:
@@ -212,6 +211,22 @@ class TorchPath:
         return saved
 
     @cached_property
+    def tags(self) -> dict[str, str]:
+        """What the statements that lead to an output compute, for a memory that is one matrix."""
+        meaning, aggregate = self.meaning, self.meaning.spec.aggregate
+        if not meaning.linear:
+            return {}
+        keys = f"{aggregate.pool} of the segment's keys up to t"
+        scale = "" if aggregate.scale == 1 else f"{aggregate.scale!r} "
+        states = {f"{s}_next": f"{s} = R {s} + sum over j of C_j k_j v_jᵀ" for s in meaning.recurrence.slots}
+        return {
+            **states,
+            "o": "o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ",
+            "r": f"r_t = {scale}<{query_name(meaning)}_t, {keys}>",
+            **{f"d_{name}": f"d_{name}" for name in tensor_inputs(meaning)},
+        }
+
+    @cached_property
     def context(self) -> dict[str, object]:
         meaning, saved = self.meaning, self.saved
         kind, inputs = meaning.aggregate, {name for program in self.programs for name in program.inputs}
@@ -220,7 +235,7 @@ class TorchPath:
         chosen = (
             {"chosen": ("(B, H, T, TOP_K)", "the segments each row reads, where it chooses")} if kind == "ssc" else {}
         )
-        printed = [function(program, f"_{program.name}", _doc(program.name)) for program in self.programs]
+        printed = [function(program, f"_{program.name}", _doc(program.name), self.tags) for program in self.programs]
         sums, deep = self.reading == "sums", not meaning.linear
         d_ends = {name: f'd_bank["{cached}"][:, :, i:j]' for cached, name in self.memory.items()}
         return {

@@ -7,6 +7,7 @@ text has stood before is not computed again (the same decay along another axis).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,23 @@ from string import ascii_lowercase
 import sympy
 
 from mcgen.emit.expressions import LINE_LENGTH
-from mcgen.emit.naming import name_values
+from mcgen.emit.naming import described
 from mcgen.emit.scalar import ATOM, SUM, TORCH
-from mcgen.ir.program import AXES, Contract, Decay, Input, Iota, Map, Node, Program, Reduce, Rename, Solve, placeholder
+from mcgen.ir.program import (
+    AXES,
+    Contract,
+    Decay,
+    Input,
+    Iota,
+    Map,
+    Node,
+    Program,
+    Reduce,
+    Rename,
+    Solve,
+    placeholder,
+    topological,
+)
 from mcgen.symbolic import functions
 
 HELPERS = ("_products", "_runs", "_runs_from", "_runs_to", "_spread", "_step")
@@ -28,10 +43,13 @@ INDENT = 4
 SCALARS = replace(TORCH, functions={**TORCH.functions, functions.Step: "_step({})".format})
 
 
-def function(program: Program, name: str, docstring: str) -> str:
-    """The program as a Python function of its inputs by name; it ignores what it does not need, and returns a dict."""
-    names = name_values(program, RESERVED)
-    body = Body(program, names)
+def function(program: Program, name: str, docstring: str, tags: Mapping[str, str] | None = None) -> str:
+    """The program as a Python function of its inputs by name; it ignores what it does not need, and returns a dict.
+
+    `tags` says what the statements that lead to an output compute, by the output's name.
+    """
+    names = described(program, RESERVED)
+    body = Body(program, names, tags or {})
     statements = body.statements()
     taken = [label for label, node in program.inputs.items() if names[node] == label]
     taken += ["k"] if body.borrows and "k" not in program.inputs else []
@@ -63,6 +81,7 @@ class Body:
 
     program: Program
     names: Mapping[Node, str]
+    tags: Mapping[str, str] = field(default_factory=dict)
     texts: dict[Node, Text] = field(default_factory=dict)
     inlined: set[Node] = field(default_factory=set)
     same: dict[Node, Node] = field(default_factory=dict)
@@ -73,15 +92,33 @@ class Body:
     def statements(self) -> list[str]:
         for node in self.program.nodes:
             self._settle(node)
-        lines = [f"{size} = {self._length(axis)}" for axis, size in self.sizes.items()]
+        shown, lines = self._shown(), []
+        for label, node in self.program.outputs.items():
+            group = [line for part in topological([node]) for line in shown.pop(part, [])]
+            lines += [f"# {self.tags[label]}", *group] if group and label in self.tags else group
+        lengths = [f"{size} = {self._length(axis)}" for axis, size in self.sizes.items() if _occurs(size, lines)]
+        return [*lengths, *lines]
+
+    def _shown(self) -> dict[Node, list[str]]:
+        """The lines of every value that has a statement."""
+        lines: dict[Node, list[str]] = {}
         begun: set[tuple[Node, str]] = set()
         for node in self.program.nodes:
-            if isinstance(node, Decay) and node not in self.same and (key := self._table(node)) not in begun:
+            if isinstance(node, Input) or node in self.same or node in self.inlined:
+                continue
+            if isinstance(node, Decay) and (key := self._table(node)) not in begun:
                 begun.add(key)
-                lines.append(f"{self.tables[key]} = {key[1]}({self.name(node.gate)})")
-            if not isinstance(node, Input) and node not in self.same and node not in self.inlined:
-                lines.append(f"{self.names[node]} = {self.texts[node].text}")
-        return lines
+                lines[node] = [f"{self.tables[key]} = {key[1]}({self.name(node.gate)})"]
+            lines.setdefault(node, []).append(self._statement(node))
+        every = [line for some in lines.values() for line in some]
+        return {n: some for n, some in lines.items() if not isinstance(n, Iota) or _occurs(self.names[n], every, 2)}
+
+    def _statement(self, node: Node) -> str:
+        """A value's line, with its axes where its name does not end in them."""
+        line = f"{self.names[node]} = {self.texts[node].text}"
+        axes = f"  # [{' '.join(node.axes)}]"
+        said = not node.axes or self.names[node].rstrip("0123456789").endswith("_" + "".join(a[0] for a in node.axes))
+        return line if said or INDENT + len(line + axes) > LINE_LENGTH else line + axes
 
     def name(self, node: Node) -> str:
         return self.names[self.same.get(node, node)]
@@ -170,11 +207,19 @@ class Body:
     def _map(self, node: Map) -> Text:
         if products := self._products(node):
             return self._sum_of_products(node, products)
+        if (reach := _reach(node)) is not None:
+            return self._triangle(node, reach)
         values = {placeholder(i): aligned(self._of(v), v.axes, node.axes) for i, v in enumerate(node.values)}
         if not node.values and node.axes:
             shape = ", ".join(map(self._size, node.axes)) + "," * (len(node.axes) == 1)
             return Text(f"torch.full(({shape}), {SCALARS.text(node.expression, {})}, {self._like})", atom=True)
         return self._spread(node, {axis for v in node.values for axis in v.axes}, values)
+
+    def _triangle(self, node: Map, reach: int) -> Text:
+        """A value where column < row + reach and 0 elsewhere; ones, where it has no other values."""
+        others = [value for value in node.values if not isinstance(value, Iota)]
+        like = f"torch.ones({', '.join(map(self._size, node.axes))}, {self._like})"
+        return Text(f"{self._of(others[0]) if others else like}.tril({reach - 1 if reach != 1 else ''})", atom=True)
 
     def _spread(self, node: Map, covered: set[str], values: Mapping[sympy.Symbol, str]) -> Text:
         if covered == set(node.axes):
@@ -270,6 +315,28 @@ class Body:
         """The keys, in a program that has no input to be like: all its values are numbers along tokens."""
         self.borrows = True
         return "k"
+
+
+def _reach(node: Map) -> int | None:
+    """r, if a value of axes (row, column) is 1, or one of its values, where column < row + r, and 0 elsewhere."""
+    places = [value for value in node.values if isinstance(value, Iota)]
+    others = [value for value in node.values if not isinstance(value, Iota)]
+    if len(node.axes) != 2 or {place.axes for place in places} != {(axis,) for axis in node.axes}:
+        return None
+    if len(others) > 1 or any(value.axes != node.axes for value in others):
+        return None
+    symbol = {value: placeholder(i) for i, value in enumerate(node.values)}
+    row, column = (symbol[place] for axis in node.axes for place in places if place.axes == (axis,))
+    kept = symbol[others[0]] if others else sympy.S.One
+    for ahead in (0, 1):
+        condition = row - column + ahead
+        if node.expression == (functions.Where(condition, kept, sympy.S.Zero) if others else functions.Step(condition)):
+            return ahead
+    return None
+
+
+def _occurs(name: str, lines: Sequence[str], times: int = 1) -> bool:
+    return sum(len(re.findall(rf"\b{name}\b", line)) for line in lines) >= times
 
 
 def _moves(node: Rename) -> bool:

@@ -79,11 +79,12 @@ def _one_decay(b: Builder, node: Node) -> Node | None:
     return decay
 
 
+SPREAD = Rule("value spread along axes", "f(x[t] as [t j], y[t j])", "f(x[t], y[t j])", _spread_operand)
 ONE_DECAY = Rule("one decay", "product of a over s < i <= m", "product of a over j < i <= t, renamed", _one_decay)
 
 FACTORS = (
     *RULES,
-    Rule("value spread along axes", "f(x[t] as [t j], y[t j])", "f(x[t], y[t j])", _spread_operand),
+    SPREAD,
     Rule("factor of a sum", "sum over j of x[t] y[t j]", "x[t] sum over j of y[t j]", _factor_of_reduction),
     Rule("factor of a product", "sum over j of x[t] A[t j] B[j v]", "x[t] (A B)[t v]", _factor_of_contraction),
     ONE_DECAY,

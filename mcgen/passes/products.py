@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from mcgen.ir.program import Builder, Map, Node, Reduce, placeholder, topological
+from mcgen.ir.program import Builder, Iota, Map, Node, Reduce, placeholder, topological
 from mcgen.passes.simplify import Rule
 
 
@@ -150,7 +150,20 @@ def _contraction(b: Builder, node: Node) -> Node | None:
     return b.contract(x, y, *node.over) if whole and x.axes != y.axes else None
 
 
+def _mask_apart(b: Builder, node: Node) -> Node | None:
+    if not _is_product(node) or all(isinstance(value, Iota) for value in node.values):
+        return None
+    terms = Terms.empty()
+    factors = sympy.Mul.make_args(terms.expression(node))
+    places = [f for f in factors if f.free_symbols and all(isinstance(terms.nodes[s], Iota) for s in f.free_symbols)]
+    if not places:
+        return None
+    mask = terms.symbol(terms.build(b, sympy.Mul(*places)))
+    return terms.build(b, mask * sympy.Mul(*(factor for factor in factors if factor not in places)), node.axes)
+
+
 RULES = (
+    Rule("mask apart", "x * f(t, j), where f depends on places alone", "x * m[t j]", _mask_apart),
     Rule("function at hand", "g * exp(x), where e = exp(x) is known", "g * e", _value_at_hand),
     Rule("common factor", "x / z + y / z", "(x + y) / z", _common_factor),
     Rule("quotient at hand", "g * e / z, where w = e / z is known", "g * w", _quotient_at_hand),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -37,9 +38,11 @@ def source(*fragments: str) -> str:
 
 
 def run(text: str) -> SimpleNamespace:
-    """The names a file defines."""
+    """The names a file defines. Its text is where `inspect` looks for it: Triton, if there, reads kernels so."""
     names: dict[str, Any] = {"__name__": "generated_example"}
-    exec(compile(text, "generated_example.py", "exec"), names)
+    path = f"<generated example {len(linecache.cache)}>"
+    linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
+    exec(compile(text, path, "exec"), names)
     return SimpleNamespace(**names)
 
 
