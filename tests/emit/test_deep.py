@@ -76,7 +76,7 @@ def test_matches_the_reference(tmp_path: Path, name: str) -> None:
     spec, module = _module(tmp_path, _spec(f"deep_{list(CASES).index(name)}", memory, update, aggregate, segment, head))
     length = 310 if "size" in segment else 53
     findings = list(hold(Case(module, spec, batch=1, length=length, heads=2), "torch", "cpu", seed=3))
-    assert {f.tensor for f in findings} >= {"y", "dk", "dtheta_1", "dtheta_2"}
+    assert {f.tensor for f in findings} >= {"y", "dk", "dtheta[0]", "dtheta[1]"}
     assert [f for f in findings if not f.holds] == []
 
 
