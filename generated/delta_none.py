@@ -592,14 +592,14 @@ def states_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj4 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj4 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj5 = b_x_tj3 * b_x_tj4
-            b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+            b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
             b_x_tv2 = b_x_t3[:, None] * b_x_tv
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv4 = -b_v
+            b_x_tv4 = -b_v.to(tl.float32)
             b_x_tv5 = b_x_tv2 + b_x_tv4
             b_error_0 = _tile_solve(b_x_tj5, b_x_tv5, one, BT, PREC, False)
             tl.store(
@@ -843,7 +843,7 @@ def keys_kernel(
         b_x_tk2 = _tile_dot(b_x_tj6, b_k.to(tl.float32), one, PREC)
         b_x_tk3 = b_x_t[:, None] * b_x_tk2
         b_x_tk4 = b_x_tk + b_x_tk3
-        b_x_jk = _tile_dot(tl.trans(b_x_tj5), b_k, one, PREC)
+        b_x_jk = _tile_dot(tl.trans(b_x_tj5), b_k.to(tl.float32), one, PREC)
         b_x_jk2 = b_x_t3[:, None] * b_x_jk
         b_x_jk4 = b_x_jk2 + b_x_tk4
         b_x_jk5 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
@@ -868,7 +868,7 @@ def keys_kernel(
         )
         b_x_kv = _tile_dot_add(b_d_M_next, tl.trans(b_q), b_d_y, one, PREC)
         b_x_tv = b_pull_0 * b_x_t[:, None]
-        b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_k), b_x_tv, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_tv, one, PREC)
         b_d_M_next = b_d_M
 
 
@@ -988,9 +988,9 @@ def gates_kernel(
         )
         b_x_t3 = tl.where(b_valid > 0, 1.0, 0.0)
         b_x_tv = b_pull_0 * b_x_t3[:, None]
-        b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_k), b_x_tv, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_tv, one, PREC)
         b_x_tj5 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj6 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+        b_x_tj6 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
         b_x_tj7 = b_x_tj5 * b_x_tj6
         b_x_tj8 = b_x_tj7 * b_x_t3[:, None]
         b_x_tj9 = tl.where(b_at_t[:, None] - b_at_j[None, :] > 0, 1.0, 0.0)
@@ -1063,7 +1063,7 @@ def retreat_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj4 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj4 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj5 = b_x_tj3 * b_x_tj4
             b_x_tj6 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
             b_q = tl.load(
@@ -1085,7 +1085,7 @@ def retreat_kernel(
                 pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_0, mask=m_t[:, None] & m_v[None, :]
             )
             b_x_tv2 = b_pull_0 * b_x_t3[:, None]
-            b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_k), b_x_tv2, one, PREC)
+            b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_tv2, one, PREC)
             b_d_M_next = b_d_M
 
 

@@ -698,16 +698,16 @@ def states_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj4 = b_x_tj2 * b_x_tj3
-            b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+            b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
             b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
             b_x_t5 = b_x_t4 * b_decay_t
             b_x_tv2 = b_x_t5[:, None] * b_x_tv
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv4 = -b_v
+            b_x_tv4 = -b_v.to(tl.float32)
             b_x_tv5 = b_x_tv2 + b_x_tv4
             b_error_0 = _tile_solve(b_x_tj4, b_x_tv5, one, BT, PREC, False)
             tl.store(
@@ -997,7 +997,7 @@ def keys_kernel(
         b_x_tk2 = _tile_dot(b_x_tj5, b_k.to(tl.float32), one, PREC)
         b_x_tk3 = b_x_t[:, None] * b_x_tk2
         b_x_tk4 = b_x_tk + b_x_tk3
-        b_x_jk = _tile_dot(tl.trans(b_x_tj4), b_k, one, PREC)
+        b_x_jk = _tile_dot(tl.trans(b_x_tj4), b_k.to(tl.float32), one, PREC)
         b_x_jk2 = b_x_t5[:, None] * b_x_jk
         b_x_jk4 = b_x_jk2 + b_x_tk4
         b_x_jk5 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
@@ -1031,7 +1031,7 @@ def keys_kernel(
         b_decay_t2 = _tile_product(b_x_t2_e, b_x_t2_f)
         b_x_tv2 = b_d_y.to(tl.float32) * b_decay_t2[:, None]
         b_x_kv3 = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
-        b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k), b_x_tv, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_tv, one, PREC)
         b_d_M_next = b_d_M
 
 
@@ -1192,7 +1192,7 @@ def gates_kernel(
         b_sum_m = tl.sum(b_x_mj2, 1)
         b_x_m5 = b_decay_j * b_sum_m
         b_x_j3 = b_sum_j * b_decay_j
-        b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+        b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
@@ -1204,7 +1204,7 @@ def gates_kernel(
         b_x_m7 = b_x_m6 * b_decay_t
         b_x_t6 = b_sum_t * b_decay_t
         b_x_tj = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj2 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+        b_x_tj2 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
         b_x_tj3 = b_x_tj * b_x_tj2
         b_x_tj4 = b_decay_tj * b_x_t3[None, :]
         b_x_tj5 = b_x_tj3 * b_x_tj4
@@ -1238,7 +1238,7 @@ def gates_kernel(
         b_x_kv4 = _tile_dot_add(b_x_kv2, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
         b_x_t17 = b_x_t4 * b_decay_t
         b_x_tv5 = b_pull_0 * b_x_t17[:, None]
-        b_d_M = _tile_dot_add(b_x_kv4, tl.trans(b_k), b_x_tv5, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv4, tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
         b_x_tj8 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
         b_x_tj9 = b_x_tj8 * b_q_k
@@ -1328,7 +1328,7 @@ def retreat_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj4 = b_x_tj2 * b_x_tj3
             b_decay_tj2 = tl.where(
                 o_t[:, None] >= o_t[None, :],
@@ -1362,7 +1362,7 @@ def retreat_kernel(
             b_decay_t2 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
             b_x_t5 = b_x_t4 * b_decay_t2
             b_x_tv3 = b_pull_0 * b_x_t5[:, None]
-            b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k), b_x_tv3, one, PREC)
+            b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_tv3, one, PREC)
             b_d_M_next = b_d_M
 
 

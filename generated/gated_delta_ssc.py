@@ -1117,16 +1117,16 @@ def states_kernel(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj4 = b_x_tj2 * b_x_tj3
-            b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+            b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
             b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
             b_x_t5 = b_x_t4 * b_decay_t
             b_x_tv2 = b_x_t5[:, None] * b_x_tv
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv4 = -b_v
+            b_x_tv4 = -b_v.to(tl.float32)
             b_x_tv5 = b_x_tv2 + b_x_tv4
             b_error_0 = _tile_solve(b_x_tj4, b_x_tv5, one, BT, PREC, False)
             tl.store(
@@ -1518,7 +1518,7 @@ def keys_kernel(
         b_x_tk2 = _tile_dot(b_x_tj5, b_k.to(tl.float32), one, PREC)
         b_x_tk3 = b_x_t2[:, None] * b_x_tk2
         b_x_tk4 = b_x_tk + b_x_tk3
-        b_x_jk = _tile_dot(tl.trans(b_x_tj4), b_k, one, PREC)
+        b_x_jk = _tile_dot(tl.trans(b_x_tj4), b_k.to(tl.float32), one, PREC)
         b_x_jk2 = b_x_t6[:, None] * b_x_jk
         b_x_jk4 = b_x_jk2 + b_x_tk4
         b_d_y = tl.load(
@@ -1555,7 +1555,7 @@ def keys_kernel(
         b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
         b_x_kv = b_d_M_next * b_decay_all
         b_x_kv3 = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
-        b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k), b_x_tv, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_tv, one, PREC)
         b_d_M_next = b_d_M
         b_d_pool_next = b_d_pool
 
@@ -1703,7 +1703,7 @@ def gates_kernel(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-        b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+        b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
@@ -1728,7 +1728,7 @@ def gates_kernel(
         b_x_m7 = b_decay_j * b_sum_m
         b_x_t6 = b_sum_t * b_decay_t
         b_x_tj = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj2 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+        b_x_tj2 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
         b_x_tj3 = b_x_tj * b_x_tj2
         b_x_tj4 = b_decay_tj * b_x_t3[None, :]
         b_x_tj5 = b_x_tj3 * b_x_tj4
@@ -1767,7 +1767,7 @@ def gates_kernel(
         b_x_kv4 = _tile_dot_add(b_x_kv2, tl.trans(b_q.to(tl.float32)), b_x_tv5, one, PREC)
         b_x_t18 = b_x_t4 * b_decay_t
         b_x_tv6 = b_pull_0 * b_x_t18[:, None]
-        b_d_M = _tile_dot_add(b_x_kv4, tl.trans(b_k), b_x_tv6, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv4, tl.trans(b_k.to(tl.float32)), b_x_tv6, one, PREC)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
         b_x_tj10 = b_x_tj9 * b_q_k
         b_x_mj6 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj10, one, PREC)
@@ -2034,7 +2034,7 @@ def retreat_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj4 = b_x_tj2 * b_x_tj3
             b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
             b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
@@ -2070,7 +2070,7 @@ def retreat_kernel(
             b_decay_t2 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
             b_x_t6 = b_x_t4 * b_decay_t2
             b_x_tv4 = b_pull_0 * b_x_t6[:, None]
-            b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k), b_x_tv4, one, PREC)
+            b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
             b_d_M_next = b_d_M
             b_d_pool_next = b_d_pool
 

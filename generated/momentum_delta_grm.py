@@ -1104,11 +1104,11 @@ def states_kernel(
             b_x_t9 = tl.where(b_valid > 0, 1.0, 0.0)
             b_x_tj5 = b_x_t9[:, None] * b_x_tj4
             b_x_t10 = b_x_t9 * b_x_t8
-            b_x_tj6 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj6 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj7 = b_x_tj5 * b_x_tj6
-            b_x_tv = _tile_dot(b_k, b_S, one, PREC)
+            b_x_tv = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
             b_x_tv2 = b_x_t10[:, None] * b_x_tv
-            b_x_tv3 = _tile_dot(b_k, b_M, one, PREC)
+            b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
             b_decay_t2 = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
             b_x_t11 = b_x_t9 * b_decay_t2
             b_x_tv4 = b_x_t11[:, None] * b_x_tv3
@@ -1116,7 +1116,7 @@ def states_kernel(
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv7 = -b_v
+            b_x_tv7 = -b_v.to(tl.float32)
             b_x_tv8 = b_x_tv7 + b_x_tv5
             b_error_0 = _tile_solve(b_x_tj7, b_x_tv8, one, BT, PREC, False)
             tl.store(
@@ -1673,7 +1673,7 @@ def keys_kernel(
         b_x_tk4 = _tile_dot(b_x_tj12, b_k.to(tl.float32), one, PREC)
         b_x_tk5 = b_x_t11[:, None] * b_x_tk4
         b_x_tk6 = b_x_tk5 + b_x_tk3
-        b_x_jk11 = _tile_dot_add(b_x_tk6, tl.trans(b_x_tj11), b_k, one, PREC)
+        b_x_jk11 = _tile_dot_add(b_x_tk6, tl.trans(b_x_tj11), b_k.to(tl.float32), one, PREC)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
@@ -1698,9 +1698,9 @@ def keys_kernel(
         b_x_tv3 = b_x_tv * b_decay_t3[:, None]
         b_x_kv8 = _tile_dot_add(b_x_kv4, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
         b_x_tv4 = b_pull_0 * b_x_t12[:, None]
-        b_d_S = _tile_dot_add(b_x_kv6, tl.trans(b_k), b_x_tv4, one, PREC)
+        b_d_S = _tile_dot_add(b_x_kv6, tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
         b_x_tv5 = b_pull_0 * b_x_t13[:, None]
-        b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_k), b_x_tv5, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
         b_d_pool_next = b_d_pool
@@ -1958,7 +1958,7 @@ def gates_kernel(
         b_sum_m3 = tl.sum(b_x_sm, 0)
         b_x_m11 = b_decay_j * b_sum_m3
         b_x_sj2 = b_x_s5[:, None] * b_sum_j[None, :]
-        b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+        b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
@@ -1967,7 +1967,7 @@ def gates_kernel(
         b_x_t12 = b_sum_t * b_x_t6
         b_x_m12 = tl.sum(b_decay_tj * b_x_t12[:, None], 0)
         b_x_m13 = b_x_m12 * b_decay_t
-        b_x_tv3 = _tile_dot(b_k, b_S, one, PREC)
+        b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
         b_x_tv4 = b_pull_0 * b_x_tv3
         b_sum_t2 = tl.sum(b_x_tv4, 1)
         b_x_t13 = b_sum_t2 * b_x_t6
@@ -1982,7 +1982,7 @@ def gates_kernel(
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
         b_x_ts5 = b_x_t13[:, None] * b_decay_t2[None, :]
         b_x_tj2 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj3 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+        b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
         b_x_tj4 = b_x_tj2 * b_x_tj3
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
@@ -2010,10 +2010,10 @@ def gates_kernel(
         b_x_tv9 = b_x_tv7 * b_decay_t3[:, None]
         b_x_kv11 = _tile_dot_add(b_x_kv7, tl.trans(b_q.to(tl.float32)), b_x_tv9, one, PREC)
         b_x_tv10 = b_pull_0 * b_x_t7[:, None]
-        b_d_S = _tile_dot_add(b_x_kv9, tl.trans(b_k), b_x_tv10, one, PREC)
+        b_d_S = _tile_dot_add(b_x_kv9, tl.trans(b_k.to(tl.float32)), b_x_tv10, one, PREC)
         b_x_t18 = b_x_t6 * b_decay_t
         b_x_tv11 = b_pull_0 * b_x_t18[:, None]
-        b_d_M = _tile_dot_add(b_x_kv11, tl.trans(b_k), b_x_tv11, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv11, tl.trans(b_k.to(tl.float32)), b_x_tv11, one, PREC)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
         b_x_tj6 = b_online[:, None] * b_x_tj5
         b_x_tj7 = b_x_tj6 * b_q_k
@@ -2405,7 +2405,7 @@ def retreat_kernel(
             b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
             b_x_jv2 = b_k_d_M_next * b_x_j5[:, None]
             b_x_jv3 = b_x_jv + b_x_jv2
-            b_x_tj9 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj9 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj10 = b_x_tj8 * b_x_tj9
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
@@ -2430,11 +2430,11 @@ def retreat_kernel(
             b_x_kv6 = b_d_M_next * b_decay_all2
             b_x_kv8 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
             b_x_tv5 = b_pull_0 * b_x_t12[:, None]
-            b_d_S = _tile_dot_add(b_x_kv5, tl.trans(b_k), b_x_tv5, one, PREC)
+            b_d_S = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
             b_decay_t3 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
             b_x_t13 = b_x_t11 * b_decay_t3
             b_x_tv6 = b_pull_0 * b_x_t13[:, None]
-            b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_k), b_x_tv6, one, PREC)
+            b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_k.to(tl.float32)), b_x_tv6, one, PREC)
             b_d_S_next = b_d_S
             b_d_M_next = b_d_M
             b_d_pool_next = b_d_pool

@@ -920,11 +920,11 @@ def states_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj6 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj6 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj7 = b_x_tj5 * b_x_tj6
-            b_x_tv = _tile_dot(b_k, b_S, one, PREC)
+            b_x_tv = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
             b_x_tv2 = b_x_t10[:, None] * b_x_tv
-            b_x_tv3 = _tile_dot(b_k, b_M, one, PREC)
+            b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
             b_decay_t2 = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
             b_x_t11 = b_x_t9 * b_decay_t2
             b_x_tv4 = b_x_t11[:, None] * b_x_tv3
@@ -932,7 +932,7 @@ def states_kernel(
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv7 = -b_v
+            b_x_tv7 = -b_v.to(tl.float32)
             b_x_tv8 = b_x_tv7 + b_x_tv5
             b_error_0 = _tile_solve(b_x_tj7, b_x_tv8, one, BT, PREC, False)
             tl.store(
@@ -1389,7 +1389,7 @@ def keys_kernel(
         b_x_tk4 = _tile_dot(b_x_tj11, b_k.to(tl.float32), one, PREC)
         b_x_tk5 = b_x_t10[:, None] * b_x_tk4
         b_x_tk6 = b_x_tk5 + b_x_tk3
-        b_x_jk8 = _tile_dot_add(b_x_tk6, tl.trans(b_x_tj10), b_k, one, PREC)
+        b_x_jk8 = _tile_dot_add(b_x_tk6, tl.trans(b_x_tj10), b_k.to(tl.float32), one, PREC)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
@@ -1411,9 +1411,9 @@ def keys_kernel(
         b_x_tv2 = b_d_y.to(tl.float32) * b_decay_t3[:, None]
         b_x_kv8 = _tile_dot_add(b_x_kv4, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
         b_x_tv3 = b_pull_0 * b_x_t11[:, None]
-        b_d_S = _tile_dot_add(b_x_kv6, tl.trans(b_k), b_x_tv3, one, PREC)
+        b_d_S = _tile_dot_add(b_x_kv6, tl.trans(b_k.to(tl.float32)), b_x_tv3, one, PREC)
         b_x_tv4 = b_pull_0 * b_x_t12[:, None]
-        b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_k), b_x_tv4, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
 
@@ -1678,8 +1678,8 @@ def gates_kernel(
         ).to(IN)
         b_x_tv = b_d_y.to(tl.float32) * b_x_t8[:, None]
         b_x_tj2 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tv2 = _tile_dot(b_k, b_M, one, PREC)
-        b_x_tv3 = _tile_dot(b_k, b_S, one, PREC)
+        b_x_tv2 = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
+        b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
@@ -1738,7 +1738,7 @@ def gates_kernel(
         b_sum_m4 = tl.sum(b_x_sm4, 0)
         b_x_t24 = -(b_x_t21 * b_lam)
         b_x_tv9 = b_pull_0 * b_x_t7[:, None]
-        b_d_S = _tile_dot_add(b_x_kv9, tl.trans(b_k), b_x_tv9, one, PREC)
+        b_d_S = _tile_dot_add(b_x_kv9, tl.trans(b_k.to(tl.float32)), b_x_tv9, one, PREC)
         b_x_mj5 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj4, one, PREC)
         b_x_sj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj4, one, PREC)
         b_x_mj6 = b_x_t11[None, :] * b_x_mj5
@@ -1749,7 +1749,7 @@ def gates_kernel(
         b_x_sj5 = b_x_sj2 + b_x_sj4
         b_x_t32 = b_x_t6 * b_decay_t
         b_x_tv10 = b_pull_0 * b_x_t32[:, None]
-        b_d_M = _tile_dot_add(b_x_kv11, tl.trans(b_k), b_x_tv10, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv11, tl.trans(b_k.to(tl.float32)), b_x_tv10, one, PREC)
         b_x_t33 = b_x_t31 * tl.where(b_valid > 0, 1.0, 0.0)
         b_x_tj7 = b_x_sj5 * b_decay_tj3
         b_sum_j4 = tl.sum(b_x_tj7, 0)
@@ -1759,7 +1759,7 @@ def gates_kernel(
         b_x_mj10 = b_x_mj9 * b_decay_tj3
         b_sum_m6 = tl.sum(b_x_mj10, 1)
         b_x_t38 = b_x_m10 + b_x_m8 + b_sum_m6 + b_x_m17
-        b_x_tj8 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+        b_x_tj8 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
         b_x_tj9 = b_x_tj3 * b_x_tj8
         b_x_t39 = b_x_t38 * tl.where(b_valid > 0, 1.0, 0.0)
         b_x_t40 = b_x_t39 + b_x_t24
@@ -1928,7 +1928,7 @@ def retreat_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj9 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj9 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj10 = b_x_tj8 * b_x_tj9
             b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
             b_x_jv = b_k_d_M_next * b_x_j5[:, None]
@@ -1958,11 +1958,11 @@ def retreat_kernel(
             b_x_tv3 = b_d_y.to(tl.float32) * b_decay_t2[:, None]
             b_x_kv8 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
             b_x_tv4 = b_pull_0 * b_x_t11[:, None]
-            b_d_S = _tile_dot_add(b_x_kv5, tl.trans(b_k), b_x_tv4, one, PREC)
+            b_d_S = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
             b_decay_t3 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
             b_x_t12 = b_x_t10 * b_decay_t3
             b_x_tv5 = b_pull_0 * b_x_t12[:, None]
-            b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_k), b_x_tv5, one, PREC)
+            b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
             b_d_S_next = b_d_S
             b_d_M_next = b_d_M
 

@@ -984,11 +984,11 @@ def states_kernel(
             b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
             b_x_kv2 = b_decay_all * b_M
             b_x_kv3 = b_x_kv + b_x_kv2
-            b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+            b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_error_0 = 2.0 * b_x_tv - 2.0 * b_v
+            b_error_0 = 2.0 * b_x_tv - 2.0 * b_v.to(tl.float32)
             tl.store(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 b_error_0,
@@ -1481,7 +1481,7 @@ def keys_kernel(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_kv = _tile_dot(tl.trans(b_k), b_pull_0, one, PREC)
+        b_x_kv = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
         b_x_kv2 = 2.0 * b_x_kv
         b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
         b_x_kv3 = b_d_S_next * b_decay_all
@@ -1801,7 +1801,7 @@ def gates_kernel(
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_kv11 = _tile_dot(tl.trans(b_k), b_pull_0, one, PREC)
+        b_x_kv11 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
         b_x_kv12 = 2.0 * b_x_kv11
         b_d_M = b_x_kv10 + b_x_kv12
         b_x_s13 = b_x_s11 * b_decay_j
@@ -2155,7 +2155,7 @@ def retreat_kernel(
             tl.store(
                 pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_0, mask=m_t[:, None] & m_v[None, :]
             )
-            b_x_kv4 = _tile_dot(tl.trans(b_k), b_pull_0, one, PREC)
+            b_x_kv4 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
             b_x_tv3 = b_x_tv * b_x_t7[:, None]
             b_d_S = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
             b_decay_t2 = _tile_product(b_x_t2_e, b_x_t2_f)

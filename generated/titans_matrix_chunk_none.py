@@ -779,11 +779,11 @@ def states_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+            b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_error_0 = 2.0 * b_x_tv - 2.0 * b_v
+            b_error_0 = 2.0 * b_x_tv - 2.0 * b_v.to(tl.float32)
             tl.store(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 b_error_0,
@@ -1221,7 +1221,7 @@ def keys_kernel(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_kv8 = _tile_dot(tl.trans(b_k), b_pull_0, one, PREC)
+        b_x_kv8 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
         b_x_kv9 = 2.0 * b_x_kv8
         b_d_M = b_x_kv7 + b_x_kv9
         b_d_S_next = b_d_S
@@ -1523,7 +1523,7 @@ def gates_kernel(
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_kv11 = _tile_dot(tl.trans(b_k), b_pull_0, one, PREC)
+        b_x_kv11 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
         b_x_kv12 = 2.0 * b_x_kv11
         b_d_M = b_x_kv10 + b_x_kv12
         b_x_t16 = b_x_m13 + b_x_m15 + b_x_m4 + b_sum_m3 + b_sum_m4 + b_x_m10
@@ -1666,7 +1666,7 @@ def retreat_kernel(
             tl.store(
                 pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_0, mask=m_t[:, None] & m_v[None, :]
             )
-            b_x_kv4 = _tile_dot(tl.trans(b_k), b_pull_0, one, PREC)
+            b_x_kv4 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
             b_x_tv2 = b_d_y.to(tl.float32) * b_x_t6[:, None]
             b_d_S = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
             b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))

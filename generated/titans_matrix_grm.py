@@ -1087,11 +1087,11 @@ def states_kernel(
             b_x_t7 = tl.where(b_valid > 0, 1.0, 0.0)
             b_x_tj5 = b_x_t7[:, None] * b_x_tj4
             b_x_t8 = b_x_t7 * b_x_t6
-            b_x_tj6 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj6 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj7 = 2.0 * b_x_tj5 * b_x_tj6
-            b_x_tv = _tile_dot(b_k, b_S, one, PREC)
+            b_x_tv = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
             b_x_tv2 = 2.0 * b_x_t8[:, None] * b_x_tv
-            b_x_tv3 = _tile_dot(b_k, b_M, one, PREC)
+            b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
             b_decay_t2 = _tile_product((b_x_t4_e - b_x_t4_e1), (b_x_t4_f - b_x_t4_f1))
             b_x_t9 = b_x_t7 * b_decay_t2
             b_x_tv4 = 2.0 * b_x_t9[:, None] * b_x_tv3
@@ -1099,7 +1099,7 @@ def states_kernel(
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv7 = -(2.0 * b_v)
+            b_x_tv7 = -(2.0 * b_v.to(tl.float32))
             b_x_tv8 = b_x_tv7 + b_x_tv5
             b_error_0 = _tile_solve(b_x_tj7, b_x_tv8, one, BT, PREC, False)
             tl.store(
@@ -1641,7 +1641,7 @@ def keys_kernel(
         b_x_tk4 = _tile_dot(b_x_tj12, b_k.to(tl.float32), one, PREC)
         b_x_tk5 = 2.0 * b_x_t9[:, None] * b_x_tk4
         b_x_tk6 = b_x_tk5 + b_x_tk3
-        b_x_jk9 = _tile_dot(tl.trans(b_x_tj11), b_k, one, PREC)
+        b_x_jk9 = _tile_dot(tl.trans(b_x_tj11), b_k.to(tl.float32), one, PREC)
         b_x_jk10 = 2.0 * b_x_jk9
         b_x_jk12 = b_x_jk10 + b_x_tk6
         b_d_y = tl.load(
@@ -1668,11 +1668,11 @@ def keys_kernel(
         b_x_tv3 = b_x_tv * b_decay_t3[:, None]
         b_x_kv8 = _tile_dot_add(b_x_kv4, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
         b_x_tv4 = b_pull_0 * b_x_t10[:, None]
-        b_x_kv9 = _tile_dot(tl.trans(b_k), b_x_tv4, one, PREC)
+        b_x_kv9 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
         b_x_kv10 = 2.0 * b_x_kv9
         b_d_S = b_x_kv6 + b_x_kv10
         b_x_tv5 = b_pull_0 * b_x_t11[:, None]
-        b_x_kv11 = _tile_dot(tl.trans(b_k), b_x_tv5, one, PREC)
+        b_x_kv11 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
         b_x_kv12 = 2.0 * b_x_kv11
         b_d_M = b_x_kv8 + b_x_kv12
         b_d_S_next = b_d_S
@@ -1924,7 +1924,7 @@ def gates_kernel(
         b_sum_m3 = tl.sum(b_x_sm, 0)
         b_x_m11 = b_decay_j * b_sum_m3
         b_x_sj2 = b_x_s5[:, None] * b_sum_j[None, :]
-        b_x_tv = _tile_dot(b_k, b_M, one, PREC)
+        b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
@@ -1934,7 +1934,7 @@ def gates_kernel(
         b_x_m12 = tl.sum(b_decay_tj * b_x_t10[:, None], 0)
         b_x_m13 = 2.0 * b_x_m12
         b_x_m14 = b_x_m13 * b_decay_t
-        b_x_tv3 = _tile_dot(b_k, b_S, one, PREC)
+        b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
         b_x_tv4 = b_pull_0 * b_x_tv3
         b_sum_t2 = tl.sum(b_x_tv4, 1)
         b_x_t11 = 2.0 * b_sum_t2
@@ -1945,14 +1945,14 @@ def gates_kernel(
         b_x_m15 = tl.sum(b_decay_tj3 * b_x_s12[:, None], 0)
         b_x_m16 = b_x_m15 * b_decay_t2
         b_x_tv5 = b_pull_0 * b_x_t6[:, None]
-        b_x_kv8 = _tile_dot(tl.trans(b_k), b_x_tv5, one, PREC)
+        b_x_kv8 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
         b_x_kv9 = 2.0 * b_x_kv8
         b_x_t15 = b_x_t5 * b_decay_t
         b_x_tv6 = b_pull_0 * b_x_t15[:, None]
-        b_x_kv10 = _tile_dot(tl.trans(b_k), b_x_tv6, one, PREC)
+        b_x_kv10 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv6, one, PREC)
         b_x_kv11 = 2.0 * b_x_kv10
         b_x_tj2 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj3 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+        b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
         b_x_tj4 = b_x_tj2 * b_x_tj3
         b_x_ts5 = _tile_dot(b_x_tj4, tl.trans(b_x_tj), one, PREC)
         b_x_ts6 = 2.0 * b_x_t5[:, None] * b_x_ts5
@@ -2362,7 +2362,7 @@ def retreat_kernel(
             b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
             b_x_jv2 = b_k_d_M_next * b_x_j4[:, None]
             b_x_jv3 = b_x_jv + b_x_jv2
-            b_x_tj9 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj9 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj10 = 2.0 * b_x_tj8 * b_x_tj9
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
@@ -2387,13 +2387,13 @@ def retreat_kernel(
             b_x_kv6 = b_d_M_next * b_decay_all2
             b_x_kv8 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
             b_x_tv5 = b_pull_0 * b_x_t10[:, None]
-            b_x_kv9 = _tile_dot(tl.trans(b_k), b_x_tv5, one, PREC)
+            b_x_kv9 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
             b_x_kv10 = 2.0 * b_x_kv9
             b_d_S = b_x_kv5 + b_x_kv10
             b_decay_t3 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
             b_x_t11 = b_x_t9 * b_decay_t3
             b_x_tv6 = b_pull_0 * b_x_t11[:, None]
-            b_x_kv11 = _tile_dot(tl.trans(b_k), b_x_tv6, one, PREC)
+            b_x_kv11 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv6, one, PREC)
             b_x_kv12 = 2.0 * b_x_kv11
             b_d_M = b_x_kv8 + b_x_kv12
             b_d_S_next = b_d_S

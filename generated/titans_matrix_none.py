@@ -903,11 +903,11 @@ def states_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj6 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj6 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj7 = 2.0 * b_x_tj5 * b_x_tj6
-            b_x_tv = _tile_dot(b_k, b_S, one, PREC)
+            b_x_tv = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
             b_x_tv2 = 2.0 * b_x_t8[:, None] * b_x_tv
-            b_x_tv3 = _tile_dot(b_k, b_M, one, PREC)
+            b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
             b_decay_t2 = _tile_product((b_x_t4_e - b_x_t4_e1), (b_x_t4_f - b_x_t4_f1))
             b_x_t9 = b_x_t7 * b_decay_t2
             b_x_tv4 = 2.0 * b_x_t9[:, None] * b_x_tv3
@@ -915,7 +915,7 @@ def states_kernel(
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv7 = -(2.0 * b_v)
+            b_x_tv7 = -(2.0 * b_v.to(tl.float32))
             b_x_tv8 = b_x_tv7 + b_x_tv5
             b_error_0 = _tile_solve(b_x_tj7, b_x_tv8, one, BT, PREC, False)
             tl.store(
@@ -1357,7 +1357,7 @@ def keys_kernel(
         b_x_tk4 = _tile_dot(b_x_tj11, b_k.to(tl.float32), one, PREC)
         b_x_tk5 = 2.0 * b_x_t8[:, None] * b_x_tk4
         b_x_tk6 = b_x_tk5 + b_x_tk3
-        b_x_jk6 = _tile_dot(tl.trans(b_x_tj10), b_k, one, PREC)
+        b_x_jk6 = _tile_dot(tl.trans(b_x_tj10), b_k.to(tl.float32), one, PREC)
         b_x_jk7 = 2.0 * b_x_jk6
         b_x_jk9 = b_x_jk7 + b_x_tk6
         b_d_y = tl.load(
@@ -1381,11 +1381,11 @@ def keys_kernel(
         b_x_tv2 = b_d_y.to(tl.float32) * b_decay_t3[:, None]
         b_x_kv8 = _tile_dot_add(b_x_kv4, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
         b_x_tv3 = b_pull_0 * b_x_t9[:, None]
-        b_x_kv9 = _tile_dot(tl.trans(b_k), b_x_tv3, one, PREC)
+        b_x_kv9 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv3, one, PREC)
         b_x_kv10 = 2.0 * b_x_kv9
         b_d_S = b_x_kv6 + b_x_kv10
         b_x_tv4 = b_pull_0 * b_x_t10[:, None]
-        b_x_kv11 = _tile_dot(tl.trans(b_k), b_x_tv4, one, PREC)
+        b_x_kv11 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
         b_x_kv12 = 2.0 * b_x_kv11
         b_d_M = b_x_kv8 + b_x_kv12
         b_d_S_next = b_d_S
@@ -1644,8 +1644,8 @@ def gates_kernel(
         ).to(IN)
         b_x_tv = b_d_y.to(tl.float32) * b_x_t7[:, None]
         b_x_tj2 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tv2 = _tile_dot(b_k, b_M, one, PREC)
-        b_x_tv3 = _tile_dot(b_k, b_S, one, PREC)
+        b_x_tv2 = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
+        b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
@@ -1719,7 +1719,7 @@ def gates_kernel(
         b_x_t32 = b_x_m10 + b_x_m8 + b_sum_m6 + b_x_m18
         b_x_t33 = b_x_t32 * tl.where(b_valid > 0, 1.0, 0.0)
         b_x_t34 = b_x_t33 + b_x_t17
-        b_x_tj8 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+        b_x_tj8 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
         b_x_tj9 = b_x_tj3 * b_x_tj8
         b_x_ts9 = _tile_dot(b_x_tj9, tl.trans(b_x_tj), one, PREC)
         b_x_ts10 = 2.0 * b_x_t5[:, None] * b_x_ts9
@@ -1762,13 +1762,13 @@ def gates_kernel(
         b_d_beta = b_x_t34 + b_x_t49
         tl.store(d_beta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_beta, mask=m_t)
         b_x_tv9 = b_pull_0 * b_x_t6[:, None]
-        b_x_kv12 = _tile_dot(tl.trans(b_k), b_x_tv9, one, PREC)
+        b_x_kv12 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv9, one, PREC)
         b_x_kv13 = 2.0 * b_x_kv12
         b_d_S = b_x_kv9 + b_x_kv13
         b_x_t50 = -b_x_t44
         b_x_t51 = b_x_t5 * b_decay_t
         b_x_tv10 = b_pull_0 * b_x_t51[:, None]
-        b_x_kv14 = _tile_dot(tl.trans(b_k), b_x_tv10, one, PREC)
+        b_x_kv14 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv10, one, PREC)
         b_x_kv15 = 2.0 * b_x_kv14
         b_d_M = b_x_kv11 + b_x_kv15
         b_d_eta = b_x_t35 + b_x_t50
@@ -1885,7 +1885,7 @@ def retreat_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj9 = _tile_dot(b_k, tl.trans(b_k.to(tl.float32)), one, PREC)
+            b_x_tj9 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
             b_x_tj10 = 2.0 * b_x_tj8 * b_x_tj9
             b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
             b_x_jv = b_k_d_M_next * b_x_j4[:, None]
@@ -1915,13 +1915,13 @@ def retreat_kernel(
             b_x_tv3 = b_d_y.to(tl.float32) * b_decay_t2[:, None]
             b_x_kv8 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
             b_x_tv4 = b_pull_0 * b_x_t9[:, None]
-            b_x_kv9 = _tile_dot(tl.trans(b_k), b_x_tv4, one, PREC)
+            b_x_kv9 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
             b_x_kv10 = 2.0 * b_x_kv9
             b_d_S = b_x_kv5 + b_x_kv10
             b_decay_t3 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
             b_x_t10 = b_x_t8 * b_decay_t3
             b_x_tv5 = b_pull_0 * b_x_t10[:, None]
-            b_x_kv11 = _tile_dot(tl.trans(b_k), b_x_tv5, one, PREC)
+            b_x_kv11 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
             b_x_kv12 = 2.0 * b_x_kv11
             b_d_M = b_x_kv8 + b_x_kv12
             b_d_S_next = b_d_S

@@ -26,6 +26,7 @@ from mcgen.ir.program import (
     in_order,
     placeholder,
 )
+from mcgen.passes.phases import LONG
 from mcgen.passes.schedule import added, alias, chained, is_product, scheduled, streamable
 
 
@@ -48,6 +49,8 @@ class Binding:
 
 
 def size(axis: str) -> str:
+    if axis in LONG:
+        return "BF"
     return "BT" if axis in TOKEN_AXES else f"B{axis.upper()}"
 
 
@@ -79,13 +82,16 @@ class Printer:
     def __post_init__(self) -> None:
         self.program = chained(self.program)
         self.added = {} if self.binding.stream else added(self.program)
-        kept = [label for label in self.program.outputs if not self.binding.store[label]("")]
         self.streamed = streamable(self.program, self.binding.stream, self.binding.held)
         self.pieces = {operand for operands in self.streamed.values() for operand in operands}
-        self.order = scheduled(self.program, self.binding.held, kept, self.pieces)
+        self.order = self._ordered()
         outputs = {label: alias(node) for label, node in self.program.outputs.items()}
         named = name_values(Program(self.program.name, outputs), set(), self.order)
         self.names = {node: f"b_{named[alias(node)]}" for node in self.order}
+
+    def _ordered(self) -> list[Node]:
+        kept = [label for label in self.program.outputs if not self.binding.store[label]("")]
+        return scheduled(self.program, self.binding.held, kept, self.pieces)
 
     def statements(self) -> list[str]:
         pending = dict(self.program.outputs)
@@ -111,7 +117,7 @@ class Printer:
         loads = [f"{self.names[piece]} = {self.binding.load[piece.name]}" for piece in self.streamed[node]]
         tile = f"i_{axis} * B{axis.upper()} + tl.arange(0, B{axis.upper()})"
         return [
-            f"{name} = {_zeros(node.axes)}",
+            f"{name} = {zeros(node.axes)}",
             f"for i_{axis} in range(tl.cdiv({axis.upper()}, B{axis.upper()})):",
             *(f"    {line}" for line in (f"o_{axis} = {tile}", f"m_{axis} = o_{axis} < {axis.upper()}", *loads)),
             f"    {name} = {self._contract(node, name)}",
@@ -144,8 +150,11 @@ class Printer:
 
     def _wide(self, node: Node) -> str:
         """A value in float32."""
-        narrow = isinstance(node, Input) and node.name in self.binding.narrow
-        return f"{self.names[node]}.to(tl.float32)" if narrow else self.names[node]
+        return f"{self.names[node]}.to(tl.float32)" if self._is_narrow(node) else self.names[node]
+
+    def _is_narrow(self, node: Node) -> bool:
+        node = alias(node)
+        return isinstance(node, Input) and node.name in self.binding.narrow
 
     def _map(self, node: Map) -> str:
         values = {placeholder(i): aligned(self._wide(v), v.axes, node.axes) for i, v in enumerate(node.values)}
@@ -154,7 +163,7 @@ class Printer:
         if covered == set(node.axes):
             return text
         return (
-            f"({text}) + {_zeros(node.axes)}" if node.values else f"tl.full([{_sizes(node.axes)}], {text}, tl.float32)"
+            f"({text}) + {zeros(node.axes)}" if node.values else f"tl.full([{_sizes(node.axes)}], {text}, tl.float32)"
         )
 
     def _reduce(self, operation: str, text: str, axes: Sequence[str], over: Sequence[str]) -> str:
@@ -179,7 +188,7 @@ class Printer:
         return self._dot(left, right, axis, total)
 
     def _dot(self, left: Node, right: Node, axis: str, total: str) -> str:
-        both = all(isinstance(n, Input) and n.name in self.binding.narrow for n in (left, right))
+        both = self._is_narrow(left) and self._is_narrow(right)
         name = self.names.__getitem__ if both else self._wide
         x = name(left) if left.axes[1] == axis else f"tl.trans({name(left)})"
         y = name(right) if right.axes[0] == axis else f"tl.trans({name(right)})"
@@ -209,7 +218,7 @@ def _sizes(axes: Sequence[str]) -> str:
     return ", ".join(map(size, axes))
 
 
-def _zeros(axes: Sequence[str]) -> str:
+def zeros(axes: Sequence[str]) -> str:
     return f"tl.zeros([{_sizes(axes)}], tl.float32)" if axes else "0.0"
 
 
