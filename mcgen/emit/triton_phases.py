@@ -1,0 +1,255 @@
+"""Tile programs with long axes as Triton statements: a loop over tiles for each phase (`mcgen.passes.phases`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import sympy
+
+from mcgen.emit.triton_printer import Binding, Printer, aligned, offset, zeros
+from mcgen.ir.program import Contract, Decay, Input, Map, Node, Program, placeholder
+from mcgen.passes.phases import Phase, Phases, cone, is_crossing, long_axes, summed
+from mcgen.passes.schedule import alias, is_product
+
+BARRIER = "tl.debug_barrier()"
+"""Between a loop that stores rows and one that loads them: other threads read what one has written."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where rows along a long axis are kept: text that loads, and statements that store, the tile of the n-th."""
+
+    load: Callable[[int, str], str]
+    store: Callable[[int, str, str], list[str]]
+
+
+@dataclass
+class PhasedPrinter(Printer):
+    """Prints one program under one binding, phase by phase. `ragged` are axes that tiles may reach beyond."""
+
+    rows: Rows | None = None
+    ragged: frozenset[str] = frozenset()
+    phases: Phases = field(init=False)
+    have: set[Node] = field(default_factory=set)
+    indent: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.phases = Phases(self.program)
+        self.added = {node: product for node, product in self.added.items() if self._fusible(product)}
+        self.places = {node: place for place, node in enumerate(n for n in self.phases.nodes if n in self.phases.rows)}
+
+    def _ordered(self) -> list[Node]:
+        return list(self.program.nodes)
+
+    def _fusible(self, product: Node) -> bool:
+        return not summed(product) and product not in self.phases.rows
+
+    def statements(self) -> list[str]:
+        written: set[Node] = set()
+        for phase in self.phases.phases:
+            inside, outside = cone([*phase.roots, *self._nodes(phase.outputs)], phase.axis)
+            self._values(node for node in outside if not long_axes(node))
+            if written.intersection([*inside, *outside]):
+                self._line(BARRIER)
+                written = set()
+            self._phase(phase)
+            written |= set(phase.rows)
+        whole = {label: node for label, node in self.program.outputs.items() if not long_axes(node)}
+        for label, node in whole.items():
+            self._values([alias(node)])
+            self.lines += self.binding.store[label](self.names[alias(node)])
+        return self.lines
+
+    def _nodes(self, labels: Iterable[str]) -> list[Node]:
+        return [alias(self.program.outputs[label]) for label in labels]
+
+    def _line(self, text: str) -> None:
+        self.lines.append("    " * self.indent + text)
+
+    def _values(self, nodes: Iterable[Node]) -> None:
+        """Statements for values along no axis but those of the loops around, and for what they need."""
+        for node in map(alias, nodes):
+            if node in self.have:
+                continue
+            self.have.add(node)
+            stored = node in self.phases.rows
+            operands = [] if stored else [o for o in map(alias, node.operands) if not self._is_folded(o)]
+            folded = [p for o in map(alias, node.operands) if self._is_folded(o) for p in map(alias, o.operands)]
+            self._values([*operands, *folded])
+            self._value(node)
+
+    def _is_folded(self, node: Node) -> bool:
+        return node in self.added.values()
+
+    def _value(self, node: Node) -> None:
+        name = self.names[node]
+        if node in self.phases.rows:
+            self._line(f"{name} = {self.rows.load(self.places[node], *long_axes(node))}")
+            return
+        if isinstance(node, Decay) and node.gate not in self.runs:
+            self.runs[node.gate] = run = self.names[alias(node.gate)]
+            self._line(f"{run}_e, {run}_f, {run}_e1, {run}_f1 = _tile_runs({run})")
+        self._line(f"{name} = {self._expression(node)}")
+
+    # -- loops --------------------------------------------------------------------------------------------------------
+
+    def _phase(self, phase: Phase) -> None:
+        self._zeros(phase.sums)
+        self._open(phase.axis)
+        own = set(phase.roots)
+        outputs = {label: node for label, node in zip(phase.outputs, self._nodes(phase.outputs), strict=True)}
+        inside, _ = cone([*own, *outputs.values()], phase.axis)
+        wanted = [node for node in inside if node in own or node in outputs.values()]
+        for node in wanted:
+            self._make(node, phase)
+            for label in [label for label, output in outputs.items() if output is node and not self._is_square(node)]:
+                self._store(label, node)
+        self._close()
+        self.have |= set(phase.sums)
+
+    def _make(self, node: Node, phase: Phase) -> None:
+        """A root of a phase, in its loop."""
+        if summed(node) and not long_axes(node):
+            self._add_up(node, phase.axis)
+        elif self._is_square(node):
+            self._square(node, phase)
+        else:
+            self._row(node, phase.axis, fresh=node in phase.rows)
+            if node in phase.rows:
+                for line in self.rows.store(self.places[node], phase.axis, self.names[node]):
+                    self._line(line)
+
+    def _store(self, label: str, node: Node) -> None:
+        for line in self.binding.store[label](self.names[node]):
+            self._line(line)
+
+    @staticmethod
+    def _is_square(node: Node) -> bool:
+        return len(long_axes(node)) == 2
+
+    def _add_up(self, node: Node, axis: str) -> None:
+        """A term of a sum that is complete after the loop."""
+        inner = summed(node) - {axis} or self._inner_axes(node, axis)
+        if inner:
+            (other,) = inner
+            self._within(other, [node], axis)
+            return
+        self._rows([o for o in map(alias, node.operands)], axis)
+        self._line(self._accumulated(node))
+
+    def _inner_axes(self, node: Node, axis: str) -> frozenset[str]:
+        return frozenset().union(*(long_axes(o) for o in map(alias, node.operands))) - {axis}
+
+    def _accumulated(self, node: Node) -> str:
+        name = self.names[node]
+        if isinstance(node, Contract) and is_product(node):
+            return f"{name} = {self._contract(node, name)}"
+        return f"{name} += {self._expression(node)}"
+
+    def _rows(self, nodes: Sequence[Node], axis: str) -> None:
+        for node in nodes:
+            self._row(node, axis)
+
+    def _row(self, node: Node, axis: str, fresh: bool = False) -> None:
+        """A value along the loop's axis, and what it needs along it; `fresh` makes one that later loops load."""
+        node = alias(node)
+        if node in self.have or (len(long_axes(node)) == 2 and isinstance(node, Input)):
+            return
+        if not long_axes(node):
+            assert node in self.have, "values along no axis are made before the loop"
+            return
+        if self._is_folded(node):
+            self._rows(node.operands, axis)
+            return
+        stored = node in self.phases.rows and not fresh
+        if is_crossing(node) and not stored:
+            self._cross(node, axis)
+        else:
+            if not stored:
+                self._rows(node.operands, axis)
+            self._made(node, stored)
+        self.have.add(node)
+
+    def _made(self, node: Node, stored: bool) -> None:
+        if stored:
+            self._line(f"{self.names[node]} = {self.rows.load(self.places[node], *long_axes(node))}")
+        else:
+            self._line(f"{self.names[node]} = {self._expression(node)}")
+
+    def _cross(self, node: Contract, axis: str) -> None:
+        """A layer's product from another long axis to the loop's: a loop over the other's tiles."""
+        (other,) = summed(node)
+        self._zeros([node])
+        self._within(other, [node], axis)
+
+    def _square(self, node: Node, phase: Phase) -> None:
+        """An output along two long axes: its tiles, over the other axis."""
+        (other,) = long_axes(node) - {phase.axis}
+        self._within(other, [node], phase.axis)
+
+    def _within(self, other: str, roots: Sequence[Node], axis: str) -> None:
+        """A loop over the tiles of another axis inside the loop over `axis`: sums added up, outputs stored."""
+        inside, outside = cone(roots, other)
+        for node in outside:
+            if axis in long_axes(node):
+                self._row(node, axis)
+        self._open(other)
+        for root in roots:
+            sums = bool(summed(root)) and other in summed(root)
+            self._inner([o for o in map(alias, root.operands)] if sums else [root], other)
+            if sums:
+                self._line(self._accumulated(root))
+            for label, output in self.program.outputs.items():
+                if alias(output) is root and not sums:
+                    self._store(label, root)
+        self._close()
+
+    def _inner(self, nodes: Sequence[Node], other: str) -> None:
+        for node in map(alias, nodes):
+            if node in self.have:
+                continue
+            if self._is_folded(node):
+                self._inner(node.operands, other)
+                continue
+            stored = node in self.phases.rows
+            if not stored:
+                self._inner(node.operands, other)
+            self._made(node, stored)
+            self.have.add(node)
+
+    def _zeros(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            self._line(f"{self.names[node]} = {zeros(node.axes)}")
+
+    def _open(self, axis: str) -> None:
+        """A loop; what is made in it is there in it alone."""
+        self.outer = [*getattr(self, "outer", []), set(self.have)]
+        self._line(f"for i_{axis} in range(n_tiles):")
+        self.indent += 1
+        self._line(f"{offset(axis)} = i_{axis} * BF + tl.arange(0, BF)")
+        self._line(f"m_{axis} = {offset(axis)} < F")
+
+    def _close(self) -> None:
+        self.indent -= 1
+        self.have = self.outer.pop()
+
+    # -- values -------------------------------------------------------------------------------------------------------
+
+    def _map(self, node: Map) -> str:
+        text = super()._map(node)
+        beyond = [axis for axis in node.axes if axis in self.ragged and not _vanishes(node, axis)]
+        masks = " & ".join(aligned(f"m_{axis}", (axis,), node.axes) for axis in beyond)
+        return f"tl.where({masks}, {text}, 0.0)" if masks else text
+
+
+def _vanishes(node: Map, axis: str) -> bool:
+    """Whether a function is 0 wherever its values along an axis are."""
+    zeros = {placeholder(i): sympy.S.Zero for i, value in enumerate(node.values) if axis in value.axes}
+    return bool(zeros) and node.expression.subs(zeros) == 0
+
+
+def phased_statements(program: Program, binding: Binding, rows: Rows, ragged: Iterable[str]) -> list[str]:
+    """The program's statements, as lines of text. The kernel has BF and F, and `n_tiles` of a long axis."""
+    return PhasedPrinter(program, binding, rows=rows, ragged=frozenset(ragged)).statements()

@@ -1,0 +1,160 @@
+"""Programs with axes too long for a tile, as loops over tiles of these axes.
+
+Values along such an axis exist a tile at a time, inside a loop. A sum over it is complete after the loop; what needs
+that sum comes in a later loop. So a program falls into phases, each a loop over the tiles of one long axis:
+
+    level of a phase = how many sums over long axes lie one behind another before it.
+
+Values are made again in every phase that reads them, but for rows that a loop over *another* long axis reads (where a
+layer leads from one hidden axis to the next): these are stored, and so are products between two hidden axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from mcgen.ir.program import AXES, Contract, Input, Node, Program, Reduce
+from mcgen.passes.schedule import alias
+
+LONG = frozenset(axis for axis in AXES if axis.startswith("h"))
+"""The axes between the layers of a memory."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One loop over tiles of an axis.
+
+    sums     values that are complete after the loop
+    rows     values along the axis to be stored for later loops
+    outputs  names of the program's outputs that have the axis
+    """
+
+    level: int
+    axis: str
+    sums: tuple[Node, ...]
+    rows: tuple[Node, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def roots(self) -> tuple[Node, ...]:
+        return self.sums + self.rows
+
+
+def long_axes(node: Node) -> frozenset[str]:
+    """The long axes along which a value lies."""
+    return frozenset(node.axes) & LONG
+
+
+def summed(node: Node) -> frozenset[str]:
+    """The long axes that a value is a sum over."""
+    return LONG & frozenset(node.over) if isinstance(node, (Contract, Reduce)) else frozenset()
+
+
+def is_crossing(node: Node) -> bool:
+    """Whether a value is made by going from one long axis to another."""
+    return bool(long_axes(node)) and bool(summed(node))
+
+
+def home(node: Node) -> str:
+    """The axis of the loop that a value is made in; of two, the later one. "" for what lies along none."""
+    axes = long_axes(node) or summed(node)
+    return max(axes, key=AXES.index, default="")
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The phases of one program."""
+
+    program: Program
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.program.nodes if alias(node) is node)
+
+    @cached_property
+    def rows(self) -> frozenset[Node]:
+        """Values along one long axis that are stored: read in a loop over another one, or costly to make again."""
+        found = set()
+        for node in self.nodes:
+            if is_crossing(node):
+                found.add(node)
+            for operand in map(alias, node.operands):
+                axes = long_axes(operand)
+                if len(axes) == 1 and axes != {home(node)} and not isinstance(operand, Input):
+                    found.add(operand)
+        return frozenset(found)
+
+    @cached_property
+    def levels(self) -> dict[Node, int]:
+        """The level of the phase that each value is made in; of values along no long axis, the first that may read it."""
+        found: dict[Node, int] = {}
+        for node in self.nodes:
+            level = max((self._after(node, operand, found) for operand in map(alias, node.operands)), default=0)
+            found[node] = level
+        return found
+
+    def _after(self, node: Node, operand: Node, levels: dict[Node, int]) -> int:
+        """The first level at which a node may read an operand."""
+        return levels[operand] + (self._is_complete_later(operand) or self._is_elsewhere(node, operand))
+
+    @staticmethod
+    def _is_complete_later(node: Node) -> bool:
+        return bool(summed(node)) and not long_axes(node)
+
+    @staticmethod
+    def _is_elsewhere(node: Node, operand: Node) -> bool:
+        """Whether an operand lies along another axis than the loop that reads it."""
+        axes = long_axes(operand)
+        return len(axes) == 1 and axes != {home(node)} and not isinstance(operand, Input)
+
+    def available(self, node: Node) -> int:
+        """The first level at which a value along no long axis can be read."""
+        return self.levels[node] + self._is_complete_later(node)
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """In order; what has to be in one phase is in one."""
+        places = dict.fromkeys(
+            sorted({self._place(node) for node in self._roots()}, key=lambda p: (p[0], AXES.index(p[1])))
+        )
+        return tuple(self._phase(level, axis) for level, axis in places)
+
+    def _roots(self) -> Iterator[Node]:
+        yield from (node for node in self.nodes if self._is_complete_later(node) or node in self.rows)
+        yield from (node for node in map(alias, self.program.outputs.values()) if long_axes(node))
+
+    def _place(self, node: Node) -> tuple[int, str]:
+        return self.levels[node], home(node)
+
+    def _phase(self, level: int, axis: str) -> Phase:
+        here = [node for node in self.nodes if self._place(node) == (level, axis)]
+        outputs = {name: alias(node) for name, node in self.program.outputs.items()}
+        return Phase(
+            level,
+            axis,
+            tuple(node for node in here if self._is_complete_later(node)),
+            tuple(node for node in here if node in self.rows),
+            tuple(name for name, node in outputs.items() if long_axes(node) and self._place(node) == (level, axis)),
+        )
+
+
+def cone(roots: Iterable[Node], axis: str) -> tuple[list[Node], list[Node]]:
+    """The values along an axis that some values need, operands first, and those along it not that these read."""
+    inside: dict[Node, None] = {}
+    outside: dict[Node, None] = {}
+    for root in roots:
+        _collect(alias(root), axis, inside, outside)
+    return list(inside), list(outside)
+
+
+def _collect(node: Node, axis: str, inside: dict[Node, None], outside: dict[Node, None]) -> None:
+    if node in inside or node in outside:
+        return
+    if axis not in node.axes and axis not in summed(node):
+        outside[node] = None
+        return
+    for operand in map(alias, node.operands):
+        _collect(operand, axis, inside, outside)
+    inside[node] = None
