@@ -9,9 +9,6 @@ from mcgen.plan.configurations import Key
 from mcgen.plan.kernels import digests
 from mcgen.spec import Spec
 
-FAMILIES = ("sm", "gf", "cpu")
-"""How the names of architectures begin, which have defaults of their own; `cpu` is the interpreter."""
-
 ByType = dict[str, dict[str, tuple[int, ...]]]
 
 
@@ -36,7 +33,7 @@ def default_configurations(spec: Spec) -> dict[str, ByType]:
     """BT, columns of a tile and num_warps by family of architectures and type, for what no table has."""
     head = spec.head.key_dim, spec.head.value_dim
     found: dict[str, ByType] = {}
-    for family in FAMILIES:
+    for family in configurations.FAMILIES:
         chosen = {kind: configurations.default(*head, kind, family) for kind in configurations.ELEMENTS}
         found[family] = {kind: (c.rows, c.columns, c.warps) for kind, c in chosen.items()}
     return found

@@ -15,6 +15,7 @@ from mcgen.emit.reference import reference_source
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
 from mcgen.emit.triton_path import triton_source
+from mcgen.emit.triton_streamed import streamed_source
 from mcgen.emit.unused import without_unused
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.meaning import meaning as meaning_of
@@ -35,7 +36,7 @@ def module_source(meaning: Meaning) -> str:
         reference_source(spec),
         _constants(meaning),
         torch_source(lowered),
-        triton_source(lowered) if lowered.linear else "",
+        _kernels(lowered),
         _operator(lowered, tensor_inputs(meaning)),
         layer_source(spec),
     ]
@@ -46,12 +47,23 @@ def module_source(meaning: Meaning) -> str:
         mathematics=[*mathematics(spec), *shapes_text(spec)],
         library=[module for module in LIBRARY if module in ALWAYS or _uses(body, module)],
         functional=_uses(body, "F"),
-        kernels=lowered.linear,
+        kernels=_has_kernels(lowered),
         version=__version__,
         spec=literal(spec.to_dict()),
         digest=spec.digest(),
         body=body,
     )
+
+
+def _has_kernels(meaning: Meaning) -> bool:
+    """Whether the Triton path has loop nests for a meaning."""
+    return meaning.linear or meaning.aggregate not in ("soup", "ssc")
+
+
+def _kernels(meaning: Meaning) -> str:
+    if not _has_kernels(meaning):
+        return ""
+    return triton_source(meaning) if meaning.linear else streamed_source(meaning)
 
 
 def _uses(text: str, module: str) -> bool:
@@ -71,7 +83,7 @@ def _operator(meaning: Meaning, arguments: list[str]) -> str:
         lagged=lagged_inputs(meaning),
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
-        triton=meaning.linear,
+        triton=_has_kernels(meaning),
         deep=not meaning.linear,
         routes=meaning.routes,
     )

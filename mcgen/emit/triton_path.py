@@ -163,9 +163,14 @@ class Kernels:
         """The per-token tensors behind program inputs, each once, in an order of their own."""
         read = {self.lagged.get(name, (name, 0))[0] for name in inputs}
         known = [*tensor_inputs(self.meaning), "d_y", "y", "lse", "online", "delta", "d_r"]
-        known += [*self.plan.errors, *self.plan.reverse.pulls]
+        known += self.between
         known += [f"d_{name}_rows" for name in self.queries]
         return [name for name in known if name in read]
+
+    @cached_property
+    def between(self) -> list[str]:
+        """Rows that one kernel leaves for another."""
+        return [*self.plan.errors, *self.plan.reverse.pulls]
 
     def states(self) -> tuple[list[str], str]:
         own = {name: f"b_{name}" for name in self.state}
@@ -389,17 +394,22 @@ def triton_source(meaning: Meaning) -> str:
 
         parts |= choice_kernels(kernels)
     text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
-    prelude = render(
-        "triton/prelude.py.jinja",
-        chained=meaning.chained,
-        decays="_tile_runs(" in text,
-        solves="_tile_solve(" in text,
-        functions=[source for name, source in FUNCTIONS.items() if f"{name}(" in text],
-    )
-    kernels_text = without_unused(f"{prelude.strip()}\n\n\n{text}\n")
+    kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{text}\n")
     axes = _axes(kernels, parts)
     found = launch_configurations(meaning.spec, kernels_text, axes)
     return f"{kernels_text}\n\n{_host(kernels, parts, launches_states, axes, found).strip()}"
+
+
+def prelude(text: str, meaning: Meaning) -> str:
+    """The functions that kernels call, of those that some text has calls of."""
+    return render(
+        "triton/prelude.py.jinja",
+        chained=meaning.chained,
+        streamed=not meaning.linear,
+        decays="_tile_runs(" in text,
+        solves="_tile_solve(" in text,
+        functions=[source for name, source in FUNCTIONS.items() if f"{name}(" in text],
+    ).strip()
 
 
 def _axes(kernels: Kernels, parts: Iterable[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import sympy
 from mcgen.ir.aggregate import read_segment
 from mcgen.ir.cut import cut
 from mcgen.ir.derivative import vjp
+from mcgen.ir.layers import layers
 from mcgen.ir.program import Builder, Node, Program, Solve, topological
 from mcgen.ir.step import error_names, error_outputs, state_axes, step_gradients, step_outputs
 from mcgen.symbolic.meaning import Meaning
@@ -35,14 +36,15 @@ def rows(meaning: Meaning) -> Program:
 
 
 def segment(meaning: Meaning) -> Program:
-    """What one cached segment owes to a block of rows: `d_cached`[k v], and `d_pools`[k] where rows are routed."""
+    """What one cached segment owes to a block of rows: its parameters' gradients `d_cached`, and `d_pools`[k] where
+    rows are routed."""
     b = Builder()
     gradients, weights, _ = _segment(b, meaning)
     outputs = read_segment(b, meaning)
     results = vjp(b, outputs, {"o_cached": b.product(weights, b.input("d_y", "t", "v"))})
-    return Program(
-        "segment", {"d_cached": results["cached"], **({"d_pools": gradients["pools"]} if meaning.routes else {})}
-    )
+    names = [f"cached{layer.suffix}" for layer in layers(meaning.spec)]
+    pools = {"d_pools": gradients["pools"]} if meaning.routes else {}
+    return Program("segment", {**{f"d_{name}": results[name] for name in names}, **pools})
 
 
 def _segment(b: Builder, meaning: Meaning) -> tuple[Mapping[str, Node], Node, Node]:
@@ -53,12 +55,18 @@ def _segment(b: Builder, meaning: Meaning) -> tuple[Mapping[str, Node], Node, No
         return {}, share(b, meaning), pull
     r, lse, z, delta, w = sympy.symbols("r lse z delta w", real=True)
     weights = b.map(sympy.exp(r - lse), {r: outputs["r_cached"], lse: b.input("lse", "t")})
-    # <dy, o> = <q, M dy>: a read-out is linear in its query
-    agreement = b.sum(b.product(b.input("q", "t", "k"), pull), "k")
+    agreement = _agreement(b, meaning, outputs["o_cached"], pull)
     d_r = b.map(w * (z - delta), {w: weights, z: agreement, delta: b.input("delta", "t")})
     results = vjp(b, {"r": outputs["r_cached"]}, {"r": d_r})
     query = "u" if meaning.spec.aggregate.connector == "u" else "q"
     return {"d_r": d_r, "routed": results[query], "pools": results["pools"]}, weights, pull
+
+
+def _agreement(b: Builder, meaning: Meaning, read_out: Node, pull: Node) -> Node:
+    """<dy, o>[t]; where a read-out is linear in its query that is <q, M dy>."""
+    if meaning.linear:
+        return b.sum(b.product(b.input("q", "t", "k"), pull), "k")
+    return b.sum(b.product(b.input("d_y", "t", "v"), read_out), "v")
 
 
 def share(b: Builder, meaning: Meaning) -> Node:
@@ -100,15 +108,31 @@ def reverse(meaning: Meaning, anchored: bool = False) -> Reverse:
     for name, node in through.items():
         if f"d_{name}" in gradients:
             gradients[f"d_{name}"] = b.total([gradients[f"d_{name}"], node])
-    if meaning.reads_cached:
-        for name in query_inputs(meaning):
-            gradients[f"d_{name}"] = b.total([gradients[f"d_{name}"], b.input(f"d_{name}_rows", "t", "k")])
+    gradients = _with_rows(b, meaning, gradients)
     pulls = _pulls(meaning, owed, through)
     state = [f"d_{name}" for name in state_axes(meaning, anchored)]
     chain = {**{name: gradients[name] for name in state}, **{name: node for node, name in pulls.items()}}
     rest = {name: node for name, node in gradients.items() if name not in state} | {n: gradients[n] for n in state}
     cuts = {**{errors[name]: name for name in known}, **pulls}
     return Reverse(Program("retreat", chain), cut(Program("reverse", rest), cuts))
+
+
+def whole(meaning: Meaning, anchored: bool = False) -> Program:
+    """The reverse of a chunk step as one program: `d_<input>` of every input and of the state; inputs as `reverse`."""
+    b = Builder()
+    outputs = step_outputs(b, meaning, True, anchored)
+    cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
+    weight = b.input("online", "t") if meaning.routes else share(b, meaning)
+    cotangents["o"] = b.product(weight, b.input("d_y", "t", "v"))
+    return Program("reverse", _with_rows(b, meaning, step_gradients(b, meaning, outputs, cotangents, anchored)))
+
+
+def _with_rows(b: Builder, meaning: Meaning, gradients: dict[str, Node]) -> dict[str, Node]:
+    """The gradients with those that rows have of cached segments, `d_<query>_rows`[t k]."""
+    if meaning.reads_cached:
+        for name in query_inputs(meaning):
+            gradients[f"d_{name}"] = b.total([gradients[f"d_{name}"], b.input(f"d_{name}_rows", "t", "k")])
+    return gradients
 
 
 def _pulls(meaning: Meaning, owed: Mapping[str, Node], through: Mapping[str, Node]) -> dict[Node, str]:

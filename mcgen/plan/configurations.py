@@ -18,19 +18,26 @@ SHIPPED = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 """The architectures whose tables are shipped, as targets call them."""
 ELEMENTS = ("bfloat16", "float32")
 """The types of inputs that configurations are found for; float16 launches as bfloat16 does."""
+FAMILIES = ("sm", "gf", "cpu")
+"""How the names of architectures begin, which have defaults of their own; `cpu` is the interpreter."""
+HIDDEN = "f"
+"""How kernels call the hidden units of a layer, which they take in tiles."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Tokens of a chunk, columns of the tile on the grid, warps of a program, stages of its loops' pipelines."""
+    """Tokens of a chunk, columns of the tile on the grid or of hidden units, warps of a program, stages of its loops'
+    pipelines."""
 
     rows: int
     columns: int
     warps: int
     stages: int = 1
 
-    def launch(self, axis: str, key_dim: int, value_dim: int) -> tuple[int, int, int, int, int]:
-        """BT, BK, BV, num_warps and num_stages of a kernel that takes `axis` in tiles."""
+    def launch(self, axis: str, key_dim: int, value_dim: int) -> tuple[int, ...]:
+        """BT, BK, BV, num_warps and num_stages of a kernel that takes `axis` in tiles; of hidden units ("f") BT, BF, …."""
+        if axis == HIDDEN:
+            return self.rows, self.columns, self.warps, self.stages
         whole = {"k": tile(key_dim), "v": tile(value_dim)}
         tiles = {**whole, axis: self.columns} if axis else whole
         return self.rows, tiles["k"], tiles["v"], self.warps, self.stages

@@ -20,6 +20,7 @@ from mcgen.passes.simplify import select, simplify
 from mcgen.symbolic.meaning import Meaning
 
 BLOCK = 256  # tokens of a block, where its segment is no longer than four of them
+LONGEST_STEP = 64  # tokens: gradient chunks of a deep memory up to this many are one step of a kernel
 LEAST_STEP = 32  # tokens: gradient chunks up to this many are one step of a kernel
 
 

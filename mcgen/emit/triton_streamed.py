@@ -1,0 +1,336 @@
+"""The Triton path of memories whose state is too large for a program's registers: MLPs.
+
+The state lies in buffers. A chunk step reads one and writes another, tile by tile along the hidden axes, in the phases
+that its program falls into (`mcgen.passes.phases`). Everything else is as for a matrix: the same programs, derivatives
+and bindings, other loop nests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from mcgen.emit.launching import launch_configurations
+from mcgen.emit.rendering import render
+from mcgen.emit.torch_path import tensor_inputs
+from mcgen.emit.triton_path import FUNCTIONS, SCALARS, Kernels, idle, prelude
+from mcgen.emit.triton_phases import Rows, phased_statements
+from mcgen.emit.triton_printer import Binding
+from mcgen.emit.unused import without_unused
+from mcgen.ir import aggregate, backward
+from mcgen.ir.layers import layers, sizes
+from mcgen.ir.program import Program
+from mcgen.ir.step import state_axes, step
+from mcgen.passes.factors import FACTORS
+from mcgen.passes.phases import LONG, Phases
+from mcgen.passes.simplify import select, simplify
+from mcgen.plan.configurations import FAMILIES, HIDDEN, tile
+from mcgen.plan.plan import LONGEST_STEP
+from mcgen.symbolic.meaning import Meaning
+from mcgen.symbolic.recurrence import MEMORY
+
+Text = tuple[list[str], str]
+BF = 32
+"""Hidden units of a tile, where no configuration says otherwise."""
+
+
+@dataclass(frozen=True)
+class StreamedKernels(Kernels):
+    """The kernels of one deep memory: their programs, bound to their tensors, as text."""
+
+    @property
+    def between(self) -> list[str]:
+        return []
+
+    @cached_property
+    def anchored(self) -> bool:
+        return self.meaning.gradient_chunk > LONGEST_STEP
+
+    @cached_property
+    def state(self) -> Mapping[str, tuple[str, ...]]:
+        """The parts of the state with their axes, the memory first: as they lie in a buffer."""
+        found = state_axes(self.meaning, self.anchored)
+        memory = [name for name in found if name.startswith(f"{MEMORY}_")]
+        return {name: found[name] for name in [*memory, *(n for n in found if n not in memory)]}
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where each part of the state begins in a buffer."""
+        found, at = {}, 0
+        for name, axes in self.state.items():
+            found[name] = at
+            at += self.numbers(axes)
+        return found
+
+    def numbers(self, axes: tuple[str, ...]) -> int:
+        length = 1
+        for axis in axes:
+            length *= sizes(self.meaning.spec)[axis]
+        return length
+
+    @cached_property
+    def total(self) -> int:
+        return sum(map(self.numbers, self.state.values()))
+
+    @cached_property
+    def memory(self) -> int:
+        """Numbers of the memory's parameters."""
+        return sum(self.numbers((layer.into, layer.out)) for layer in layers(self.meaning.spec))
+
+    @cached_property
+    def least_rows(self) -> int:
+        """The fewest rows of a step: all of a gradient chunk, unless it is several steps."""
+        return 16 if self.anchored else tile(self.meaning.gradient_chunk)
+
+    @cached_property
+    def programs(self) -> Mapping[str, Program]:
+        meaning = self.meaning
+        whole = simplify(step(meaning, masked=True, anchored=self.anchored), FACTORS)
+        following = [f"{name}_next" for name in self.state]
+        programs = {
+            "walk": whole,
+            "advance": select(whole, following, "advance"),
+            "reverse": simplify(backward.whole(meaning, self.anchored), FACTORS),
+        }
+        if meaning.reads_cached:
+            programs["read_segment"] = simplify(aggregate.program(aggregate.read_segment, meaning), FACTORS)
+            programs["rows"] = simplify(backward.rows(meaning), FACTORS)
+            programs["segment"] = simplify(backward.segment(meaning), FACTORS)
+        return programs
+
+    # -- how tiles are loaded and stored ------------------------------------------------------------------------------
+
+    def load(self, name: str) -> str:
+        if name == "share":
+            return "1.0"  # d_y comes multiplied by it
+        if name in ("lse", "delta", "pools", *SCALARS):
+            return super().load(name) if name != "pools" else "tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)"
+        for pointer, part, axes in self._buffers(name):
+            return _loaded(pointer, axes, part)
+        return super().load(name)
+
+    def _buffers(self, name: str) -> list[tuple[str, int, tuple[str, ...]]]:
+        """The buffer that holds an input or output, where it begins there, and its axes; none for a tensor's."""
+        if name.removeprefix("d_").startswith("cached_"):
+            part = name.removeprefix("d_").replace("cached", MEMORY, 1)
+            pointer = name.rpartition("_")[0]
+            return [(f"{pointer} + i_cached * MEMORY", self.places[part], self.state[part])]
+        part = name.removeprefix("d_").removesuffix("_next")
+        if part not in self.state:
+            return []
+        pointer = {
+            (False, False): "p_state",
+            (False, True): "p_next",
+            (True, True): "p_d_next",
+            (True, False): "p_d_state",
+        }[name.startswith("d_"), name.endswith("_next")]
+        return [(pointer, self.places[part], self.state[part])]
+
+    def keep(self, name: str, add: bool = False) -> Callable[[str], list[str]]:
+        """Statements that store, or add, the tile of a buffer's part."""
+        ((pointer, at, axes),) = self._buffers(name)
+        place, mask = _place(pointer, axes, at)
+        total = f"tl.load({place}, mask={mask}, other=0.0) + " if add else ""
+        return lambda tile: [f"tl.store({place}, {total}{tile}, mask={mask})"]
+
+    @property
+    def rows_between(self) -> Rows:
+        def place(n: int, axis: str) -> str:
+            return f"p_rows + {n} * BT * F + (o_t[:, None] * F + o_{axis}[None, :])"
+
+        return Rows(
+            lambda n, axis: f"tl.load({place(n, axis)}, mask=m_{axis}[None, :], other=0.0)",
+            lambda n, axis, tile: [f"tl.store({place(n, axis)}, {tile}, mask=m_{axis}[None, :])"],
+        )
+
+    @cached_property
+    def most_rows(self) -> int:
+        """Rows between loops that a kernel's buffer has room for."""
+        return max(len(Phases(program).rows) for program in self.programs.values())
+
+    @cached_property
+    def ragged(self) -> frozenset[str]:
+        """Axes that tiles may reach beyond."""
+        return frozenset(axis for axis, size in sizes(self.meaning.spec).items() if size != tile(size))
+
+    def phased(
+        self, program: Program, store: Mapping[str, Callable[[str], list[str]]], held: Mapping = {}
+    ) -> list[str]:
+        loads = {name: held.get(name) or self.load(name) for name in program.inputs}
+        binding = Binding(loads, store, self.narrow, frozenset(held))
+        lines = phased_statements(program, binding, self.rows_between, self.ragged)
+        return [line for line in lines if not idle(line)]
+
+    # -- the kernels --------------------------------------------------------------------------------------------------
+
+    def walk(self) -> Text:
+        program, read = self.programs["walk"], self.meaning.reads_cached
+        outputs = {"o": self._rows("o" if read else "y"), "r": self._number("r")}
+        store = {name: outputs.get(name) or self.keep(name) for name in program.outputs}
+        out = ["o", *(["r"] if self.meaning.routes else [])] if read else ["y"]
+        kept = [*(["cached"] if read else []), *(["pools"] if self.meaning.routes else [])]
+        doc = "The online read-outs, and the state at the end of every segment" if read else "The read-outs y"
+        return self._text("walk", [*self.tensors(program.inputs), *out, *kept], self.phased(program, store), doc=doc)
+
+    def read(self) -> Text:
+        program, routes = self.programs["read_segment"], self.meaning.routes
+        store = {name: (lambda tile: []) for name in program.outputs}
+        more = ["o", "r", "pools", "lse", "online"] if routes else ["o"]
+        arguments = [*self.tensors(program.inputs), "cached", *more, "y"]
+        return self._text("read", arguments, self.phased(program, store))
+
+    def rows(self) -> Text:
+        program, routes = self.programs["rows"], self.meaning.routes
+        store = {f"d_{name}": _added(f"s_{name}") for name in [*self.queries, "r"]}
+        held = {"delta": "b_delta"} if routes else {}
+        more = ["y", "delta", "d_r", "pools"] if routes else []
+        arguments = [
+            *self.tensors(program.inputs),
+            "d_y",
+            "cached",
+            *more,
+            *(f"d_{name}_rows" for name in self.queries),
+        ]
+        return self._text("rows", list(dict.fromkeys(arguments)), self.phased(program, store, held))
+
+    def segments(self) -> Text:
+        program = self.programs["segment"]
+        store = {name: self.keep(name, add=True) for name in program.outputs if name != "d_pools"}
+        store |= {"d_pools": _added("s_pools")}
+        more = ["cached", "d_cached", *(["pools", "d_pools"] if self.meaning.routes else [])]
+        return self._text("segments", [*self.tensors(program.inputs), *more], self.phased(program, store))
+
+    def reverse(self) -> Text:
+        program, advance = self.programs["reverse"], self.programs["advance"]
+        parts = {f"d_{name}" for name in self.state}
+        store = {name: self.keep(name) if name in parts else self.store(name[2:]) for name in program.outputs}
+        given = self.tensors(advance.inputs)
+        more = ["d_cached"] if self.meaning.reads_cached else []
+        more += ["d_pools"] if self.meaning.routes else []
+        arguments = self.tensors([*program.inputs, *advance.inputs]) + more
+        arguments += [name for name in program.outputs if name not in parts]
+        numbers = "i_row, i_t, m_t, b_fresh, segment_start, H, one, n_tiles"
+        constants = "K, V, F, BT, BK, BV, BF, STATE, MEMORY, ROWS, IN, PREC"
+        return self._text(
+            "reverse",
+            arguments,
+            self.phased(program, store),
+            advance=self.phased(advance, {name: self.keep(name) for name in advance.outputs}),
+            advance_arguments=", ".join(given),
+            advance_call=f"_advance({', '.join(given)}, p_state, p_next, p_rows, {numbers}, {constants})",
+        )
+
+    def _rows(self, tensor: str) -> Callable[[str], list[str]]:
+        place = f"{tensor} + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :])"
+        mask = "m_t[:, None] & m_v[None, :]"
+        return lambda tile: [f"tl.store({place}, ({tile}).to({tensor}.dtype.element_ty), mask={mask})"]
+
+    def _number(self, tensor: str) -> Callable[[str], list[str]]:
+        return lambda tile: [f"tl.store({tensor} + i_row + o_t * H, {tile}, mask=m_t)"]
+
+    def _text(self, template: str, arguments: list[str], program: list[str], **more: object) -> Text:
+        meaning = self.meaning
+        text = render(
+            f"triton/streamed/{template}.py.jinja",
+            arguments=", ".join(arguments),
+            program=program,
+            queries=self.queries,
+            kind=meaning.aggregate,
+            routes=meaning.routes,
+            keeps=meaning.reads_cached,
+            chained=meaning.chained,
+            barrier=bool(self.most_rows),
+            pool_at=self.places.get("pool"),
+            mean_pool=meaning.spec.aggregate.pool == "mean",
+            **more,
+        )
+        return arguments, text
+
+    def kernels(self) -> dict[str, Text]:
+        found = {"walk": self.walk(), "reverse": self.reverse()}
+        if self.meaning.reads_cached:
+            found |= {"read": self.read(), "rows": self.rows(), "segments": self.segments()}
+        return found
+
+
+def _place(pointer: str, axes: tuple[str, ...], at: int) -> tuple[str, str]:
+    """The text of the addresses of a tile of a buffer's part, and of their mask."""
+    base = f"{pointer} + {at}" if at else pointer
+    if len(axes) == 1:
+        return f"{base} + o_{axes[0]}", f"m_{axes[0]}"
+    into, out = axes
+    width = "F" if out in LONG else out.upper()
+    return f"{base} + (o_{into}[:, None] * {width} + o_{out}[None, :])", f"m_{into}[:, None] & m_{out}[None, :]"
+
+
+def _loaded(pointer: str, axes: tuple[str, ...], at: int) -> str:
+    place, mask = _place(pointer, axes, at)
+    return f"tl.load({place}, mask={mask}, other=0.0)"
+
+
+def _added(total: str) -> Callable[[str], list[str]]:
+    return lambda tile: [f"{total} += {tile}"]
+
+
+def streamed_source(meaning: Meaning) -> str:
+    """The text that defines `_run_forward_triton`, `_run_backward_triton` and `_saved_triton`."""
+    kernels = StreamedKernels(meaning)
+    parts = kernels.kernels()
+    text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
+    layout = [f"{name} ({', '.join(map(str, _shape(kernels, name)))}) at {at}" for name, at in kernels.places.items()]
+    own = render("triton/streamed/prelude.py.jinja", layout=layout)
+    kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{own.strip()}\n\n\n{text}\n")
+    axes = dict.fromkeys(parts, HIDDEN)
+    found = launch_configurations(meaning.spec, kernels_text, axes)
+    return f"{kernels_text}\n\n{_host(kernels, parts, axes, found).strip()}"
+
+
+def _shape(kernels: StreamedKernels, name: str) -> list[int]:
+    return [kernels.numbers((axis,)) for axis in kernels.state[name]]
+
+
+def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str, str], found: Mapping) -> str:
+    meaning, spec = kernels.meaning, kernels.meaning.spec
+    reads, routes = meaning.reads_cached, meaning.routes
+    shapes = {"cached": "B, H, N, MEMORY"} if reads else {}
+    shapes |= {"pools": "B, H, N, K", "lse": "B, T, H", "online": "B, T, H"} if routes else {}
+    hidden = spec.memory.expansion * spec.head.key_dim
+    rows = max(kernels.least_rows, 64) * hidden * kernels.most_rows
+    saved = [*(["y"] if routes else []), *shapes]
+    return render(
+        "triton/streamed/host.py.jinja",
+        sizes={"state": kernels.total, "memory": kernels.memory, "rows": rows},
+        gradient=meaning.gradient_chunk,
+        chained=meaning.chained,
+        keeps=reads,
+        reads_cached=reads,
+        routes=routes,
+        kind=meaning.aggregate,
+        axes=dict(axes),
+        configurations=found,
+        defaults=_defaults(kernels, hidden),
+        least_rows=kernels.least_rows,
+        key_dim=spec.head.key_dim,
+        value_dim=spec.head.value_dim,
+        hidden=hidden,
+        tile_k=tile(spec.head.key_dim),
+        tile_v=tile(spec.head.value_dim),
+        forward_shapes=shapes,
+        tensors=lambda kernel: ", ".join(f'x["{name}"]' for name in parts[kernel][0]),
+        outputs=", ".join(f'"{name}"' for name in ["y", *shapes]),
+        saved=", ".join(f'"{name}"' for name in saved),
+        queries=kernels.queries,
+        gradients=tensor_inputs(meaning),
+        gates=list(spec.tensor_gates),
+    )
+
+
+def _defaults(kernels: StreamedKernels, hidden: int) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """BT, BF and num_warps by family of architectures and type: a gradient chunk a step, small tiles, few registers."""
+    rows, columns = max(16, min(kernels.least_rows, 64)), min(BF, tile(hidden))
+    warps = {"sm": 8, "gf": 4, "cpu": 4}
+    return {family: dict.fromkeys(("bfloat16", "float32"), (rows, columns, warps[family])) for family in FAMILIES}
+
+
+__all__ = ["FUNCTIONS", "StreamedKernels", "streamed_source"]
