@@ -57,7 +57,7 @@ def module_source(meaning: Meaning) -> str:
 
 def _has_kernels(meaning: Meaning) -> bool:
     """Whether the Triton path has loop nests for a meaning."""
-    return meaning.linear or meaning.aggregate not in ("soup", "ssc")
+    return meaning.linear or meaning.aggregate != "soup"
 
 
 def _kernels(meaning: Meaning) -> str:

@@ -14,7 +14,8 @@ from functools import cached_property
 from mcgen.emit.launching import launch_configurations
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import tensor_inputs
-from mcgen.emit.triton_path import FUNCTIONS, SCALARS, Kernels, idle, prelude
+from mcgen.emit.triton_choice import gathered
+from mcgen.emit.triton_path import SCALARS, Kernels, idle, prelude
 from mcgen.emit.triton_phases import Rows, phased_statements
 from mcgen.emit.triton_printer import Binding
 from mcgen.emit.unused import without_unused
@@ -232,7 +233,7 @@ class StreamedKernels(Kernels):
     def _text(self, template: str, arguments: list[str], program: list[str], **more: object) -> Text:
         meaning = self.meaning
         text = render(
-            f"triton/streamed/{template}.py.jinja",
+            f"triton/{'' if template == 'route' else 'streamed/'}{template}.py.jinja",
             arguments=", ".join(arguments),
             program=program,
             queries=self.queries,
@@ -247,11 +248,53 @@ class StreamedKernels(Kernels):
         )
         return arguments, text
 
+    # -- where rows choose what they read -----------------------------------------------------------------------------
+
+    def route(self) -> Text:
+        logit = select(self.programs["read_segment"], ["r_cached"], "logit")
+        program = self.phased(logit, {"r_cached": lambda tile: []})
+        return self._text("route", [*self.tensors(logit.inputs), "pools", "chosen", "r_chosen"], program, streamed=True)
+
+    def chosen_reads(self) -> Text:
+        read = select(self.programs["read_segment"], ["o_cached"], "read")
+        program = self._grouped(read, {"o_cached": "o"})
+        doc, arguments = "Read-outs of chosen segments", [*self.tensors(read.inputs), "cached", "o_chosen"]
+        return self._text("chosen", arguments, program, kernel="chosen_reads", doc=doc, sums={"o": "v"})
+
+    def chosen_rows(self) -> Text:
+        rows = self.programs["rows"]
+        sums = {**{f"d_{name}": "k" for name in self.queries}, "d_r": None}
+        program = self._grouped(rows, {name: name for name in sums})
+        arguments = [*self.tensors(rows.inputs), "cached", "pools", *(f"{name}_chosen" for name in sums)]
+        doc = "What every choice owes to the segment it reads: gradients of its row's queries and of its logit"
+        return self._text("chosen", arguments, program, kernel="chosen_rows", doc=doc, sums=sums)
+
+    def chosen_segments(self) -> Text:
+        program = self.programs["segment"]
+        store = {name: self.keep(name, add=True) for name in program.outputs if name != "d_pools"}
+        store |= {"d_pools": _added("s_pools")}
+        lines = self.phased(program, store, self._gathered(program))
+        arguments = [*self.tensors(program.inputs), "cached", "pools", "d_cached", "d_pools"]
+        return self._text("chosen_segments", arguments, lines)
+
+    def read_chosen(self) -> Text:
+        return self._text("read_chosen", ["o", "r", "r_chosen", "o_chosen", "lse", "online", "y"], [])
+
+    def _grouped(self, program: Program, sums: Mapping[str, str]) -> list[str]:
+        """A program for the rows of one group at a time, added up where a row belongs to it."""
+        masks = {1: "m_group", 2: "m_group[:, None]"}
+        store = {label: _added(f"s_{sums[label]}", masks[len(node.axes)]) for label, node in program.outputs.items()}
+        return self.phased(program, store, self._gathered(program))
+
+    def _gathered(self, program: Program) -> dict[str, str]:
+        """The loads of per-token inputs by rows that choices name."""
+        return {name: gathered(self, name) for name in program.inputs if name != "pools" and not self._buffers(name)}
+
     def kernels(self) -> dict[str, Text]:
-        found = {"walk": self.walk(), "reverse": self.reverse()}
-        if self.meaning.reads_cached:
-            found |= {"read": self.read(), "rows": self.rows(), "segments": self.segments()}
-        return found
+        names = ["walk", "reverse", *(["read", "rows", "segments"] if self.meaning.reads_cached else [])]
+        if self.meaning.aggregate == "ssc":
+            names += ["route", "chosen_reads", "read_chosen", "chosen_rows", "chosen_segments"]
+        return {name: getattr(self, name)() for name in names}
 
 
 def _place(pointer: str, axes: tuple[str, ...], at: int) -> tuple[str, str]:
@@ -269,8 +312,8 @@ def _loaded(pointer: str, axes: tuple[str, ...], at: int) -> str:
     return f"tl.load({place}, mask={mask}, other=0.0)"
 
 
-def _added(total: str) -> Callable[[str], list[str]]:
-    return lambda tile: [f"{total} += {tile}"]
+def _added(total: str, mask: str = "") -> Callable[[str], list[str]]:
+    return lambda tile: [f"{total} += tl.where({mask}, {tile}, 0.0)" if mask else f"{total} += {tile}"]
 
 
 def streamed_source(meaning: Meaning) -> str:
@@ -331,6 +374,3 @@ def _defaults(kernels: StreamedKernels, hidden: int) -> dict[str, dict[str, tupl
     rows, columns = max(16, min(kernels.least_rows, 64)), min(BF, tile(hidden))
     warps = {"sm": 8, "gf": 4, "cpu": 4}
     return {family: dict.fromkeys(("bfloat16", "float32"), (rows, columns, warps[family])) for family in FAMILIES}
-
-
-__all__ = ["FUNCTIONS", "StreamedKernels", "streamed_source"]
