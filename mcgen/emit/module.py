@@ -47,7 +47,6 @@ def module_source(meaning: Meaning) -> str:
         mathematics=[*mathematics(spec), *shapes_text(spec)],
         library=[module for module in LIBRARY if module in ALWAYS or _uses(body, module)],
         functional=_uses(body, "F"),
-        kernels=_has_kernels(lowered),
         version=__version__,
         spec=literal(spec.to_dict()),
         digest=spec.digest(),
@@ -55,14 +54,7 @@ def module_source(meaning: Meaning) -> str:
     )
 
 
-def _has_kernels(meaning: Meaning) -> bool:
-    """Whether the Triton path has loop nests for a meaning."""
-    return meaning.linear or meaning.aggregate != "soup"
-
-
 def _kernels(meaning: Meaning) -> str:
-    if not _has_kernels(meaning):
-        return ""
     return triton_source(meaning) if meaning.linear else streamed_source(meaning)
 
 
@@ -83,7 +75,6 @@ def _operator(meaning: Meaning, arguments: list[str]) -> str:
         lagged=lagged_inputs(meaning),
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
-        triton=_has_kernels(meaning),
         deep=not meaning.linear,
-        routes=meaning.routes,
+        keeps_y=meaning.routes and meaning.aggregate != "soup",
     )

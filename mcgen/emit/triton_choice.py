@@ -29,7 +29,7 @@ def _route(kernels: Kernels) -> Text:
     logit = select(kernels.programs["read_segment"], ["r_cached"], "logit")
     program = kernels.bind(logit, {"pools": CACHED["pools"]}, kernels.discard(logit.outputs))
     arguments = [*kernels.tensors(logit.inputs), "pools", "chosen", "r_chosen"]
-    return kernels.render("route", arguments, program=[line for line in program if not idle(line)])
+    return kernels.render("route", arguments, streamed=False, program=[line for line in program if not idle(line)])
 
 
 def _reads(kernels: Kernels) -> Text:

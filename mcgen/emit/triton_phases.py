@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from mcgen.emit.triton_printer import Binding, Printer, aligned, offset, zeros
-from mcgen.ir.program import Contract, Decay, Input, Map, Node, Program, placeholder
-from mcgen.passes.phases import Phase, Phases, cone, is_crossing, long_axes, summed
-from mcgen.passes.schedule import alias, is_product
+from mcgen.emit.triton_printer import Binding, Printer, aligned, is_tile_product, laid, offset, zeros
+from mcgen.ir.program import Contract, Decay, Input, Map, Node, Program, in_order, placeholder
+from mcgen.passes.phases import SEGMENTS, Phase, Phases, cone, is_crossing, long_axes, summed
+from mcgen.passes.schedule import alias
 
 BARRIER = "tl.debug_barrier()"
 """Between a loop that stores rows and one that loads them: other threads read what one has written."""
@@ -99,7 +99,7 @@ class PhasedPrinter(Printer):
         self._zeros(phase.sums)
         self._open(phase.axis)
         own = set(phase.roots)
-        outputs = {label: node for label, node in zip(phase.outputs, self._nodes(phase.outputs), strict=True)}
+        outputs = dict(zip(phase.outputs, self._nodes(phase.outputs), strict=True))
         inside, _ = cone([*own, *outputs.values()], phase.axis)
         wanted = [node for node in inside if node in own or node in outputs.values()]
         for node in wanted:
@@ -133,10 +133,9 @@ class PhasedPrinter(Printer):
         """A term of a sum that is complete after the loop."""
         inner = summed(node) - {axis} or self._inner_axes(node, axis)
         if inner:
-            (other,) = inner
-            self._within(other, [node], axis)
+            self._within(inner, node, axis)
             return
-        self._rows([o for o in map(alias, node.operands)], axis)
+        self._rows(list(map(alias, node.operands)), axis)
         self._line(self._accumulated(node))
 
     def _inner_axes(self, node: Node, axis: str) -> frozenset[str]:
@@ -144,7 +143,7 @@ class PhasedPrinter(Printer):
 
     def _accumulated(self, node: Node) -> str:
         name = self.names[node]
-        if isinstance(node, Contract) and is_product(node):
+        if isinstance(node, Contract) and is_tile_product(node):
             return f"{name} = {self._contract(node, name)}"
         return f"{name} += {self._expression(node)}"
 
@@ -178,54 +177,73 @@ class PhasedPrinter(Printer):
         else:
             self._line(f"{self.names[node]} = {self._expression(node)}")
 
-    def _cross(self, node: Contract, axis: str) -> None:
-        """A layer's product from another long axis to the loop's: a loop over the other's tiles."""
-        (other,) = summed(node)
+    def _cross(self, node: Node, axis: str) -> None:
+        """A product that leads from other long axes to the loop's: a loop over their tiles."""
         self._zeros([node])
-        self._within(other, [node], axis)
+        self._within(summed(node), node, axis)
 
     def _square(self, node: Node, phase: Phase) -> None:
         """An output along two long axes: its tiles, over the other axis."""
-        (other,) = long_axes(node) - {phase.axis}
-        self._within(other, [node], phase.axis)
+        self._within(long_axes(node) - {phase.axis}, node, phase.axis)
 
-    def _within(self, other: str, roots: Sequence[Node], axis: str) -> None:
-        """A loop over the tiles of another axis inside the loop over `axis`: sums added up, outputs stored."""
-        inside, outside = cone(roots, other)
-        for node in outside:
+    def _within(self, others: Iterable[str], root: Node, axis: str) -> None:
+        """Loops over the tiles of other axes inside the loop over `axis`: a sum added up, or an output stored."""
+        others = in_order(others)
+        for node in self._outside(root, others):
             if axis in long_axes(node):
                 self._row(node, axis)
-        self._open(other)
-        for root in roots:
-            sums = bool(summed(root)) and other in summed(root)
-            self._inner([o for o in map(alias, root.operands)] if sums else [root], other)
-            if sums:
-                self._line(self._accumulated(root))
-            for label, output in self.program.outputs.items():
-                if alias(output) is root and not sums:
-                    self._store(label, root)
-        self._close()
+        for other in others:
+            self._open(other)
+        is_sum = bool(summed(root) & set(others))
+        self._inner(list(map(alias, root.operands)) if is_sum else [root])
+        if is_sum:
+            self._line(self._accumulated(root))
+        for label, output in self.program.outputs.items():
+            if alias(output) is root and not is_sum:
+                self._store(label, root)
+        for _ in others:
+            self._close()
 
-    def _inner(self, nodes: Sequence[Node], other: str) -> None:
+    def _outside(self, root: Node, others: Sequence[str]) -> list[Node]:
+        """What a value made in loops over other axes reads of what lies along none of them."""
+        found, seen, stack = [], set(), [root]
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if not (set(others) & (set(node.axes) | summed(node))):
+                found.append(node)
+            elif node is root or node not in self.phases.rows:
+                stack += map(alias, node.operands)
+        return found
+
+    def _inner(self, nodes: Sequence[Node]) -> None:
+        """Values in a loop inside another."""
         for node in map(alias, nodes):
             if node in self.have:
                 continue
             if self._is_folded(node):
-                self._inner(node.operands, other)
+                self._inner(node.operands)
                 continue
             stored = node in self.phases.rows
             if not stored:
-                self._inner(node.operands, other)
+                self._inner(node.operands)
             self._made(node, stored)
             self.have.add(node)
 
     def _zeros(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
-            self._line(f"{self.names[node]} = {zeros(node.axes)}")
+            self._line(f"{self.names[node]} = {zeros(laid(node))}")
 
     def _open(self, axis: str) -> None:
         """A loop; what is made in it is there in it alone."""
         self.outer = [*getattr(self, "outer", []), set(self.have)]
+        if axis == SEGMENTS:
+            self._line("for i_c in range(first, i_s):")
+            self.indent += 1
+            self._line("i_cached = i_bh.to(tl.int64) * n_segments + i_c")
+            return
         self._line(f"for i_{axis} in range(n_tiles):")
         self.indent += 1
         self._line(f"{offset(axis)} = i_{axis} * BF + tl.arange(0, BF)")
@@ -239,8 +257,8 @@ class PhasedPrinter(Printer):
 
     def _map(self, node: Map) -> str:
         text = super()._map(node)
-        beyond = [axis for axis in node.axes if axis in self.ragged and not _vanishes(node, axis)]
-        masks = " & ".join(aligned(f"m_{axis}", (axis,), node.axes) for axis in beyond)
+        beyond = [axis for axis in laid(node) if axis in self.ragged and not _vanishes(node, axis)]
+        masks = " & ".join(aligned(f"m_{axis}", (axis,), laid(node)) for axis in beyond)
         return f"tl.where({masks}, {text}, 0.0)" if masks else text
 
 

@@ -26,8 +26,8 @@ from mcgen.ir.program import (
     in_order,
     placeholder,
 )
-from mcgen.passes.phases import LONG
-from mcgen.passes.schedule import added, alias, chained, is_product, scheduled, streamable
+from mcgen.passes.phases import HIDDEN, SEGMENTS
+from mcgen.passes.schedule import added, alias, chained, scheduled, streamable
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,22 @@ class Binding:
 
 
 def size(axis: str) -> str:
-    if axis in LONG:
+    if axis in HIDDEN:
         return "BF"
     return "BT" if axis in TOKEN_AXES else f"B{axis.upper()}"
 
 
 def offset(axis: str) -> str:
     return "o_t" if axis in TOKEN_AXES else f"o_{axis}"
+
+
+def laid(node: Node) -> tuple[str, ...]:
+    """The axes of a value's tile: segments are taken one at a time, in a loop, so a tile has none of them."""
+    return without_segments(node.axes)
+
+
+def without_segments(axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(axis for axis in axes if axis != SEGMENTS)
 
 
 def aligned(name: str, axes: Sequence[str], target: Sequence[str]) -> str:
@@ -117,7 +126,7 @@ class Printer:
         loads = [f"{self.names[piece]} = {self.binding.load[piece.name]}" for piece in self.streamed[node]]
         tile = f"i_{axis} * B{axis.upper()} + tl.arange(0, B{axis.upper()})"
         return [
-            f"{name} = {zeros(node.axes)}",
+            f"{name} = {zeros(laid(node))}",
             f"for i_{axis} in range(tl.cdiv({axis.upper()}, B{axis.upper()})):",
             *(f"    {line}" for line in (f"o_{axis} = {tile}", f"m_{axis} = o_{axis} < {axis.upper()}", *loads)),
             f"    {name} = {self._contract(node, name)}",
@@ -138,7 +147,7 @@ class Printer:
             case Contract():
                 return self._contract(node)
             case Reduce(_, operation, operand, over):
-                return self._reduce(operation, self._wide(operand), operand.axes, over)
+                return self._reduce(operation, self._wide(operand), laid(operand), over)
             case Rename(axes, operand, _, new):
                 moved = axes.index(new) != operand.axes.index(node.old)
                 return f"tl.trans({self.names[operand]})" if moved else self.names[operand]
@@ -157,32 +166,32 @@ class Printer:
         return isinstance(node, Input) and node.name in self.binding.narrow
 
     def _map(self, node: Map) -> str:
-        values = {placeholder(i): aligned(self._wide(v), v.axes, node.axes) for i, v in enumerate(node.values)}
+        values = {placeholder(i): aligned(self._wide(v), laid(v), laid(node)) for i, v in enumerate(node.values)}
         text = TRITON.text(node.expression, values)
-        covered = {axis for value in node.values for axis in value.axes}
-        if covered == set(node.axes):
+        covered = {axis for value in node.values for axis in laid(value)}
+        if covered == set(laid(node)):
             return text
         return (
-            f"({text}) + {zeros(node.axes)}" if node.values else f"tl.full([{_sizes(node.axes)}], {text}, tl.float32)"
+            f"({text}) + {zeros(laid(node))}" if node.values else f"tl.full([{_sizes(laid(node))}], {text}, tl.float32)"
         )
 
     def _reduce(self, operation: str, text: str, axes: Sequence[str], over: Sequence[str]) -> str:
         remaining = list(axes)
-        for axis in over:
+        for axis in without_segments(over):
             text = f"tl.{operation}({text}, {remaining.index(axis)})"
             remaining.remove(axis)
         return text
 
     def _contract(self, node: Contract, total: str = "") -> str:
         """A product; one of matrices is added to `total`, where that is given."""
-        left, right, over = node.left, node.right, node.over
-        union = tuple(axis for axis in (*left.axes, *right.axes) if axis in node.axes or axis in over)
+        left, right, over = node.left, node.right, without_segments(node.over)
+        union = tuple(axis for axis in (*laid(left), *laid(right)) if axis in node.axes or axis in over)
         union = tuple(dict.fromkeys(union))
-        if not is_product(node):
+        if not is_tile_product(node):
             union = in_order(union)
-            product = f"{aligned(self._wide(left), left.axes, union)} * {aligned(self._wide(right), right.axes, union)}"
-            return self._reduce("sum", product, union, over)
-        if node.axes[0] in right.axes:
+            factors = [aligned(self._wide(factor), laid(factor), union) for factor in (left, right)]
+            return self._reduce("sum", " * ".join(factors), union, over)
+        if laid(node)[0] in right.axes:
             left, right = right, left
         (axis,) = over
         return self._dot(left, right, axis, total)
@@ -190,8 +199,8 @@ class Printer:
     def _dot(self, left: Node, right: Node, axis: str, total: str) -> str:
         both = self._is_narrow(left) and self._is_narrow(right)
         name = self.names.__getitem__ if both else self._wide
-        x = name(left) if left.axes[1] == axis else f"tl.trans({name(left)})"
-        y = name(right) if right.axes[0] == axis else f"tl.trans({name(right)})"
+        x = name(left) if laid(left)[1] == axis else f"tl.trans({name(left)})"
+        y = name(right) if laid(right)[0] == axis else f"tl.trans({name(right)})"
         return f"_tile_dot({x}, {y}, one, PREC)" if not total else f"_tile_dot_add({total}, {x}, {y}, one, PREC)"
 
     def _decay(self, node: Decay) -> str:
@@ -212,6 +221,13 @@ class Printer:
         reach = ">" if node.exclusive else ">="
         mask = f"{aligned('o_t', row_axes, order)} {reach} {aligned('o_t', column_axes, order)}"
         return f"tl.where({mask}, {text}, 0.0)"
+
+
+def is_tile_product(node: Node) -> bool:
+    """Whether a value is made of tiles by one matrix product."""
+    if not isinstance(node, Contract) or len(without_segments(node.over)) != 1:
+        return False
+    return all(len(laid(tile)) == 2 for tile in (node, node.left, node.right))
 
 
 def _sizes(axes: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ and bindings, other loop nests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,22 +15,24 @@ from mcgen.emit.launching import launch_configurations
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import tensor_inputs
 from mcgen.emit.triton_choice import gathered
-from mcgen.emit.triton_path import SCALARS, Kernels, idle, prelude
+from mcgen.emit.triton_path import Kernels, idle, prelude
 from mcgen.emit.triton_phases import Rows, phased_statements
 from mcgen.emit.triton_printer import Binding
 from mcgen.emit.unused import without_unused
-from mcgen.ir import aggregate, backward
+from mcgen.ir import aggregate, backward, soup
 from mcgen.ir.layers import layers, sizes
 from mcgen.ir.program import Program
 from mcgen.ir.step import state_axes, step
-from mcgen.passes.factors import FACTORS
-from mcgen.passes.phases import LONG, Phases
+from mcgen.passes.factors import FACTORS, WEIGHTED_SUM
+from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
+from mcgen.passes.phases import Phases
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.configurations import FAMILIES, HIDDEN, tile
 from mcgen.plan.plan import LONGEST_STEP
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
 
+RULES = (*FACTORS, WEIGHTED_SUM)
 Text = tuple[list[str], str]
 BF = 32
 """Hidden units of a tile, where no configuration says otherwise."""
@@ -40,9 +42,17 @@ BF = 32
 class StreamedKernels(Kernels):
     """The kernels of one deep memory: their programs, bound to their tensors, as text."""
 
-    @property
-    def between(self) -> list[str]:
-        return []
+    @cached_property
+    def soup(self) -> bool:
+        return self.meaning.aggregate == "soup"
+
+    @cached_property
+    def between(self) -> dict[str, str]:
+        """Rows that one kernel leaves for another, with the axis besides the tokens."""
+        found = layers(self.meaning.spec) if self.soup else ()
+        return {f"pull{layer.suffix}": layer.out for layer in found} | {
+            f"seen{layer.suffix}": layer.into for layer in found[1:]
+        }
 
     @cached_property
     def anchored(self) -> bool:
@@ -86,27 +96,30 @@ class StreamedKernels(Kernels):
 
     @cached_property
     def programs(self) -> Mapping[str, Program]:
-        meaning = self.meaning
-        whole = simplify(step(meaning, masked=True, anchored=self.anchored), FACTORS)
-        following = [f"{name}_next" for name in self.state]
-        programs = {
-            "walk": whole,
-            "advance": select(whole, following, "advance"),
-            "reverse": simplify(backward.whole(meaning, self.anchored), FACTORS),
-        }
+        meaning, how = self.meaning, (self.meaning, self.anchored)
+        whole = step(meaning, masked=True, anchored=self.anchored)
+        found = {"walk": whole, "advance": select(whole, [f"{name}_next" for name in self.state], "advance")}
+        if self.soup:
+            found |= {"walk": found["advance"], "logit": soup.logit(*how), "read_soup": soup.read_soup(*how)}
+            found |= {"through_layers": soup.through_layers(*how), "reverse": soup.reverse(*how)}
+        else:
+            found["reverse"] = backward.whole(*how)
         if meaning.reads_cached:
-            programs["read_segment"] = simplify(aggregate.program(aggregate.read_segment, meaning), FACTORS)
-            programs["rows"] = simplify(backward.rows(meaning), FACTORS)
-            programs["segment"] = simplify(backward.segment(meaning), FACTORS)
-        return programs
+            read = soup if self.soup else backward
+            found["read_segment"] = aggregate.program(aggregate.read_segment, meaning)
+            found |= {"rows": read.rows(meaning), "segment": read.segment(meaning)}
+        return {name: simplify(program, RULES) for name, program in found.items()}
 
     # -- how tiles are loaded and stored ------------------------------------------------------------------------------
 
     def load(self, name: str) -> str:
         if name == "share":
             return "1.0"  # d_y comes multiplied by it
-        if name in ("lse", "delta", "pools", *SCALARS):
-            return super().load(name) if name != "pools" else "tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)"
+        if name == "pools":
+            return "tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)"
+        if name in self.between:
+            place, mask = _row(name, self.between[name])
+            return f"tl.load({place}, mask={mask}, other=0.0)"
         for pointer, part, axes in self._buffers(name):
             return _loaded(pointer, axes, part)
         return super().load(name)
@@ -167,6 +180,10 @@ class StreamedKernels(Kernels):
 
     def walk(self) -> Text:
         program, read = self.programs["walk"], self.meaning.reads_cached
+        if self.soup:
+            arguments = [*self.tensors(program.inputs), "cached", "pools"]
+            lines = self.phased(program, {name: self.keep(name) for name in program.outputs})
+            return self._text("walk", arguments, lines, doc="The state at the end of every segment")
         outputs = {"o": self._rows("o" if read else "y"), "r": self._number("r")}
         store = {name: outputs.get(name) or self.keep(name) for name in program.outputs}
         out = ["o", *(["r"] if self.meaning.routes else [])] if read else ["y"]
@@ -181,18 +198,52 @@ class StreamedKernels(Kernels):
         arguments = [*self.tensors(program.inputs), "cached", *more, "y"]
         return self._text("read", arguments, self.phased(program, store))
 
+    def read_soup(self) -> Text:
+        program, logit = self.programs["read_soup"], self.programs["logit"]
+        routed = select(self.programs["read_segment"], ["r_cached"], "logit")
+        nothing = lambda tile: []  # noqa: E731
+        held = {"lse": "b_lse", "online": "b_online"}
+        lines = self.phased(program, {"y": self._rows("y")}, held)
+        parts = {
+            "logit": self.phased(logit, {"r": nothing}),
+            "routed": self.phased(routed, {"r_cached": nothing}),
+        }
+        more = ["cached", "pools", "lse", "online", "y"]
+        return self._soup("read_soup", [*program.inputs, *logit.inputs], more, lines, **parts)
+
+    def through_layers(self) -> Text:
+        program = self.programs["through_layers"]
+        store = {"delta": self._number("delta")}
+        for name, axis in self.between.items():
+            place, mask = _row(name, axis)
+            store[name] = lambda tile, place=place, mask=mask: [f"tl.store({place}, {tile}, mask={mask})"]
+        lines = self.phased(program, store)
+        return self._soup(
+            "through_layers", program.inputs, ["cached", "pools", "delta", *self.between], lines, logit=[]
+        )
+
+    def _soup(
+        self, kernel: str, inputs: Iterable[str], more: Iterable[str], program: list[str], **parts: object
+    ) -> Text:
+        """A kernel that walks the chains again, for what is read of all segments at once."""
+        given = self.tensors(self.programs["advance"].inputs)
+        arguments = list(dict.fromkeys([*self.tensors([*inputs, *given]), *more]))
+        return self._text("soup", arguments, program, kernel=kernel, advance_call=self._advance_call, **parts)
+
+    @property
+    def _advance_call(self) -> str:
+        given = ", ".join(self.tensors(self.programs["advance"].inputs))
+        numbers = "i_row, i_t, m_t, b_fresh, segment_start, H, one, n_tiles"
+        constants = "K, V, F, BT, BK, BV, BF, STATE, MEMORY, ROWS, IN, PREC"
+        return f"_advance({given}, p_state, p_next, p_rows, {numbers}, {constants})"
+
     def rows(self) -> Text:
         program, routes = self.programs["rows"], self.meaning.routes
         store = {f"d_{name}": _added(f"s_{name}") for name in [*self.queries, "r"]}
-        held = {"delta": "b_delta"} if routes else {}
-        more = ["y", "delta", "d_r", "pools"] if routes else []
-        arguments = [
-            *self.tensors(program.inputs),
-            "d_y",
-            "cached",
-            *more,
-            *(f"d_{name}_rows" for name in self.queries),
-        ]
+        held = {"delta": "b_delta"} if routes and not self.soup else {}
+        more = ["pools", "d_r"] if routes else []
+        more += [] if self.soup else ["d_y", *(["y", "delta"] if routes else [])]
+        arguments = [*self.tensors(program.inputs), "cached", *more, *(f"d_{name}_rows" for name in self.queries)]
         return self._text("rows", list(dict.fromkeys(arguments)), self.phased(program, store, held))
 
     def segments(self) -> Text:
@@ -211,20 +262,17 @@ class StreamedKernels(Kernels):
         more += ["d_pools"] if self.meaning.routes else []
         arguments = self.tensors([*program.inputs, *advance.inputs]) + more
         arguments += [name for name in program.outputs if name not in parts]
-        numbers = "i_row, i_t, m_t, b_fresh, segment_start, H, one, n_tiles"
-        constants = "K, V, F, BT, BK, BV, BF, STATE, MEMORY, ROWS, IN, PREC"
         return self._text(
             "reverse",
             arguments,
             self.phased(program, store),
             advance=self.phased(advance, {name: self.keep(name) for name in advance.outputs}),
             advance_arguments=", ".join(given),
-            advance_call=f"_advance({', '.join(given)}, p_state, p_next, p_rows, {numbers}, {constants})",
+            advance_call=self._advance_call,
         )
 
     def _rows(self, tensor: str) -> Callable[[str], list[str]]:
-        place = f"{tensor} + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :])"
-        mask = "m_t[:, None] & m_v[None, :]"
+        place, mask = _row(tensor, "v")
         return lambda tile: [f"tl.store({place}, ({tile}).to({tensor}.dtype.element_ty), mask={mask})"]
 
     def _number(self, tensor: str) -> Callable[[str], list[str]]:
@@ -238,6 +286,7 @@ class StreamedKernels(Kernels):
             program=program,
             queries=self.queries,
             kind=meaning.aggregate,
+            soup=self.soup,
             routes=meaning.routes,
             keeps=meaning.reads_cached,
             chained=meaning.chained,
@@ -292,9 +341,18 @@ class StreamedKernels(Kernels):
 
     def kernels(self) -> dict[str, Text]:
         names = ["walk", "reverse", *(["read", "rows", "segments"] if self.meaning.reads_cached else [])]
+        if self.soup:
+            names = ["walk", "read_soup", "through_layers", "rows", "segments", "reverse"]
         if self.meaning.aggregate == "ssc":
             names += ["route", "chosen_reads", "read_chosen", "chosen_rows", "chosen_segments"]
         return {name: getattr(self, name)() for name in names}
+
+
+def _row(tensor: str, axis: str) -> tuple[str, str]:
+    """The text of the addresses of a tile of rows along an axis, and of their mask."""
+    width = "F" if axis in HIDDEN_AXES else axis.upper()
+    place = f"{tensor} + i_row * {width} + (o_t[:, None] * (H * {width}) + o_{axis}[None, :])"
+    return place, f"m_t[:, None] & m_{axis}[None, :]"
 
 
 def _place(pointer: str, axes: tuple[str, ...], at: int) -> tuple[str, str]:
@@ -303,7 +361,7 @@ def _place(pointer: str, axes: tuple[str, ...], at: int) -> tuple[str, str]:
     if len(axes) == 1:
         return f"{base} + o_{axes[0]}", f"m_{axes[0]}"
     into, out = axes
-    width = "F" if out in LONG else out.upper()
+    width = "F" if out in HIDDEN_AXES else out.upper()
     return f"{base} + (o_{into}[:, None] * {width} + o_{out}[None, :])", f"m_{into}[:, None] & m_{out}[None, :]"
 
 
@@ -340,7 +398,7 @@ def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str
     shapes |= {"pools": "B, H, N, K", "lse": "B, T, H", "online": "B, T, H"} if routes else {}
     hidden = spec.memory.expansion * spec.head.key_dim
     rows = max(kernels.least_rows, 64) * hidden * kernels.most_rows
-    saved = [*(["y"] if routes else []), *shapes]
+    saved = [*(["y"] if routes and not kernels.soup else []), *shapes]
     return render(
         "triton/streamed/host.py.jinja",
         sizes={"state": kernels.total, "memory": kernels.memory, "rows": rows},
@@ -363,6 +421,7 @@ def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str
         tensors=lambda kernel: ", ".join(f'x["{name}"]' for name in parts[kernel][0]),
         outputs=", ".join(f'"{name}"' for name in ["y", *shapes]),
         saved=", ".join(f'"{name}"' for name in saved),
+        between={name: "F" if axis in HIDDEN_AXES else axis.upper() for name, axis in kernels.between.items()},
         queries=kernels.queries,
         gradients=tensor_inputs(meaning),
         gates=list(spec.tensor_gates),

@@ -27,12 +27,12 @@ Outputs = Mapping[str, Node]
 
 def read_segment(b: Builder, meaning: Meaning) -> Outputs:
     """One cached segment for a block of rows: its routing logit `r_cached`[t] and its read-out `o_cached`[t v]."""
-    return {"o_cached": _read_out(b, meaning), **({"r_cached": _logits(b, meaning)} if meaning.routes else {})}
+    return {"o_cached": _read_out(b, meaning), **({"r_cached": segment_logits(b, meaning)} if meaning.routes else {})}
 
 
 def blend(b: Builder, meaning: Meaning) -> Outputs:
     """`y`[t v] from the online read-out o, its logit r, and all cached states[n . .] with their pooled keys[n k]."""
-    w_cached, online = _softmax(b, _logits(b, meaning, "n"))
+    w_cached, online = _softmax(b, segment_logits(b, meaning, "n"))
     if meaning.linear:
         routed = b.product(w_cached, b.input("q", "t", "k"))
         cached = b.contract(routed, b.input("cached", "n", "k", "v"), "n", "k")
@@ -55,7 +55,7 @@ def soup(b: Builder, meaning: Meaning, anchored: bool = False) -> Outputs:
     form, slots = closed_form(b, meaning, False)
     find_errors(form, meaning.spec, slots, anchor(b, slots[MEMORY]) if anchored else slots[MEMORY])
     cached, (r, _) = weights(b, meaning.spec, "cached", "n"), pooled(b, meaning)
-    averaged, online = _softmax(b, _logits(b, meaning, "n"), r)
+    averaged, online = _softmax(b, segment_logits(b, meaning, "n"), r)
 
     def linear(layer: Layer, x: Node) -> Node:
         read_out = b.contract(averaged, b.contract(x, cached[layer], layer.into), "n")
@@ -86,7 +86,7 @@ def add_up(b: Builder, meaning: Meaning) -> Outputs:
 
 def logits(b: Builder, meaning: Meaning) -> Outputs:
     """The routing logits `r_cached`[t n] of all cached segments."""
-    return {"r_cached": _logits(b, meaning, "n")}
+    return {"r_cached": segment_logits(b, meaning, "n")}
 
 
 def accumulate(b: Builder, meaning: Meaning) -> Outputs:
@@ -122,7 +122,7 @@ def _shared(b: Builder, meaning: Meaning, both: Node) -> Node:
     return b.product(b.input("share"), both) if meaning.aggregate == "mean" else both
 
 
-def _logits(b: Builder, meaning: Meaning, *segment: str) -> Node:
+def segment_logits(b: Builder, meaning: Meaning, *segment: str) -> Node:
     scores = b.contract(b.input(query_name(meaning), "t", "k"), b.input("pools", *segment, "k"), "k")
     x = sympy.Symbol("x", real=True)
     return b.map(logit_scale(meaning) * x, {x: scores})

@@ -11,7 +11,7 @@ where the value rows v_j of a gradient are its error rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import sympy
 
@@ -108,8 +108,23 @@ def step_with_errors(meaning: Meaning, anchored: bool) -> Program:
     return Program("step", {**step_outputs(b, meaning, True, anchored), **error_outputs(b, meaning, True, anchored)})
 
 
+Reading = Callable[[Builder, Meaning, ClosedForm, Mapping[str, Weights]], dict[str, Node]]
+"""What a chunk step reads of the memory, as outputs by name, from its closed form and the slots at its start."""
+
+
+def read_online(b: Builder, meaning: Meaning, form: ClosedForm, slots: Mapping[str, Weights]) -> dict[str, Node]:
+    """`o`[t v], M_t(q_t)."""
+    linear = lambda layer, x: after_tokens(form, slots, layer, x)  # noqa: E731
+    return {"o": read(b, meaning.spec, b.input("q", "t", "k"), linear).value}
+
+
 def step_outputs(
-    b: Builder, meaning: Meaning, masked: bool, anchored: bool = False, errors: Mapping[str, Node] | None = None
+    b: Builder,
+    meaning: Meaning,
+    masked: bool,
+    anchored: bool = False,
+    errors: Mapping[str, Node] | None = None,
+    reading: Reading = read_online,
 ) -> dict[str, Node]:
     """The outputs of the chunk step as nodes. `errors` gives the error rows by name where they are known already."""
     form, slots = closed_form(b, meaning, masked)
@@ -119,8 +134,7 @@ def step_outputs(
     else:
         form.errors.update({write: {MATRIX: errors[name]} for write, name in error_names(meaning).items()})
     outputs = {f"anchor{layer.suffix}_next": node for layer, node in at.items()} if anchored else {}
-    read_out = read(b, meaning.spec, b.input("q", "t", "k"), lambda layer, x: after_tokens(form, slots, layer, x))
-    outputs["o"] = read_out.value
+    outputs |= reading(b, meaning, form, slots)
     if meaning.routes:
         outputs["r"], outputs["pool_next"] = pooled(b, meaning)
     for slot, weights in slots.items():

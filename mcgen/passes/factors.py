@@ -90,3 +90,25 @@ FACTORS = (
     ONE_DECAY,
 )
 """The table of `simplify`, and these."""
+
+
+def _weighted_sum(b: Builder, node: Node) -> Node | None:
+    if not (isinstance(node, Reduce) and node.operation == "sum" and isinstance(node.operand, Map)):
+        return None
+    if node.operand.expression != placeholder(0) * placeholder(1):
+        return None
+    for product, weight in (node.operand.values, node.operand.values[::-1]):
+        if isinstance(product, Contract) and not set(product.over) & {*weight.axes, *node.over}:
+            factor = product.left if set(weight.axes) - set(node.over) <= set(product.left.axes) else product.right
+            other = product.right if factor is product.left else product.left
+            return b.contract(b.product(weight, factor), other, *node.over, *product.over)
+    return None
+
+
+WEIGHTED_SUM = Rule(
+    "weighted sum of products",
+    "sum over n of w[t n] sum over k of x[t k] M[n k v]",
+    "sum over n and k of (w[t n] x[t k]) M[n k v]",
+    _weighted_sum,
+)
+"""For segments: what a sum over them is made of is then a product each, added up where it is made."""

@@ -18,8 +18,11 @@ from functools import cached_property
 from mcgen.ir.program import AXES, Contract, Input, Node, Program, Reduce
 from mcgen.passes.schedule import alias
 
-LONG = frozenset(axis for axis in AXES if axis.startswith("h"))
+HIDDEN = frozenset(axis for axis in AXES if axis.startswith("h"))
 """The axes between the layers of a memory."""
+SEGMENTS = "n"
+"""Segments, which are taken one at a time; values along them are made again wherever they are read."""
+LONG = HIDDEN | {SEGMENTS}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Phase:
 def long_axes(node: Node) -> frozenset[str]:
     """The long axes along which a value lies."""
     return frozenset(node.axes) & LONG
+
+
+def hidden_axis(node: Node) -> str | None:
+    """The hidden axis that a value lies along, if it is one."""
+    (axis, *more) = *(long_axes(node) & HIDDEN), None
+    return axis if len(more) == 1 else None
 
 
 def summed(node: Node) -> frozenset[str]:
@@ -75,20 +84,28 @@ class Phases:
 
     @cached_property
     def rows(self) -> frozenset[Node]:
-        """Values along one long axis that are stored: read in a loop over another one, or costly to make again."""
-        found = set()
+        """Values along one hidden axis that are stored: read in a loop over another one, or costly to make again."""
+        found = {node for node in self.nodes if is_crossing(node)}
         for node in self.nodes:
-            if is_crossing(node):
-                found.add(node)
             for operand in map(alias, node.operands):
-                axes = long_axes(operand)
-                if len(axes) == 1 and axes != {home(node)} and not isinstance(operand, Input):
-                    found.add(operand)
+                if self._is_elsewhere(node, operand):
+                    found |= set(self._kept(operand))
         return frozenset(found)
+
+    def _kept(self, node: Node) -> Iterator[Node]:
+        """What of a value is stored: itself, or where it lies along segments too, those of its operands that do not."""
+        if isinstance(node, Input):
+            return
+        if SEGMENTS not in node.axes:
+            yield node
+            return
+        for operand in map(alias, node.operands):
+            if hidden_axis(operand):
+                yield from self._kept(operand)
 
     @cached_property
     def levels(self) -> dict[Node, int]:
-        """The level of the phase that each value is made in; of values along no long axis, the first that may read it."""
+        """The level of the phase that each value is made in; along no long axis, of the first that may read it."""
         found: dict[Node, int] = {}
         for node in self.nodes:
             level = max((self._after(node, operand, found) for operand in map(alias, node.operands)), default=0)
@@ -105,9 +122,8 @@ class Phases:
 
     @staticmethod
     def _is_elsewhere(node: Node, operand: Node) -> bool:
-        """Whether an operand lies along another axis than the loop that reads it."""
-        axes = long_axes(operand)
-        return len(axes) == 1 and axes != {home(node)} and not isinstance(operand, Input)
+        """Whether an operand lies along another hidden axis than the loop that reads it."""
+        return hidden_axis(operand) not in (None, home(node)) and not isinstance(operand, Input)
 
     def available(self, node: Node) -> int:
         """The first level at which a value along no long axis can be read."""
@@ -116,8 +132,8 @@ class Phases:
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """In order; what has to be in one phase is in one."""
-        places = dict.fromkeys(
-            sorted({self._place(node) for node in self._roots()}, key=lambda p: (p[0], AXES.index(p[1])))
+        places = sorted(
+            {self._place(node) for node in self._roots()}, key=lambda place: (place[0], AXES.index(place[1]))
         )
         return tuple(self._phase(level, axis) for level, axis in places)
 

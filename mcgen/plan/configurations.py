@@ -35,7 +35,7 @@ class Configuration:
     stages: int = 1
 
     def launch(self, axis: str, key_dim: int, value_dim: int) -> tuple[int, ...]:
-        """BT, BK, BV, num_warps and num_stages of a kernel that takes `axis` in tiles; of hidden units ("f") BT, BF, …."""
+        """BT, BK, BV, num_warps and num_stages of a kernel that takes `axis` in tiles; BT, BF, … of hidden units."""
         if axis == HIDDEN:
             return self.rows, self.columns, self.warps, self.stages
         whole = {"k": tile(key_dim), "v": tile(value_dim)}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from mcgen.plan.configurations import HIDDEN
 from mcgen.plan.kernels import SUFFIX
 from mcgen.tune import offline
 
-CONSTANTS = ("BT", "BK", "BV", "PREC")
+CONSTANTS = ("BT", "BK", "BV", "BF", "PREC")
 """Constants of a kernel that a configuration and the target decide, not the module."""
 
 
@@ -20,13 +22,15 @@ CONSTANTS = ("BT", "BK", "BV", "PREC")
 class Specialisation:
     """A kernel of a module with the types of its arguments and the constants it has whatever the configuration is.
 
-    `axis` is the one on its grid that it takes in tiles, "k" or "v"; none where it takes all axes whole.
+    `axis` is the one that it takes in tiles, "k" or "v" on its grid, "f" of hidden units; none where it takes all axes
+    whole. `rows` is how many it has to take at once, where it goes by gradient chunks.
     """
 
     kernel: str
     axis: str
     signature: Mapping[str, str]
     constexprs: Mapping[str, Any]
+    rows: int | None = None
 
 
 def specialisations(path: Path | str, element: str) -> list[Specialisation]:
@@ -38,7 +42,7 @@ def specialisations(path: Path | str, element: str) -> list[Specialisation]:
     kernel_type = _kernel_type()  # a file defines kernels only where Triton is imported already
     module = offline._load(Path(path).resolve())
     found: dict[str, Specialisation] = {}
-    with mock.patch.object(kernel_type, "run", _recorder(found, module.AXES)):
+    with mock.patch.object(kernel_type, "run", _recorder(found, module)):
         for length in _lengths(module):
             _run(module, element, length)
     return list(found.values())
@@ -65,20 +69,30 @@ def _run(module: ModuleType, element: str, length: int) -> None:
     make = lambda *last, dtype=dtype: torch.zeros(*shape, *last, dtype=dtype, requires_grad=True)  # noqa: E731
     tensors = {name: make(head["key_dim"]) for name in "qku"} | {"v": make(head["value_dim"])}
     gates = {name: make(dtype=torch.float32) for name in module.INPUTS if name not in tensors}
+    weights = [torch.zeros(2, *shape, requires_grad=True) for shape in _weight_shapes(spec)]
     # Past `op`, which refuses Triton where no GPU is.
-    module._triton_op([{**tensors, **gates}[name] for name in module.INPUTS])[0].sum().backward()
+    module._triton_op([*({**tensors, **gates}[name] for name in module.INPUTS), *weights])[0].sum().backward()
 
 
-def _recorder(found: dict[str, Specialisation], axes: Mapping[str, str]) -> Any:
+def _weight_shapes(spec: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The shapes of a deep memory's initial weights, (out, in) each; none for a matrix."""
+    memory, head = spec["memory"], spec["head"]
+    if memory["kind"] == "matrix":
+        return []
+    hidden = [memory["expansion"] * head["key_dim"]] * (memory["layers"] - 1)
+    return [(out, into) for into, out in pairwise([head["key_dim"], *hidden, head["value_dim"]])]
+
+
+def _recorder(found: dict[str, Specialisation], module: ModuleType) -> Any:
     def recorded(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         bound = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
         constant = {param.name for param in self.params if param.is_constexpr}
         values = {name: bound[name] for name in self.arg_names}
         signature = {name: _type(value) for name, value in values.items() if name not in constant}
         kept = {name: value for name, value in values.items() if name in constant and name not in CONSTANTS}
-        found.setdefault(
-            self.__name__, Specialisation(self.__name__, axes[self.__name__.removesuffix(SUFFIX)], signature, kept)
-        )
+        axis = module.AXES[self.__name__.removesuffix(SUFFIX)]
+        rows = module.LEAST_ROWS if axis == HIDDEN and "steps" in signature else None
+        found.setdefault(self.__name__, Specialisation(self.__name__, axis, signature, kept, rows))
 
     return recorded
 

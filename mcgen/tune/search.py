@@ -8,12 +8,12 @@ from pathlib import Path
 
 from mcgen import pipeline
 from mcgen.plan import configurations
-from mcgen.plan.configurations import Configuration, Entry, Key
+from mcgen.plan.configurations import HIDDEN, Configuration, Entry, Key
 from mcgen.plan.kernels import SUFFIX, digests
 from mcgen.plan.targets import Target
 from mcgen.spec import Spec
 from mcgen.tune import offline
-from mcgen.tune.candidates import candidates
+from mcgen.tune.candidates import candidates, streamed_candidates
 from mcgen.tune.launches import Specialisation, specialisations
 from mcgen.tune.offline import Job, Resources
 
@@ -81,6 +81,8 @@ def _subject(module: Module, element: str, kernel: Specialisation, target: Targe
     head, name = module.spec.head, kernel.kernel.removesuffix(SUFFIX)
     key = Key(module.digests[name], head.key_dim, head.value_dim, element, target.architecture)
     tried = tuple(candidates(kernel.axis, head.key_dim, head.value_dim, element, target))
+    if kernel.axis == HIDDEN:
+        tried = tuple(streamed_candidates(kernel.rows, kernel.constexprs["F"], element, target))
     jobs = tuple(job(module.path, kernel, element, chosen, target) for chosen in tried)
     return Subject(key, name, target, tried, jobs)
 
@@ -88,7 +90,9 @@ def _subject(module: Module, element: str, kernel: Specialisation, target: Targe
 def job(path: Path, kernel: Specialisation, element: str, chosen: Configuration, target: Target) -> Job:
     """The compilation of a kernel in a configuration, as a launch would have it."""
     sizes = {axis: configurations.tile(kernel.constexprs[axis.upper()]) for axis in "kv"}
-    tiles = {f"B{axis.upper()}": chosen.columns if axis == kernel.axis else size for axis, size in sizes.items()}
+    if kernel.axis:
+        sizes[kernel.axis] = chosen.columns
+    tiles = {f"B{axis.upper()}": size for axis, size in sizes.items()}
     exact = "ieee" if target.backend == "hip" else "tf32x3"
     precision = exact if element == "float32" or target.backend == "hip" else "tf32"
     constants = {**kernel.constexprs, "BT": chosen.rows, **tiles, "PREC": precision}
