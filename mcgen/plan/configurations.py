@@ -47,7 +47,7 @@ class Configuration:
 class Entry:
     """A configuration with what the kernel takes in it: registers a thread, bytes spilled, bytes of shared memory.
 
-    `tried` counts the candidates compiled before it was found, itself included.
+    `tried` is its place among the candidates, from 1.
     """
 
     kernel: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,15 +110,28 @@ _CRASHED = Resources(failure="the compiler crashed")
 
 
 def first_clean(jobs: Sequence[Job]) -> tuple[int, Resources]:
-    """The place and resources of the first job that is clean, or else of the one that spills least."""
-    tried: list[Resources] = []
-    for one in jobs:
-        tried.append(offline.compile_job(one))
-        if tried[-1].clean:
-            return len(tried) - 1, tried[-1]
+    """The place and resources of the first job that is clean, or else of the one that spills least.
+
+    One whose warps have as much of a tile to hold as those of another that spilled is not tried.
+    """
+    tried: dict[int, Resources] = {}
+    spilled: dict[tuple, float] = {}
+    for at, one in enumerate(jobs):
+        kind, load = (one.constexprs["BT"], one.num_stages), _tile_per_warp(one)
+        if load >= spilled.get(kind, math.inf):
+            continue
+        tried[at] = offline.compile_job(one)
+        if tried[at].clean:
+            return at, tried[at]
+        spilled[kind] = load
     return min(
-        enumerate(tried), key=lambda pair: (pair[1].failure is not None, pair[1].spill_loads), default=(0, _CRASHED)
+        tried.items(), key=lambda pair: (pair[1].failure is not None, pair[1].spill_loads), default=(0, _CRASHED)
     )
+
+
+def _tile_per_warp(job: Job) -> float:
+    """Elements of the tiles that a kernel takes along its axes, a warp."""
+    return math.prod(job.constexprs.get(name, 1) for name in ("BK", "BV", "BF")) / job.num_warps
 
 
 def _found(subject: Subject, at: int, best: Resources) -> Found:
