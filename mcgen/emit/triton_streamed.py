@@ -19,20 +19,15 @@ from mcgen.emit.triton_path import Kernels, idle, prelude
 from mcgen.emit.triton_phases import Rows, phased_statements
 from mcgen.emit.triton_printer import Binding
 from mcgen.emit.unused import without_unused
-from mcgen.ir import aggregate, backward, soup
-from mcgen.ir.layers import layers, sizes
+from mcgen.ir.layers import sizes
 from mcgen.ir.program import Program
-from mcgen.ir.step import state_axes, step
-from mcgen.passes.factors import FACTORS, WEIGHTED_SUM
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
-from mcgen.passes.phases import Phases
-from mcgen.passes.simplify import select, simplify
-from mcgen.plan.configurations import FAMILIES, HIDDEN, tile
-from mcgen.plan.plan import LONGEST_STEP
+from mcgen.passes.simplify import select
+from mcgen.plan.configurations import ELEMENTS, FAMILIES, HIDDEN, tile
+from mcgen.plan.streamed import LONGEST_STEP, StreamedPlan
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
 
-RULES = (*FACTORS, WEIGHTED_SUM)
 Text = tuple[list[str], str]
 BF = 32
 """Hidden units of a tile, where no configuration says otherwise."""
@@ -43,72 +38,28 @@ class StreamedKernels(Kernels):
     """The kernels of one deep memory: their programs, bound to their tensors, as text."""
 
     @cached_property
+    def streamed(self) -> StreamedPlan:
+        return StreamedPlan(self.meaning)
+
+    @property
     def soup(self) -> bool:
-        return self.meaning.aggregate == "soup"
+        return self.streamed.soup
 
-    @cached_property
-    def between(self) -> dict[str, str]:
-        """Rows that one kernel leaves for another, with the axis besides the tokens."""
-        found = layers(self.meaning.spec) if self.soup else ()
-        return {f"pull{layer.suffix}": layer.out for layer in found} | {
-            f"seen{layer.suffix}": layer.into for layer in found[1:]
-        }
-
-    @cached_property
-    def anchored(self) -> bool:
-        return self.meaning.gradient_chunk > LONGEST_STEP
-
-    @cached_property
+    @property
     def state(self) -> Mapping[str, tuple[str, ...]]:
-        """The parts of the state with their axes, the memory first: as they lie in a buffer."""
-        found = state_axes(self.meaning, self.anchored)
-        memory = [name for name in found if name.startswith(f"{MEMORY}_")]
-        return {name: found[name] for name in [*memory, *(n for n in found if n not in memory)]}
+        return self.streamed.state
 
-    @cached_property
+    @property
     def places(self) -> Mapping[str, int]:
-        """Where each part of the state begins in a buffer."""
-        found, at = {}, 0
-        for name, axes in self.state.items():
-            found[name] = at
-            at += self.numbers(axes)
-        return found
+        return self.streamed.places
 
-    def numbers(self, axes: tuple[str, ...]) -> int:
-        length = 1
-        for axis in axes:
-            length *= sizes(self.meaning.spec)[axis]
-        return length
+    @property
+    def between(self) -> Mapping[str, str]:
+        return self.streamed.between
 
-    @cached_property
-    def total(self) -> int:
-        return sum(map(self.numbers, self.state.values()))
-
-    @cached_property
-    def memory(self) -> int:
-        """Numbers of the memory's parameters."""
-        return sum(self.numbers((layer.into, layer.out)) for layer in layers(self.meaning.spec))
-
-    @cached_property
-    def least_rows(self) -> int:
-        """The fewest rows of a step: all of a gradient chunk, unless it is several steps."""
-        return 16 if self.anchored else tile(self.meaning.gradient_chunk)
-
-    @cached_property
+    @property
     def programs(self) -> Mapping[str, Program]:
-        meaning, how = self.meaning, (self.meaning, self.anchored)
-        whole = step(meaning, masked=True, anchored=self.anchored)
-        found = {"walk": whole, "advance": select(whole, [f"{name}_next" for name in self.state], "advance")}
-        if self.soup:
-            found |= {"walk": found["advance"], "logit": soup.logit(*how), "read_soup": soup.read_soup(*how)}
-            found |= {"through_layers": soup.through_layers(*how), "reverse": soup.reverse(*how)}
-        else:
-            found["reverse"] = backward.whole(*how)
-        if meaning.reads_cached:
-            read = soup if self.soup else backward
-            found["read_segment"] = aggregate.program(aggregate.read_segment, meaning)
-            found |= {"rows": read.rows(meaning), "segment": read.segment(meaning)}
-        return {name: simplify(program, RULES) for name, program in found.items()}
+        return self.streamed.programs
 
     # -- how tiles are loaded and stored ------------------------------------------------------------------------------
 
@@ -157,11 +108,6 @@ class StreamedKernels(Kernels):
             lambda n, axis: f"tl.load({place(n, axis)}, mask=m_{axis}[None, :], other=0.0)",
             lambda n, axis, tile: [f"tl.store({place(n, axis)}, {tile}, mask=m_{axis}[None, :])"],
         )
-
-    @cached_property
-    def most_rows(self) -> int:
-        """Rows between loops that a kernel's buffer has room for."""
-        return max(len(Phases(program).rows) for program in self.programs.values())
 
     @cached_property
     def ragged(self) -> frozenset[str]:
@@ -290,7 +236,7 @@ class StreamedKernels(Kernels):
             routes=meaning.routes,
             keeps=meaning.reads_cached,
             chained=meaning.chained,
-            barrier=bool(self.most_rows),
+            barrier=bool(self.streamed.most_rows),
             pool_at=self.places.get("pool"),
             mean_pool=meaning.spec.aggregate.pool == "mean",
             **more,
@@ -340,12 +286,9 @@ class StreamedKernels(Kernels):
         return {name: gathered(self, name) for name in program.inputs if name != "pools" and not self._buffers(name)}
 
     def kernels(self) -> dict[str, Text]:
-        names = ["walk", "reverse", *(["read", "rows", "segments"] if self.meaning.reads_cached else [])]
-        if self.soup:
-            names = ["walk", "read_soup", "through_layers", "rows", "segments", "reverse"]
-        if self.meaning.aggregate == "ssc":
-            names += ["route", "chosen_reads", "read_chosen", "chosen_rows", "chosen_segments"]
-        return {name: getattr(self, name)() for name in names}
+        forward, backwards = self.streamed.launches
+        every = ["read", "rows", "segments"] if self.meaning.aggregate == "ssc" else []  # where top_k covers them all
+        return {name: getattr(self, name)() for name in [*forward, *every, *backwards]}
 
 
 def _row(tensor: str, axis: str) -> tuple[str, str]:
@@ -379,7 +322,8 @@ def streamed_source(meaning: Meaning) -> str:
     kernels = StreamedKernels(meaning)
     parts = kernels.kernels()
     text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
-    layout = [f"{name} ({', '.join(map(str, _shape(kernels, name)))}) at {at}" for name, at in kernels.places.items()]
+    shapes = {name: ", ".join(map(str, kernels.streamed.shape(name))) for name in kernels.state}
+    layout = [f"{name} ({shapes[name]}) at {at}" for name, at in kernels.places.items()]
     own = render("triton/streamed/prelude.py.jinja", layout=layout)
     kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{own.strip()}\n\n\n{text}\n")
     axes = dict.fromkeys(parts, HIDDEN)
@@ -387,21 +331,16 @@ def streamed_source(meaning: Meaning) -> str:
     return f"{kernels_text}\n\n{_host(kernels, parts, axes, found).strip()}"
 
 
-def _shape(kernels: StreamedKernels, name: str) -> list[int]:
-    return [kernels.numbers((axis,)) for axis in kernels.state[name]]
-
-
 def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str, str], found: Mapping) -> str:
-    meaning, spec = kernels.meaning, kernels.meaning.spec
+    meaning, spec, plan = kernels.meaning, kernels.meaning.spec, kernels.streamed
     reads, routes = meaning.reads_cached, meaning.routes
     shapes = {"cached": "B, H, N, MEMORY"} if reads else {}
     shapes |= {"pools": "B, H, N, K", "lse": "B, T, H", "online": "B, T, H"} if routes else {}
-    hidden = spec.memory.expansion * spec.head.key_dim
-    rows = max(kernels.least_rows, 64) * hidden * kernels.most_rows
+    rows = LONGEST_STEP * plan.hidden * plan.most_rows
     saved = [*(["y"] if routes and not kernels.soup else []), *shapes]
     return render(
         "triton/streamed/host.py.jinja",
-        sizes={"state": kernels.total, "memory": kernels.memory, "rows": rows},
+        sizes={"state": plan.total, "memory": plan.memory, "rows": rows},
         gradient=meaning.gradient_chunk,
         chained=meaning.chained,
         keeps=reads,
@@ -410,11 +349,11 @@ def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str
         kind=meaning.aggregate,
         axes=dict(axes),
         configurations=found,
-        defaults=_defaults(kernels, hidden),
-        least_rows=kernels.least_rows,
+        defaults=_defaults(plan),
+        least_rows=plan.least_rows,
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
-        hidden=hidden,
+        hidden=plan.hidden,
         tile_k=tile(spec.head.key_dim),
         tile_v=tile(spec.head.value_dim),
         forward_shapes=shapes,
@@ -428,8 +367,7 @@ def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str
     )
 
 
-def _defaults(kernels: StreamedKernels, hidden: int) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """BT, BF and num_warps by family of architectures and type: a gradient chunk a step, small tiles, few registers."""
-    rows, columns = max(16, min(kernels.least_rows, 64)), min(BF, tile(hidden))
-    warps = {"sm": 8, "gf": 4, "cpu": 4}
-    return {family: dict.fromkeys(("bfloat16", "float32"), (rows, columns, warps[family])) for family in FAMILIES}
+def _defaults(plan: StreamedPlan) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """BT, BF and num_warps by family of architectures and type: small tiles, few registers."""
+    rows, columns, warps = plan.least_rows, min(BF, tile(plan.hidden)), {"sm": 8, "gf": 4, "cpu": 4}
+    return {family: dict.fromkeys(ELEMENTS, (rows, columns, warps[family])) for family in FAMILIES}

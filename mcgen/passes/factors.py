@@ -93,9 +93,9 @@ FACTORS = (
 
 
 def _weighted_sum(b: Builder, node: Node) -> Node | None:
-    if not (isinstance(node, Reduce) and node.operation == "sum" and isinstance(node.operand, Map)):
+    if not (isinstance(node, Reduce) and node.operation == "sum" and node.over == ("n",)):
         return None
-    if node.operand.expression != placeholder(0) * placeholder(1):
+    if not isinstance(node.operand, Map) or node.operand.expression != placeholder(0) * placeholder(1):
         return None
     for product, weight in (node.operand.values, node.operand.values[::-1]):
         if isinstance(product, Contract) and not set(product.over) & {*weight.axes, *node.over}:

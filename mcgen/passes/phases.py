@@ -131,11 +131,13 @@ class Phases:
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
-        """In order; what has to be in one phase is in one."""
+        """In order. What is stored as an output comes in a loop after the one for sums: both at once are too much to
+        hold in registers, and what they share is cheap to make again."""
         places = sorted(
             {self._place(node) for node in self._roots()}, key=lambda place: (place[0], AXES.index(place[1]))
         )
-        return tuple(self._phase(level, axis) for level, axis in places)
+        both = [phase for level, axis in places for phase in self._loops(level, axis)]
+        return tuple(phase for phase in both if phase.roots or phase.outputs)
 
     def _roots(self) -> Iterator[Node]:
         yield from (node for node in self.nodes if self._is_complete_later(node) or node in self.rows)
@@ -144,16 +146,13 @@ class Phases:
     def _place(self, node: Node) -> tuple[int, str]:
         return self.levels[node], home(node)
 
-    def _phase(self, level: int, axis: str) -> Phase:
+    def _loops(self, level: int, axis: str) -> tuple[Phase, Phase]:
         here = [node for node in self.nodes if self._place(node) == (level, axis)]
-        outputs = {name: alias(node) for name, node in self.program.outputs.items()}
-        return Phase(
-            level,
-            axis,
-            tuple(node for node in here if self._is_complete_later(node)),
-            tuple(node for node in here if node in self.rows),
-            tuple(name for name, node in outputs.items() if long_axes(node) and self._place(node) == (level, axis)),
-        )
+        sums = tuple(node for node in here if self._is_complete_later(node))
+        rows = tuple(node for node in here if node in self.rows)
+        outputs = {name: alias(node) for name, node in self.program.outputs.items() if long_axes(node)}
+        stored = tuple(name for name, node in outputs.items() if self._place(node) == (level, axis))
+        return Phase(level, axis, sums, rows, ()), Phase(level, axis, (), (), stored)
 
 
 def cone(roots: Iterable[Node], axis: str) -> tuple[list[Node], list[Node]]:

@@ -17,10 +17,10 @@ from mcgen.ir.program import Program
 from mcgen.ir.step import error_names, state_axes, step_after_errors
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
+from mcgen.plan.streamed import streamed_plan_text
 from mcgen.symbolic.meaning import Meaning
 
 BLOCK = 256  # tokens of a block, where its segment is no longer than four of them
-LONGEST_STEP = 64  # tokens: gradient chunks of a deep memory up to this many are one step of a kernel
 LEAST_STEP = 32  # tokens: gradient chunks up to this many are one step of a kernel
 
 
@@ -137,7 +137,7 @@ class Plan:
 def plan_text(meaning: Meaning) -> str:
     """The plan in words: each choice with the property it follows from and what it costs."""
     if not meaning.linear:
-        return "Deep memories run on the torch path alone so far: chunk steps in order, all else for a panel at once."
+        return streamed_plan_text(meaning)
     plan = Plan(meaning)
     lines = [f"{what}: {chosen}\n    {why}" for what, chosen, why in _choices(plan)]
     return "\n".join([*lines, "", "Launches", *(f"  {line}" for line in _launches(plan))])

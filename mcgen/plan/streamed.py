@@ -1,0 +1,202 @@
+"""The plan of a deep memory's kernels: a state in buffers, read and written a tile of hidden units at a time.
+
+The parameters of a deep memory and its other slots rarely fit a program's registers: two layers of 64 by 256 with
+momentum are 256 KB. So a chunk step is a number of loops over the hidden units, as its sums over them demand
+(`mcgen.passes.phases`), and the state passes from one buffer to another, which lie in the second-level cache. A layer
+narrow enough for one tile is the same program with loops of one turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from mcgen.ir import aggregate, backward, soup
+from mcgen.ir.layers import layers, sizes
+from mcgen.ir.program import Program
+from mcgen.ir.step import state_axes, step
+from mcgen.passes.factors import FACTORS, WEIGHTED_SUM
+from mcgen.passes.phases import Phase, Phases
+from mcgen.passes.simplify import select, simplify
+from mcgen.plan.configurations import tile
+from mcgen.symbolic.meaning import Meaning
+from mcgen.symbolic.recurrence import MEMORY
+
+LONGEST_STEP = 64
+"""Tokens: gradient chunks up to this many are one step of a kernel."""
+LEAST_ROWS = 16
+RULES = (*FACTORS, WEIGHTED_SUM)
+
+
+@dataclass(frozen=True)
+class StreamedPlan:
+    """The programs of one deep memory's kernels, and how its state lies in a buffer."""
+
+    meaning: Meaning
+
+    @cached_property
+    def soup(self) -> bool:
+        return self.meaning.aggregate == "soup"
+
+    @cached_property
+    def anchored(self) -> bool:
+        """Whether a gradient chunk is several steps, so that the memory at its start is carried along."""
+        return self.meaning.gradient_chunk > LONGEST_STEP
+
+    @cached_property
+    def least_rows(self) -> int:
+        """The fewest rows of a step: all of a gradient chunk, unless it is several steps."""
+        return LEAST_ROWS if self.anchored else tile(self.meaning.gradient_chunk)
+
+    @cached_property
+    def state(self) -> Mapping[str, tuple[str, ...]]:
+        """The parts of the state with their axes, the memory first: as they lie in a buffer."""
+        found = state_axes(self.meaning, self.anchored)
+        memory = [name for name in found if name.startswith(f"{MEMORY}_")]
+        return {name: found[name] for name in [*memory, *(n for n in found if n not in memory)]}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The lengths of the axes of a part of the state."""
+        return tuple(sizes(self.meaning.spec)[axis] for axis in self.state[name])
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where each part of the state begins in a buffer."""
+        found, at = {}, 0
+        for name in self.state:
+            found[name] = at
+            at += prod(self.shape(name))
+        return found
+
+    @cached_property
+    def total(self) -> int:
+        """Numbers of a state."""
+        return sum(prod(self.shape(name)) for name in self.state)
+
+    @cached_property
+    def memory(self) -> int:
+        """Numbers of the memory's parameters."""
+        return sum(prod(self.shape(f"{MEMORY}{layer.suffix}")) for layer in layers(self.meaning.spec))
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of a layer."""
+        return self.meaning.spec.memory.expansion * self.meaning.spec.head.key_dim
+
+    @cached_property
+    def most_rows(self) -> int:
+        """Rows between loops that a kernel's buffer has room for."""
+        return max(len(Phases(program).rows) for program in self.programs.values())
+
+    @cached_property
+    def between(self) -> Mapping[str, str]:
+        """Rows that one kernel leaves for another, with the axis besides the tokens."""
+        found = layers(self.meaning.spec) if self.soup else ()
+        pulls = {f"pull{layer.suffix}": layer.out for layer in found}
+        return pulls | {f"seen{layer.suffix}": layer.into for layer in found[1:]}
+
+    @cached_property
+    def programs(self) -> Mapping[str, Program]:
+        """The tile programs by the kernel they are in; `advance`, `logit` and `read_segment` are parts of several."""
+        meaning, how = self.meaning, (self.meaning, self.anchored)
+        whole = step(meaning, masked=True, anchored=self.anchored)
+        found = {"walk": whole, "advance": select(whole, [f"{name}_next" for name in self.state], "advance")}
+        if self.soup:
+            found |= {"walk": found["advance"], "logit": soup.logit(*how), "read_soup": soup.read_soup(*how)}
+            found |= {"through_layers": soup.through_layers(*how), "reverse": soup.reverse(*how)}
+        else:
+            found["reverse"] = backward.whole(*how)
+        if meaning.reads_cached:
+            read = soup if self.soup else backward
+            found["read_segment"] = aggregate.program(aggregate.read_segment, meaning)
+            found |= {"rows": read.rows(meaning), "segment": read.segment(meaning)}
+        return {name: simplify(program, RULES) for name, program in found.items()}
+
+    @cached_property
+    def launches(self) -> tuple[list[str], list[str]]:
+        """The kernels of the forward pass and those of the backward pass, in order."""
+        if self.soup:
+            return ["walk", "read_soup"], ["through_layers", "rows", "segments", "reverse"]
+        if not self.meaning.reads_cached:
+            return ["walk"], ["reverse"]
+        if self.meaning.aggregate == "ssc":
+            chosen = ["chosen_rows", "chosen_segments", "reverse"]
+            return ["walk", "route", "chosen_reads", "read_chosen"], chosen
+        return ["walk", "read"], ["rows", "segments", "reverse"]
+
+
+def streamed_plan_text(meaning: Meaning) -> str:
+    """The plan in words: each choice with the property it follows from and what it costs."""
+    plan = StreamedPlan(meaning)
+    lines = [f"{what}: {chosen}\n    {why}" for what, chosen, why in _choices(plan)]
+    forward, backwards = plan.launches
+    launches = [f"forward, {len(forward)}: {', '.join(forward)}", f"backward, {len(backwards)}: {', '.join(backwards)}"]
+    loops = [f"{name}: {text}" for name, program in plan.programs.items() if (text := _loops(program))]
+    listed = [
+        "",
+        "Launches",
+        *(f"  {line}" for line in launches),
+        "",
+        "Loops over hidden units",
+        *(f"  {x}" for x in loops),
+    ]
+    return "\n".join([*lines, *listed])
+
+
+def _choices(plan: StreamedPlan) -> Iterator[tuple[str, str, str]]:
+    meaning, chunk = plan.meaning, plan.meaning.gradient_chunk
+    size = f"{plan.total:,} numbers, {4 * plan.total // 1024:,} KB in float32"
+    yield (
+        "state",
+        "in buffers, a tile of hidden units at a time",
+        f"{size}: a program reads and writes that much a step, from the second-level cache",
+    )
+    if plan.anchored:
+        kept = f"a gradient chunk of {chunk} is several steps; the memory at its start is carried along"
+        yield "steps", "of up to BT tokens", kept
+    else:
+        yield "steps", f"of a gradient chunk, {chunk} tokens", "all its gradients are taken at the state before it"
+    if meaning.chained:
+        yield "segments", "one chain, in order", "init checkpoint: B H programs"
+    else:
+        yield "segments", "side by side", "init independent: B H N programs, as many in flight as the GPU has room for"
+    yield (
+        "backward",
+        "steps in reverse, from states made again",
+        "a program keeps the state at the start of every sqrt(n)-th of its n steps, and those in between once more",
+    )
+    yield from _reads(plan)
+
+
+def _reads(plan: StreamedPlan) -> Iterator[tuple[str, str, str]]:
+    meaning = plan.meaning
+    if plan.soup:
+        why = "a layer is linear in its parameters: one pass over the segments a layer, one activation"
+        yield "cached states", "averaged layer by layer, in its results", why
+    elif meaning.aggregate == "ssc":
+        yield (
+            "cached states",
+            "rows grouped by the segment they chose",
+            "reads follow top_k; only logits meet every segment",
+        )
+    elif meaning.routes:
+        yield "cached states", "online softmax over segments", "neither weights nor read-outs are kept"
+    elif meaning.reads_cached:
+        yield (
+            "cached states",
+            "read one after another",
+            "a read-out is not linear in the state, so states do not add up",
+        )
+
+
+def _loops(program: Program) -> str:
+    """The loops of a program: what is summed over the hidden units, and what is stored."""
+    return "; ".join(map(_loop, Phases(program).phases))
+
+
+def _loop(phase: Phase) -> str:
+    parts = [f"{len(phase.sums)} sums" if phase.sums else "", f"{len(phase.rows)} rows kept" if phase.rows else ""]
+    parts.append(f"stores {', '.join(phase.outputs)}" if phase.outputs else "")
+    return f"{phase.axis} {', '.join(filter(None, parts))}"
