@@ -1,0 +1,102 @@
+"""Triton kernels against the reference, values and all gradients, gates of exactly 0 and 1 among the inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.held import misses
+
+DECAY, SWLA = {"rule": "decay"}, {"rule": "swla"}
+RETNET = {"steps": ["M = alpha*M + outer(v, k)"], "gates": {"alpha": {"per_head": "1 - 2**(-5 - h)"}}}
+SLOTS = {"steps": ["A = lam*A + outer(v, k[-2])", "M = alpha*M + A + beta*outer(v[-1], k)"]}
+GATED = {"rule": "gated_delta"}
+TITANS = {"rule": "titans", "gradient": {"chunk": 4}}
+DLA = {"rule": "dla", "gradient": {"chunk": 7}}
+LONG = {"rule": "titans", "gradient": {"chunk": 100}}
+HUBER = {
+    "objective": "sum(sqrt(1 + (p - v)**2))",
+    "steps": ["S = beta*S - eta*grad", "M = alpha*M + S"],
+    "gradient": {"chunk": 5},
+}
+TWICE = {
+    "objective": "sum((p - v)**2)",
+    "steps": ["M = alpha*M - eta*grad", "M = M - lam*grad"],
+    "gradient": {"chunk": 3},
+}
+
+
+def spec(
+    update: dict, aggregate: str | dict, head: tuple[int, int], memory: dict | None = None, **segment: Any
+) -> dict:
+    kind = {"kind": aggregate} if isinstance(aggregate, str) else aggregate
+    size = {} if segment.get("mode") == "logarithmic" else {"size": 8}
+    deep = {"kind": "mlp", "expansion": 2, **memory} if memory is not None else {"kind": "matrix"}
+    key_dim, value_dim = head
+    return {
+        "mcgen": 1,
+        "name": "case",
+        "memory": deep,
+        "update": update,
+        "segment": {**size, **segment},
+        "aggregate": kind,
+        "head": {"key_dim": key_dim, "value_dim": value_dim},
+    }
+
+
+CHAIN = {"init": "checkpoint"}
+SSC = {"kind": "ssc", "top_k": 2}
+FAMILIES = {
+    "a matrix by itself": [
+        (spec(DECAY, "none", (5, 3), size=40, **CHAIN), 63),
+        (spec(SWLA, "none", (3, 17), **CHAIN), 17),
+        (spec(RETNET, "none", (16, 16)), 2),
+        (spec(SLOTS, "none", (6, 6), **CHAIN), 19),
+    ],
+    "a matrix and its segments": [
+        (spec(DECAY, "grm", (20, 6)), 33),
+        (spec(SWLA, "residual", (3, 5)), 19),
+        (spec(RETNET, {"kind": "mean", "connector": "q"}, (4, 4), **CHAIN), 17),
+        (spec(SLOTS, {"kind": "grm", "connector": "q", "pool": "sum", "scale": 0.3}, (1, 2), mode="logarithmic"), 13),
+        (spec({"rule": "linear"}, "grm", (7, 7)), 1),
+    ],
+    "chosen segments": [
+        (spec(DECAY, SSC, (6, 5)), 33),
+        (spec(GATED, {**SSC, "connector": "q"}, (5, 6), **CHAIN), 26),
+        (spec(SWLA, {**SSC, "top_k": 9}, (5, 6)), 20),
+    ],
+    "a matrix that reads itself": [
+        (spec(GATED, "grm", (5, 9)), 26),
+        (spec({**HUBER, "gradient": {"chunk": 5}}, "mean", (6, 6)), 18),
+        (spec({"rule": "titans"}, "none", (9, 5), **CHAIN), 20),
+    ],
+    "a deep memory by itself": [
+        (spec(TITANS, "none", (5, 5), {"norm": "layernorm"}, **CHAIN), 19),
+        (spec(TWICE, "none", (6, 9), {"residual": False, "activation": "sigmoid", "expansion": 3}), 11),
+        (spec(DLA, "none", (4, 4), {"layers": 4, "activation": "softplus", "expansion": 1}), 9),
+    ],
+    "a deep memory and its segments": [
+        (spec(TITANS, "grm", (6, 6), {"norm": "layernorm"}), 26),
+        (spec(DLA, "residual", (6, 6), {"activation": "x*tanh(x)"}, **CHAIN), 17),
+        (spec(HUBER, {"kind": "mean", "connector": "q"}, (6, 6), {}, mode="logarithmic"), 13),
+    ],
+    "chosen segments of a deep memory": [
+        (spec(TITANS, SSC, (5, 5), {}), 33),
+        (spec(DLA, SSC, (5, 5), {"layers": 3}), 26),
+    ],
+    "a soup of deep memories": [
+        (spec(TITANS, "soup", (5, 5), {"norm": "layernorm"}), 19),
+        (spec(DLA, {"kind": "soup", "connector": "q"}, (5, 5), {"layers": 3, "activation": "silu"}, **CHAIN), 17),
+    ],
+    "gradient chunks of several steps": [
+        (spec(LONG, "grm", (5, 5), {}, size=90), 100),
+        (spec(LONG, "soup", (4, 4), {"expansion": 1}, size=90), 100),
+    ],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_are_what_the_reference_is(family: str, tmp_path: Path) -> None:
+    assert misses(FAMILIES[family], tmp_path) == []

@@ -1,0 +1,58 @@
+"""Holds Triton kernels, interpreted on the CPU, in a process of its own: Triton decides that when imported.
+
+python -m tests.held CASES     # a JSON file of [[spec as a dict, tokens], ...]; prints the misses as JSON
+
+Every tensor that is made empty is full of NaN, so that what no kernel writes is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+Cases = Sequence[tuple[Mapping[str, Any], int]]
+
+
+def misses(cases: Cases, folder: Path) -> list[str]:
+    """What kernels get wrong beyond rounding: values beyond 1e-5 and gradients beyond 1e-4 of the reference's."""
+    file = folder / "cases.json"
+    file.write_text(json.dumps(cases))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.held", str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def main(file: str) -> None:
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    with tempfile.TemporaryDirectory() as folder:
+        cases = json.loads(Path(file).read_text())
+        print(json.dumps([text for i, (spec, length) in enumerate(cases) for text in _held(spec, length, folder, i)]))
+
+
+def _held(spec: Mapping[str, Any], length: int, folder: str, number: int) -> list[str]:
+    from mcgen.pipeline import source
+    from mcgen.spec import loads
+    from mcgen.tune.verification import Case, hold, imported
+
+    meaning = loads(json.dumps(spec))
+    path = Path(folder) / f"case_{number}.py"
+    path.write_text(source(meaning))
+    findings = list(hold(Case(imported(path), meaning, length, batch=1, heads=2), "triton", "cpu", seed=length))
+    assert findings
+    return [f"{spec['name']}, {length} tokens: {f}" for f in findings if not f.holds]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
