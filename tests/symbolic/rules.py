@@ -47,7 +47,7 @@ QUADRATIC = (
     "sum(v**2)",
 )
 """Objectives whose error rows are affine in p."""
-BENT = ("sum(sqrt(1 + (p - v)**2))", "sum(log(cosh(p - v)))", "sum((v**2 + 1)*(p - v)**2)/4", "dot(sin(p), v)")
+BENT = ("sum(sqrt(1 + (p - v)**2))", "sum(softplus(p - v))", "sum((v**2 + 1)*(p - v)**2)/4", "dot(sin(p), v)")
 """Objectives whose curvature is no number; p grows no faster for them than for quadratic ones."""
 NUMBERS = ("", "0.5*", "-0.25*", "2/3*", "0*")
 CHUNKS = (1, 2, 3, 5, 7, 100)
