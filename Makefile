@@ -3,7 +3,7 @@
 #   make demo      build a spec, verify it on both backends, and see the memory at work
 #   make test      lint and run the tests
 #   make offline   compile every kernel of every shipped spec for every GPU architecture and write the table
-#   make ratios    time the torch backend against attention on this machine
+#   make ratios    time the torch backend against attention and flash-linear-attention's torch on this machine
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,7 +30,7 @@ lint: install-test
 offline: install-test
 	env -u TRITON_INTERPRET $(BIN)/python -m mcgen tune --offline --shipped
 
-ratios: install
+ratios: install-test
 	$(BIN)/python benchmarks/ratios.py
 
 install: $(VENV)/.installed

@@ -1,16 +1,20 @@
 """How the torch backend compares with attention on this machine: ratios, since seconds are a machine's own.
 
-    python benchmarks/ratios.py              # forward and backward, float32, B 1, H 4, D 64, T 8192, segments of 256
+    python benchmarks/ratios.py              # forward and backward, float32, B 1, H 4, D 64, segments of 256
     python benchmarks/ratios.py --json ratios.json --rounds 9
 
 Subjects run in turns within one process, so that whatever else the machine does falls on all of them alike; a ratio is
 the median of those of the rounds, after one of warming up. Peak memory is that of a process of its own, above what
-it had before the call. A line of the report is a row of RATIOS or of PEAKS, a thing to run one of SUBJECTS.
+it had before the call. A line of the report is a row of RATIOS or of PEAKS, a thing to run one of SUBJECTS. Keys have
+length 1, as delta rules want them.
+
+A line that needs flash-linear-attention's torch references (fla-core, of the extra `test`) is skipped without them.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -20,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -33,7 +38,7 @@ from mcgen.tune.verification import imported
 
 BATCH, HEADS, DIM, SEGMENT = 1, 4, 64, 256
 LENGTHS = (4096, 8192, 16384, 32768)
-GATES = {"alpha": (0.9, 1.0), "beta": (0.1, 0.9), "lam": (0.1, 1.0)}
+GATES = {"alpha": (0.9, 1.0), "beta": (0.1, 0.9), "eta": (0.1, 0.9), "lam": (0.1, 1.0)}
 
 Tensors = Mapping[str, torch.Tensor]
 Subject = Callable[[Tensors], torch.Tensor]
@@ -41,11 +46,22 @@ Subject = Callable[[Tensors], torch.Tensor]
 
 @dataclass(frozen=True)
 class Ratio:
-    """A line of the report: the seconds of `subject` over those of `against`, at most `bound` if one is asked for."""
+    """A line of the report: the seconds of `subject` over those of `against`, at most `bound` if one is asked for.
+
+    `length` is that of the calls, and `needs` a package that need not be there.
+    """
 
     subject: str
     against: str
     bound: float | None
+    length: int = 8192
+    needs: str | None = None
+
+    @property
+    def skipped(self) -> str:
+        """Why the line cannot be measured here, or nothing."""
+        missing = self.needs and importlib.util.find_spec(self.needs) is None
+        return f"skipped: {self.needs} is not installed" if missing else ""
 
 
 @dataclass(frozen=True)
@@ -80,8 +96,33 @@ def attention(x: Tensors) -> torch.Tensor:
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
+@functools.cache
+def naive(operator: str) -> ModuleType:
+    """flash-linear-attention's plain torch references of an operator: the file alone, for the package wants a GPU.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    package = importlib.util.find_spec("fla")
+    if package is None:
+        raise ModuleNotFoundError("flash-linear-attention's references are in the package fla-core", name="fla")
+    path = Path(package.submodule_search_locations[0]) / "ops" / operator / "naive.py"
+    spec = importlib.util.spec_from_file_location(f"fla_naive_{operator}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def chunked_gated_delta_rule(x: Tensors) -> torch.Tensor:
+    """The gated delta rule in chunks of 64, as flash-linear-attention has it in torch; decays are logarithms."""
+    operator = naive("gated_delta_rule").naive_chunk_gated_delta_rule
+    return operator(x["q"], x["k"], x["v"], x["alpha"].log(), x["eta"], scale=1.0)[0]
+
+
 SUBJECTS: dict[str, Subject] = {
     "attention": attention,
+    "gated delta none": memory({"rule": "gated_delta"}, {"kind": "none"}),
+    "gated delta, fla's in torch": chunked_gated_delta_rule,
     "linear grm": memory({"rule": "linear"}, {"kind": "grm"}),
     "linear ssc, top 2": memory({"rule": "linear"}, {"kind": "ssc", "top_k": 2}),
     "linear none": memory({"rule": "linear"}, {"kind": "none"}),
@@ -90,6 +131,7 @@ RATIOS = (
     Ratio("linear grm", "attention", bound=1 / 3),
     Ratio("linear ssc, top 2", "linear grm", bound=1.0),
     Ratio("linear none", "attention", bound=None),
+    Ratio("gated delta none", "gated delta, fla's in torch", bound=1 / 2, length=4096, needs="fla"),
 )
 PEAKS = (
     Peak("linear grm", bound=1.25),
@@ -102,10 +144,12 @@ def inputs(length: int) -> dict[str, torch.Tensor]:
     """What every subject is called with, and the cotangent `d_y` of its output."""
     generator = torch.Generator().manual_seed(0)
     shape = (BATCH, length, HEADS, DIM)
-    x = {name: torch.randn(shape, generator=generator).requires_grad_() for name in "qkvu"}
+    x = {name: torch.randn(shape, generator=generator) for name in "qkvu"}
+    x["k"] = torch.nn.functional.normalize(x["k"], dim=-1)
     for name, (low, high) in GATES.items():
-        x[name] = (low + (high - low) * torch.rand(shape[:3], generator=generator)).requires_grad_()
-    return {**x, "d_y": torch.randn(shape, generator=generator)}
+        x[name] = low + (high - low) * torch.rand(shape[:3], generator=generator)
+    leaves = {name: t.requires_grad_() for name, t in x.items()}
+    return {**leaves, "d_y": torch.randn(shape, generator=generator)}
 
 
 def forward_and_backward(subject: Subject, x: Tensors) -> float:
@@ -150,18 +194,27 @@ def resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def ratio_rows(length: int, rounds: int) -> list[dict[str, Any]]:
-    """The lines of RATIOS, measured."""
-    names = list(dict.fromkeys(name for row in RATIOS for name in (row.against, row.subject)))
-    seconds = timed(names, length, rounds)
+def ratio_rows(length: int | None, rounds: int) -> list[dict[str, Any]]:
+    """The lines of RATIOS, measured, at a length of their own if none is given; those that are skipped say so."""
     rows = []
-    for row in RATIOS:
-        pairs = zip(seconds[row.subject], seconds[row.against], strict=True)
-        ratio = statistics.median(one / other for one, other in pairs)
-        medians = {"seconds": statistics.median(seconds[row.subject])}
-        medians["seconds_against"] = statistics.median(seconds[row.against])
-        rows.append({**asdict(row), **medians, "ratio": ratio, "holds": row.bound is None or ratio <= row.bound})
+    for tokens in dict.fromkeys(length or row.length for row in RATIOS):
+        lines = [row for row in RATIOS if (length or row.length) == tokens]
+        names = [name for row in lines if not row.skipped for name in (row.against, row.subject)]
+        seconds = timed(list(dict.fromkeys(names)), tokens, rounds) if names else {}
+        rows += [ratio_row(row, tokens, seconds) for row in lines]
     return rows
+
+
+def ratio_row(row: Ratio, length: int, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """A line of the report as data; `skipped` alone says that there is nothing measured."""
+    found = {"subject": row.subject, "against": row.against, "bound": row.bound, "length": length}
+    if row.skipped:
+        return {**found, "skipped": row.skipped}
+    pairs = zip(seconds[row.subject], seconds[row.against], strict=True)
+    ratio = statistics.median(one / other for one, other in pairs)
+    medians = {"seconds": statistics.median(seconds[row.subject])}
+    medians["seconds_against"] = statistics.median(seconds[row.against])
+    return {**found, **medians, "ratio": ratio, "holds": row.bound is None or ratio <= row.bound}
 
 
 def peak_rows() -> list[dict[str, Any]]:
@@ -180,15 +233,17 @@ def verdict(row: Mapping[str, Any]) -> str:
     return "" if row["bound"] is None else f"{'holds' if row['holds'] else 'MISSED'}: at most {row['bound']:.3g}"
 
 
-def show(ratios: Sequence[Mapping[str, Any]], peaks: Sequence[Mapping[str, Any]], length: int) -> None:
-    shape = (
-        f"B {BATCH}, H {HEADS}, D {DIM}, T {length}, segments of {SEGMENT}, float32, {torch.get_num_threads()} threads"
-    )
-    table = [
-        (r["subject"], r["against"], f"{r['seconds']:.3f}", f"{r['ratio']:.3f}", f"{1 / r['ratio']:.2f}", verdict(r))
-        for r in ratios
-    ]
-    heads = ("", "against", "seconds", "of its time", "times as fast", "")
+def measured(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The measured cells of a line of ratios."""
+    if "skipped" in row:
+        return "", "", "", row["skipped"]
+    return f"{row['seconds']:.3f}", f"{row['ratio']:.3f}", f"{1 / row['ratio']:.2f}", verdict(row)
+
+
+def show(ratios: Sequence[Mapping[str, Any]], peaks: Sequence[Mapping[str, Any]]) -> None:
+    shape = f"B {BATCH}, H {HEADS}, D {DIM}, segments of {SEGMENT}, float32, {torch.get_num_threads()} threads"
+    table = [(r["subject"], r["against"], str(r["length"]), *measured(r)) for r in ratios]
+    heads = ("", "against", "T", "seconds", "of its time", "times as fast", "")
     print_table(heads, table, title=f"Forward and backward: {shape}")
     if peaks:
         table = [
@@ -199,17 +254,17 @@ def show(ratios: Sequence[Mapping[str, Any]], peaks: Sequence[Mapping[str, Any]]
 
 
 @click.command(help=__doc__)
-@click.option("--length", default=8192, show_default=True, help="Tokens of the timed calls.")
+@click.option("--length", type=int, help="Tokens of the timed calls, in place of each line's own.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds that count.")
 @click.option("--memory/--no-memory", "with_peaks", default=True, help="Measure peak memory too.")
 @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write what was measured here.")
 @click.option("--peak-of", hidden=True, help="Print one subject's peak, and nothing else.")
-def main(length: int, rounds: int, with_peaks: bool, path: Path | None, peak_of: str | None) -> None:
+def main(length: int | None, rounds: int, with_peaks: bool, path: Path | None, peak_of: str | None) -> None:
     if peak_of:
-        print(measured_peak(SUBJECTS[peak_of], length))
+        print(measured_peak(SUBJECTS[peak_of], length or LENGTHS[0]))
         return
     ratios, peaks = ratio_rows(length, rounds), peak_rows() if with_peaks else []
-    show(ratios, peaks, length)
+    show(ratios, peaks)
     if path:
         path.write_text(json.dumps({"ratios": ratios, "peaks": peaks}, indent=2) + "\n", encoding="utf-8")
 

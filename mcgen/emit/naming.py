@@ -202,7 +202,7 @@ class Words:
         others = [value for value in values if not isinstance(value, Iota)]
         if expression.func is Where and len(others) == 1 < len(values):
             return self._short(f"causal_{self._stem(others[0], names)}")
-        if expression.func is sympy.exp:
+        if values and expression.func is sympy.exp:
             return self._short(f"exp_{self._stem(values[0], names)}")
         if expression.func is Shift:
             return "top"

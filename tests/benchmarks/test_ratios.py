@@ -27,6 +27,14 @@ def test_lines_name_subjects(ratios: ModuleType) -> None:
     assert named <= ratios.SUBJECTS.keys()
 
 
+def test_lines_without_their_package_are_skipped(ratios: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = ratios.Ratio("linear none", "attention", bound=0.5, needs="a_package_of_nobody")
+    monkeypatch.setattr(ratios, "RATIOS", (row,))
+    done = CliRunner().invoke(ratios.main, ["--no-memory"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "skipped: a_package_of_nobody is not" in done.output
+
+
 def test_it_runs_and_writes_what_it_measured(ratios: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "measured.json"
     arguments = ["--length", "300", "--rounds", "1", "--no-memory", "--json", str(path)]

@@ -1,11 +1,13 @@
 """The ladder: token-by-token definition = tile programs evaluated = after each rewrite = printed torch, float64.
 
-Values and gradients, for random rules: up to three slots, lags, gates of every kind, lines that read above and below.
+Values and gradients, for random rules: up to three slots, lags, gates of every kind, lines that read above and below,
+objectives whose gradients read the memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import gcd
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from mcgen.spec import Spec
 from mcgen.symbolic.meaning import meaning
 from tests.emit.fragments import inputs, leaves, reference_of, run
 from tests.ir.walk import read_heads
-from tests.symbolic.rules import small, updates
+from tests.symbolic.rules import learning, small, updates
 
 HALF, HUBER = "sum((p - v)**2)/2", "sum(sqrt(1 + (p - v)**2))"
 MOMENTUM = {"steps": ["S = beta*S + outer(v, k[-1])", "M = alpha*M + lam*S + outer(v, k)"]}
@@ -86,6 +88,26 @@ def test_programs_mean_what_the_lines_say(
     assert_same(lambda **tensors: read_heads(understood, tensors, chunk, simplify), definition, arguments)
 
 
+@settings(RANDOM, max_examples=40)
+@given(
+    learning(),
+    st.sampled_from(AGGREGATES),
+    st.sampled_from(SEGMENTS),
+    st.integers(1, 20),
+    st.integers(1, 9),
+    st.integers(0, 99),
+)
+def test_programs_that_read_the_memory_mean_what_the_lines_say(
+    update: dict[str, Any], aggregate: dict[str, Any], segment: dict[str, Any], T: int, chunk: int, seed: int
+) -> None:
+    spec = small(update, aggregate=aggregate, segment=segment)
+    understood = meaning(spec)
+    chunk = gcd(chunk, understood.gradient_chunk or chunk)
+    arguments, definition = arguments_of(spec, T, seed), reference_of(spec)
+    assert_same(lambda **tensors: read_heads(understood, tensors, chunk), definition, arguments)
+    assert_same(lambda **tensors: read_heads(understood, tensors, chunk, simplify), definition, arguments)
+
+
 @settings(
     RANDOM, max_examples=14, phases=(Phase.explicit, Phase.generate)
 )  # a module takes too long to build to shrink
@@ -100,6 +122,7 @@ def test_programs_mean_what_the_lines_say(
 @example({"steps": ["M = outer(v[-1], k[-1])"], "gates": {}}, {"kind": "none"}, {"size": 7}, 15, 0)
 @example({"steps": ["M = a*M - a*M + outer(v, k)"], "gates": {}}, {"kind": "grm"}, {"size": 7}, 15, 0)
 @example({"steps": ["S = outer(v, k)", "M = 0.5*M + 2*S"], "gates": {}}, {"kind": "grm"}, {"size": 7}, 15, 0)
+@example({"steps": ["M = exp(-abs(a))*M + outer(v, k)"], "gates": {"a": 0.75}}, {"kind": "none"}, {"size": 7}, 2, 0)
 def test_printed_torch_means_what_the_lines_say(
     update: dict[str, Any], aggregate: dict[str, Any], segment: dict[str, Any], T: int, seed: int
 ) -> None:

@@ -16,7 +16,7 @@ from mcgen.ir.step import step, step_vjp
 from mcgen.passes.simplify import simplify
 from mcgen.symbolic.meaning import Meaning, meaning
 from tests.ir.values import CACHED, TOKENS, Tensors, draw, sizes
-from tests.symbolic.rules import small, updates
+from tests.symbolic.rules import learning, small, updates
 
 RATIOS = {
     "objective": "sum(p/v + p*log(v**2))",
@@ -47,7 +47,7 @@ def assert_derivative(forward: Program, reverse: Program, seed: int = 0) -> None
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(updates(), st.sampled_from(["none", "grm"]), st.integers(0, 99))
+@given(st.one_of(updates(), learning()), st.sampled_from(["none", "grm"]), st.integers(0, 99))
 @example({"steps": ["M = a*M - a*M + outer(v[-1], k[-1])"], "gates": {}}, "grm", 0)
 def test_the_derivative_of_a_step(update: dict[str, Any], kind: str, seed: int) -> None:
     understood = meaning(small(update, aggregate={"kind": kind}))
@@ -140,7 +140,7 @@ def both(understood: Meaning, make: Any) -> tuple[Program, Program]:
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(updates(), st.sampled_from(["none", "grm"]), st.integers(1, TOKENS), st.integers(0, 99))
+@given(st.one_of(updates(), learning()), st.sampled_from(["none", "grm"]), st.integers(1, TOKENS), st.integers(0, 99))
 @example({"steps": ["M = 0.5*M + 2*outer(v, k)"], "gates": {}}, "grm", 3, 0)
 @example({"steps": ["S = outer(v, k)", "M = S"], "gates": {}}, "grm", 3, 0)
 def test_tokens_past_the_end_change_nothing(update: dict[str, Any], kind: str, count: int, seed: int) -> None:

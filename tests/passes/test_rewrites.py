@@ -23,7 +23,7 @@ from mcgen.passes.simplify import Rule, select, simplify
 from mcgen.passes.solves import solves_apart
 from mcgen.symbolic.meaning import Meaning, meaning
 from tests.ir.values import Tensors, draw, sizes
-from tests.symbolic.rules import small, updates
+from tests.symbolic.rules import learning, small, updates
 
 RULES: tuple[Rule, ...] = tuple(dict.fromkeys([*REWRITES, *FACTORS]))
 Pass = Callable[[Program, Meaning], Program]
@@ -82,7 +82,9 @@ def assert_same(program: Program, values: Tensors, inputs: Tensors) -> None:
 
 
 @settings(RANDOM, max_examples=8)
-@given(updates(), st.sampled_from(["none", "residual", "mean", "grm", "ssc"]), st.integers(0, 99))
+@given(
+    st.one_of(updates(), learning()), st.sampled_from(["none", "residual", "mean", "grm", "ssc"]), st.integers(0, 99)
+)
 @example({"steps": ["M = 0*M + outer(v, k)"], "gates": {}}, "grm", 0)
 @example({"steps": ["M = M + 2*outer(v, k)"], "gates": {}}, "grm", 0)
 def test_random_rules(update: dict[str, Any], kind: str, seed: int) -> None:
@@ -108,7 +110,7 @@ def assert_all_keep(understood: Meaning, seed: int) -> None:
 
 
 @settings(RANDOM, max_examples=10)
-@given(st.one_of(updates(), st.sampled_from(DELTA)), st.integers(0, 99))
+@given(st.one_of(updates(), learning()), st.integers(0, 99))
 def test_what_waits_for_no_state_runs_ahead(update: dict[str, Any], seed: int) -> None:
     """The two parts of a hoisted program together are the program, and the first needs no state."""
     understood = meaning(small(update))
@@ -123,7 +125,7 @@ def test_what_waits_for_no_state_runs_ahead(update: dict[str, Any], seed: int) -
 
 
 @settings(RANDOM, max_examples=10)
-@given(st.one_of(updates(), st.sampled_from(DELTA)), st.integers(0, 99))
+@given(st.one_of(updates(), learning()), st.integers(0, 99))
 def test_a_program_cut_at_known_values_reads_them(update: dict[str, Any], seed: int) -> None:
     program = simplify(step_with_vjp(meaning(small(update))))
     at = {node: f"value_{i}" for i, node in enumerate(program.nodes) if isinstance(node, Contract | Solve)}

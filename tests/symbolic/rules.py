@@ -1,14 +1,19 @@
-"""Rules as tests draw them: cascades of up to three slots, in any order of lines, with lags and gates of every kind."""
+"""Rules as tests draw them: cascades of up to three slots, in any order of lines, with lags and gates of every kind.
+
+`updates` draws rules whose writes are known beforehand, `learning` those with gradients that read the memory.
+"""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from mcgen.spec import Spec
 from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Unary, evaluate
+from mcgen.symbolic.recurrence import recurrence
 from tests.emit.fragments import spec_of
 
 SLOTS = ("R", "S", "M")
@@ -31,6 +36,22 @@ COEFFICIENTS = (
     "min(c, 0.25)",
 )
 OBJECTIVE = "-dot(p, v)"
+QUADRATIC = (
+    "sum((p - v)**2)",
+    "dot(p, p)",
+    "dot(p, v)",
+    "sum((p + v)*(p/2 - v))",
+    "sum(p*sin(v))",
+    "dot(p - v, p - tanh(v))",
+    "sum(p)",
+    "sum(v**2)",
+)
+"""Objectives whose error rows are affine in p."""
+BENT = ("sum(sqrt(1 + (p - v)**2))", "sum(softplus(p - v))", "sum((v**2 + 1)*(p - v)**2)/4", "dot(sin(p), v)")
+"""Objectives whose curvature is no number; p grows no faster for them than for quadratic ones."""
+NUMBERS = ("", "0.5*", "-0.25*", "2/3*", "0*")
+CHUNKS = (1, 2, 3, 5, 7, 100)
+"""Lengths of gradient chunks, for segments of 7: one token, some that divide it or not, the whole, and beyond."""
 
 
 @st.composite
@@ -52,15 +73,15 @@ def lines(draw: st.DrawFn, readable: tuple[str, ...], gradients: bool) -> str:
 
 
 @st.composite
-def updates(draw: st.DrawFn) -> dict[str, Any]:
+def updates(draw: st.DrawFn, gradients: st.SearchStrategy[bool] = st.booleans()) -> dict[str, Any]:  # noqa: B008
     """An `update` section: lines in any order over one to three slots, M among them; a gate may be a constant.
 
     A slot reads only itself and those listed before it, so there are no cycles, but lines read above and below.
     """
     slots = SLOTS[draw(st.integers(0, 2)) :]
     order = draw(st.permutations([*slots, *draw(st.lists(st.sampled_from(slots), max_size=2))]))
-    gradients = draw(st.booleans())
-    steps = [draw(lines(slots[: slots.index(slot) + 1], gradients)) for slot in order]
+    taken = draw(gradients)
+    steps = [draw(lines(slots[: slots.index(slot) + 1], taken)) for slot in order]
     if not any("outer" in step or "grad" in step for step in steps if step.startswith("M")):
         steps.append("M = M + outer(v, k)")
     used = sorted({gate for step in steps for gate in GATES if gate in names_of(step)})
@@ -69,6 +90,28 @@ def updates(draw: st.DrawFn) -> dict[str, Any]:
         gates[draw(st.sampled_from(used))] = draw(st.sampled_from([0.0, 1.0, 0.75, {"per_head": "1 - 2**(-1 - h)"}]))
     objective = {"objective": OBJECTIVE} if any("grad" in step for step in steps) else {}
     return {"steps": steps, "gates": gates, **objective}
+
+
+@st.composite
+def objectives(draw: st.DrawFn, first: tuple[str, ...]) -> str:
+    """A combination with numeric coefficients: one of the first objectives, and perhaps quadratic ones."""
+    terms = [draw(st.sampled_from(first)), *draw(st.lists(st.sampled_from(QUADRATIC), max_size=2))]
+    scales = [draw(st.sampled_from(NUMBERS[:4])), *(draw(st.sampled_from(NUMBERS)) for _ in terms[1:])]
+    return " + ".join(map("".join, zip(scales, terms, strict=True)))
+
+
+@st.composite
+def learning(draw: st.DrawFn) -> dict[str, Any]:
+    """An `update` whose memory depends on gradients that read it: token by token where that has a parallel form."""
+    bent = draw(st.booleans())
+    update = draw(updates(gradients=st.just(True)))
+    update["objective"] = draw(objectives(BENT if bent else QUADRATIC[:4]))
+    chunk = draw(st.sampled_from(CHUNKS if bent else (None, None, *CHUNKS)))
+    update["gradient"] = {"chunk": chunk} if chunk else "token"
+    if not any("grad" in step for step in update["steps"]):
+        update["steps"].append("M = M - eta*grad")
+    assume(recurrence(small(update)).reads_memory)
+    return update
 
 
 def names_of(step: str) -> set[str]:
