@@ -1,5 +1,6 @@
 """How the torch backend compares with attention on this machine: ratios, since seconds are a machine's own.
 
+    \b
     python benchmarks/ratios.py              # forward and backward, float32, B 1, H 4, D 64, T 8192, segments of 256
     python benchmarks/ratios.py --json ratios.json --rounds 9
 
