@@ -5,7 +5,7 @@ that stood beside the key (MQAR of Arora et al., "Zoology", arXiv 2312.04927). B
 and the same seed, and train at once, each in a process of its own. The plain memory, 8 × 32 numbers, holds a handful of
 pairs and then mixes them up; the cached one reads the segments that hold the pair.
 
-    python demo/recall.py [--seed 0] [--steps 300]
+    python demo/recall.py [--seed 0] [--steps 400]
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def report(results: dict[str, Result]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     build()
     with ProcessPoolExecutor(len(MEMORIES), multiprocessing.get_context("spawn")) as pool:
