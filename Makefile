@@ -4,6 +4,7 @@
 #   make test      lint and run the tests
 #   make offline   compile every kernel of every shipped spec for every GPU architecture and write the table
 #   make ratios    time the torch backend against attention and flash-linear-attention's torch on this machine
+#   make traffic   count the launches and bytes of the Triton backend, beside a peer's and a lower bound
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SPEC ?= linear_grm
 
-.PHONY: demo test lint install install-test offline ratios clean
+.PHONY: demo test lint install install-test offline ratios traffic clean
 
 demo: install
 	$(BIN)/python -m mcgen build mcgen/specs/$(SPEC).yaml -o build/demo
@@ -30,8 +31,12 @@ lint: install-test
 offline: install-test
 	env -u TRITON_INTERPRET $(BIN)/python -m mcgen tune --offline --shipped
 
+# Threads that spin while they wait would time what else the machine does.
 ratios: install-test
-	$(BIN)/python benchmarks/ratios.py
+	env OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/ratios.py
+
+traffic: install
+	$(BIN)/python benchmarks/traffic.py
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

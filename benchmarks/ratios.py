@@ -1,5 +1,6 @@
 """How the torch backend compares with attention on this machine: ratios, since seconds are a machine's own.
 
+    \b
     python benchmarks/ratios.py              # forward and backward, float32, B 1, H 4, D 64, segments of 256
     python benchmarks/ratios.py --json ratios.json --rounds 9
 
@@ -29,10 +30,9 @@ from typing import Any
 
 import click
 import torch
-from rich.progress import track
 
 from mcgen import pipeline
-from mcgen.cli.output import print_table
+from mcgen.cli.output import in_progress, print_table
 from mcgen.spec import loads
 from mcgen.tune.verification import imported
 
@@ -164,7 +164,7 @@ def forward_and_backward(subject: Subject, x: Tensors) -> float:
 def timed(names: Sequence[str], length: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of every subject in every round, the subjects in turns."""
     x, seconds = inputs(length), {name: [] for name in names}
-    for round_number in track(range(rounds + 1), "timing", transient=True):
+    for round_number in in_progress(range(rounds + 1), "timing"):
         for name in names:
             spent = forward_and_backward(SUBJECTS[name], x)
             if round_number:
@@ -220,7 +220,7 @@ def ratio_row(row: Ratio, length: int, seconds: Mapping[str, list[float]]) -> di
 def peak_rows() -> list[dict[str, Any]]:
     """The lines of PEAKS, measured at every length."""
     rows = []
-    for row in track(PEAKS, "peak memory", transient=True):
+    for row in in_progress(PEAKS, "peak memory"):
         tokens = {length: peak(row.subject, length) / length for length in LENGTHS}
         for length, bytes_a_token in tokens.items():
             growth = bytes_a_token / tokens[LENGTHS[0]]

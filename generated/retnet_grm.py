@@ -48,7 +48,7 @@ SPEC_HASH = "ba1cb6126557ab5ed46c885e185d211595a95498e91c8e1b602e8ac97241a568"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_groups")
+    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group")
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -1423,6 +1423,19 @@ def _family(architecture):
     return next(family for family in DEFAULTS if architecture.startswith(family))
 
 
+def _element(tensors):
+    """The type of products between inputs: the widest of theirs, gates aside; float32 for bfloat16 if interpreted."""
+    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 4))
+    if element == torch.float64:
+        raise UnsupportedError(
+            'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
+        )
+    return torch.float32 if element == torch.bfloat16 and INTERPRETED else element
+
+
+_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
+
+
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
     kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
@@ -1437,16 +1450,6 @@ def _configuration(kernel, element, device):
     return BT, BK, BV, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
-def _element(tensors):
-    """The type of products between inputs: the widest of theirs, gates aside; float32 for bfloat16 if interpreted."""
-    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 4))
-    if element == torch.float64:
-        raise UnsupportedError(
-            'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
-        )
-    return torch.float32 if element == torch.bfloat16 and INTERPRETED else element
-
-
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
     element = _element(tensors)
     BT, BK, BV, options = _configuration(name, element, tensors[0].device)
@@ -1454,9 +1457,6 @@ def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
     precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
     constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
     kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)
-
-
-_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
 
 
 def _contiguous(tensors):
@@ -1688,7 +1688,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
     Raises:
         TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
         ValueError: an argument has the wrong shape or lies on another device; it is named.
-        UnsupportedError: state, return_state or cu_seqlens is asked for, which this version does not lower.
+        UnsupportedError: state, return_state, cu_seqlens or a forward-mode derivative is asked for, which this version
+            does not lower.
     """
     _check(q, k, v, u, theta, gates, backend)
     if state is not None or return_state:
@@ -1703,7 +1704,10 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     run = {"torch": _torch_op, "triton": _triton_op}[backend]
-    return run([named[name] for name in ("q", "k", "v", "u")])[0]
+    tensors = [named[name] for name in ("q", "k", "v", "u")]
+    if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
+        raise UnsupportedError("forward-mode derivatives of op are not lowered; take those of `reference` instead")
+    return run(tensors)[0]
 
 
 class _ShortConvolution(torch.nn.Conv1d):

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from mcgen.cli.main import DOES_NOT_HOLD, DONE, USER_ERROR
-from mcgen.cli.output import json_option, print_json, show_diagnostics
+from mcgen.cli.output import in_progress, json_option, print_json, show_diagnostics
 from mcgen.errors import Diagnostic, SpecError, UnsupportedError
 from mcgen.plan.targets import lookup
 from mcgen.spec import Spec
@@ -65,7 +65,7 @@ def build(specs: tuple[str, ...], output: Path, target_names: tuple[str, ...], c
     """
     for name in target_names:
         lookup(name)
-    built = _without_clashes([_built(argument, output) for argument in specs])
+    built = _without_clashes([_built(argument, output) for argument in in_progress(specs, "building")])
     wrong = any(one.text is None for one in built)
     if wrong:
         outcomes = ["error" if one.text is None else "not written" for one in built]

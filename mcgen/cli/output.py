@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 from rich import box
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +20,7 @@ PIPED_WIDTH = 200
 """Width of a table that no terminal shows."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Item = TypeVar("Item")
 
 
 def json_option(command: Command) -> Command:
@@ -37,6 +39,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+
+
+def in_progress(items: Sequence[Item], doing: str) -> Iterable[Item]:
+    """The items, with a bar on standard error while they are gone through, where that is a terminal."""
+    console = Console(stderr=True)
+    return track(items, doing, transient=True, console=console, disable=not console.is_terminal)
 
 
 _COLOURS = {"error": "bold red", "warning": "bold yellow"}

@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
-from rich.console import Console
-from rich.progress import track
 
 from mcgen.cli.main import DOES_NOT_HOLD, DONE
-from mcgen.cli.output import json_option, print_json, print_table
+from mcgen.cli.output import in_progress, json_option, print_json, print_table
 from mcgen.spec import Spec, load, loads
 from mcgen.spec.shipped import find
 
@@ -92,7 +90,7 @@ def _findings(argument: str, backend: str, device: str, seed: int, folder: Path)
     subject = _subject(argument, folder)
     require(subject.module, backend, device)
     cases = list(_cases(subject, small=(backend, device) == ("triton", "cpu"), folder=folder))
-    for case in track(cases, "verifying", transient=True, console=Console(stderr=True)):
+    for case in in_progress(cases, "verifying"):
         yield from hold(case, backend, device, seed)
 
 

@@ -50,11 +50,11 @@ def torch_module(parsed: Any) -> str:
         lagged=lagged_inputs(found),
         key_dim=parsed.head.key_dim,
         value_dim=parsed.head.value_dim,
-        triton=False,
         deep=False,
-        routes=found.routes,
+        keeps_y=False,
     )
     constants = f"SPEC_HASH = {parsed.digest()!r}\nTOP_K = {parsed.aggregate.top_k}"
+    constants += "\n_run_forward_triton = _run_backward_triton = _saved_triton = None"
     return source(constants, arguments_source(parsed), reference_source(parsed), torch_source(found), operator)
 
 
@@ -214,6 +214,20 @@ def test_second_derivatives_are_refused(decay: tuple) -> None:
     (d_q,) = torch.autograd.grad(call(module, arguments).square().sum(), arguments["q"], create_graph=True)
     with pytest.raises(module.UnsupportedError, match="reference"):
         d_q.sum().backward()
+
+
+def test_forward_mode_derivatives_are_refused_where_asked_for(decay: tuple) -> None:
+    """An operator without a rule for them would give zeros; `reference` has them."""
+    parsed, module = decay
+    arguments = {name: x.detach() for name, x in inputs(parsed, 9).items()}
+    along = {"q": torch.ones_like(arguments["q"])}
+    with torch.autograd.forward_ad.dual_level():
+        call(module, arguments)
+        dual = {name: torch.autograd.forward_ad.make_dual(arguments[name], x) for name, x in along.items()}
+        with pytest.raises(module.UnsupportedError, match="reference"):
+            call(module, arguments | dual)
+        tangent = torch.autograd.forward_ad.unpack_dual(module.reference(**(arguments | dual))).tangent
+    assert torch.allclose(tangent, module.reference(**(arguments | along)))  # y is linear in q
 
 
 @pytest.mark.parametrize("aggregate", ["none", "residual", "ssc"])
