@@ -393,12 +393,12 @@ def _walk(x, state, segments):
     """
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
-        before.append(state)
         out = _carry(**chunk, **state)
+        before.append(state)
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
-    return {name: torch.stack([s[name] for s in before], 3) for name in state}, ends, state
+    return {name: torch.stack([s[name] for s in before], 3) for name in before[0]}, ends, state
 
 
 def _walk_back(x, d_state, d_ends, segments):
@@ -409,10 +409,11 @@ def _walk_back(x, d_state, d_ends, segments):
     batch, after = x["q"].shape[:4], []
     chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
+        d_state = {f"d_{name}_next": t for name, t in d_state.items()}
+        out = _carry_vjp(**chunks[c], **d_state)
         after.append(d_state)
-        out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
-        d_state = {name: out[f"d_{name}"] for name in d_state}
-    return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
+        d_state = {name: out[f"d_{name}"] for name in ("M",)}
+    return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
 
 def _saved_torch(tensors):

@@ -657,12 +657,12 @@ def _walk(x, state, segments):
     """
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
-        before.append(state)
         out = _carry(**chunk, **state)
+        before.append(state)
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
-    return {name: torch.stack([s[name] for s in before], 3) for name in state}, ends, state
+    return {name: torch.stack([s[name] for s in before], 3) for name in before[0]}, ends, state
 
 
 def _walk_back(x, d_state, d_ends, segments):
@@ -678,10 +678,11 @@ def _walk_back(x, d_state, d_ends, segments):
             for name in ("M",):
                 d_state[name] = d_state[name] + d_ends[name][:, :, end : end + batch[2]]
             d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
+        d_state = {f"d_{name}_next": t for name, t in d_state.items()}
+        out = _carry_vjp(**chunks[c], **d_state)
         after.append(d_state)
-        out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
-        d_state = {name: out[f"d_{name}"] for name in d_state}
-    return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
+        d_state = {name: out[f"d_{name}"] for name in ("M", "pool")}
+    return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
 
 SCRATCH = 2097152  # numbers in the largest value of a read-out, about
