@@ -686,7 +686,11 @@ class _Panel:
 
 
 def _panels(T, heads):
-    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order."""
+    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
+
+    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
+    """
     size, walk, i = max(ROWS // (heads * CHUNK), 1) * CHUNK, [], 0
     spans = _segments(T)
     while i < len(spans):
@@ -695,8 +699,8 @@ def _panels(T, heads):
         chunk = max(n for n in range(1, CHUNK + 1) if length % n == 0)
         uneven = length > CHUNK and chunk < CHUNK // 4
         if length > size or uneven:
-            whole = last - length % CHUNK
-            parts = [(a, min(a + size, whole)) for a in range(first, whole, size)]
+            whole, part = last - length % CHUNK, max(size, int((length // CHUNK / 8) ** 0.5) * CHUNK)
+            parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
             parts += [(whole, last)] if whole < last else []
             walk.append([_Panel(i, j, a, b, a - first, min(b - a, CHUNK)) for a, b in parts])
         else:

@@ -106,3 +106,15 @@ def test_kernels_are_refused(tmp_path: Path) -> None:
     theta = [torch.zeros(1, 12, 6), torch.zeros(1, 6, 12)]
     with pytest.raises(module.UnsupportedError, match='backend="torch"'):
         module.op(x, x, x, theta=theta, eta=torch.zeros(1, 3, 1), backend="triton")
+
+
+@pytest.mark.parametrize("heads", [1, 4, 64])
+def test_the_backward_pass_holds_few_states(tmp_path: Path, heads: int) -> None:
+    """Those before a segment's panels and before one panel's chunks: a small multiple of √(chunks of the segment)."""
+    length = 1 << 20
+    text = _spec(f"deep_states_{heads}", {}, {**LONG, "gradient": {"chunk": 64}}, {"kind": "none"}, {}, (6, 6))
+    _, module = _module(tmp_path, text.replace("size: 16", f"size: {length}"))
+    (run,) = module._panels(length, heads)
+    chunks = [(panel.last - panel.first) // panel.chunk for panel in run]
+    assert sum(chunks) * 64 == length
+    assert len(run) + max(chunks) < 4 * sum(chunks) ** 0.5
