@@ -100,14 +100,6 @@ def test_gradients_token_by_token_are_refused() -> None:
         source(loads(text))
 
 
-def test_kernels_are_refused(tmp_path: Path) -> None:
-    _, module = _module(tmp_path, _spec("deep_kernels", {}, DLA, {"kind": "none"}, {}, (6, 6)))
-    x = torch.zeros(1, 3, 1, 6)
-    theta = [torch.zeros(1, 12, 6), torch.zeros(1, 6, 12)]
-    with pytest.raises(module.UnsupportedError, match='backend="torch"'):
-        module.op(x, x, x, theta=theta, eta=torch.zeros(1, 3, 1), backend="triton")
-
-
 @pytest.mark.parametrize("heads", [1, 4, 64])
 def test_the_backward_pass_holds_few_states(tmp_path: Path, heads: int) -> None:
     """Those before a segment's panels and before one panel's chunks: a small multiple of √(chunks of the segment)."""
