@@ -4,7 +4,7 @@ Both models have two layers, equal width and the same seed. The plain memory lea
 cached one begins anew every four tokens and is kept. Their initial read-outs are made small, so that what a memory
 gives at first is what it has learned from the sequence.
 
-    python demo/recall_deep.py [--seed 0] [--steps 300]
+    python demo/recall_deep.py [--seed 0] [--steps 450]
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def trained(name: str, steps: int, seed: int) -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=450)
     options = parser.parse_args()
     torch.set_num_threads(1)
     build()

@@ -173,7 +173,7 @@ TOP_K = 2
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHUNK = 64  # tokens of a chunk, at most
+TOKENS = 64  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "k_v": 2,
@@ -463,18 +463,18 @@ def _panels(T, heads):
     Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
-    size, walk, i = max(ROWS // (heads * CHUNK), 1) * CHUNK, [], 0
+    size, walk, i = max(ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
     spans = _segments(T)
     while i < len(spans):
         first, last = spans[i]
         length, j = last - first, i + 1
-        chunk = max(n for n in range(1, CHUNK + 1) if length % n == 0)
-        uneven = length > CHUNK and chunk < CHUNK // 4
+        chunk = max(n for n in range(1, TOKENS + 1) if length % n == 0)
+        uneven = length > TOKENS and chunk < TOKENS // 4
         if length > size or uneven:
-            whole, part = last - length % CHUNK, max(size, int((length // CHUNK / 8) ** 0.5) * CHUNK)
+            whole, part = last - length % TOKENS, max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
             parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
             parts += [(whole, last)] if whole < last else []
-            walk.append([_Panel(i, j, a, b, a - first, min(b - a, CHUNK)) for a, b in parts])
+            walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
         else:
             while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
                 j += 1

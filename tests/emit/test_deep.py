@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from pathlib import Path
 
@@ -110,3 +111,11 @@ def test_the_backward_pass_holds_few_states(tmp_path: Path, heads: int) -> None:
     chunks = [(panel.last - panel.first) // panel.chunk for panel in run]
     assert sum(chunks) * 64 == length
     assert len(run) + max(chunks) < 4 * sum(chunks) ** 0.5
+
+
+def test_no_name_of_a_file_is_given_twice() -> None:
+    """Both backends lie in one file: a constant of one must not stand for a constant of the other."""
+    text = source(loads(_spec("deep_names", {}, LONG, {"kind": "ssc", "top_k": 2}, {"size": 150}, (6, 6))))
+    assigned = [target for s in ast.parse(text).body if isinstance(s, ast.Assign) for target in s.targets]
+    given = [target.id for target in assigned if isinstance(target, ast.Name)]
+    assert {one for one in given if given.count(one) > 1} <= {"triton", "tl"}
