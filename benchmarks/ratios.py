@@ -179,6 +179,13 @@ PEAKS = (
     Peak("linear none", bound=1.25),
 )
 
+PEAK_RATIOS = {
+    f"titans none, chunk {WHOLE}": 1 / 2,
+    "titans none, chunk 64": 1 / 2,
+    "titans grm, chunk 64": None,
+    "titans ssc, top 2, chunk 64": None,
+}
+
 
 def inputs(length: int) -> dict[str, torch.Tensor]:
     """What every subject is called with, and the cotangent `d_y` of its output."""
@@ -271,6 +278,24 @@ def peak_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def peak_ratio_rows() -> list[dict[str, Any]]:
+    """The peak memory of the lines of RATIOS in PEAK_RATIOS over that of what they are held against."""
+    rows = []
+    for row in RATIOS:
+        if row.subject in PEAK_RATIOS and not row.skipped:
+            bytes_of, against = (peak(name, row.length) for name in (row.subject, row.against))
+            ratio, bound = bytes_of / against, PEAK_RATIOS[row.subject]
+            found = {"subject": row.subject, "against": row.against, "bytes": bytes_of, "ratio": ratio, "bound": bound}
+            rows.append({**found, "holds": bound is None or ratio <= bound})
+    return rows
+
+
+def show_peak_ratios(rows: Sequence[Mapping[str, Any]]) -> None:
+    table = [(r["subject"], r["against"], f"{r['bytes'] / 2**20:.0f}", f"{r['ratio']:.2f}", verdict(r)) for r in rows]
+    if table:
+        print_table(("", "against", "MB", "of its memory", ""), table, title="Peak memory of deep memories")
+
+
 def verdict(row: Mapping[str, Any]) -> str:
     return "" if row["bound"] is None else f"{'holds' if row['holds'] else 'MISSED'}: at most {row['bound']:.3g}"
 
@@ -306,9 +331,12 @@ def main(length: int | None, rounds: int, with_peaks: bool, path: Path | None, p
         print(measured_peak(SUBJECTS[peak_of], length or LENGTHS[0]))
         return
     ratios, peaks = ratio_rows(length, rounds), peak_rows() if with_peaks else []
+    peak_ratios = peak_ratio_rows() if with_peaks else []
     show(ratios, peaks)
+    show_peak_ratios(peak_ratios)
     if path:
-        path.write_text(json.dumps({"ratios": ratios, "peaks": peaks}, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({"ratios": ratios, "peaks": peaks, "peak_ratios": peak_ratios}, indent=2)
+        path.write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
