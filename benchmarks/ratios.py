@@ -9,7 +9,8 @@ the median of those of the rounds, after one of warming up. Peak memory is that 
 it had before the call. A line of the report is a row of RATIOS or of PEAKS, a thing to run one of SUBJECTS. Keys have
 length 1, as delta rules want them.
 
-A line that needs flash-linear-attention's torch references (fla-core, of the extra `test`) is skipped without them.
+A line that needs flash-linear-attention's torch references (fla-core) or titans-pytorch, of the extra `test`, is
+skipped without them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from mcgen.tune.verification import imported
 BATCH, HEADS, DIM, SEGMENT = 1, 4, 64, 256
 LENGTHS = (4096, 8192, 16384, 32768)
 GATES = {"alpha": (0.9, 1.0), "beta": (0.1, 0.9), "eta": (0.1, 0.9), "lam": (0.1, 1.0)}
+
+EXPANSION, WHOLE = 4, 8192  # of deep memories: hidden width over DIM, and tokens of the longest gradient chunk
 
 Tensors = Mapping[str, torch.Tensor]
 Subject = Callable[[Tensors], torch.Tensor]
@@ -72,11 +75,12 @@ class Peak:
     bound: float | None
 
 
-def memory(update: Mapping[str, Any], aggregate: Mapping[str, Any]) -> Subject:
-    """The operator of a matrix memory with this update and aggregate."""
-
-    fields = {"mcgen": 1, "name": "subject", "memory": {"kind": "matrix"}, "head": {"key_dim": DIM, "value_dim": DIM}}
-    spec = loads(json.dumps({**fields, "update": update, "aggregate": aggregate, "segment": {"size": SEGMENT}}))
+def memory(
+    update: Mapping[str, Any], aggregate: Mapping[str, Any], size: int = SEGMENT, kind: str = "matrix"
+) -> Subject:
+    """The operator of a memory with this update and aggregate, in segments of `size`; deep ones have two layers."""
+    fields = {"mcgen": 1, "name": "subject", "memory": {"kind": kind}, "head": {"key_dim": DIM, "value_dim": DIM}}
+    spec = loads(json.dumps({**fields, "update": update, "aggregate": aggregate, "segment": {"size": size}}))
 
     @functools.cache
     def module() -> Any:
@@ -85,9 +89,36 @@ def memory(update: Mapping[str, Any], aggregate: Mapping[str, Any]) -> Subject:
             path.write_text(pipeline.source(spec), encoding="utf-8")
             return imported(path)
 
-    return lambda x: module().op(
-        x["q"], x["k"], x["v"], x["u"], **{gate: x[gate] for gate in spec.tensor_gates}, backend="torch"
-    )
+    def subject(x: Tensors) -> torch.Tensor:
+        deep = {"theta": [x["W_1"], x["W_2"]]} if kind == "mlp" else {}
+        gates = {gate: x[gate] * (0.01 if deep and gate == "eta" else 1) for gate in spec.tensor_gates}
+        return module().op(x["q"], x["k"], x["v"], x["u"], **deep, **gates, backend="torch")
+
+    return subject
+
+
+def titans(chunk: int, aggregate: Mapping[str, Any], size: int = WHOLE) -> Subject:
+    """The operator of Titans on a perceptron of two layers, with gradients over chunks of so many tokens."""
+    return memory({"rule": "titans", "gradient": {"chunk": chunk}}, aggregate, size, "mlp")
+
+
+@functools.cache
+def peer() -> torch.nn.Module:
+    """titans-pytorch's memory with chunks of 64 and gradients at the sequence's start, without its projections."""
+    from titans_pytorch import MemoryMLP, NeuralMemory
+
+    model = MemoryMLP(DIM, depth=2, expansion_factor=EXPANSION)
+    options = {"pre_rmsnorm": False, "mem_model_norm_add_residual": False, "qkv_receives_diff_views": True}
+    module = NeuralMemory(HEADS * DIM, dim_head=DIM, heads=HEADS, chunk_size=64, model=model, **options)
+    module.to_queries = module.to_keys = module.to_values = module.combine_heads = torch.nn.Identity()
+    module.retrieve_gate = None
+    return module
+
+
+def titans_pytorch(x: Tensors) -> torch.Tensor:
+    """The peer's memory of the same queries, keys and values; it makes gates of its own from the keys."""
+    read, _ = peer()(torch.stack([x[name].flatten(2) for name in "qkv"]))
+    return read.unflatten(-1, (HEADS, DIM))
 
 
 def attention(x: Tensors) -> torch.Tensor:
@@ -126,18 +157,34 @@ SUBJECTS: dict[str, Subject] = {
     "linear grm": memory({"rule": "linear"}, {"kind": "grm"}),
     "linear ssc, top 2": memory({"rule": "linear"}, {"kind": "ssc", "top_k": 2}),
     "linear none": memory({"rule": "linear"}, {"kind": "none"}),
+    "titans-pytorch": titans_pytorch,
+    f"titans none, chunk {WHOLE}": titans(WHOLE, {"kind": "none"}),
+    "titans none, chunk 64": titans(64, {"kind": "none"}),
+    "titans grm, chunk 64": titans(64, {"kind": "grm"}, SEGMENT),
+    "titans ssc, top 2, chunk 64": titans(64, {"kind": "ssc", "top_k": 2}, SEGMENT),
 }
 RATIOS = (
     Ratio("linear grm", "attention", bound=1 / 3),
     Ratio("linear ssc, top 2", "linear grm", bound=1.0),
     Ratio("linear none", "attention", bound=None),
     Ratio("gated delta none", "gated delta, fla's in torch", bound=1 / 2, length=4096, needs="fla"),
+    Ratio(f"titans none, chunk {WHOLE}", "titans-pytorch", bound=1 / 2, needs="titans_pytorch"),
+    Ratio("titans none, chunk 64", "titans-pytorch", bound=1.0, needs="titans_pytorch"),
+    Ratio("titans grm, chunk 64", "titans-pytorch", bound=None, needs="titans_pytorch"),
+    Ratio("titans ssc, top 2, chunk 64", "titans-pytorch", bound=None, needs="titans_pytorch"),
 )
 PEAKS = (
     Peak("linear grm", bound=1.25),
     Peak("linear ssc, top 2", bound=1.25),
     Peak("linear none", bound=1.25),
 )
+
+PEAK_RATIOS = {
+    f"titans none, chunk {WHOLE}": 1 / 2,
+    "titans none, chunk 64": 1 / 2,
+    "titans grm, chunk 64": None,
+    "titans ssc, top 2, chunk 64": None,
+}
 
 
 def inputs(length: int) -> dict[str, torch.Tensor]:
@@ -148,6 +195,8 @@ def inputs(length: int) -> dict[str, torch.Tensor]:
     x["k"] = torch.nn.functional.normalize(x["k"], dim=-1)
     for name, (low, high) in GATES.items():
         x[name] = low + (high - low) * torch.rand(shape[:3], generator=generator)
+    for name, (wide, into) in {"W_1": (EXPANSION * DIM, DIM), "W_2": (DIM, EXPANSION * DIM)}.items():
+        x[name] = torch.randn(HEADS, wide, into, generator=generator) * into**-0.5
     leaves = {name: t.requires_grad_() for name, t in x.items()}
     return {**leaves, "d_y": torch.randn(shape, generator=generator)}
 
@@ -229,6 +278,24 @@ def peak_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def peak_ratio_rows() -> list[dict[str, Any]]:
+    """The peak memory of the lines of RATIOS in PEAK_RATIOS over that of what they are held against."""
+    rows = []
+    for row in RATIOS:
+        if row.subject in PEAK_RATIOS and not row.skipped:
+            bytes_of, against = (peak(name, row.length) for name in (row.subject, row.against))
+            ratio, bound = bytes_of / against, PEAK_RATIOS[row.subject]
+            found = {"subject": row.subject, "against": row.against, "bytes": bytes_of, "ratio": ratio, "bound": bound}
+            rows.append({**found, "holds": bound is None or ratio <= bound})
+    return rows
+
+
+def show_peak_ratios(rows: Sequence[Mapping[str, Any]]) -> None:
+    table = [(r["subject"], r["against"], f"{r['bytes'] / 2**20:.0f}", f"{r['ratio']:.2f}", verdict(r)) for r in rows]
+    if table:
+        print_table(("", "against", "MB", "of its memory", ""), table, title="Peak memory of deep memories")
+
+
 def verdict(row: Mapping[str, Any]) -> str:
     return "" if row["bound"] is None else f"{'holds' if row['holds'] else 'MISSED'}: at most {row['bound']:.3g}"
 
@@ -264,9 +331,12 @@ def main(length: int | None, rounds: int, with_peaks: bool, path: Path | None, p
         print(measured_peak(SUBJECTS[peak_of], length or LENGTHS[0]))
         return
     ratios, peaks = ratio_rows(length, rounds), peak_rows() if with_peaks else []
+    peak_ratios = peak_ratio_rows() if with_peaks else []
     show(ratios, peaks)
+    show_peak_ratios(peak_ratios)
     if path:
-        path.write_text(json.dumps({"ratios": ratios, "peaks": peaks}, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({"ratios": ratios, "peaks": peaks, "peak_ratios": peak_ratios}, indent=2)
+        path.write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

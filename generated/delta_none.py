@@ -158,7 +158,7 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHUNK = 64  # tokens of a chunk, at most
+TOKENS = 64  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "k": 2,
@@ -167,6 +167,8 @@ CARRY = {
     "rows2": 2,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
 CARRY_VJP = {"k": 2, "rows3": 2, "rows4": 2, "q_d_o": 2}
+ROWS_READ = ("x_tv2",)  # what `_carry` reads of the state, and others need
+ROWS_OWED = ("d_tv",)  # what `_carry_vjp` makes of the state's cotangent, and others need
 
 
 def _products(first, *others):
@@ -201,25 +203,24 @@ def _carry(*, M, k, x_t2, rows, rows2, **_):
     """The state after a chunk."""
     # M = R M + sum over j of C_j k_j v_jᵀ
     rows_M = rows @ M  # [t v]
-    x_tv = rows_M + rows2
-    k_x_t2_x_tv = k.mT @ (x_t2[..., :, None] * x_tv)  # [k v]
-    M_next = M + k_x_t2_x_tv  # [k v]
+    x_tv2 = rows_M + rows2
+    k_x_t2_x_tv2 = k.mT @ (x_t2[..., :, None] * x_tv2)  # [k v]
+    M_next = M + k_x_t2_x_tv2  # [k v]
     return {
         "M_next": M_next,
+        "x_tv2": x_tv2,
     }
 
 
-def _read_online(*, q, M, x_t2, k, rows, rows2, **_):
+def _read_online(*, q, M, x_t2, k, x_tv2, **_):
     """The online read-outs of chunks, from the states before them."""
-    n_t = rows2.shape[-2]
+    n_t = x_tv2.shape[-2]
     n_j = k.shape[-2]
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     causal = torch.ones(n_t, n_j, dtype=q.dtype, device=q.device).tril()  # [t j]
     causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
     q_k = q @ k.mT  # [t j]
-    rows_M = rows @ M  # [t v]
-    x_tv = rows_M + rows2
-    o = _products((q, M), ((causal_x_t2 * q_k), x_tv))  # [t v]
+    o = _products((q, M), ((causal_x_t2 * q_k), x_tv2))  # [t v]
     return {
         "o": o,
     }
@@ -251,43 +252,41 @@ def _pulls(*, x_t2, k_k, k, q, d_o, **_):
 def _carry_vjp(*, d_M_next, k, rows3, rows4, q_d_o, **_):
     """The cotangent of the state before a chunk, from that after it."""
     rows3_d_M_next = rows3 @ d_M_next  # [t v]
-    k_d_tv = k.mT @ (rows3_d_M_next + rows4)  # [k v]
+    d_tv = rows3_d_M_next + rows4
+    k_d_tv = k.mT @ d_tv  # [k v]
     d_M = d_M_next + k_d_tv + q_d_o  # [k v]
     return {
         "d_M": d_M,
+        "d_tv": d_tv,
     }
 
 
-def _inputs_vjp(*, d_o, rows, M, rows2, x_t2, k, d_M_next, rows3, rows4, k_k, q_k, q, **_):
+def _inputs_vjp(*, d_o, x_tv2, x_t2, k, M, d_M_next, d_tv, k_k, q_k, q, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = q.shape[-2]
     n_j = q_k.shape[-1]
     # d_q
-    rows_M = rows @ M  # [t v]
-    x_tv = rows_M + rows2
-    d_o_x_tv = d_o @ x_tv.mT  # [t j]
+    d_o_x_tv2 = d_o @ x_tv2.mT  # [t j]
     causal = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril()  # [t j]
     causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
-    d_q_k = d_o_x_tv * causal_x_t2  # [t j]
+    d_q_k = d_o_x_tv2 * causal_x_t2  # [t j]
     d_q = _products((d_q_k, k), (d_o, M.mT))  # [t k]
     # d_eta
     k_d_M_next = k @ d_M_next  # [j v]
-    k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
-    rows3_d_M_next = rows3 @ d_M_next  # [t v]
-    d_tv = rows3_d_M_next + rows4
-    d_tv_x_tv = d_tv @ x_tv.mT  # [t j]
-    d_tv_x_tv_k_k = d_tv_x_tv * k_k  # [t j]
+    k_d_M_next_x_tv2 = (k_d_M_next * x_tv2).sum(-1)  # [j]
+    d_tv_x_tv2 = d_tv @ x_tv2.mT  # [t j]
+    d_tv_x_tv2_k_k = d_tv_x_tv2 * k_k  # [t j]
     causal2 = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril(-1)  # [t j]
-    d_j = (d_tv_x_tv_k_k * causal2).sum(-2)
-    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
-    d_j2 = (d_o_x_tv_q_k * causal).sum(-2)
-    d_j3 = k_d_M_next_x_tv + d_j + d_j2
+    d_j = (d_tv_x_tv2_k_k * causal2).sum(-2)
+    d_o_x_tv2_q_k = d_o_x_tv2 * q_k  # [t j]
+    d_j2 = (d_o_x_tv2_q_k * causal).sum(-2)
+    d_j3 = k_d_M_next_x_tv2 + d_j + d_j2
     d_eta = -d_j3  # [t]
     # d_k
     causal2_x_t2 = causal2 * x_t2[..., None, :]  # [t j]
-    d_tj = d_tv_x_tv * causal2_x_t2
+    d_tj = d_tv_x_tv2 * causal2_x_t2
     d_tk = _products((d_tv, M.mT), (d_tj, k))
-    d_k = _products(((x_t2[..., :, None] * x_tv), d_M_next.mT), (d_tj.mT, k), (d_q_k.mT, q)) + d_tk  # [j k]
+    d_k = _products(((x_t2[..., :, None] * x_tv2), d_M_next.mT), (d_tj.mT, k), (d_q_k.mT, q)) + d_tk  # [j k]
     # d_v
     d_tv2 = -d_tv
     return {
@@ -318,19 +317,23 @@ class _Panel:
 
 
 def _panels(T, heads):
-    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order."""
-    size, walk, i = max(ROWS // (heads * CHUNK), 1) * CHUNK, [], 0
+    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
+
+    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
+    """
+    size, walk, i = max(ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
     spans = [(a, min(a + size, T)) for a in range(0, T, size)]  # what segments there are makes no difference
     while i < len(spans):
         first, last = spans[i]
         length, j = last - first, i + 1
-        chunk = max(n for n in range(1, CHUNK + 1) if length % n == 0)
-        uneven = length > CHUNK and chunk < CHUNK // 4
+        chunk = max(n for n in range(1, TOKENS + 1) if length % n == 0)
+        uneven = length > TOKENS and chunk < TOKENS // 4
         if length > size or uneven:
-            whole = last - length % CHUNK
-            parts = [(a, min(a + size, whole)) for a in range(first, whole, size)]
+            whole, part = last - length % TOKENS, max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
+            parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
             parts += [(whole, last)] if whole < last else []
-            walk.append([_Panel(i, j, a, b, a - first, min(b - a, CHUNK)) for a, b in parts])
+            walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
         else:
             while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
                 j += 1
@@ -380,30 +383,32 @@ def _by_chunk(values, dimensions, batch):
 def _walk(x, state, segments):
     """The states before the chunks of a panel, stacked; those at the ends of its segments; and the one after it.
 
-    `segments` is how many the chunks go through one after another.
+    `segments` is how many the chunks go through one after another. Beside the first lie the chunks' ROWS_READ.
     """
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
-        before.append(state)
         out = _carry(**chunk, **state)
+        before.append({**state, **{name: out[name] for name in ROWS_READ}})
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
-    return {name: torch.stack([s[name] for s in before], 3) for name in state}, ends, state
+    return {name: torch.stack([s[name] for s in before], 3) for name in before[0]}, ends, state
 
 
 def _walk_back(x, d_state, d_ends, segments):
     """The reverse of `_walk`: cotangents of the states after the chunks, stacked, and of the one before the panel.
 
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
+    Beside the first lie the chunks' ROWS_OWED.
     """
     batch, after = x["q"].shape[:4], []
     chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
-        after.append(d_state)
-        out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
-        d_state = {name: out[f"d_{name}"] for name in d_state}
-    return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
+        d_state = {f"d_{name}_next": t for name, t in d_state.items()}
+        out = _carry_vjp(**chunks[c], **d_state)
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        d_state = {name: out[f"d_{name}"] for name in ("M",)}
+    return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
 
 def _saved_torch(tensors):

@@ -195,7 +195,7 @@ TOP_K = 2
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHUNK = 64  # tokens of a chunk, at most
+TOKENS = 64  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
@@ -206,6 +206,8 @@ CARRY = {
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
 CARRY_VJP = {"decay_all": 0, "k": 2, "rows3": 2, "rows4": 2, "R_t": 1, "q_d_q_M": 2, "u_d_r_count": 1}
+ROWS_READ = ("x_tv2",)  # what `_carry` reads of the state, and others need
+ROWS_OWED = ("d_tv",)  # what `_carry_vjp` makes of the state's cotangent, and others need
 
 
 def _products(first, *others):
@@ -257,17 +259,18 @@ def _carry(*, decay_all, M, k, C_j, rows, rows2, pool, sum_k, **_):
     # M = R M + sum over j of C_j k_j v_jᵀ
     decay_M = decay_all[..., None, None] * M  # [k v]
     rows_M = rows @ M  # [t v]
-    x_tv = rows_M + rows2
-    k_C_x_tv = k.mT @ (C_j[..., :, None] * x_tv)  # [k v]
-    M_next = decay_M + k_C_x_tv  # [k v]
+    x_tv2 = rows_M + rows2
+    k_C_x_tv2 = k.mT @ (C_j[..., :, None] * x_tv2)  # [k v]
+    M_next = decay_M + k_C_x_tv2  # [k v]
     pool_next = pool + sum_k  # [k]
     return {
         "M_next": M_next,
         "pool_next": pool_next,
+        "x_tv2": x_tv2,
     }
 
 
-def _read_online(*, alpha, q, M, eta, k, rows, rows2, u, pool, count, **_):
+def _read_online(*, alpha, q, M, eta, k, x_tv2, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
@@ -278,10 +281,8 @@ def _read_online(*, alpha, q, M, eta, k, rows, rows2, u, pool, count, **_):
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
     q_k = q @ k.mT  # [t j]
-    rows_M = rows @ M  # [t v]
-    x_tv = rows_M + rows2
-    C_q_k_x_tv = (C_tj * q_k) @ x_tv
-    o = decayed_q_M + C_q_k_x_tv  # [t v]
+    C_q_k_x_tv2 = (C_tj * q_k) @ x_tv2
+    o = decayed_q_M + C_q_k_x_tv2  # [t v]
     # r_t = <u_t, mean of the segment's keys up to t>
     u_k = u @ k.mT  # [t j]
     sum_causal_u_k = u_k.tril().sum(-1)  # [t]
@@ -334,32 +335,12 @@ def _carry_vjp(*, d_M_next, decay_all, k, rows3, rows4, R_t, q_d_q_M, d_pool_nex
     return {
         "d_M": d_M,
         "d_pool": d_pool,
+        "d_tv": d_tv,
     }
 
 
 def _inputs_vjp(
-    *,
-    alpha,
-    k,
-    d_M_next,
-    rows,
-    M,
-    rows2,
-    eta,
-    rows3,
-    rows4,
-    k_k,
-    d_o,
-    q_k,
-    q,
-    C_j,
-    R_t,
-    d_pool_next,
-    u,
-    d_r,
-    count,
-    pool,
-    **_,
+    *, alpha, k, d_M_next, x_tv2, eta, M, d_tv, k_k, d_o, q_k, q, C_j, R_t, d_pool_next, u, d_r, count, pool, **_
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = count.shape[-1]
@@ -368,11 +349,9 @@ def _inputs_vjp(
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
     k_d_M_next = k @ d_M_next  # [j v]
-    rows_M = rows @ M  # [t v]
-    x_tv = rows_M + rows2
-    k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
+    k_d_M_next_x_tv2 = (k_d_M_next * x_tv2).sum(-1)  # [j]
     x_t = -eta
-    d_j = k_d_M_next_x_tv * x_t
+    d_j = k_d_M_next_x_tv2 * x_t
     decayed_d_j = decay_j[..., :, None] * d_j[..., None, :]  # [m j]
     before_tj = alpha_runs[..., :-1, 1:]
     d_m = (decayed_d_j * before_tj).sum(-1)
@@ -380,52 +359,50 @@ def _inputs_vjp(
     d_m3 = decay_j * d_M_next_M[..., None]
     before_t = alpha_runs[..., :-1, 0]
     decayed_d_m3 = d_m3 * before_t
-    rows3_d_M_next = rows3 @ d_M_next  # [t v]
-    d_tv = rows3_d_M_next + rows4
     k_M = k @ M  # [t v]
     d_tv_k_M = (d_tv * k_M).sum(-1)  # [t]
     decayed_d_tv_k_M = d_tv_k_M * before_t  # [t]
     d_m4 = ((d_tv_k_M * alpha)[..., None, :] @ before_tj).squeeze(-2)
     decayed_d_m4 = d_m4 * before_t
-    d_tv_x_tv = d_tv @ x_tv.mT  # [t j]
-    d_tv_x_tv_k_k = d_tv_x_tv * k_k  # [t j]
+    d_tv_x_tv2 = d_tv @ x_tv2.mT  # [t j]
+    d_tv_x_tv2_k_k = d_tv_x_tv2 * k_k  # [t j]
     C_tj = before_tj * x_t[..., None, :]
-    C_d_tv_x_tv_k_k = (d_tv_x_tv_k_k * C_tj).sum(-1)  # [t]
-    d_tj = d_tv_x_tv_k_k * alpha[..., :, None]
+    C_d_tv_x_tv2_k_k = (d_tv_x_tv2_k_k * C_tj).sum(-1)  # [t]
+    d_tj = d_tv_x_tv2_k_k * alpha[..., :, None]
     decayed_d_tj_x_t = before_tj.mT @ (d_tj * x_t[..., None, :])  # [m j]
     d_m5 = (decayed_d_tj_x_t * before_tj).sum(-1)
     decay_tj = alpha_runs[..., 1:, 1:]
-    d_o_x_tv = d_o @ x_tv.mT  # [t j]
-    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
-    d_mj = decay_tj.mT @ (d_o_x_tv_q_k * x_t[..., None, :])
-    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
+    d_o_x_tv2 = d_o @ x_tv2.mT  # [t j]
+    d_o_x_tv2_q_k = d_o_x_tv2 * q_k  # [t j]
+    decayed_d_tj2 = decay_tj.mT @ (d_o_x_tv2_q_k * x_t[..., None, :])  # [m j]
+    d_m6 = (decayed_d_tj2 * before_tj).sum(-1)
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
     decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m6 = decayed_d_o_q_M * before_t
-    d_t = decayed_d_mj + d_m6
-    d_alpha = d_m + decayed_d_m3 + decayed_d_tv_k_M + decayed_d_m4 + C_d_tv_x_tv_k_k + d_m5 + d_t  # [t]
+    d_m7 = decayed_d_o_q_M * before_t
+    d_t = d_m6 + d_m7
+    d_alpha = d_m + decayed_d_m3 + decayed_d_tv_k_M + decayed_d_m4 + C_d_tv_x_tv2_k_k + d_m5 + d_t  # [t]
     # d_q
     C_tj2 = decay_tj * x_t[..., None, :]
-    d_q_k = d_o_x_tv * C_tj2  # [t j]
+    d_q_k = d_o_x_tv2 * C_tj2  # [t j]
     decay_t = alpha_runs[..., 1:, 0]
     d_q = _products((d_q_k, k), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
     # d_eta
-    d_j2 = k_d_M_next_x_tv * decay_j
+    d_j2 = k_d_M_next_x_tv2 * decay_j
     decayed_d_tj = (d_tj * before_tj).sum(-2)  # [j]
-    d_j3 = (d_o_x_tv_q_k * decay_tj).sum(-2)
+    d_j3 = (d_o_x_tv2_q_k * decay_tj).sum(-2)
     d_j4 = d_j2 + decayed_d_tj + d_j3
     d_eta = -d_j4  # [t]
     # d_k
     C_tj3 = alpha[..., :, None] * C_tj
-    C_d_tv_x_tv = d_tv_x_tv * C_tj3  # [t j]
-    d_tk = _products(((d_tv * R_t[..., :, None]), M.mT), (C_d_tv_x_tv, k))
+    C_d_tv_x_tv2 = d_tv_x_tv2 * C_tj3  # [t j]
+    d_tk = _products(((d_tv * R_t[..., :, None]), M.mT), (C_d_tv_x_tv2, k))
     d_r_count = d_r / count  # [t]
     causal = torch.ones(n_t, n_j, dtype=alpha.dtype, device=alpha.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
     u_d_u_k = d_u_k.mT @ u  # [j k]
     d_jk = d_pool_next[..., None, :] + u_d_u_k
-    d_k = _products(((C_j[..., :, None] * x_tv), d_M_next.mT), (C_d_tv_x_tv.mT, k), (d_q_k.mT, q)) + d_tk + d_jk
+    d_k = _products(((C_j[..., :, None] * x_tv2), d_M_next.mT), (C_d_tv_x_tv2.mT, k), (d_q_k.mT, q)) + d_tk + d_jk
     # d_v
     d_tv2 = -d_tv
     # d_u
@@ -619,19 +596,23 @@ class _Panel:
 
 
 def _panels(T, heads):
-    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order."""
-    size, walk, i = max(ROWS // (heads * CHUNK), 1) * CHUNK, [], 0
+    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
+
+    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
+    """
+    size, walk, i = max(ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
     spans = _segments(T)
     while i < len(spans):
         first, last = spans[i]
         length, j = last - first, i + 1
-        chunk = max(n for n in range(1, CHUNK + 1) if length % n == 0)
-        uneven = length > CHUNK and chunk < CHUNK // 4
+        chunk = max(n for n in range(1, TOKENS + 1) if length % n == 0)
+        uneven = length > TOKENS and chunk < TOKENS // 4
         if length > size or uneven:
-            whole = last - length % CHUNK
-            parts = [(a, min(a + size, whole)) for a in range(first, whole, size)]
+            whole, part = last - length % TOKENS, max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
+            parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
             parts += [(whole, last)] if whole < last else []
-            walk.append([_Panel(i, j, a, b, a - first, min(b - a, CHUNK)) for a, b in parts])
+            walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
         else:
             while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
                 j += 1
@@ -684,22 +665,23 @@ def _by_chunk(values, dimensions, batch):
 def _walk(x, state, segments):
     """The states before the chunks of a panel, stacked; those at the ends of its segments; and the one after it.
 
-    `segments` is how many the chunks go through one after another.
+    `segments` is how many the chunks go through one after another. Beside the first lie the chunks' ROWS_READ.
     """
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
-        before.append(state)
         out = _carry(**chunk, **state)
+        before.append({**state, **{name: out[name] for name in ROWS_READ}})
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
-    return {name: torch.stack([s[name] for s in before], 3) for name in state}, ends, state
+    return {name: torch.stack([s[name] for s in before], 3) for name in before[0]}, ends, state
 
 
 def _walk_back(x, d_state, d_ends, segments):
     """The reverse of `_walk`: cotangents of the states after the chunks, stacked, and of the one before the panel.
 
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
+    Beside the first lie the chunks' ROWS_OWED.
     """
     batch, after = x["q"].shape[:4], []
     chunks = _by_chunk(x, CARRY_VJP, batch)
@@ -709,10 +691,11 @@ def _walk_back(x, d_state, d_ends, segments):
             for name in ("M",):
                 d_state[name] = d_state[name] + d_ends[name][:, :, end : end + batch[2]]
             d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
-        after.append(d_state)
-        out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
-        d_state = {name: out[f"d_{name}"] for name in d_state}
-    return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
+        d_state = {f"d_{name}_next": t for name, t in d_state.items()}
+        out = _carry_vjp(**chunks[c], **d_state)
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        d_state = {name: out[f"d_{name}"] for name in ("M", "pool")}
+    return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
 
 SCRATCH = 2097152  # numbers in the largest value of a read-out, about

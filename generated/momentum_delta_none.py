@@ -180,7 +180,7 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHUNK = 64  # tokens of a chunk, at most
+TOKENS = 64  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
@@ -206,6 +206,8 @@ CARRY_VJP = {
     "before_t3": 1,
     "q_d_q_M": 2,
 }
+ROWS_READ = ("x_tv2",)  # what `_carry` reads of the state, and others need
+ROWS_OWED = ("d_tv",)  # what `_carry_vjp` makes of the state's cotangent, and others need
 
 
 def _products(first, *others):
@@ -276,21 +278,22 @@ def _carry(*, decay_all, S, k, C_j, rows, M, rows2, rows3, decay_all2, R, C_j4, 
     """The state after a chunk."""
     # S = R S + sum over j of C_j k_j v_jᵀ
     decay_S = decay_all[..., None, None] * S  # [k v]
-    x_tv = _products((rows, M), (rows2, S)) + rows3
-    k_C_x_tv = k.mT @ (C_j[..., :, None] * x_tv)  # [k v]
-    S_next = decay_S + k_C_x_tv  # [k v]
+    x_tv2 = _products((rows, M), (rows2, S)) + rows3
+    k_C_x_tv2 = k.mT @ (C_j[..., :, None] * x_tv2)  # [k v]
+    S_next = decay_S + k_C_x_tv2  # [k v]
     # M = R M + sum over j of C_j k_j v_jᵀ
     decay_M = decay_all2[..., None, None] * M  # [k v]
     R_S = R[..., None, None] * S  # [k v]
-    k_C_x_tv2 = k.mT @ (C_j4[..., :, None] * x_tv)  # [k v]
-    M_next = decay_M + R_S + k_C_x_tv2  # [k v]
+    k_C_x_tv22 = k.mT @ (C_j4[..., :, None] * x_tv2)  # [k v]
+    M_next = decay_M + R_S + k_C_x_tv22  # [k v]
     return {
         "S_next": S_next,
         "M_next": M_next,
+        "x_tv2": x_tv2,
     }
 
 
-def _read_online(*, alpha, q, M, beta, lam, S, eta, k, rows, rows2, rows3, **_):
+def _read_online(*, alpha, q, M, beta, lam, S, eta, k, x_tv2, **_):
     """The online read-outs of chunks, from the states before them."""
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
@@ -312,9 +315,8 @@ def _read_online(*, alpha, q, M, beta, lam, S, eta, k, rows, rows2, rows3, **_):
     C_tj3 = C_ts @ C_tj2
     C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
-    x_tv = _products((rows, M), (rows2, S)) + rows3
-    C_q_k_x_tv = (C_tj4 * q_k) @ x_tv
-    o = decayed_q_M + R_q_S + C_q_k_x_tv  # [t v]
+    C_q_k_x_tv2 = (C_tj4 * q_k) @ x_tv2
+    o = decayed_q_M + R_q_S + C_q_k_x_tv2  # [t v]
     return {
         "o": o,
     }
@@ -378,6 +380,7 @@ def _carry_vjp(
     return {
         "d_S": d_S,
         "d_M": d_M,
+        "d_tv": d_tv,
     }
 
 
@@ -386,25 +389,21 @@ def _inputs_vjp(
     alpha,
     k,
     d_M_next,
-    rows,
-    M,
-    rows2,
-    S,
-    rows3,
+    x_tv2,
     eta,
     lam,
     beta,
+    S,
+    M,
     before_t3,
-    rows4,
-    rows5,
-    d_S_next,
-    rows6,
+    d_tv,
     k_k,
     d_o,
     q_k,
     q,
     C_tj3,
     R_t,
+    d_S_next,
     C_j4,
     C_j,
     C_tj6,
@@ -416,17 +415,16 @@ def _inputs_vjp(
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
     k_d_M_next = k @ d_M_next  # [j v]
-    x_tv = _products((rows, M), (rows2, S)) + rows3
-    k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
+    k_d_M_next_x_tv2 = (k_d_M_next * x_tv2).sum(-1)  # [j]
     x_t = -(eta * lam)
-    d_j = k_d_M_next_x_tv * x_t
+    d_j = k_d_M_next_x_tv2 * x_t
     decayed_d_j = decay_j[..., :, None] * d_j[..., None, :]  # [m j]
     before_tj = alpha_runs[..., :-1, 1:]
     d_m = (decayed_d_j * before_tj).sum(-1)
     beta_runs = _runs(beta)
     before_tj3 = beta_runs[..., :-1, 1:]
     C_tj = before_tj3 * eta[..., None, :]
-    d_s = (k_d_M_next_x_tv[..., None, :] @ C_tj.mT).squeeze(-2)
+    d_s = (k_d_M_next_x_tv2[..., None, :] @ C_tj.mT).squeeze(-2)
     d_M_next_S = (d_M_next * S).sum((-2, -1))
     before_t = beta_runs[..., :-1, 0]
     d_s2 = d_M_next_S[..., None] * before_t
@@ -439,7 +437,6 @@ def _inputs_vjp(
     d_M_next_M = (d_M_next * M).sum((-2, -1))
     d_m3 = decay_j * d_M_next_M[..., None]
     d_m3_before_t3 = d_m3 * before_t3  # [m]
-    d_tv = _products((rows4, d_M_next), (rows5, d_S_next)) + rows6
     k_M = k @ M  # [t v]
     d_tv_k_M = (d_tv * k_M).sum(-1)  # [t]
     decayed_d_tv_k_M = (d_tv_k_M[..., None, :] @ before_tj).squeeze(-2)  # [m]
@@ -447,62 +444,62 @@ def _inputs_vjp(
     k_S = k @ S  # [t v]
     d_tv_k_S = (d_tv * k_S).sum(-1)  # [t]
     decayed_d_tv_k_S = d_tv_k_S[..., :, None] * before_t[..., None, :]  # [t s]
-    d_tv_x_tv = d_tv @ x_tv.mT  # [t j]
-    d_tv_x_tv_k_k = d_tv_x_tv * k_k  # [t j]
-    C_d_tv_x_tv_k_k = d_tv_x_tv_k_k @ C_tj.mT  # [t s]
-    d_ts = decayed_d_tv_k_S + C_d_tv_x_tv_k_k
+    d_tv_x_tv2 = d_tv @ x_tv2.mT  # [t j]
+    d_tv_x_tv2_k_k = d_tv_x_tv2 * k_k  # [t j]
+    C_d_tv_x_tv2_k_k = d_tv_x_tv2_k_k @ C_tj.mT  # [t s]
+    d_ts = decayed_d_tv_k_S + C_d_tv_x_tv2_k_k
     d_sm2 = (d_ts * x_t3[..., None, :]).mT @ before_tj
     decayed_d_sm22 = (d_sm2 * before_sm).sum(-2)  # [m]
-    decayed_d_tj = before_tj.mT @ (d_tv_x_tv_k_k * x_t[..., None, :])  # [m j]
+    decayed_d_tj = before_tj.mT @ (d_tv_x_tv2_k_k * x_t[..., None, :])  # [m j]
     d_m5 = (decayed_d_tj * before_tj).sum(-1)
     decay_tj = alpha_runs[..., 1:, 1:]
-    d_o_x_tv = d_o @ x_tv.mT  # [t j]
-    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
-    d_mj = decay_tj.mT @ (d_o_x_tv_q_k * x_t[..., None, :])
-    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
-    C_d_o_x_tv_q_k = d_o_x_tv_q_k @ C_tj.mT  # [t s]
+    d_o_x_tv2 = d_o @ x_tv2.mT  # [t j]
+    d_o_x_tv2_q_k = d_o_x_tv2 * q_k  # [t j]
+    decayed_d_tj2 = decay_tj.mT @ (d_o_x_tv2_q_k * x_t[..., None, :])  # [m j]
+    d_m6 = (decayed_d_tj2 * before_tj).sum(-1)
+    C_d_o_x_tv2_q_k = d_o_x_tv2_q_k @ C_tj.mT  # [t s]
     q_S = q @ S  # [t v]
     d_o_q_S = (d_o * q_S).sum(-1)  # [t]
     decayed_d_o_q_S = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
-    d_ts2 = C_d_o_x_tv_q_k + decayed_d_o_q_S
+    d_ts2 = C_d_o_x_tv2_q_k + decayed_d_o_q_S
     d_sm3 = (d_ts2 * x_t3[..., None, :]).mT @ decay_tj
     decayed_d_sm3 = (d_sm3 * before_sm).sum(-2)  # [m]
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
     decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m6 = decayed_d_o_q_M * before_t3
-    d_t = decayed_d_mj + decayed_d_sm3 + d_m6
+    d_m7 = decayed_d_o_q_M * before_t3
+    d_t = d_m6 + decayed_d_sm3 + d_m7
     d_alpha = d_m + decayed_d_sm + d_m3_before_t3 + d_m4 + decayed_d_sm22 + d_m5 + d_t  # [t]
     # d_q
     C_tj4 = decay_tj * x_t[..., None, :]
     C_tj5 = C_tj4 + C_tj3
-    d_q_k = d_o_x_tv * C_tj5  # [t j]
+    d_q_k = d_o_x_tv2 * C_tj5  # [t j]
     decay_t = alpha_runs[..., 1:, 0]
     d_q = _products((d_q_k, k), ((d_o * R_t[..., :, None]), S.mT), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
     # d_beta
     decay_j3 = beta_runs[..., -1, 1:]
     k_d_S_next = k @ d_S_next  # [j v]
-    k_d_S_next_x_tv = (k_d_S_next * x_tv).sum(-1)  # [j]
-    d_j2 = k_d_S_next_x_tv * eta
+    k_d_S_next_x_tv2 = (k_d_S_next * x_tv2).sum(-1)  # [j]
+    d_j2 = k_d_S_next_x_tv2 * eta
     decayed_d_j2 = decay_j3[..., :, None] * d_j2[..., None, :]  # [m j]
-    d_m7 = (decayed_d_j2 * before_tj3).sum(-1)
+    d_m8 = (decayed_d_j2 * before_tj3).sum(-1)
     d_S_next_S = (d_S_next * S).sum((-2, -1))
-    d_m8 = decay_j3 * d_S_next_S[..., None]
-    decayed_d_m8 = d_m8 * before_t
+    d_m9 = decay_j3 * d_S_next_S[..., None]
+    decayed_d_m9 = d_m9 * before_t
     C_s = decay_j * x_t3
-    d_sj = C_s[..., :, None] * k_d_M_next_x_tv[..., None, :]
+    d_sj = C_s[..., :, None] * k_d_M_next_x_tv2[..., None, :]
     C_ts = before_tj * x_t3[..., None, :]
     C_ts2 = decay_tj * x_t3[..., None, :]
-    d_sj2 = _products((C_ts.mT, d_tv_x_tv_k_k), (C_ts2.mT, d_o_x_tv_q_k)) + d_sj
-    d_mj2 = before_tj3.mT @ (d_sj2 * eta[..., None, :])
-    decayed_d_mj22 = (d_mj2 * before_tj3).sum(-1)  # [m]
+    d_sj2 = _products((C_ts.mT, d_tv_x_tv2_k_k), (C_ts2.mT, d_o_x_tv2_q_k)) + d_sj
+    d_mj = before_tj3.mT @ (d_sj2 * eta[..., None, :])
+    decayed_d_mj = (d_mj * before_tj3).sum(-1)  # [m]
     C_d_M_next_S = C_s * d_M_next_S[..., None]  # [s]
     C_d_tv_k_S = (d_tv_k_S[..., None, :] @ C_ts).squeeze(-2)  # [s]
     C_d_o_q_S = (d_o_q_S[..., None, :] @ C_ts2).squeeze(-2)  # [s]
     d_s4 = C_d_M_next_S + C_d_tv_k_S + C_d_o_q_S
     decayed_d_s4 = (d_s4[..., None, :] @ before_tj3).squeeze(-2)  # [m]
-    d_m9 = decayed_d_s4 * before_t
-    d_t2 = d_m7 + decayed_d_m8 + decayed_d_mj22 + d_m9
+    d_m10 = decayed_d_s4 * before_t
+    d_t2 = d_m8 + decayed_d_m9 + decayed_d_mj + d_m10
     decayed_d_s3 = d_s3 * decay_j
     decayed_d_ts = (d_ts * before_tj).sum(-2)  # [s]
     decayed_d_ts2 = (d_ts2 * decay_tj).sum(-2)  # [s]
@@ -510,15 +507,15 @@ def _inputs_vjp(
     d_t3 = -(d_s5 * lam)
     d_beta = d_t2 + d_t3  # [t]
     # d_lam
-    d_j3 = k_d_M_next_x_tv * decay_j
-    d_j4 = (d_tv_x_tv_k_k * before_tj).sum(-2)
-    d_j5 = (d_o_x_tv_q_k * decay_tj).sum(-2)
+    d_j3 = k_d_M_next_x_tv2 * decay_j
+    d_j4 = (d_tv_x_tv2_k_k * before_tj).sum(-2)
+    d_j5 = (d_o_x_tv2_q_k * decay_tj).sum(-2)
     d_j6 = d_j3 + d_j4 + d_j5
     d_t4 = -(d_j6 * eta)
     d_t5 = -(d_s5 * beta)
     d_lam = d_t4 + d_t5  # [t]
     # d_eta
-    d_j7 = k_d_S_next_x_tv * decay_j3
+    d_j7 = k_d_S_next_x_tv2 * decay_j3
     decayed_d_sj2 = (d_sj2 * before_tj3).sum(-2)  # [j]
     d_j8 = d_j7 + decayed_d_sj2
     d_t6 = -(d_j6 * lam)
@@ -526,13 +523,13 @@ def _inputs_vjp(
     # d_k
     C_tj7 = before_tj * x_t[..., None, :]
     C_tj8 = C_tj7 + C_tj6
-    C_d_tv_x_tv = d_tv_x_tv * C_tj8  # [t j]
-    d_tk = _products(((d_tv * R_t2[..., :, None]), S.mT), ((d_tv * before_t3[..., :, None]), M.mT), (C_d_tv_x_tv, k))
+    C_d_tv_x_tv2 = d_tv_x_tv2 * C_tj8  # [t j]
+    d_tk = _products(((d_tv * R_t2[..., :, None]), S.mT), ((d_tv * before_t3[..., :, None]), M.mT), (C_d_tv_x_tv2, k))
     d_k = (
         _products(
-            ((C_j4[..., :, None] * x_tv), d_M_next.mT),
-            ((C_j[..., :, None] * x_tv), d_S_next.mT),
-            (C_d_tv_x_tv.mT, k),
+            ((C_j4[..., :, None] * x_tv2), d_M_next.mT),
+            ((C_j[..., :, None] * x_tv2), d_S_next.mT),
+            (C_d_tv_x_tv2.mT, k),
             (d_q_k.mT, q),
         )
         + d_tk
@@ -570,19 +567,23 @@ class _Panel:
 
 
 def _panels(T, heads):
-    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order."""
-    size, walk, i = max(ROWS // (heads * CHUNK), 1) * CHUNK, [], 0
+    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
+
+    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
+    """
+    size, walk, i = max(ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
     spans = [(a, min(a + size, T)) for a in range(0, T, size)]  # what segments there are makes no difference
     while i < len(spans):
         first, last = spans[i]
         length, j = last - first, i + 1
-        chunk = max(n for n in range(1, CHUNK + 1) if length % n == 0)
-        uneven = length > CHUNK and chunk < CHUNK // 4
+        chunk = max(n for n in range(1, TOKENS + 1) if length % n == 0)
+        uneven = length > TOKENS and chunk < TOKENS // 4
         if length > size or uneven:
-            whole = last - length % CHUNK
-            parts = [(a, min(a + size, whole)) for a in range(first, whole, size)]
+            whole, part = last - length % TOKENS, max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
+            parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
             parts += [(whole, last)] if whole < last else []
-            walk.append([_Panel(i, j, a, b, a - first, min(b - a, CHUNK)) for a, b in parts])
+            walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
         else:
             while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
                 j += 1
@@ -636,30 +637,32 @@ def _by_chunk(values, dimensions, batch):
 def _walk(x, state, segments):
     """The states before the chunks of a panel, stacked; those at the ends of its segments; and the one after it.
 
-    `segments` is how many the chunks go through one after another.
+    `segments` is how many the chunks go through one after another. Beside the first lie the chunks' ROWS_READ.
     """
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
-        before.append(state)
         out = _carry(**chunk, **state)
+        before.append({**state, **{name: out[name] for name in ROWS_READ}})
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
-    return {name: torch.stack([s[name] for s in before], 3) for name in state}, ends, state
+    return {name: torch.stack([s[name] for s in before], 3) for name in before[0]}, ends, state
 
 
 def _walk_back(x, d_state, d_ends, segments):
     """The reverse of `_walk`: cotangents of the states after the chunks, stacked, and of the one before the panel.
 
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
+    Beside the first lie the chunks' ROWS_OWED.
     """
     batch, after = x["q"].shape[:4], []
     chunks = _by_chunk(x, CARRY_VJP, batch)
     for c in reversed(range(len(chunks))):
-        after.append(d_state)
-        out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
-        d_state = {name: out[f"d_{name}"] for name in d_state}
-    return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
+        d_state = {f"d_{name}_next": t for name, t in d_state.items()}
+        out = _carry_vjp(**chunks[c], **d_state)
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        d_state = {name: out[f"d_{name}"] for name in ("S", "M")}
+    return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
 
 def _saved_torch(tensors):

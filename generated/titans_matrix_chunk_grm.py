@@ -190,7 +190,7 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHUNK = 16  # tokens of a chunk, at most
+TOKENS = 16  # tokens of a chunk, at most
 ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
@@ -214,6 +214,8 @@ CARRY_VJP = {
     "q_d_q_M": 2,
     "u_d_r_count": 1,
 }
+ROWS_READ = ("x_tv",)  # what `_carry` reads of the state, and others need
+ROWS_OWED = ("k_d_M_next", "k_d_S_next")  # what `_carry_vjp` makes of the state's cotangent, and others need
 
 
 def _products(first, *others):
@@ -284,10 +286,11 @@ def _carry(*, decay_all, S, k, C_j, M, v, decay_all2, R, C_j4, pool, sum_k, **_)
         "S_next": S_next,
         "M_next": M_next,
         "pool_next": pool_next,
+        "x_tv": x_tv,
     }
 
 
-def _read_online(*, alpha, q, M, beta, S, eta, k, v, u, pool, count, **_):
+def _read_online(*, alpha, q, M, beta, S, eta, k, x_tv, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
@@ -308,8 +311,6 @@ def _read_online(*, alpha, q, M, beta, S, eta, k, v, u, pool, count, **_):
     C_tj3 = C_ts @ C_tj2
     C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
-    k_M = k @ M  # [t v]
-    x_tv = 2.0 * k_M - 2.0 * v
     C_q_k_x_tv = (C_tj4 * q_k) @ x_tv
     o = decayed_q_M + R_q_S + C_q_k_x_tv  # [t v]
     # r_t = <u_t, mean of the segment's keys up to t>
@@ -388,24 +389,28 @@ def _carry_vjp(
         "d_S": d_S,
         "d_M": d_M,
         "d_pool": d_pool,
+        "k_d_M_next": k_d_M_next,
+        "k_d_S_next": k_d_S_next,
     }
 
 
 def _inputs_vjp(
     *,
     alpha,
-    k,
-    d_M_next,
-    M,
-    v,
+    k_d_M_next,
+    x_tv,
     eta,
     beta,
+    d_M_next,
     S,
+    M,
     d_o,
     q_k,
     q,
     C_tj3,
+    k,
     R_t,
+    k_d_S_next,
     d_S_next,
     C_j4,
     C_j,
@@ -423,31 +428,28 @@ def _inputs_vjp(
     # d_alpha
     alpha_runs = _runs(alpha)
     decay_j = alpha_runs[..., -1, 1:]
-    k_d_M_next = k @ d_M_next  # [j v]
-    k_M = k @ M  # [t v]
-    x_tv = 2.0 * k_M - 2.0 * v
     k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
     x_t = -eta
-    d_j = k_d_M_next_x_tv * x_t
-    decayed_d_j = decay_j[..., :, None] * d_j[..., None, :]  # [m j]
+    x_j = k_d_M_next_x_tv * x_t
+    decayed_x_j = decay_j[..., :, None] * x_j[..., None, :]  # [m j]
     before_tj = alpha_runs[..., :-1, 1:]
-    d_m = (decayed_d_j * before_tj).sum(-1)
+    x_m = (decayed_x_j * before_tj).sum(-1)
     beta_runs = _runs(beta)
     before_tj3 = beta_runs[..., :-1, 1:]
     C_tj = before_tj3 * x_t[..., None, :]
-    d_s = (k_d_M_next_x_tv[..., None, :] @ C_tj.mT).squeeze(-2)
+    x_s = (k_d_M_next_x_tv[..., None, :] @ C_tj.mT).squeeze(-2)
     d_M_next_S = (d_M_next * S).sum((-2, -1))
     before_t = beta_runs[..., :-1, 0]
-    d_s2 = d_M_next_S[..., None] * before_t
-    d_s3 = d_s + d_s2
-    d_s3_beta = d_s3 * beta  # [s]
-    d_sm = decay_j[..., None, :] * d_s3_beta[..., :, None]
+    d_s = d_M_next_S[..., None] * before_t
+    d_s2 = x_s + d_s
+    d_s2_beta = d_s2 * beta  # [s]
+    d_sm = decay_j[..., None, :] * d_s2_beta[..., :, None]
     before_sm = alpha_runs[..., :-1, 1:].mT
     decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
     d_M_next_M = (d_M_next * M).sum((-2, -1))
-    d_m3 = decay_j * d_M_next_M[..., None]
+    d_m = decay_j * d_M_next_M[..., None]
     before_t3 = alpha_runs[..., :-1, 0]
-    decayed_d_m3 = d_m3 * before_t3
+    decayed_d_m = d_m * before_t3
     decay_tj = alpha_runs[..., 1:, 1:]
     d_o_x_tv = d_o @ x_tv.mT  # [t j]
     d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
@@ -463,9 +465,9 @@ def _inputs_vjp(
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
     decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m4 = decayed_d_o_q_M * before_t3
-    d_t = decayed_d_mj + decayed_d_sm22 + d_m4
-    d_alpha = d_m + decayed_d_sm + decayed_d_m3 + d_t  # [t]
+    d_m2 = decayed_d_o_q_M * before_t3
+    d_t = decayed_d_mj + decayed_d_sm22 + d_m2
+    d_alpha = x_m + decayed_d_sm + decayed_d_m + d_t  # [t]
     # d_q
     C_tj4 = decay_tj * x_t[..., None, :]
     C_tj5 = C_tj4 + C_tj3
@@ -474,42 +476,41 @@ def _inputs_vjp(
     d_q = _products((d_q_k, k), ((d_o * R_t[..., :, None]), S.mT), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
     # d_beta
     decay_j3 = beta_runs[..., -1, 1:]
-    k_d_S_next = k @ d_S_next  # [j v]
     k_d_S_next_x_tv = (k_d_S_next * x_tv).sum(-1)  # [j]
-    d_j2 = k_d_S_next_x_tv * x_t
-    decayed_d_j2 = decay_j3[..., :, None] * d_j2[..., None, :]  # [m j]
-    d_m5 = (decayed_d_j2 * before_tj3).sum(-1)
+    x_j2 = k_d_S_next_x_tv * x_t
+    decayed_x_j2 = decay_j3[..., :, None] * x_j2[..., None, :]  # [m j]
+    x_m3 = (decayed_x_j2 * before_tj3).sum(-1)
     d_S_next_S = (d_S_next * S).sum((-2, -1))
-    d_m6 = decay_j3 * d_S_next_S[..., None]
-    decayed_d_m6 = d_m6 * before_t
+    d_m3 = decay_j3 * d_S_next_S[..., None]
+    decayed_d_m3 = d_m3 * before_t
     C_s = decay_j * beta
-    d_sj = C_s[..., :, None] * k_d_M_next_x_tv[..., None, :]
+    x_sj = C_s[..., :, None] * k_d_M_next_x_tv[..., None, :]
     C_ts = decay_tj * beta[..., None, :]
     C_d_o_x_tv_q_k2 = C_ts.mT @ d_o_x_tv_q_k  # [s j]
-    d_sj2 = d_sj + C_d_o_x_tv_q_k2
-    d_mj2 = before_tj3.mT @ (d_sj2 * x_t[..., None, :])
-    decayed_d_mj22 = (d_mj2 * before_tj3).sum(-1)  # [m]
+    d_sj = x_sj + C_d_o_x_tv_q_k2
+    decayed_d_sj_x_t = before_tj3.mT @ (d_sj * x_t[..., None, :])  # [m j]
+    d_m4 = (decayed_d_sj_x_t * before_tj3).sum(-1)
     C_d_M_next_S = C_s * d_M_next_S[..., None]  # [s]
     C_d_o_q_S = (d_o_q_S[..., None, :] @ C_ts).squeeze(-2)  # [s]
-    d_s4 = C_d_M_next_S + C_d_o_q_S
-    decayed_d_s4 = (d_s4[..., None, :] @ before_tj3).squeeze(-2)  # [m]
-    d_m7 = decayed_d_s4 * before_t
-    decayed_d_s3 = d_s3 * decay_j
+    d_s3 = C_d_M_next_S + C_d_o_q_S
+    decayed_d_s3 = (d_s3[..., None, :] @ before_tj3).squeeze(-2)  # [m]
+    d_m5 = decayed_d_s3 * before_t
+    decayed_d_s2 = d_s2 * decay_j
     decayed_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
-    d_s5 = decayed_d_s3 + decayed_d_ts
-    d_beta = d_m5 + decayed_d_m6 + decayed_d_mj22 + d_m7 + d_s5  # [t]
+    d_s4 = decayed_d_s2 + decayed_d_ts
+    d_beta = x_m3 + decayed_d_m3 + d_m4 + d_m5 + d_s4  # [t]
     # d_eta
-    d_j3 = k_d_M_next_x_tv * decay_j
-    d_j4 = k_d_S_next_x_tv * decay_j3
-    decayed_d_sj2 = (d_sj2 * before_tj3).sum(-2)  # [j]
-    d_j5 = (d_o_x_tv_q_k * decay_tj).sum(-2)
-    d_j6 = d_j3 + d_j4 + decayed_d_sj2 + d_j5
-    d_eta = -d_j6  # [t]
+    x_j3 = k_d_M_next_x_tv * decay_j
+    x_j4 = k_d_S_next_x_tv * decay_j3
+    decayed_d_sj = (d_sj * before_tj3).sum(-2)  # [j]
+    d_j = (d_o_x_tv_q_k * decay_tj).sum(-2)
+    d_j2 = x_j3 + x_j4 + decayed_d_sj + d_j
+    d_eta = -d_j2  # [t]
     # d_k
     C_k_d_M_next = k_d_M_next * C_j4[..., :, None]  # [j v]
     C_k_d_S_next = k_d_S_next * C_j[..., :, None]  # [j v]
-    d_jv = C_k_d_M_next + C_k_d_S_next + C_q_k_d_o
-    d_tv_M = (2.0 * d_jv) @ M.mT  # [t k]
+    x_jv = C_k_d_M_next + C_k_d_S_next + C_q_k_d_o
+    x_tv3_M = (2.0 * x_jv) @ M.mT  # [t k]
     d_r_count = d_r / count  # [t]
     causal = torch.ones(n_t, n_j, dtype=alpha.dtype, device=alpha.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
@@ -517,11 +518,11 @@ def _inputs_vjp(
     d_jk = d_pool_next[..., None, :] + u_d_u_k
     d_k = (
         _products(((C_j4[..., :, None] * x_tv), d_M_next.mT), ((C_j[..., :, None] * x_tv), d_S_next.mT), (d_q_k.mT, q))
-        + d_tv_M
+        + x_tv3_M
         + d_jk
     )
     # d_v
-    d_tv2 = -(2.0 * d_jv)
+    x_tv4 = -(2.0 * x_jv)
     # d_u
     d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
     d_u_k_k = d_u_k @ k  # [t k]
@@ -532,7 +533,7 @@ def _inputs_vjp(
         "d_beta": d_beta,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": d_tv2,
+        "d_v": x_tv4,
         "d_u": d_u,
     }
 
@@ -614,18 +615,22 @@ class _Panel:
 
 
 def _panels(T, heads):
-    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order."""
-    size, walk, i = max(ROWS // (heads * CHUNK), 1) * CHUNK, [], 0
+    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
+
+    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
+    """
+    size, walk, i = max(ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
     spans = _segments(T)
     while i < len(spans):
         first, last = spans[i]
         length, j = last - first, i + 1
-        chunk, uneven = min(length, CHUNK), length > CHUNK and length % CHUNK > 0
+        chunk, uneven = min(length, TOKENS), length > TOKENS and length % TOKENS > 0
         if length > size or uneven:
-            whole = last - length % CHUNK
-            parts = [(a, min(a + size, whole)) for a in range(first, whole, size)]
+            whole, part = last - length % TOKENS, max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
+            parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
             parts += [(whole, last)] if whole < last else []
-            walk.append([_Panel(i, j, a, b, a - first, min(b - a, CHUNK)) for a, b in parts])
+            walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
         else:
             while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
                 j += 1
@@ -682,22 +687,23 @@ def _by_chunk(values, dimensions, batch):
 def _walk(x, state, segments):
     """The states before the chunks of a panel, stacked; those at the ends of its segments; and the one after it.
 
-    `segments` is how many the chunks go through one after another.
+    `segments` is how many the chunks go through one after another. Beside the first lie the chunks' ROWS_READ.
     """
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
-        before.append(state)
         out = _carry(**chunk, **state)
+        before.append({**state, **{name: out[name] for name in ROWS_READ}})
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
-    return {name: torch.stack([s[name] for s in before], 3) for name in state}, ends, state
+    return {name: torch.stack([s[name] for s in before], 3) for name in before[0]}, ends, state
 
 
 def _walk_back(x, d_state, d_ends, segments):
     """The reverse of `_walk`: cotangents of the states after the chunks, stacked, and of the one before the panel.
 
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
+    Beside the first lie the chunks' ROWS_OWED.
     """
     batch, after = x["q"].shape[:4], []
     chunks = _by_chunk(x, CARRY_VJP, batch)
@@ -707,10 +713,11 @@ def _walk_back(x, d_state, d_ends, segments):
             for name in ("M",):
                 d_state[name] = d_state[name] + d_ends[name][:, :, end : end + batch[2]]
             d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
-        after.append(d_state)
-        out = _carry_vjp(**chunks[c], **{f"d_{name}_next": t for name, t in d_state.items()})
-        d_state = {name: out[f"d_{name}"] for name in d_state}
-    return {f"d_{name}_next": torch.stack([s[name] for s in reversed(after)], 3) for name in d_state}, d_state
+        d_state = {f"d_{name}_next": t for name, t in d_state.items()}
+        out = _carry_vjp(**chunks[c], **d_state)
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        d_state = {name: out[f"d_{name}"] for name in ("S", "M", "pool")}
+    return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
 
 SCRATCH = 2097152  # numbers in the largest value of a read-out, about

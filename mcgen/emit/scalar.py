@@ -19,12 +19,14 @@ Spelling = Callable[..., str]
 class ScalarPrinter:
     """Prints scalar expressions. `functions` spells a call from its arguments' texts; `power` spells x**y, and
     `power_binding` says how tightly that binds; `whole_power`, where x**n for a whole n is spelled another way, that.
+    `one_number` multiplies the numbers of a product beforehand: each is a pass over memory, where values lie there.
     """
 
     functions: Mapping[type, Spelling]
     power: Spelling
     power_binding: int = ATOM
     whole_power: Spelling | None = None
+    one_number: bool = False
 
     def text(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str], binding: int = SUM) -> str:
         text, strength = self._piece(expression, names)
@@ -54,6 +56,10 @@ class ScalarPrinter:
     def _product(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> tuple[str, int]:
         if expression.could_extract_minus_sign():
             return f"-{self.text(-expression, names, UNARY if (-expression).is_Mul else ATOM)}", UNARY
+        if self.one_number:
+            coefficient, rest = expression.as_independent(*expression.free_symbols, as_Add=False)
+            if not coefficient.is_Rational:
+                return f"{number(coefficient)} * {self.text(rest, names, PRODUCT)}", PRODUCT
         above, below = sympy.fraction(expression, exact=True)
         factors = [self.text(f, names, PRODUCT) for f in sympy.Mul.make_args(above) if f != 1]
         text = " * ".join(factors) or "1.0"

@@ -18,11 +18,11 @@ from mcgen.ir import aggregate
 from mcgen.ir.closed_form import key_name, value_name
 from mcgen.ir.cut import cut, remaining
 from mcgen.ir.layers import layers, sizes
-from mcgen.ir.program import Contract, Input, Node, Program, Solve
+from mcgen.ir.program import TOKEN_AXES, Contract, Input, Map, Node, Program, Solve
 from mcgen.ir.step import query_name, state_axes, step_with_vjp
 from mcgen.passes import products
 from mcgen.passes.factors import ONE_DECAY, SPREAD
-from mcgen.passes.hoist import hoist, part
+from mcgen.passes.hoist import hoist, part, reached
 from mcgen.passes.simplify import RULES as SIMPLIFY
 from mcgen.passes.simplify import select, simplify
 from mcgen.passes.solves import solves_apart
@@ -115,20 +115,59 @@ class TorchPath:
 
     @cached_property
     def forward(self) -> tuple[Program, Program, Program]:
-        """`writes`, `carry` and `read_online`, which reads what `writes` gives."""
-        writes, carry = hoist(select(self.whole, self.following, "carry"), self.state, self.names.__getitem__)
-        later = [select(self.whole, [f"d_{name}" for name in self.state], ""), self._inputs_vjp]
+        """`writes`, `carry` and `read_online`, which reads what the two before give."""
+        later = [self._pulled, self._inputs_vjp]
+        step = select(self.whole, self.following, "carry")
+        writes, carry = hoist(_with(step, self._rows), self.state, self.names.__getitem__)
         writes = self._lasting(_named(writes, "writes"), {}, later)
-        return writes, carry, cut(select(self.whole, self.online, "read_online"), _given(writes))
+        return writes, carry, cut(self._read_online, {**_given(writes), **self._rows})
 
     @cached_property
     def backward(self) -> tuple[Program, Program, Program]:
-        """`pulls`, `carry_vjp` and `inputs_vjp`, which read what `writes` and `pulls` give."""
-        state, known = [f"d_{name}" for name in self.state], _given(self.forward[0])
-        pulls, carry = hoist(select(self.whole, state, "carry_vjp"), self.cotangents, self.names.__getitem__)
+        """`pulls`, `carry_vjp` and `inputs_vjp`, which reads what all others give."""
+        known = {**_given(self.forward[0]), **self._rows}
+        step = _with(_named(self._pulled, "carry_vjp"), self._rows_vjp)
+        pulls, carry = hoist(step, self.cotangents, self.names.__getitem__)
         new = {name: node for name, node in pulls.outputs.items() if node not in known}
-        pulls = self._lasting(Program("pulls", new), known, [self._inputs_vjp])
-        return cut(pulls, known), carry, cut(self._inputs_vjp, {**known, **_given(pulls)})
+        pulls = self._lasting(Program("pulls", new), {**known, **self._rows_vjp}, [self._inputs_vjp])
+        return cut(pulls, known), carry, cut(self._inputs_vjp, {**known, **self._rows_vjp, **_given(pulls)})
+
+    @cached_property
+    def _rows(self) -> dict[Node, str]:
+        """What the loop forward computes of rows, and others need."""
+        step = select(self.whole, self.following, "carry")
+        return self._kept_rows(step, self.state, [self._read_online, self._pulled, self._inputs_vjp])
+
+    @cached_property
+    def _rows_vjp(self) -> dict[Node, str]:
+        """What the loop backward computes of rows, and the gradients of the inputs need."""
+        return self._kept_rows(self._pulled, self.cotangents, [self._inputs_vjp])
+
+    def _kept_rows(self, step: Program, carried: Collection[str], later: list[Program]) -> dict[Node, str]:
+        """The products, one for each row of a chunk, that a loop makes and later programs need: none is made twice.
+
+        Products that only a sum needs are kept as that sum.
+        """
+        needed = reached(step, carried) & {node for one in later for node in one.nodes}
+        users: dict[Node, set[Node]] = {}
+        for node in {node for one in (step, *later) for node in one.nodes}:
+            for operand in node.operands:
+                users.setdefault(operand, set()).add(node)
+        kept = set()
+        for node in needed:
+            if isinstance(node, Contract) and TOKEN_AXES & set(node.axes):
+                first, *others = users[node]
+                kept.add(first if not others and first in needed and _is_sum(first) else node)
+        return {node: self.names[node] for node in step.nodes if node in kept}
+
+    @cached_property
+    def _read_online(self) -> Program:
+        return select(self.whole, self.online, "read_online")
+
+    @cached_property
+    def _pulled(self) -> Program:
+        """The cotangents of the state before a chunk."""
+        return select(self.whole, [f"d_{name}" for name in self.state], "")
 
     @cached_property
     def _inputs_vjp(self) -> Program:
@@ -248,6 +287,8 @@ class TorchPath:
             "layout": "chunk after chunk, across segments" if meaning.chained else "segments side by side",
             "carry": _dimensions(self.forward[1], self.state),
             "carry_vjp": _dimensions(self.backward[1], self.cotangents),
+            "walk_rows": _literal(self._rows),
+            "walk_rows_vjp": _literal(self._rows_vjp),
             "helpers": _helpers("\n".join(printed)),
             "functions": printed,
             "kind": kind,
@@ -290,6 +331,15 @@ def _given(program: Program) -> dict[Node, str]:
     return {node: name for name, node in program.outputs.items() if not isinstance(node, Input)}
 
 
+def _with(program: Program, more: Mapping[Node, str]) -> Program:
+    """The program with further values as outputs, by name."""
+    return Program(program.name, {**program.outputs, **{name: node for node, name in more.items()}})
+
+
+def _is_sum(node: Node) -> bool:
+    return isinstance(node, Map) and node.expression.is_Add
+
+
 def _named(program: Program, name: str) -> Program:
     return Program(name, program.outputs)
 
@@ -302,6 +352,11 @@ def _dict(items: Mapping[str, object]) -> str:
 def _dimensions(carry: Program, carried: Collection[str]) -> str:
     """How many axes each input of a loop has, besides the carried ones, as the text of a dict."""
     return _dict({name: len(node.axes) for name, node in carry.inputs.items() if name not in carried})
+
+
+def _literal(names: Mapping[Node, str]) -> str:
+    """The text of a tuple of names; none where there are none."""
+    return f"({_tuple(list(names.values()))})" if names else ""
 
 
 def _tuple(names: list[str]) -> str:

@@ -19,6 +19,7 @@ import sympy
 from mcgen.emit.expressions import LINE_LENGTH
 from mcgen.emit.naming import described
 from mcgen.emit.scalar import ATOM, SUM, TORCH
+from mcgen.emit.torch_fused import SPELLINGS, fused
 from mcgen.ir.program import (
     AXES,
     Contract,
@@ -36,11 +37,13 @@ from mcgen.ir.program import (
 )
 from mcgen.symbolic import functions
 
-HELPERS = ("_products", "_runs", "_runs_from", "_runs_to", "_spread", "_step")
+HELPERS = ("_gelu_vjp", "_products", "_runs", "_runs_from", "_runs_to", "_spread", "_step")
 RESERVED = {"F", "math", "torch", "others", "_", *HELPERS, *(f"n_{axis}" for axis in AXES)}
 INDENT = 4
 
-SCALARS = replace(TORCH, functions={**TORCH.functions, functions.Step: "_step({})".format})
+SCALARS = replace(
+    TORCH, functions={**TORCH.functions, functions.Step: "_step({})".format, **SPELLINGS}, one_number=True
+)
 
 
 def function(program: Program, name: str, docstring: str, tags: Mapping[str, str] | None = None) -> str:
@@ -223,10 +226,10 @@ class Body:
 
     def _spread(self, node: Map, covered: set[str], values: Mapping[sympy.Symbol, str]) -> Text:
         if covered == set(node.axes):
-            text = SCALARS.text(node.expression, values)
-            return Text(text, atom=text == SCALARS.text(node.expression, values, ATOM))
+            text = SCALARS.text(fused(node.expression), values)
+            return Text(text, atom=text == SCALARS.text(fused(node.expression), values, ATOM))
         sizes = ", ".join(self._size(axis) if axis not in covered else "-1" for axis in node.axes)
-        return Text(f"_spread({SCALARS.text(node.expression, values, SUM)}, {sizes})", atom=True)
+        return Text(f"_spread({SCALARS.text(fused(node.expression), values, SUM)}, {sizes})", atom=True)
 
     def _sum_of_products(self, node: Map, products: Sequence[Node]) -> Text:
         """A sum of at least two matrix products, and of what else it has."""

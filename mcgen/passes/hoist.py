@@ -22,7 +22,7 @@ def hoist(program: Program, carried: Collection[str], label: Callable[[Node], st
     `label` names a value that passes from one to the other. Other inputs and plain numbers the rest reads as they are;
     numbers along tokens it does not, for it has no inputs that say how many tokens there are.
     """
-    waiting = _reached(program, carried)
+    waiting = reached(program, carried)
     b, new, passed = Builder(), {}, {}
     for node in program.nodes:
         if node in waiting or _is_at_hand(node):
@@ -44,7 +44,7 @@ def _is_at_hand(node: Node) -> bool:
 
 def part(program: Program, carried: Collection[str]) -> Program:
     """Gives what a sum or product holds besides carried values a node of its own: x + y + s -> (x + y) + s."""
-    waiting = _reached(program, carried)
+    waiting = reached(program, carried)
     b, new = Builder(), {}
     for node in program.nodes:
         new[node] = _parted(b, node, new, waiting) if node in waiting else rebuilt(b, node, new)
@@ -64,7 +64,7 @@ def _parted(b: Builder, node: Node, new: Mapping[Node, Node], waiting: Collectio
     return b.map(whole, {**{s: new[value] for s, value in values.items()}, symbol: known}, node.axes)
 
 
-def _reached(program: Program, inputs: Collection[str]) -> set[Node]:
+def reached(program: Program, inputs: Collection[str]) -> set[Node]:
     """Every node that depends on one of the inputs."""
     found: set[Node] = set()
     for node in program.nodes:

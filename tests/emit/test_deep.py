@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from pathlib import Path
 
@@ -100,9 +101,21 @@ def test_gradients_token_by_token_are_refused() -> None:
         source(loads(text))
 
 
-def test_kernels_are_refused(tmp_path: Path) -> None:
-    _, module = _module(tmp_path, _spec("deep_kernels", {}, DLA, {"kind": "none"}, {}, (6, 6)))
-    x = torch.zeros(1, 3, 1, 6)
-    theta = [torch.zeros(1, 12, 6), torch.zeros(1, 6, 12)]
-    with pytest.raises(module.UnsupportedError, match='backend="torch"'):
-        module.op(x, x, x, theta=theta, eta=torch.zeros(1, 3, 1), backend="triton")
+@pytest.mark.parametrize("heads", [1, 4, 64])
+def test_the_backward_pass_holds_few_states(tmp_path: Path, heads: int) -> None:
+    """Those before a segment's panels and before one panel's chunks: a small multiple of √(chunks of the segment)."""
+    length = 1 << 20
+    text = _spec(f"deep_states_{heads}", {}, {**LONG, "gradient": {"chunk": 64}}, {"kind": "none"}, {}, (6, 6))
+    _, module = _module(tmp_path, text.replace("size: 16", f"size: {length}"))
+    (run,) = module._panels(length, heads)
+    chunks = [(panel.last - panel.first) // panel.chunk for panel in run]
+    assert sum(chunks) * 64 == length
+    assert len(run) + max(chunks) < 4 * sum(chunks) ** 0.5
+
+
+def test_no_name_of_a_file_is_given_twice() -> None:
+    """Both backends lie in one file: a constant of one must not stand for a constant of the other."""
+    text = source(loads(_spec("deep_names", {}, LONG, {"kind": "ssc", "top_k": 2}, {"size": 150}, (6, 6))))
+    assigned = [target for s in ast.parse(text).body if isinstance(s, ast.Assign) for target in s.targets]
+    given = [target.id for target in assigned if isinstance(target, ast.Name)]
+    assert {one for one in given if given.count(one) > 1} <= {"triton", "tl"}

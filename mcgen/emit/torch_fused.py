@@ -1,0 +1,61 @@
+"""Functions that torch computes in one pass over memory, found in scalar expressions.
+
+    x (1 + erf(x / √2)) / 2                  ->  F.gelu(x)
+    g (Φ(x) + x φ(x)), the derivative's      ->  _gelu_vjp(g, x)
+
+Written out, the first takes six passes and the second twelve, each with a tensor of its own. What multiplies a number
+into a value does so as one number.
+"""
+
+from __future__ import annotations
+
+import sympy
+
+from mcgen.symbolic import functions
+
+
+class Gelu(sympy.Function):
+    """The exact gelu of x."""
+
+    nargs = 1
+
+
+class GeluVjp(sympy.Function):
+    """g times the derivative of gelu at x, of arguments (g, x)."""
+
+    nargs = 2
+
+
+SPELLINGS = {Gelu: "F.gelu({})".format, GeluVjp: "_gelu_vjp({}, {})".format}
+
+_X = sympy.Symbol("x", real=True)
+_VALUE = functions.gelu(_X)
+_SLOPE = sympy.diff(_VALUE, _X)
+_BEND = sympy.diff(_SLOPE, _X)
+_ONE_EXPONENTIAL = sympy.exp(-(_X**2) / 2) * (2 - _X**2) / sympy.sqrt(2 * sympy.pi)
+
+
+def fused(expression: sympy.Expr) -> sympy.Expr:
+    """The expression with what torch does in one pass as functions of their own, and gelu'' with one exponential."""
+    if not expression.has(sympy.exp, sympy.erf):
+        return expression
+    for x in sorted(expression.free_symbols, key=str):
+        value, slope, bend, density = (form.xreplace({_X: x}) for form in (_VALUE, _SLOPE, _BEND, _ONE_EXPONENTIAL))
+        expression = expression.xreplace({slope: GeluVjp(sympy.S.One, x), bend: density})
+        expression = expression.replace(lambda e, v=value: _divides(v, e), lambda e, v=value, x=x: e / v * Gelu(x))
+    return expression.replace(_has_slope, _taken_in)
+
+
+def _divides(form: sympy.Expr, expression: sympy.Expr) -> bool:
+    """Whether an expression is a product that has all factors of another but its number."""
+    return set(form.as_coeff_mul()[1]) <= set(expression.as_coeff_mul()[1])
+
+
+def _has_slope(expression: sympy.Expr) -> bool:
+    return expression.is_Mul and any(isinstance(factor, GeluVjp) for factor in expression.args)
+
+
+def _taken_in(product: sympy.Expr) -> sympy.Expr:
+    """The product with its other factors as what the derivative is multiplied by."""
+    slope = next(factor for factor in product.args if isinstance(factor, GeluVjp))
+    return GeluVjp(slope.args[0] * product / slope, slope.args[1])
