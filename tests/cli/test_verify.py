@@ -161,14 +161,19 @@ def loaded(folder: Path, name: str, **options: str) -> tuple[Spec, Case]:
 
 def test_gates_are_exactly_0_and_exactly_1_at_some_tokens(tmp_path: Path) -> None:
     _, case = loaded(tmp_path, "exact")
-    alpha = verification._finite_inputs(case, 0)["alpha"]
+    alpha = verification._inputs(case, 0, exact=True)["alpha"]
     assert (alpha == 0).any() and (alpha == 1).any()
     assert ((alpha[:, 1:] == 0) & (alpha[:, :-1] == 0)).any()
 
 
 def test_a_rule_that_divides_by_a_gate_is_held_where_it_has_a_value(tmp_path: Path) -> None:
     _, case = loaded(tmp_path, "divides", alpha="1/alpha")
-    assert (verification._finite_inputs(case, 0)["alpha"] != 0).all()
+    assert (verification._inputs(case, 0, exact=False)["alpha"] != 0).all()
+    assert all(finding.holds for finding in hold(case, "torch", "cpu", 0))
+
+
+def test_a_gate_without_a_derivative_at_0_is_held_elsewhere(tmp_path: Path) -> None:
+    _, case = loaded(tmp_path, "root", alpha="sqrt(abs(alpha))")
     assert all(finding.holds for finding in hold(case, "torch", "cpu", 0))
 
 
