@@ -31,7 +31,12 @@ SHIPPED_HEADS = (64, 128)
     "--target", "target_names", multiple=True, help="A GPU to tune for, see `mcgen targets`; may be repeated."
 )
 @click.option("--offline", is_flag=True, help="Compile candidates for the GPU, which need not be at hand.")
-@click.option("--shipped", "ships", is_flag=True, help="Make the package's own tables anew, of all shipped specs.")
+@click.option(
+    "--shipped",
+    "ships",
+    is_flag=True,
+    help="Keep them in the package's own tables: of the shipped specs named, or of all and then nothing else.",
+)
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Compilers at work at once.")
 @json_option
 def tune(
@@ -54,7 +59,7 @@ def tune(
     targets = [lookup(name) for name in target_names or configurations.SHIPPED]
     chosen = [load(find(name)) for name in specs] if specs else [load(path) for path in shipped().values()]
     found = _search(_with_heads(chosen) if ships else chosen, targets, processes)
-    _keep(found, ships)
+    _keep(found, ships, anew=not specs)
     if as_json:
         print_json([_plain(one) for one in found])
     else:
@@ -75,13 +80,13 @@ def _search(specs: Sequence[Spec], targets: Sequence[Any], processes: int) -> li
         return search(subjects(modules(specs, Path(folder)), targets), processes)
 
 
-def _keep(found: Sequence[Found], ships: bool) -> None:
-    """Into the user's tables, or instead of the package's."""
+def _keep(found: Sequence[Found], ships: bool, anew: bool) -> None:
+    """Into the user's tables or the package's; `anew`, instead of the package's."""
     clean = {one.subject.key: one.entry for one in found if one.entry is not None}
-    if ships:
+    if ships and anew:
         configurations.replace(configurations.shipped_folder(), clean)
     else:
-        configurations.keep(configurations.user_folder(), clean)
+        configurations.keep(configurations.shipped_folder() if ships else configurations.user_folder(), clean)
 
 
 def _row(one: Found) -> tuple[str, ...]:

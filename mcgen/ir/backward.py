@@ -59,9 +59,7 @@ def _segment(b: Builder, meaning: Meaning) -> tuple[Mapping[str, Node], Node, No
     d_r = b.map(w * (z - delta), {w: weights, z: agreement, delta: b.input("delta", "t")})
     results = vjp(b, {"r": outputs["r_cached"]}, {"r": d_r})
     query = "u" if meaning.spec.aggregate.connector == "u" else "q"
-    zero = b.constant(0)  # of logits that are scaled by it
-    routed, pools = (b.broadcast(results.get(n, zero), axes) for n, axes in ((query, ("t", "k")), ("pools", ("k",))))
-    return {"d_r": d_r, "routed": routed, "pools": pools}, weights, pull
+    return {"d_r": d_r, "routed": results[query], "pools": results["pools"]}, weights, pull
 
 
 def _agreement(b: Builder, meaning: Meaning, read_out: Node, pull: Node) -> Node:

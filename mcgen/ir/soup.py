@@ -139,9 +139,7 @@ def _weights_and_logits(b: Builder, meaning: Meaning) -> tuple[Node, Node, dict[
     w, z, delta = sympy.symbols("w z delta", real=True)
     d_r = b.map(w * (z - delta), {w: weight, z: d_w, delta: b.input("delta", "t")})
     passed = vjp(b, {"r": logits}, {"r": d_r})
-    zero, query = b.constant(0), query_name(meaning)  # zero where logits are scaled by it
-    axes = {query: ("t", "k"), "pools": ("k",)}
-    return weight, d_r, {f"d_{name}": b.broadcast(passed.get(name, zero), axes[name]) for name in axes}
+    return weight, d_r, {f"d_{name}": passed[name] for name in (query_name(meaning), "pools")}
 
 
 def _pull(b: Builder, layer: Layer) -> Node:

@@ -178,6 +178,10 @@ def lowerable(meaning: Meaning) -> None:
     if not meaning.linear and meaning.recurrence.chunk is None:
         same = " ({chunk: 1} is the same as token here)" if meaning.recurrence.gradients_come_first else ""
         raise UnsupportedError(f"gradient: token needs a matrix memory. Take gradient: {{chunk: b}} for an mlp{same}")
+    if meaning.routes and meaning.spec.aggregate.scale == 0:
+        raise UnsupportedError(
+            "aggregate.scale: 0 weighs all memories alike; take kind: mean for that, or another scale"
+        )
     if not meaning.recurrence.writes:
         raise UnsupportedError("nothing is ever written to M, so every read-out is zero; write outer(v, k) to it")
     if meaning.recurrence.reads_memory and meaning.recurrence.chunk is None and meaning.recurrence.error.affine is None:

@@ -133,23 +133,28 @@ def _inputs(case: Case, seed: int, exact: bool) -> dict[str, torch.Tensor]:
     """q, k, v, u where it routes, gates and a deep memory's weights by name; keys of length 1, gates that keep much."""
     spec, shape = case.spec, (case.batch, case.length, case.heads)
     names = ["q", "k", "v", *(["u"] if spec.routes_by_u else []), *spec.tensor_gates]
-    inputs, small = {}, _step_sizes(spec) if spec.memory.kind == "mlp" else set()
+    inputs, small = {}, _step_sizes(spec) if spec.memory.kind == "mlp" else {}
     for number, name in enumerate(names):
         wide = {"v": spec.head.value_dim}.get(name, spec.head.key_dim)
         value = _draw(1000 * seed + 10 + number, *shape, *([] if name in spec.tensor_gates else [wide]))
         if name in spec.tensor_gates:
-            value = _gate(value, number, exact) * (DEEP_STEP if name in small else 1)
+            value = _gate(value, number, exact) * small.get(name, 1)
         inputs[name] = torch.nn.functional.normalize(value, dim=-1) if name == "k" else value
     for number, (out, into) in enumerate(weight_shapes(spec) if spec.memory.kind == "mlp" else ()):
         inputs[f"{THETA}{number}]"] = _draw(1000 * seed + 90 + number, case.heads, out, into) * into**-0.5
     return inputs
 
 
-def _step_sizes(spec: Spec) -> set[str]:
-    """The gates that scale gradients."""
+def _step_sizes(spec: Spec) -> dict[str, float]:
+    """The gates that scale gradients, with what the layer would scale them by, DEEP_STEP at most."""
     forms = recurrence(spec).forms.values()
     rates = [rate for form in forms for atom, rate in form.items() if isinstance(atom, GradientWrite)]
-    return {symbol.name for rate in rates for symbol in rate.free_symbols}
+    names = {symbol.name for rate in rates for symbol in rate.free_symbols}
+    return {
+        gate.name: min(DEEP_STEP, abs(gate.scale))
+        for gate in spec.gates
+        if gate.name in names and gate.kind == "tensor"
+    }
 
 
 def _arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:

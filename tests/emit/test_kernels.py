@@ -74,8 +74,8 @@ FAMILIES = {
     ],
     "a deep memory by itself": [
         (spec(TITANS, "none", (5, 5), {"norm": "layernorm"}, **CHAIN), 19),
-        (spec(TWICE, "none", (6, 9), {"residual": False, "activation": "sigmoid", "expansion": 3}), 11),
-        (spec(DLA, "none", (4, 4), {"layers": 4, "activation": "softplus", "expansion": 1}), 9),
+        (spec(TWICE, "none", (6, 9), {"residual": False, "activation": "sigmoid", "expansion": 3}), 7),
+        (spec(DLA, "none", (4, 4), {"layers": 4, "activation": "softplus", "expansion": 1}), 8),
     ],
     "a deep memory and its segments": [
         (spec(TITANS, "grm", (6, 6), {"norm": "layernorm"}), 26),

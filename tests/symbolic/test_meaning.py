@@ -120,3 +120,8 @@ def test_token_gradients_without_a_parallel_form_are_refused(objective: str) -> 
 def test_the_refusal_names_chunks_of_one_only_where_they_are_the_same() -> None:
     with pytest.raises(UnsupportedError, match=r"gradient: \{chunk: b\}$"):
         lowerable(of(delta(FIRST, None, HUBER)))
+
+
+def test_equal_weights_are_refused_for_the_mean() -> None:
+    with pytest.raises(UnsupportedError, match="kind: mean"):
+        lowerable(of({"rule": "decay"}, aggregate={"kind": "grm", "scale": 0.0}))

@@ -1,0 +1,80 @@
+"""The shipped tables of launch configurations: current, clean, and what a build writes into a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mcgen.plan import configurations
+from mcgen.plan.configurations import ELEMENTS, SHIPPED, Entry, Key
+from mcgen.plan.kernels import digests
+from mcgen.plan.targets import lookup
+from mcgen.spec import load
+from mcgen.spec.shipped import shipped
+from mcgen.tune import offline
+from mcgen.tune.search import job, modules, with_head
+
+GENERATED = Path(__file__).parents[2] / "generated"
+HEADS = (64, 128)
+TABLES = {
+    name: configurations._read(configurations.shipped_folder() / f"{lookup(name).architecture}.json")
+    for name in SHIPPED
+}
+
+
+def covered() -> list[str]:
+    """The shipped specs that some table has a kernel of."""
+    known = {key.digest for table in TABLES.values() for key in table}
+    return [name for name in shipped() if not known.isdisjoint(kernels(name).values())]
+
+
+def kernels(name: str) -> dict[str, str]:
+    return digests((GENERATED / f"{name}.py").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", covered())
+def test_every_kernel_is_there_and_clean(name: str) -> None:
+    missing, faulty = [], []
+    for kernel, digest in kernels(name).items():
+        for target, table in TABLES.items():
+            for head in HEADS:
+                for element in ELEMENTS:
+                    key = Key(digest, head, head, element, lookup(target).architecture)
+                    entry = table.get(key)
+                    if entry is None:
+                        missing.append((kernel, target, head, element))
+                    elif not _is_clean(entry, target):
+                        faulty.append((kernel, target, head, element))
+    assert (missing, faulty) == ([], [])
+
+
+def _is_clean(entry: Entry, target: str) -> bool:
+    return entry.spills == 0 and entry.shared_bytes <= lookup(target).shared_bytes
+
+
+def test_no_kernel_is_there_that_no_spec_has() -> None:
+    """`mcgen tune --offline --shipped` makes the tables anew."""
+    current = {digest for name in shipped() for digest in kernels(name).values()}
+    assert {key.digest for table in TABLES.values() for key in table} <= current
+
+
+SAMPLE = [
+    ("linear_grm", 64, "bfloat16", "cuda:90", "read"),
+    ("retnet_grm", 64, "bfloat16", "hip:gfx942", "gates"),
+    ("swla_ssc", 64, "float32", "cuda:80", "states"),
+    ("decay_grm_log", 128, "bfloat16", "cuda:100", "rows"),
+]
+
+
+@pytest.mark.parametrize(("name", "head", "element", "target", "kernel"), SAMPLE)
+def test_a_sample_compiles_to_what_the_table_says(
+    name: str, head: int, element: str, target: str, kernel: str, tmp_path: Path
+) -> None:
+    (module,) = modules([with_head(load(shipped()[name]), head)], tmp_path, [element])
+    (found,) = [one for one in module.kernels[element] if one.kernel == f"{kernel}_kernel"]
+    key = Key(module.digests[kernel], head, head, element, lookup(target).architecture)
+    entry = TABLES[target][key]
+    compiled = offline.compile_job(job(module.path, found, element, entry.configuration, lookup(target)), tmp_path)
+    assert compiled.clean
+    assert (compiled.registers, compiled.shared_bytes) == (entry.registers, entry.shared_bytes)
