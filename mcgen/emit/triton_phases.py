@@ -98,10 +98,9 @@ class PhasedPrinter(Printer):
     def _phase(self, phase: Phase) -> None:
         self._zeros(phase.sums)
         self._open(phase.axis)
-        own = set(phase.roots)
         outputs = dict(zip(phase.outputs, self._nodes(phase.outputs), strict=True))
-        inside, _ = cone([*own, *outputs.values()], phase.axis)
-        wanted = [node for node in inside if node in own or node in outputs.values()]
+        inside, _ = cone([*phase.roots, *outputs.values()], phase.axis)
+        wanted = [node for node in inside if node in phase.roots or node in outputs.values()]
         for node in wanted:
             self._make(node, phase)
             for label in [label for label, output in outputs.items() if output is node and not self._is_square(node)]:

@@ -180,7 +180,7 @@ def lowerable(meaning: Meaning) -> None:
         raise UnsupportedError(f"gradient: token needs a matrix memory. Take gradient: {{chunk: b}} for an mlp{same}")
     if meaning.routes and meaning.spec.aggregate.scale == 0:
         raise UnsupportedError(
-            "aggregate.scale: 0 weighs all memories alike; take kind: mean for that, or another scale"
+            "aggregate.scale: 0 weighs all memories alike; take kind: mean for that"
         )
     if not meaning.recurrence.writes:
         raise UnsupportedError("nothing is ever written to M, so every read-out is zero; write outer(v, k) to it")

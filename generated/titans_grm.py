@@ -1,0 +1,3763 @@
+"""titans_grm: Titans' momentum and forgetting on a perceptron of two layers, gradients taken at the start of
+every 16 tokens, with a cache of segments read through a softmax.
+
+Made by mcgen from SPEC, which says the same as the lines below: build it again rather than change this file.
+
+memory     M(x) = x + LN(W_2 gelu(W_1 x))
+objective  sum((p - v)**2), p = M(k_t); grad at M as it stands where its chunk of 16 began
+update     S = beta*S - eta*grad
+           M = alpha*M + S
+segments   256 tokens; every slot restarts at each (init: independent)
+read-out   y_t = sum of w M(q_t) over the cached memories and the online one (eq. 9, 10)
+           w = softmax(r), r = <u_t, mean of the segment's keys>, of those up to t for the online memory
+shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64)
+           beta, eta, alpha (B, T, H)
+           theta: (H, 256, 64), (H, 64, 256)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import sys
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+# Triton takes long to import, so a file does that only where kernels can run, or where others have done it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+triton = tl = None
+if INTERPRETED or torch.version.cuda or torch.version.hip or "triton" in sys.modules:
+    with contextlib.suppress(ImportError):
+        import triton
+        import triton.language as tl
+
+MCGEN_VERSION = "0.1.0"
+SPEC = {
+    "mcgen": 1,
+    "name": "titans_grm",
+    "doc": (
+        "Titans' momentum and forgetting on a perceptron of two layers, gradients taken at the start of every 16 "
+        "tokens, with a cache of segments read through a softmax."
+    ),
+    "memory": {"kind": "mlp", "layers": 2, "expansion": 4, "activation": "gelu", "residual": True, "norm": "layernorm"},
+    "update": {
+        "rule": "titans",
+        "gradient": {"chunk": 16},
+        "gates": {
+            "beta": {"fn": "sigmoid", "bias": 0.0, "scale": 1.0},
+            "eta": {"fn": "sigmoid", "bias": 0.0, "scale": 0.0005},
+            "alpha": {"fn": "sigmoid", "bias": 4.0, "scale": 1.0},
+        },
+    },
+    "segment": {"size": 256, "mode": "constant", "init": "independent"},
+    "aggregate": {"kind": "grm", "connector": "u", "pool": "mean", "scale": 1.0},
+    "head": {"key_dim": 64, "value_dim": 64},
+    "layer": {"d_model": 1024, "heads": 16, "qk_norm": "l2", "conv_size": 4, "output_norm": "rms", "output_gate": True},
+}
+SPEC_HASH = "7dfa449aa177e7140cc299db59ae843870271714ec6db4a224d946aea5e86894"
+
+
+def _jit(function):
+    """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
+    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group")
+    return triton.jit(function, do_not_specialize=integers) if triton else function
+
+
+class UnsupportedError(NotImplementedError):
+    """What was asked for is valid, but this file cannot do it; the message says what it can."""
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check(q, k, v, u, theta, gates, backend=None):
+    """Raises TypeError or ValueError, naming the argument, unless these are arguments of `op` and `reference`."""
+    if backend not in (None, "torch", "triton"):
+        raise ValueError(f'backend must be "torch", "triton" or None, got {backend!r}')
+    _check_gates(gates)
+    _check_tensor("q", q, q)
+    if q.dim() != 4 or q.shape[-1] != 64:
+        raise ValueError(f"q must have shape (B, T, H, 64), got {tuple(q.shape)}")
+    B, T, H, _ = q.shape
+    _check_tensor("k", k, q, (B, T, H, 64))
+    _check_tensor("v", v, q, (B, T, H, 64))
+    if u is None:
+        raise TypeError("u is missing: the aggregate routes by it")
+    _check_tensor("u", u, q, (B, T, H, 64))
+    for name, gate in gates.items():
+        _check_tensor(name, gate, q, (B, T, H))
+    shapes = [(H, 256, 64), (H, 64, 256)]
+    _check_theta(theta, q, shapes)
+
+
+def _check_gates(gates):
+    """Raises TypeError unless the names are those of the gates."""
+    expected = ["beta", "eta", "alpha"]
+    if missing := [name for name in expected if name not in gates]:
+        raise TypeError(f"missing gate{'s' * (len(missing) > 1)}: {', '.join(missing)}")
+    if extra := [name for name in gates if name not in expected]:
+        takes = f"the gates are {', '.join(expected)}" if expected else "there are no gates"
+        raise TypeError(f"unexpected argument{'s' * (len(extra) > 1)}: {', '.join(extra)}; {takes}")
+
+
+def _check_theta(theta, q, shapes):
+    """Raises TypeError or ValueError unless theta is a list of initial weights of these shapes."""
+    if not isinstance(theta, (list, tuple)):
+        got = "None" if theta is None else type(theta).__name__
+        raise TypeError(f"theta must be the list of the memory's 2 initial weights, got {got}")
+    if len(theta) != 2:
+        raise ValueError(f"theta must have 2 weights, got {len(theta)}")
+    for number, (weight, shape) in enumerate(zip(theta, shapes, strict=True)):
+        _check_tensor(f"theta[{number}]", weight, q, shape)
+
+
+def _check_tensor(name, x, q, shape=None):
+    """Raises TypeError unless x is a floating point tensor, ValueError unless it is on q's device and of the shape."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.device != q.device:
+        raise ValueError(f"{name} must be on q's device, {q.device}, got {x.device}")
+    if shape is not None and x.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
+
+
+def _segments(T):
+    """Borders (begin, end) of the segments of T tokens."""
+    return [(begin, min(begin + 256, T)) for begin in range(0, T, 256)]
+
+
+def _read(M, x):
+    """M(x), of weights M = [W_1, …] (B, H, out, in) and x (B, H, K)."""
+    h = x
+    for W in M[:-1]:
+        h = (W * h[..., None, :]).sum(-1)
+        h = F.gelu(h)
+    h = (M[-1] * h[..., None, :]).sum(-1)
+    h = (h - h.mean(-1, keepdim=True)) * torch.rsqrt(h.var(-1, keepdim=True, correction=0) + 1e-5)
+    return x + h
+
+
+def _gradient(M, k, v):
+    """The gradient, by every weight of M, of the objective at p = M(k): p and v (B, H, V).
+
+    Differentiable itself, and there also where gradients are off.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        k, v = k.clone(), v.clone()
+        M = [W.clone() if W.requires_grad else W.clone().requires_grad_() for W in M]
+        p = _read(M, k)
+        objective = ((p - v) ** 2).sum(-1)
+        return torch.autograd.grad(objective.sum(), M, create_graph=create_graph)
+
+
+def reference(q, k, v, u=None, *, theta=None, **gates):
+    """One token at a time, in float32 or wider, differentiable: the definition that `op` is held against.
+
+    memory     M(x) = x + LN(W_2 gelu(W_1 x))
+    objective  sum((p - v)**2), p = M(k_t); grad at M as it stands where its chunk of 16 began
+    update     S = beta*S - eta*grad
+               M = alpha*M + S
+    segments   256 tokens; every slot restarts at each (init: independent)
+    read-out   y_t = sum of w M(q_t) over the cached memories and the online one (eq. 9, 10)
+               w = softmax(r), r = <u_t, mean of the segment's keys>, of those up to t for the online memory
+    shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64)
+               beta, eta, alpha (B, T, H)
+               theta: (H, 256, 64), (H, 64, 256)
+    """
+    _check(q, k, v, u, theta, gates)
+    dtype, y_dtype = torch.float32, v.dtype
+    for x in (q, k, v, u, *theta, *gates.values()):
+        dtype = torch.promote_types(dtype, x.dtype)
+    q, k, v, u = q.to(dtype), k.to(dtype), v.to(dtype), u.to(dtype)
+    B, T = q.shape[:2]
+    beta = gates["beta"].to(dtype)[..., None, None]  # (B, T, H, 1, 1)
+    eta = gates["eta"].to(dtype)[..., None, None]  # (B, T, H, 1, 1)
+    alpha = gates["alpha"].to(dtype)[..., None, None]  # (B, T, H, 1, 1)
+    M_0 = [W.to(dtype).expand(B, *W.shape) for W in theta]
+    zero = [torch.zeros_like(W) for W in M_0]
+    y, cached, pools = [], [], []
+    for begin, end in _segments(T):
+        M, S = M_0, zero  # init: independent
+        key_sum = torch.zeros_like(k[:, 0])
+        for t in range(begin, end):
+            q_t, k_t, v_t, u_t = q[:, t], k[:, t], v[:, t], u[:, t]
+            beta_t = beta[:, t]
+            eta_t = eta[:, t]
+            alpha_t = alpha[:, t]
+
+            if (t - begin) % 16 == 0:
+                M_chunk = M
+            grad = _gradient(M_chunk, k_t, v_t)
+            S = [beta_t * S_n - eta_t * grad_n for S_n, grad_n in zip(S, grad, strict=True)]
+            M = [alpha_t * M_n + S_n for M_n, S_n in zip(M, S, strict=True)]
+
+            key_sum = key_sum + k_t
+            pool = key_sum / (t - begin + 1)
+            r = torch.stack([(u_t * key).sum(-1) for key in [*pools, pool]], -1)
+            w = r.softmax(-1)  # (B, H, memories)
+            y_t = sum(w[..., i, None] * _read(memory, q_t) for i, memory in enumerate([*cached, M]))
+            y.append(y_t)
+        cached.append(M)
+        pools.append(pool)
+    return (torch.stack(y, 1) if T else v).to(y_dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Torch path: any device, any float type.
+#
+# The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
+# Only the state (S_1, S_2, M_1, M_2, pool)
+# goes from chunk to chunk; all else is done for the chunks of a panel at once.
+# ---------------------------------------------------------------------------------------------------------------------
+
+TOKENS = 16  # tokens of a chunk, at most
+ROWS = 4096  # tokens of a panel, times batch, times heads, about
+CARRY = {
+    "decay_all": 0,
+    "k": 2,
+    "C_j": 1,
+    "k22": 2,
+    "v": 2,
+    "decay_all2": 0,
+    "R": 0,
+    "C_j4": 1,
+    "sum_k": 1,
+}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
+CARRY_VJP = {
+    "q_d_q_S_1": 2,
+    "R": 0,
+    "decay_all": 0,
+    "x_th4_R_d_tv4": 2,
+    "decay_all2": 0,
+    "k": 2,
+    "C_q_k_d_th4": 2,
+    "C_j4": 1,
+    "C_j": 1,
+    "x_th6": 2,
+    "C_x_tv92": 2,
+    "C_x_tv9": 2,
+    "d_jh5": 2,
+    "x_th5": 2,
+    "d_jv3": 2,
+    "k_M_1": 2,
+    "M_2": 2,
+    "x_t3": 1,
+    "x_tv": 2,
+    "x_tv16": 2,
+    "x_tv17": 2,
+    "sum_x_tv2": 1,
+    "sum_x_tv18_tv": 1,
+    "q_d_q_M_1": 2,
+    "d_hv2": 2,
+    "x_tv9": 2,
+    "x_th": 2,
+    "u_d_r_count": 1,
+}
+ROWS_READ = ("k_M_1", "x_th_M_2", "x_tv9_M_2")  # what `_carry` reads of the state, and others need
+ROWS_OWED = (
+    "k_d_M_1_next",
+    "k_d_S_1_next",
+    "d_jh6",
+    "x_th_d_M_2_next",
+    "x_th_d_S_2_next",
+    "d_tv5",
+    "d_th6",
+)  # what `_carry_vjp` makes of the state's cotangent, and others need
+
+
+def _gelu_vjp(g, x):
+    """g times the derivative of gelu at x."""
+    return torch.ops.aten.gelu_backward(g, x)
+
+
+def _spread(x, *sizes):
+    """x with its last dimensions broadcast to these sizes; -1 keeps one."""
+    return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
+
+
+def _products(first, *others):
+    """The sum of matrix products x @ y, each added where the first one lies."""
+    total = first[0] @ first[1]
+    for x, y in others:
+        x, y = (t.expand(*total.shape[:-2], -1, -1).flatten(0, -3) for t in (x, y))
+        total.view(-1, *total.shape[-2:]).baddbmm_(x, y)
+    return total
+
+
+def _runs(gate):
+    """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zeros stay exact."""
+    n = gate.shape[-1] + 1
+    inside = torch.ones(n, n, dtype=torch.bool, device=gate.device).tril(-1)
+    return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
+
+
+def _runs_to(gate):
+    """The products of gate[m] over c <= m, for c from 0 to n."""
+    return F.pad(gate.flip(-1).cumprod(-1).flip(-1), (0, 1), value=1.0)
+
+
+def _writes(*, beta, eta, k, alpha, **_):
+    """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
+    beta_runs = _runs(beta)
+    decay_all = beta_runs[..., -1, 0]
+    decay_j = beta_runs[..., -1, 1:]
+    x_t = -eta
+    C_j = decay_j * x_t
+    alpha_runs_to = _runs_to(alpha)
+    decay_all2 = alpha_runs_to[..., 0]
+    decay_j2 = alpha_runs_to[..., 1:]
+    C_s = decay_j2 * beta
+    before_t = beta_runs[..., :-1, 0]
+    R = (C_s * before_t).sum(-1)
+    C_j2 = decay_j2 * x_t
+    before_tj = beta_runs[..., :-1, 1:]
+    C_tj = before_tj * x_t[..., None, :]
+    C_j3 = (C_s[..., None, :] @ C_tj).squeeze(-2)
+    C_j4 = C_j2 + C_j3
+    sum_k = k.sum(-2)
+    return {
+        "decay_all": decay_all,
+        "C_j": C_j,
+        "k22": k,
+        "decay_all2": decay_all2,
+        "R": R,
+        "C_j4": C_j4,
+        "sum_k": sum_k,
+    }
+
+
+def _carry(*, decay_all, S_1, k, C_j, k22, M_1, M_2, v, S_2, decay_all2, R, C_j4, pool, sum_k, **_):
+    """The state after a chunk."""
+    decay_S_1 = decay_all[..., None, None] * S_1  # [k h1]
+    k_M_1 = k @ M_1  # [t h1]
+    x_th = F.gelu(k_M_1)
+    x_th_M_2 = x_th @ M_2  # [t v]
+    sum_x_th_M_2 = x_th_M_2.sum(-1)  # [t]
+    x_tv = x_th_M_2 - sum_x_th_M_2[..., :, None] / 64.0
+    sum_x_tv2 = (x_tv * x_tv).sum(-1)  # [t]
+    x_tv3 = x_tv / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    x_tv4 = k22 + x_tv3
+    x_tv5 = 2.0 * x_tv4 - 2.0 * v
+    x_tv6 = x_tv5 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    x_tv5_x_tv = (x_tv5 * x_tv).sum(-1)  # [t]
+    x_t = -(x_tv5_x_tv / (128.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 1.5))
+    x_tv7 = 2.0 * x_t[..., :, None] * x_tv
+    x_tv8 = x_tv6 + x_tv7
+    sum_x_tv8_tv = x_tv8.sum(-1)  # [t]
+    x_t2 = -(sum_x_tv8_tv / 64.0)
+    x_tv9 = x_tv8 + x_t2[..., :, None]
+    x_tv9_M_2 = x_tv9 @ M_2.mT  # [t h1]
+    x_th2 = _gelu_vjp(x_tv9_M_2, k_M_1)
+    k_C_x_th2 = k.mT @ (C_j[..., :, None] * x_th2)  # [k h1]
+    S_1_next = decay_S_1 + k_C_x_th2  # [k h1]
+    decay_S_2 = decay_all[..., None, None] * S_2  # [h1 v]
+    x_th_C_x_tv9 = x_th.mT @ (C_j[..., :, None] * x_tv9)  # [h1 v]
+    S_2_next = decay_S_2 + x_th_C_x_tv9  # [h1 v]
+    decay_M_1 = decay_all2[..., None, None] * M_1  # [k h1]
+    R_S_1 = R[..., None, None] * S_1  # [k h1]
+    k_C_x_th22 = k.mT @ (C_j4[..., :, None] * x_th2)  # [k h1]
+    M_1_next = decay_M_1 + R_S_1 + k_C_x_th22  # [k h1]
+    decay_M_2 = decay_all2[..., None, None] * M_2  # [h1 v]
+    R_S_2 = R[..., None, None] * S_2  # [h1 v]
+    x_th_C_x_tv92 = x_th.mT @ (C_j4[..., :, None] * x_tv9)  # [h1 v]
+    M_2_next = decay_M_2 + R_S_2 + x_th_C_x_tv92  # [h1 v]
+    pool_next = pool + sum_k  # [k]
+    return {
+        "S_1_next": S_1_next,
+        "S_2_next": S_2_next,
+        "M_1_next": M_1_next,
+        "M_2_next": M_2_next,
+        "pool_next": pool_next,
+        "k_M_1": k_M_1,
+        "x_th_M_2": x_th_M_2,
+        "x_tv9_M_2": x_tv9_M_2,
+    }
+
+
+def _read_online(
+    *, q, alpha, M_1, beta, S_1, eta, k, x_tv9_M_2, k_M_1, M_2, S_2, k22, x_th_M_2, v, u, pool, count, **_
+):
+    """The online read-outs of chunks, from the states before them."""
+    alpha_runs = _runs(alpha)
+    decay_t = alpha_runs[..., 1:, 0]
+    q_M_1 = q @ M_1  # [t h1]
+    decayed_q_M_1 = decay_t[..., :, None] * q_M_1  # [t h1]
+    decay_tj = alpha_runs[..., 1:, 1:]
+    C_ts = decay_tj * beta[..., None, :]
+    beta_runs = _runs(beta)
+    before_t = beta_runs[..., :-1, 0]
+    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
+    q_S_1 = q @ S_1  # [t h1]
+    R_q_S_1 = R_t[..., :, None] * q_S_1  # [t h1]
+    x_t = -eta
+    C_tj = decay_tj * x_t[..., None, :]
+    before_tj = beta_runs[..., :-1, 1:]
+    C_tj2 = before_tj * x_t[..., None, :]
+    C_tj3 = C_ts @ C_tj2
+    C_tj4 = C_tj + C_tj3
+    q_k = q @ k.mT  # [t j]
+    x_th = _gelu_vjp(x_tv9_M_2, k_M_1)
+    C_q_k_x_th = (C_tj4 * q_k) @ x_th
+    x_th3 = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th
+    x_th4 = F.gelu(x_th3)
+    x_th4_M_2 = x_th4 @ M_2  # [t v]
+    x_tv = decay_t[..., :, None] * x_th4_M_2
+    x_th4_S_2 = x_th4 @ S_2  # [t v]
+    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
+    x_th5 = F.gelu(k_M_1)
+    x_th4_x_th5 = x_th4 @ x_th5.mT  # [t j]
+    sum_x_th_M_2 = x_th_M_2.sum(-1)  # [t]
+    x_tv2 = x_th_M_2 - sum_x_th_M_2[..., :, None] / 64.0
+    sum_x_tv3 = (x_tv2 * x_tv2).sum(-1)  # [t]
+    x_tv4 = x_tv2 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
+    x_tv5 = k22 + x_tv4
+    x_tv6 = 2.0 * x_tv5 - 2.0 * v
+    x_tv7 = x_tv6 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
+    x_tv6_x_tv2 = (x_tv6 * x_tv2).sum(-1)  # [t]
+    x_t3 = -(x_tv6_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
+    x_tv8 = 2.0 * x_t3[..., :, None] * x_tv2
+    x_tv9 = x_tv7 + x_tv8
+    sum_x_tv9_tv = x_tv9.sum(-1)  # [t]
+    x_t4 = -(sum_x_tv9_tv / 64.0)
+    x_tv10 = x_tv9 + x_t4[..., :, None]
+    x_tv11 = (C_tj4 * x_th4_x_th5) @ x_tv10
+    x_tv12 = x_tv + R_x_th4_S_2 + x_tv11
+    sum_x_tv12 = x_tv12.sum(-1)  # [t]
+    x_tv13 = x_tv12 - sum_x_tv12[..., :, None] / 64.0
+    sum_x_tv14 = (x_tv13 * x_tv13).sum(-1)  # [t]
+    x_tv15 = x_tv13 / torch.sqrt(sum_x_tv14[..., :, None] / 64.0 + 1e-05)
+    o = q + x_tv15  # [t v]
+    u_k = u @ k.mT  # [t j]
+    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
+    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
+    r = (sum_causal_u_k + u_pool) / count  # [t]
+    return {
+        "o": o,
+        "r": r,
+    }
+
+
+def _pulls(
+    *,
+    k_M_1,
+    x_th_M_2,
+    k22,
+    v,
+    q,
+    d_o,
+    alpha,
+    M_1,
+    beta,
+    S_1,
+    eta,
+    k,
+    x_tv9_M_2,
+    M_2,
+    S_2,
+    C_j4,
+    C_j,
+    u,
+    d_r,
+    count,
+    **_,
+):
+    """What the read-outs of chunks owe to the states before them."""
+    x_th = F.gelu(k_M_1)
+    sum_x_th_M_2 = x_th_M_2.sum(-1)  # [t]
+    x_tv = x_th_M_2 - sum_x_th_M_2[..., :, None] / 64.0
+    sum_x_tv2 = (x_tv * x_tv).sum(-1)  # [t]
+    x_tv3 = x_tv / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    x_tv4 = k22 + x_tv3
+    x_tv5 = 2.0 * x_tv4 - 2.0 * v
+    x_tv5_x_tv = (x_tv5 * x_tv).sum(-1)  # [t]
+    x_t3 = -(x_tv5_x_tv / (128.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 1.5))
+    x_tv6 = x_tv5 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    x_tv7 = 2.0 * x_t3[..., :, None] * x_tv
+    x_tv8 = x_tv6 + x_tv7
+    sum_x_tv8_tv = x_tv8.sum(-1)  # [t]
+    x_t = -(sum_x_tv8_tv / 64.0)
+    x_tv9 = x_tv8 + x_t[..., :, None]
+    alpha_runs = _runs(alpha)
+    decay_t = alpha_runs[..., 1:, 0]
+    q_M_1 = q @ M_1  # [t h1]
+    decayed_q_M_1 = decay_t[..., :, None] * q_M_1  # [t h1]
+    decay_tj = alpha_runs[..., 1:, 1:]
+    C_ts = decay_tj * beta[..., None, :]
+    beta_runs = _runs(beta)
+    before_t = beta_runs[..., :-1, 0]
+    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
+    q_S_1 = q @ S_1  # [t h1]
+    R_q_S_1 = R_t[..., :, None] * q_S_1  # [t h1]
+    x_t2 = -eta
+    C_tj = decay_tj * x_t2[..., None, :]
+    before_tj = beta_runs[..., :-1, 1:]
+    C_tj2 = before_tj * x_t2[..., None, :]
+    C_tj3 = C_ts @ C_tj2
+    C_tj4 = C_tj + C_tj3
+    q_k = q @ k.mT  # [t j]
+    C_q_k = C_tj4 * q_k  # [t j]
+    x_th2 = _gelu_vjp(x_tv9_M_2, k_M_1)
+    C_q_k_x_th2 = C_q_k @ x_th2
+    x_th3 = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th2
+    x_th4 = F.gelu(x_th3)
+    x_th4_M_2 = x_th4 @ M_2  # [t v]
+    x_tv10 = decay_t[..., :, None] * x_th4_M_2
+    x_th4_S_2 = x_th4 @ S_2  # [t v]
+    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
+    x_th4_x_th = x_th4 @ x_th.mT  # [t j]
+    C_x_th4_x_th = C_tj4 * x_th4_x_th  # [t j]
+    x_tv11 = C_x_th4_x_th @ x_tv9
+    x_tv12 = x_tv10 + R_x_th4_S_2 + x_tv11
+    sum_x_tv12 = x_tv12.sum(-1)  # [t]
+    x_tv13 = x_tv12 - sum_x_tv12[..., :, None] / 64.0
+    sum_x_tv14 = (x_tv13 * x_tv13).sum(-1)  # [t]
+    d_tv = d_o / torch.sqrt(sum_x_tv14[..., :, None] / 64.0 + 1e-05)
+    d_o_x_tv13 = (d_o * x_tv13).sum(-1)  # [t]
+    d_t = -(d_o_x_tv13 / (128.0 * (sum_x_tv14 / 64.0 + 1e-05) ** 1.5))
+    d_tv2 = 2.0 * d_t[..., :, None] * x_tv13
+    d_tv3 = d_tv + d_tv2
+    sum_d_tv3_tv = d_tv3.sum(-1)  # [t]
+    d_t2 = -(sum_d_tv3_tv / 64.0)
+    d_tv4 = d_tv3 + d_t2[..., :, None]
+    d_tv4_x_tv9 = d_tv4 @ x_tv9.mT  # [t j]
+    C_d_tv4_x_tv9 = d_tv4_x_tv9 * C_tj4  # [t j]
+    d_th = C_d_tv4_x_tv9 @ x_th
+    R_d_tv4 = d_tv4 * R_t[..., :, None]
+    R_d_tv4_S_2 = R_d_tv4 @ S_2.mT  # [t h1]
+    decayed_d_tv4 = d_tv4 * decay_t[..., :, None]
+    d_th2 = decayed_d_tv4 @ M_2.mT
+    d_th3 = d_th + R_d_tv4_S_2 + d_th2
+    d_th4 = _gelu_vjp(d_th3, x_th3)
+    q_d_q_S_1 = q.mT @ (d_th4 * R_t[..., :, None])  # [k h1]
+    x_th4_R_d_tv4 = x_th4.mT @ R_d_tv4  # [h1 v]
+    C_q_k_d_th4 = C_q_k.mT @ d_th4  # [j h1]
+    x_th6 = 0.3989422804014327 * x_tv9_M_2 * (2.0 - k_M_1 * k_M_1) * torch.exp(-(k_M_1 * k_M_1 / 2.0))
+    C_x_tv92 = C_j4[..., :, None] * x_tv9  # [j v]
+    C_x_tv9 = C_j[..., :, None] * x_tv9  # [j v]
+    d_jh5 = C_d_tv4_x_tv9.mT @ x_th4
+    d_jv3 = C_x_th4_x_th.mT @ d_tv4
+    x_tv16 = -(x_tv5 / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
+    x_tv17 = -(x_tv / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
+    x_tv15 = 3.0 * x_tv5 * x_tv / (16384.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 2.5)
+    sum_x_tv18_tv = x_tv15.sum(-1)  # [t]
+    q_d_q_M_1 = q.mT @ (d_th4 * decay_t[..., :, None])  # [k h1]
+    d_hv2 = x_th4.mT @ decayed_d_tv4
+    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
+    return {
+        "x_th": x_th,
+        "x_tv": x_tv,
+        "sum_x_tv2": sum_x_tv2,
+        "x_t3": x_t3,
+        "x_tv9": x_tv9,
+        "x_th5": x_th,
+        "q_d_q_S_1": q_d_q_S_1,
+        "x_th4_R_d_tv4": x_th4_R_d_tv4,
+        "C_q_k_d_th4": C_q_k_d_th4,
+        "x_th6": x_th6,
+        "C_x_tv92": C_x_tv92,
+        "C_x_tv9": C_x_tv9,
+        "d_jh5": d_jh5,
+        "d_jv3": d_jv3,
+        "x_tv16": x_tv16,
+        "x_tv17": x_tv17,
+        "sum_x_tv18_tv": sum_x_tv18_tv,
+        "q_d_q_M_1": q_d_q_M_1,
+        "d_hv2": d_hv2,
+        "u_d_r_count": u_d_r_count,
+        "q_M_1": q_M_1,
+        "R_t": R_t,
+        "q_S_1": q_S_1,
+        "C_tj3": C_tj3,
+        "q_k": q_k,
+        "C_q_k_x_th2": C_q_k_x_th2,
+        "x_th4_M_2": x_th4_M_2,
+        "x_th4_S_2": x_th4_S_2,
+        "x_th4_x_th": x_th4_x_th,
+        "x_tv11": x_tv11,
+        "d_tv4_x_tv9": d_tv4_x_tv9,
+        "d_th": d_th,
+        "R_d_tv4_S_2": R_d_tv4_S_2,
+        "d_th2": d_th2,
+    }
+
+
+def _carry_vjp(
+    *,
+    q_d_q_S_1,
+    d_M_1_next,
+    R,
+    d_S_1_next,
+    decay_all,
+    x_th4_R_d_tv4,
+    d_M_2_next,
+    d_S_2_next,
+    decay_all2,
+    k,
+    C_q_k_d_th4,
+    C_j4,
+    C_j,
+    x_th6,
+    C_x_tv92,
+    C_x_tv9,
+    d_jh5,
+    x_th5,
+    d_jv3,
+    k_M_1,
+    M_2,
+    x_t3,
+    x_tv,
+    x_tv16,
+    x_tv17,
+    sum_x_tv2,
+    sum_x_tv18_tv,
+    q_d_q_M_1,
+    d_hv2,
+    x_tv9,
+    x_th,
+    d_pool_next,
+    u_d_r_count,
+    **_,
+):
+    """The cotangent of the state before a chunk, from that after it."""
+    n_v = x_tv9.shape[-1]
+    R_d_M_1_next = d_M_1_next * R[..., None, None]  # [k h1]
+    decay_d_S_1_next = d_S_1_next * decay_all[..., None, None]  # [k h1]
+    d_kh = R_d_M_1_next + decay_d_S_1_next
+    d_S_1 = q_d_q_S_1 + d_kh  # [k h1]
+    R_d_M_2_next = d_M_2_next * R[..., None, None]  # [h1 v]
+    decay_d_S_2_next = d_S_2_next * decay_all[..., None, None]  # [h1 v]
+    d_hv = R_d_M_2_next + decay_d_S_2_next
+    d_S_2 = x_th4_R_d_tv4 + d_hv  # [h1 v]
+    decay_d_M_1_next = d_M_1_next * decay_all2[..., None, None]  # [k h1]
+    k_d_M_1_next = k @ d_M_1_next  # [j h1]
+    C_k_d_M_1_next = k_d_M_1_next * C_j4[..., :, None]  # [j h1]
+    k_d_S_1_next = k @ d_S_1_next  # [j h1]
+    C_k_d_S_1_next = k_d_S_1_next * C_j[..., :, None]  # [j h1]
+    d_jh = C_k_d_M_1_next + C_k_d_S_1_next
+    d_jh2 = C_q_k_d_th4 + d_jh
+    d_jh2_x_th6 = d_jh2 * x_th6
+    d_jh6 = _products((C_x_tv92, d_M_2_next.mT), (C_x_tv9, d_S_2_next.mT)) + d_jh5
+    x_th_d_M_2_next = x_th5 @ d_M_2_next  # [j v]
+    d_jv = x_th_d_M_2_next * C_j4[..., :, None]
+    x_th_d_S_2_next = x_th5 @ d_S_2_next  # [j v]
+    d_jv2 = x_th_d_S_2_next * C_j[..., :, None]
+    d_jv4 = d_jv + d_jv2 + d_jv3
+    d_x_tv9_M_2 = _gelu_vjp(d_jh2, k_M_1)  # [t h1]
+    d_x_tv9_M_2_M_2 = d_x_tv9_M_2 @ M_2  # [t v]
+    d_tv5 = d_jv4 + d_x_tv9_M_2_M_2
+    sum_d_tv5 = d_tv5.sum(-1)  # [t]
+    d_tv = _spread(-(sum_d_tv5[..., :, None] / 64.0), -1, n_v)
+    d_tv2 = d_tv + d_tv5
+    d_tv3 = 2.0 * d_tv2 * x_t3[..., :, None]
+    d_tv2_x_tv = (d_tv2 * x_tv).sum(-1)  # [t]
+    d_t = 2.0 * d_tv2_x_tv
+    d_t_x_tv16 = d_t[..., :, None] * x_tv16
+    d_t_x_tv17 = d_t[..., :, None] * x_tv17
+    d_tv4 = d_tv2 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    d_tv6 = d_t_x_tv17 + d_tv4
+    d_tv7 = 2.0 * d_tv6
+    d_tv8 = d_tv7 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    d_t2 = d_t * sum_x_tv18_tv
+    d_tv2_x_tv16 = (d_tv2 * x_tv16).sum(-1)  # [t]
+    d_tv7_x_tv17 = (d_tv7 * x_tv17).sum(-1)  # [t]
+    d_t3 = d_t2 + d_tv2_x_tv16 + d_tv7_x_tv17
+    d_tv9 = 2.0 * d_t3[..., :, None] * x_tv
+    d_tv10 = d_tv3 + d_t_x_tv16 + d_tv8 + d_tv9
+    sum_d_tv10_tv = d_tv10.sum(-1)  # [t]
+    d_t4 = -(sum_d_tv10_tv / 64.0)
+    d_x_th_M_2 = d_tv10 + d_t4[..., :, None]  # [t v]
+    d_x_th_M_2_M_2 = d_x_th_M_2 @ M_2.mT  # [t h1]
+    d_th6 = d_jh6 + d_x_th_M_2_M_2
+    d_th = _gelu_vjp(d_th6, k_M_1)
+    k_d_th2 = k.mT @ (d_jh2_x_th6 + d_th)  # [k h1]
+    d_M_1 = decay_d_M_1_next + k_d_th2 + q_d_q_M_1  # [k h1]
+    decay_d_M_2_next = d_M_2_next * decay_all2[..., None, None]  # [h1 v]
+    d_M_2 = _products((d_x_tv9_M_2.mT, x_tv9), (x_th.mT, d_x_th_M_2)) + decay_d_M_2_next + d_hv2  # [h1 v]
+    d_pool = d_pool_next + u_d_r_count  # [k]
+    return {
+        "d_S_1": d_S_1,
+        "d_S_2": d_S_2,
+        "d_M_1": d_M_1,
+        "d_M_2": d_M_2,
+        "d_pool": d_pool,
+        "k_d_M_1_next": k_d_M_1_next,
+        "k_d_S_1_next": k_d_S_1_next,
+        "d_jh6": d_jh6,
+        "x_th_d_M_2_next": x_th_d_M_2_next,
+        "x_th_d_S_2_next": x_th_d_S_2_next,
+        "d_tv5": d_tv5,
+        "d_th6": d_th6,
+    }
+
+
+def _inputs_vjp(
+    *,
+    d_th,
+    R_d_tv4_S_2,
+    d_th2,
+    alpha,
+    q_M_1,
+    R_t,
+    q_S_1,
+    C_q_k_x_th2,
+    x_tv9_M_2,
+    k_M_1,
+    eta,
+    C_tj3,
+    k,
+    S_1,
+    M_1,
+    d_o,
+    x_th_d_M_2_next,
+    x_tv9,
+    k_d_M_1_next,
+    beta,
+    d_M_2_next,
+    S_2,
+    d_M_1_next,
+    M_2,
+    d_tv4_x_tv9,
+    x_th4_x_th,
+    q_k,
+    x_th4_M_2,
+    x_th4_S_2,
+    x_tv11,
+    x_th_d_S_2_next,
+    k_d_S_1_next,
+    d_S_2_next,
+    d_S_1_next,
+    C_j4,
+    C_j,
+    C_q_k_d_th4,
+    x_th6,
+    d_th6,
+    d_tv5,
+    x_tv,
+    x_tv17,
+    sum_x_tv2,
+    q,
+    d_pool_next,
+    u,
+    d_r,
+    count,
+    pool,
+    **_,
+):
+    """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
+    n_v = x_tv17.shape[-1]
+    n_t = count.shape[-1]
+    n_j = C_q_k_d_th4.shape[-2]
+    d_th3 = d_th + R_d_tv4_S_2 + d_th2
+    alpha_runs = _runs(alpha)
+    decay_t = alpha_runs[..., 1:, 0]
+    decayed_q_M_1 = decay_t[..., :, None] * q_M_1  # [t h1]
+    R_q_S_1 = R_t[..., :, None] * q_S_1  # [t h1]
+    x_th = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th2
+    d_th4 = _gelu_vjp(d_th3, x_th)
+    x_th2 = _gelu_vjp(x_tv9_M_2, k_M_1)
+    d_th4_x_th2 = d_th4 @ x_th2.mT  # [t j]
+    decay_tj = alpha_runs[..., 1:, 1:]
+    x_t = -eta
+    C_tj = decay_tj * x_t[..., None, :]
+    C_tj2 = C_tj + C_tj3
+    d_q_k = d_th4_x_th2 * C_tj2  # [t j]
+    d_q = _products((d_q_k, k), ((d_th4 * R_t[..., :, None]), S_1.mT), ((d_th4 * decay_t[..., :, None]), M_1.mT)) + d_o
+    decay_j = alpha_runs[..., -1, 1:]
+    x_j = (x_th_d_M_2_next * x_tv9).sum(-1)
+    x_j2 = (k_d_M_1_next * x_th2).sum(-1)
+    x_j3 = x_j + x_j2
+    x_j3_x_t = x_j3 * x_t  # [j]
+    decayed_x_j3_x_t = decay_j[..., :, None] * x_j3_x_t[..., None, :]  # [m j]
+    before_tj = alpha_runs[..., :-1, 1:]
+    x_m = (decayed_x_j3_x_t * before_tj).sum(-1)
+    beta_runs = _runs(beta)
+    before_tj3 = beta_runs[..., :-1, 1:]
+    C_tj4 = before_tj3 * x_t[..., None, :]
+    C_x_j3 = (x_j3[..., None, :] @ C_tj4.mT).squeeze(-2)  # [s]
+    d_M_2_next_S_2 = (d_M_2_next * S_2).sum((-2, -1))
+    d_M_1_next_S_1 = (d_M_1_next * S_1).sum((-2, -1))
+    d = d_M_2_next_S_2 + d_M_1_next_S_1
+    before_t = beta_runs[..., :-1, 0]
+    decayed_d = d[..., None] * before_t  # [s]
+    d_s = C_x_j3 + decayed_d
+    d_s_beta = d_s * beta  # [s]
+    decayed_d_s_beta = decay_j[..., None, :] * d_s_beta[..., :, None]  # [s m]
+    before_sm = alpha_runs[..., :-1, 1:].mT
+    d_m = (decayed_d_s_beta * before_sm).sum(-2)
+    d_M_2_next_M_2 = (d_M_2_next * M_2).sum((-2, -1))
+    d_M_1_next_M_1 = (d_M_1_next * M_1).sum((-2, -1))
+    d2 = d_M_2_next_M_2 + d_M_1_next_M_1
+    decayed_d2 = decay_j * d2[..., None]  # [m]
+    before_t3 = alpha_runs[..., :-1, 0]
+    d_m3 = decayed_d2 * before_t3
+    d_tj = d_tv4_x_tv9 * x_th4_x_th
+    d_th4_x_th2_q_k = d_th4_x_th2 * q_k  # [t j]
+    d_tj2 = d_tj + d_th4_x_th2_q_k
+    d_mj = decay_tj.mT @ (d_tj2 * x_t[..., None, :])
+    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
+    C_d_tj2 = d_tj2 @ C_tj4.mT  # [t s]
+    x_tv2 = decay_t[..., :, None] * x_th4_M_2
+    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
+    x_tv3 = x_tv2 + R_x_th4_S_2 + x_tv11
+    sum_x_tv3 = x_tv3.sum(-1)  # [t]
+    x_tv4 = x_tv3 - sum_x_tv3[..., :, None] / 64.0
+    sum_x_tv5 = (x_tv4 * x_tv4).sum(-1)  # [t]
+    d_tv = d_o / torch.sqrt(sum_x_tv5[..., :, None] / 64.0 + 1e-05)
+    d_o_x_tv4 = (d_o * x_tv4).sum(-1)  # [t]
+    d_t = -(d_o_x_tv4 / (128.0 * (sum_x_tv5 / 64.0 + 1e-05) ** 1.5))
+    d_tv2 = 2.0 * d_t[..., :, None] * x_tv4
+    d_tv3 = d_tv + d_tv2
+    sum_d_tv3_tv = d_tv3.sum(-1)  # [t]
+    d_t2 = -(sum_d_tv3_tv / 64.0)
+    d_tv4 = d_tv3 + d_t2[..., :, None]
+    d_tv4_x_th4_S_2 = (d_tv4 * x_th4_S_2).sum(-1)  # [t]
+    d_th4_q_S_1 = (d_th4 * q_S_1).sum(-1)  # [t]
+    d_t3 = d_tv4_x_th4_S_2 + d_th4_q_S_1
+    decayed_d_t3 = d_t3[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts = C_d_tj2 + decayed_d_t3
+    d_sm = (d_ts * beta[..., None, :]).mT @ decay_tj
+    decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
+    d_tv4_x_th4_M_2 = (d_tv4 * x_th4_M_2).sum(-1)  # [t]
+    d_th4_q_M_1 = (d_th4 * q_M_1).sum(-1)  # [t]
+    decayed_d_t4 = ((d_tv4_x_th4_M_2 + d_th4_q_M_1)[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m4 = decayed_d_t4 * before_t3
+    d_t5 = decayed_d_mj + decayed_d_sm + d_m4
+    d_alpha = x_m + d_m + d_m3 + d_t5  # [t]
+    decay_j3 = beta_runs[..., -1, 1:]
+    x_j4 = (x_th_d_S_2_next * x_tv9).sum(-1)
+    x_j5 = (k_d_S_1_next * x_th2).sum(-1)
+    x_j6 = x_j4 + x_j5
+    x_j6_x_t = x_j6 * x_t  # [j]
+    decayed_x_j6_x_t = decay_j3[..., :, None] * x_j6_x_t[..., None, :]  # [m j]
+    x_m3 = (decayed_x_j6_x_t * before_tj3).sum(-1)
+    d_S_2_next_S_2 = (d_S_2_next * S_2).sum((-2, -1))
+    d_S_1_next_S_1 = (d_S_1_next * S_1).sum((-2, -1))
+    d3 = d_S_2_next_S_2 + d_S_1_next_S_1
+    decayed_d3 = decay_j3 * d3[..., None]  # [m]
+    d_m5 = decayed_d3 * before_t
+    C_s = decay_j * beta
+    C_x_j32 = C_s[..., :, None] * x_j3[..., None, :]  # [s j]
+    C_ts = decay_tj * beta[..., None, :]
+    C_d_tj22 = C_ts.mT @ d_tj2  # [s j]
+    d_sj = C_x_j32 + C_d_tj22
+    decayed_d_sj_x_t = before_tj3.mT @ (d_sj * x_t[..., None, :])  # [m j]
+    d_m6 = (decayed_d_sj_x_t * before_tj3).sum(-1)
+    C_d = C_s * d[..., None]  # [s]
+    C_d_t3 = (d_t3[..., None, :] @ C_ts).squeeze(-2)  # [s]
+    d_s2 = C_d + C_d_t3
+    decayed_d_s2 = (d_s2[..., None, :] @ before_tj3).squeeze(-2)  # [m]
+    d_m7 = decayed_d_s2 * before_t
+    decayed_d_s = d_s * decay_j
+    decayed_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
+    d_s3 = decayed_d_s + decayed_d_ts
+    d_beta = x_m3 + d_m5 + d_m6 + d_m7 + d_s3  # [t]
+    decayed_x_j3 = x_j3 * decay_j
+    decayed_x_j6 = x_j6 * decay_j3
+    decayed_d_sj = (d_sj * before_tj3).sum(-2)  # [j]
+    decayed_d_tj2 = (d_tj2 * decay_tj).sum(-2)  # [j]
+    d_j = decayed_x_j3 + decayed_x_j6 + decayed_d_sj + decayed_d_tj2
+    d_eta = -d_j  # [t]
+    C_k_d_M_1_next = k_d_M_1_next * C_j4[..., :, None]  # [j h1]
+    C_k_d_S_1_next = k_d_S_1_next * C_j[..., :, None]  # [j h1]
+    x_jh = C_k_d_M_1_next + C_k_d_S_1_next
+    x_jh2 = C_q_k_d_th4 + x_jh
+    x_jh2_x_th6 = x_jh2 * x_th6
+    d_th5 = _gelu_vjp(d_th6, k_M_1)
+    d_th7_M_1 = (x_jh2_x_th6 + d_th5) @ M_1.mT  # [t k]
+    sum_d_tv5 = d_tv5.sum(-1)  # [t]
+    d_tv6 = _spread(-(sum_d_tv5[..., :, None] / 64.0), -1, n_v)
+    d_tv7 = d_tv6 + d_tv5
+    d_tv7_x_tv = (d_tv7 * x_tv).sum(-1)  # [t]
+    d_t6 = 2.0 * d_tv7_x_tv
+    d_t6_x_tv17 = d_t6[..., :, None] * x_tv17
+    d_tv8 = d_tv7 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    d_tv9 = d_t6_x_tv17 + d_tv8
+    d_tv10 = 2.0 * d_tv9
+    d_tk2 = d_th7_M_1 + d_tv10
+    d_r_count = d_r / count  # [t]
+    causal = torch.ones(n_t, n_j, dtype=d_th.dtype, device=d_th.device).tril()  # [t j]
+    d_u_k = d_r_count[..., :, None] * causal  # [t j]
+    u_d_u_k = d_u_k.mT @ u  # [j k]
+    d_jk3 = d_pool_next[..., None, :] + u_d_u_k
+    d_k = (
+        _products(
+            ((C_j4[..., :, None] * x_th2), d_M_1_next.mT), ((C_j[..., :, None] * x_th2), d_S_1_next.mT), (d_q_k.mT, q)
+        )
+        + d_tk2
+        + d_jk3
+    )
+    d_tv11 = -(2.0 * d_tv9)
+    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
+    d_u_k_k = d_u_k @ k  # [t k]
+    d_u = d_r_count_pool + d_u_k_k  # [t k]
+    return {
+        "d_q": d_q,
+        "d_alpha": d_alpha,
+        "d_beta": d_beta,
+        "d_eta": d_eta,
+        "d_k": d_k,
+        "d_v": d_tv11,
+        "d_u": d_u,
+    }
+
+
+def _blend(*, r, u, pools, o, q, cached_1, cached_2, **_):
+    """The softmax of all routing logits, over the read-outs of all memories."""
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weight = exp_r / norm  # [t]
+    weight_o = weight[..., :, None] * o  # [t v]
+    q_cached_1 = torch.einsum("...ab,...cbd->...acd", q, cached_1)  # [t n h1]
+    x_tnh_cached_2 = torch.einsum("...abc,...bcd->...abd", F.gelu(q_cached_1), cached_2)  # [t n v]
+    x_tn = x_tnh_cached_2.sum(-1)
+    x_tnv = x_tnh_cached_2 - x_tn[..., :, :, None] / 64.0
+    sum_x_tnv2 = (x_tnv * x_tnv).sum(-1)  # [t n]
+    x_tnv3 = x_tnv / torch.sqrt(sum_x_tnv2[..., :, :, None] / 64.0 + 1e-05)
+    weights_x_tnv4 = ((exp_u_pools / norm[..., :, None])[..., None, :] @ (q[..., :, None, :] + x_tnv3)).squeeze(-2)
+    y = weight_o + weights_x_tnv4  # [t v]
+    return {
+        "y": y,
+    }
+
+
+def _blend_vjp(*, q, cached_1, u, pools, r, d_y, cached_2, o, **_):
+    """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
+    q_cached_1 = torch.einsum("...ab,...cbd->...acd", q, cached_1)  # [t n h1]
+    x_tnh = F.gelu(q_cached_1)
+    u_pools = u @ pools.mT  # [t n]
+    max_u_pools = u_pools.amax(-1)  # [t]
+    top = torch.maximum(r, max_u_pools)  # [t]
+    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
+    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
+    exp_r = torch.exp(r - top)  # [t]
+    norm = sum_exp_u_pools + exp_r  # [t]
+    weights = exp_u_pools / norm[..., :, None]  # [t n]
+    weights_d_y = weights[..., :, :, None] * d_y[..., :, None, :]  # [t n v]
+    x_tnh_cached_2 = torch.einsum("...abc,...bcd->...abd", x_tnh, cached_2)  # [t n v]
+    x_tn = x_tnh_cached_2.sum(-1)
+    x_tnv = x_tnh_cached_2 - x_tn[..., :, :, None] / 64.0
+    sum_x_tnv2 = (x_tnv * x_tnv).sum(-1)  # [t n]
+    d_tnv = weights_d_y / torch.sqrt(sum_x_tnv2[..., :, :, None] / 64.0 + 1e-05)
+    d_tn = (weights_d_y * x_tnv).sum(-1)
+    d_tn2 = -(d_tn / (128.0 * (sum_x_tnv2 / 64.0 + 1e-05) ** 1.5))
+    d_tnv2 = 2.0 * d_tn2[..., :, :, None] * x_tnv
+    d_tnv3 = d_tnv + d_tnv2
+    sum_d_tnv3_tnv = d_tnv3.sum(-1)  # [t n]
+    d_tn3 = -(sum_d_tnv3_tnv / 64.0)
+    d_tnv4 = d_tnv3 + d_tn3[..., :, :, None]
+    d_cached_2 = torch.einsum("...abc,...abd->...bcd", x_tnh, d_tnv4)  # [n h1 v]
+    d_tnv4_cached_2 = torch.einsum("...abc,...bdc->...abd", d_tnv4, cached_2)  # [t n h1]
+    d_tnh = _gelu_vjp(d_tnv4_cached_2, q_cached_1)
+    d_cached_1 = torch.einsum("...ab,...acd->...cbd", q, d_tnh)  # [n k h1]
+    d_tnh_cached_1 = torch.einsum("...abc,...bdc->...ad", d_tnh, cached_1)  # [t k]
+    sum_weights_tn = weights.sum(-1)  # [t]
+    d_tv = d_y * sum_weights_tn[..., :, None]
+    d_q = d_tnh_cached_1 + d_tv  # [t k]
+    weight = exp_r / norm  # [t]
+    d_o = d_y * weight[..., :, None]  # [t v]
+    x_tnv3 = x_tnv / torch.sqrt(sum_x_tnv2[..., :, :, None] / 64.0 + 1e-05)
+    d_y_x_tnv4 = (d_y[..., None, :] @ (q[..., :, None, :] + x_tnv3).mT).squeeze(-2)  # [t n]
+    d_t = (d_y_x_tnv4 * weights).sum(-1)
+    d_y_o = (d_y * o).sum(-1)  # [t]
+    d_t2 = -d_t - d_y_o * weight
+    d_tn4 = d_y_x_tnv4 + d_t2[..., :, None]
+    d_u_pools = d_tn4 * weights  # [t n]
+    d_pools = d_u_pools.mT @ u  # [n k]
+    d_u = d_u_pools @ pools  # [t k]
+    d_t3 = d_y_o + d_t2
+    d_r = d_t3 * weight  # [t]
+    return {
+        "d_cached_2": d_cached_2,
+        "d_cached_1": d_cached_1,
+        "d_q": d_q,
+        "d_o": d_o,
+        "d_pools": d_pools,
+        "d_u": d_u,
+        "d_r": d_r,
+    }
+
+
+def _compute_type(tensors):
+    """The widest of the inputs' types, float32 at least."""
+    dtype = torch.float32
+    for t in tensors:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return dtype
+
+
+class _Panel:
+    """Tokens first..last of segments i..j, in chunks of `chunk` tokens: whole segments of one length, or a part of one.
+
+    `offset` is where in its segment the panel begins, `length` how many tokens of each segment it has.
+    """
+
+    def __init__(self, i, j, first, last, offset, chunk):
+        self.i, self.j, self.first, self.last = i, j, first, last
+        self.offset, self.length, self.chunk = offset, (last - first) // max(j - i, 1), chunk
+
+
+def _panels(T, heads):
+    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
+
+    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
+    """
+    size, walk, i = max(ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
+    spans = _segments(T)
+    while i < len(spans):
+        first, last = spans[i]
+        length, j = last - first, i + 1
+        chunk, uneven = min(length, TOKENS), length > TOKENS and length % TOKENS > 0
+        if length > size or uneven:
+            whole, part = last - length % TOKENS, max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
+            parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
+            parts += [(whole, last)] if whole < last else []
+            walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
+        else:
+            while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
+                j += 1
+            walk.append([_Panel(i, j, first, spans[j - 1][1], 0, chunk)])
+        i = j
+    return walk
+
+
+def _rows(t, panel, dtype):
+    """A panel's rows of t (B, T, H, ·), as (B, H, rows, ·)."""
+    rows = t[:, panel.first : panel.last].transpose(1, 2)
+    return rows.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _load(tensors, panel, dtype):
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
+    size = (panel.j - panel.i, -1, panel.chunk)
+    x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=False)}
+    token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
+    x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
+    return x | _writes(**x)
+
+
+def _nothing(tensors, lanes, dtype):
+    """A state of zeros."""
+    q = tensors[INPUTS.index("q")]
+    shapes = {
+        "S_1": (
+            64,
+            256,
+        ),
+        "S_2": (
+            256,
+            64,
+        ),
+        "M_1": (
+            64,
+            256,
+        ),
+        "M_2": (
+            256,
+            64,
+        ),
+        "pool": (64,),
+    }
+    return {name: q.new_zeros(q.shape[0], q.shape[2], lanes, *shape, dtype=dtype) for name, shape in shapes.items()}
+
+
+def _fresh(tensors, lanes, dtype):
+    """The state before a segment's first token: M at its initial weights, the rest 0."""
+    state = _nothing(tensors, lanes, dtype)
+    for name, weight in zip(("M_1", "M_2"), tensors[len(INPUTS) :], strict=True):
+        state[name] = weight.mT.to(dtype)[None, :, None].expand_as(state[name])
+    return state
+
+
+def _by_chunk(values, dimensions, batch):
+    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    parts = {}
+    for name, n in dimensions.items():
+        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
+
+
+def _walk(x, state, segments):
+    """The states before the chunks of a panel, stacked; those at the ends of its segments; and the one after it.
+
+    `segments` is how many the chunks go through one after another. Beside the first lie the chunks' ROWS_READ.
+    """
+    batch, before, ends = x["q"].shape[:4], [], []
+    for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
+        out = _carry(**chunk, **state)
+        before.append({**state, **{name: out[name] for name in ROWS_READ}})
+        state = {name: out[f"{name}_next"] for name in state}
+        if (c + 1) * segments % batch[3] == 0:
+            ends.append(state)
+    return {name: torch.stack([s[name] for s in before], 3) for name in before[0]}, ends, state
+
+
+def _walk_back(x, d_state, d_ends, segments):
+    """The reverse of `_walk`: cotangents of the states after the chunks, stacked, and of the one before the panel.
+
+    `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
+    Beside the first lie the chunks' ROWS_OWED.
+    """
+    batch, after = x["q"].shape[:4], []
+    chunks = _by_chunk(x, CARRY_VJP, batch)
+    for c in reversed(range(len(chunks))):
+        if d_ends is not None and (c + 1) * segments % batch[3] == 0:
+            end = c * segments // batch[3] * batch[2]
+            for name in ("M_1", "M_2"):
+                d_state[name] = d_state[name] + d_ends[name][:, :, end : end + batch[2]]
+            d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
+        d_state = {f"d_{name}_next": t for name, t in d_state.items()}
+        out = _carry_vjp(**chunks[c], **d_state)
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        d_state = {name: out[f"d_{name}"] for name in ("S_1", "S_2", "M_1", "M_2", "pool")}
+    return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
+
+
+SCRATCH = 2097152  # numbers in the largest value of a read-out, about
+WIDTH = 256  # the longest axis of the parameters
+
+
+def _blocks(panel, heads, width):
+    """A panel's rows in blocks (s, first, last) that read the same s cached segments with bounded scratch."""
+    for s in range(max(panel.i, 1), panel.j):
+        rows, end = max(SCRATCH // (heads * s * width), 32), (s - panel.i + 1) * panel.length
+        for a in range(end - panel.length, end, rows):
+            yield s, a, min(a + rows, end)
+
+
+def _until(bank, s):
+    """The states of the first s segments."""
+    return {name: t[:, :, :s] for name, t in bank.items()}
+
+
+def _blend_forward(x, bank, pools, panel):
+    """y of a panel's rows, each reading every state before its segment, weighted by the softmax of their logits."""
+    y = x["o"].clone()
+    for s, a, b in _blocks(panel, y.shape[0] * y.shape[1], WIDTH):
+        rows = {name: t[:, :, a:b] for name, t in x.items()}
+        y[:, :, a:b] = _blend(**rows, **_until(bank, s), pools=pools[:, :, :s])["y"]
+    return y
+
+
+def _blend_backward(x, bank, pools, d_bank, d_pools, panel):
+    """The reverse of `_blend_forward`: adds to d_bank and d_pools, and returns the gradients of the rows' inputs."""
+    d = {name: torch.zeros_like(x[name]) for name in ("q", "u", "r")} | {"o": x["d_y"].clone()}
+    for s, a, b in _blocks(panel, x["o"].shape[0] * x["o"].shape[1], WIDTH):
+        rows = {name: t[:, :, a:b] for name, t in x.items()}
+        out = _blend_vjp(**rows, **_until(bank, s), pools=pools[:, :, :s])
+        for name, t in d.items():
+            t[:, :, a:b] = out[f"d_{name}"]
+        for name, t in d_bank.items():
+            t[:, :, :s] += out[f"d_{name}"]
+        d_pools[:, :, :s] += out["d_pools"]
+    return d
+
+
+_read_forward, _read_backward = _blend_forward, _blend_backward
+
+
+def _saved_torch(tensors):
+    """Empty tensors for what the forward pass saves.
+
+    o (B, H, T, V): online read-outs
+    r (B, H, T): online logits
+    kept_M_1 (B, H, N, 64, 256): M_1 at the ends of segments
+    kept_M_2 (B, H, N, 256, 64): M_2 at the ends of segments
+    pools (B, H, N, 64): pooled keys
+    """
+    q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
+    B, T, H, _ = q.shape
+    V = v.shape[3]
+    N = len(_segments(T))
+    return [
+        q.new_empty(shape, dtype=dtype)
+        for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 256), (B, H, N, 256, 64), (B, H, N, 64)]
+    ]
+
+
+def _run_forward_torch(tensors):
+    """y, and what the backward pass needs of it."""
+    v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
+    B, T, H, _ = v.shape
+    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    o, r, kept_M_1, kept_M_2, pools = saved
+    bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
+    for panel in [panel for run in _panels(T, B * H) for panel in run]:
+        i, j = panel.i, panel.j
+        x = _load(tensors, panel, dtype)
+        if panel.offset == 0:
+            state = _fresh(tensors, panel.j - panel.i, dtype)
+        before, ends, state = _walk(x, state, 1)
+        if ends:
+            kept_M_1[:, :, i:j] = torch.cat([end["M_1"] for end in ends], 2)
+            kept_M_2[:, :, i:j] = torch.cat([end["M_2"] for end in ends], 2)
+            pools[:, :, i:j] = torch.cat([end["pool"] for end in ends], 2) / (panel.offset + panel.length)
+        x |= before
+        x |= _read_online(**x)
+        rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
+        o[:, :, panel.first : panel.last] = rows["o"]
+        r[:, :, panel.first : panel.last] = rows["r"]
+        y[:, panel.first : panel.last] = _read_forward(rows, bank, pools, panel).transpose(1, 2)
+    return [y, *saved]
+
+
+def _run_backward_torch(tensors, saved, d_y):
+    """The gradient of every input."""
+    dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
+    o, r, kept_M_1, kept_M_2, pools = saved
+    d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+    d = d[: len(INPUTS)]
+    d_theta = [torch.zeros_like(t, dtype=dtype) for t in tensors[len(INPUTS) :]]
+    bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
+    d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
+    d_pools = torch.zeros_like(pools)
+    for run in reversed(_panels(T, B * H)):
+        i, j = run[0].i, run[0].j
+        states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
+        d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
+        for panel in run[:-1]:
+            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        for panel in reversed(run):
+            x = _load(tensors, panel, dtype)
+            d_rows = _rows(d_y, panel, dtype)
+            rows = {name: x[name].flatten(2, 4) for name in ("q", "u")}
+            rows |= {"o": o[:, :, panel.first : panel.last], "r": r[:, :, panel.first : panel.last], "d_y": d_rows}
+            owed = _read_backward(rows, bank, pools, d_bank, d_pools, panel)
+            owed = {name: t.unflatten(2, x["q"].shape[2:5]) for name, t in owed.items()}
+            x |= {"d_o": owed.pop("o"), "d_r": owed.pop("r")}
+            x |= _walk(x, states.pop(), 1)[0]
+            d_ends = {"M_1": d_bank["cached_1"][:, :, i:j], "M_2": d_bank["cached_2"][:, :, i:j]}
+            d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x |= _pulls(**x)
+            after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
+            out = _inputs_vjp(**x, **after)
+            for name, t in owed.items():
+                out[f"d_{name}"] = out[f"d_{name}"] + t
+            for name, t in zip(INPUTS, d, strict=True):
+                t[:, panel.first : panel.last] = out[f"d_{name}"].expand_as(x[name]).flatten(2, 4).transpose(1, 2)
+        for name, g in zip(("M_1", "M_2"), d_theta, strict=True):
+            g += d_state[name].sum((0, 2)).mT
+    return [g.to(t.dtype) for g, t in zip([*d, *d_theta], tensors, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Triton path. B batch, T tokens, H heads, K and V the head's sizes; BT, BK, BV the tile of each; i_ an index,
+# o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·).
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@_jit
+def _tile_rounded(b_x):
+    """float32 rounded to tf32, 10 bits behind the point, ties away from zero."""
+    return ((b_x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@_jit
+def _tile_part(b_x, small):
+    """x as the sum of two tf32 numbers: the larger, or what that leaves of x where `small`."""
+    return _tile_rounded(b_x - tl.where(small, _tile_rounded(b_x), 0.0))
+
+
+@_jit
+def _tile_dot_add(b_c, b_a, b_b, one, PREC: tl.constexpr):
+    """c + a b, in a loop of one turn that the compiler cannot see through; of three, by parts, for float32 as 3 x tf32.
+
+    Of products in one region Triton spreads all warps over rows alone, each with the whole of b in its registers; in a
+    region of its own a product's warps share a and b both.
+    """
+    if PREC == "tf32x3":
+        for i in range(3 * one):  # small by large, large by small, large by large
+            b_c = tl.dot(_tile_part(b_a, i == 0), _tile_part(b_b, i == 1), b_c, input_precision="tf32")
+    else:
+        for _ in range(one):
+            b_c = tl.dot(b_a, b_b, b_c, input_precision=PREC)
+    return b_c
+
+
+@_jit
+def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
+    return _tile_dot_add(tl.zeros([b_a.shape[0], b_b.shape[1]], tl.float32), b_a, b_b, one, PREC)
+
+
+@_jit
+def _tile_runs(b_a):
+    """For products over runs of at most 128 tokens: running sums of log2|a|, integer exponents and logs of mantissas
+    apart so that differences stay exact; then the summands themselves.
+
+    An exponent shares its word with counts of zeros (bits 8 to 15) and of negative signs (0 to 7). Subnormals count
+    as zeros.
+    """
+    bits = tl.abs(b_a).to(tl.int32, bitcast=True)
+    zero = bits < 0x00800000
+    bits = tl.where(zero, 0x3F800000, bits)
+    mantissa = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    large = mantissa > 1.4142135
+    e = (bits >> 23) - 127 + large.to(tl.int32)
+    e = (e << 16) + (zero.to(tl.int32) << 8) + (b_a < 0).to(tl.int32)
+    f = tl.log2(tl.where(large, mantissa * 0.5, mantissa))
+    return tl.cumsum(e, 0), tl.cumsum(f, 0), e, f
+
+
+@_jit
+def _tile_product(e, f):
+    """The product that a difference of running sums stands for: 0 where a zero lies between, with the signs between."""
+    size = tl.exp2((e >> 16).to(tl.float32) + f).to(tl.int32, bitcast=True)
+    return tl.where((e & 0xFF00) == 0, size ^ (e << 31), 0).to(tl.float32, bitcast=True)
+
+
+@_jit
+def _pow(x, y):
+    return tl.where(x == 0, 0.0, tl.exp2(y * tl.log2(x)))
+
+
+# What walks with a state too large for registers: it lies in a buffer of STATE numbers, of which the first MEMORY are
+# the memory's parameters, layer after layer, (in, out) each:
+#     M_1 (64, 256) at 0
+#     M_2 (256, 64) at 16384
+#     S_1 (64, 256) at 32768
+#     S_2 (256, 64) at 49152
+#     pool (64) at 65536
+# A chunk step reads one such buffer and writes another, a tile of BF hidden units at a time, in as many loops over F
+# units as sums over them lie one behind another. ROWS numbers hold rows that pass between these loops.
+
+
+@_jit
+def _copy(to, source, N: tl.constexpr):
+    """N numbers from one buffer to another."""
+    for i in range(tl.cdiv(N, 1024)):
+        o_n = i * 1024 + tl.arange(0, 1024)
+        tl.store(to + o_n, tl.load(source + o_n, mask=o_n < N), mask=o_n < N)
+
+
+@_jit
+def _fill(to, N: tl.constexpr):
+    """N zeros."""
+    for i in range(tl.cdiv(N, 1024)):
+        o_n = i * 1024 + tl.arange(0, 1024)
+        tl.store(to + o_n, tl.zeros([1024], tl.float32), mask=o_n < N)
+
+
+@_jit
+def _add(to, source, N: tl.constexpr):
+    """Adds N numbers to those in another buffer."""
+    for i in range(tl.cdiv(N, 1024)):
+        o_n = i * 1024 + tl.arange(0, 1024)
+        tl.store(to + o_n, tl.load(to + o_n, mask=o_n < N) + tl.load(source + o_n, mask=o_n < N), mask=o_n < N)
+
+
+@_jit
+def walk_kernel(
+    q,
+    k,
+    v,
+    u,
+    beta,
+    eta,
+    alpha,
+    o,
+    r,
+    cached,
+    pools,
+    theta,
+    work,
+    steps,
+    chains,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The online read-outs, and the state at the end of every segment.
+
+    One program walks a chain of chunk steps, then the next; the state goes to and fro between two buffers.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    p_work = work + tl.program_id(0).to(tl.int64) * (2 * STATE + ROWS)
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_c, i_bh = i_entry // BH, i_entry % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+        _copy(p_work, theta + i_h * MEMORY, MEMORY)
+        _fill(p_work + MEMORY, STATE - MEMORY)
+        tl.debug_barrier()
+        for i_n in range(i_first, i_last):
+            i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
+            segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            p_state, p_next = p_work + (i_n - i_first) % 2 * STATE, p_work + (i_n - i_first + 1) % 2 * STATE
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tv3 = tl.zeros([BT, BV], tl.float32)
+            for i_h1 in range(n_tiles):
+                o_h1 = i_h1 * BF + tl.arange(0, BF)
+                m_h1 = o_h1 < F
+                b_M_1 = tl.load(
+                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                )
+                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                b_M_2 = tl.load(
+                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                )
+                b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_tj = b_decay_tj * b_x_t3[None, :]
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_ts2 = b_decay_tj * b_x_t4[None, :]
+            b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
+            b_decay_tj2 = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
+                    (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
+                ),
+                0.0,
+            )
+            b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
+            b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+            b_x_tj5 = b_x_tj4 * b_q_k
+            b_x_tv4 = b_x_tv3 / 2.0
+            b_sum_t = tl.sum(b_x_tv3, 1)
+            b_x_t6 = b_sum_t / 2.0
+            b_x_tv5 = b_x_tv4 - b_x_t6[:, None] / 64.0
+            b_x_tv6 = b_x_tv5 * b_x_tv5
+            b_sum_t2 = tl.sum(b_x_tv6, 1)
+            b_x_tv7 = b_x_tv5 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+            b_x_tv8 = b_k.to(tl.float32) + b_x_tv7
+            b_v = tl.load(
+                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_tv10 = 2.0 * b_x_tv8 - 2.0 * b_v.to(tl.float32)
+            b_x_tv11 = b_x_tv10 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+            b_x_t7 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
+            b_x_tv12 = b_x_tv10 * b_x_tv5
+            b_sum_t3 = tl.sum(b_x_tv12, 1)
+            b_x_t8 = -(b_x_t7 * b_sum_t3 / 128.0)
+            b_x_tv13 = 2.0 * b_x_t8[:, None] * b_x_tv5
+            b_x_tv14 = b_x_tv11 + b_x_tv13
+            b_sum_t4 = tl.sum(b_x_tv14, 1)
+            b_x_t9 = -(b_sum_t4 / 64.0)
+            b_x_tv15 = b_x_tv14 + b_x_t9[:, None]
+            b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
+            b_x_t10 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
+            b_x_tj6 = tl.zeros([BT, BT], tl.float32)
+            b_x_tv18 = tl.zeros([BT, BV], tl.float32)
+            b_x_tv21 = tl.zeros([BT, BV], tl.float32)
+            for i_h1 in range(n_tiles):
+                o_h1 = i_h1 * BF + tl.arange(0, BF)
+                m_h1 = o_h1 < F
+                b_M_2 = tl.load(
+                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                )
+                b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
+                b_M_1 = tl.load(
+                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                )
+                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                b_x_th4 = b_x_th3 * (
+                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                    + 0.5
+                )
+                b_S_1 = tl.load(
+                    p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                )
+                b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
+                b_x_th6 = b_x_t10[:, None] * b_q_S_1
+                b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                b_x_th7 = b_decay_t2[:, None] * b_q_M_1
+                b_x_th8 = b_x_th6 + b_x_th7
+                b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
+                b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
+                b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                b_x_tj6 = _tile_dot_add(b_x_tj6, b_x_th10, tl.trans(b_x_th11), one, PREC)
+                b_S_2 = tl.load(
+                    p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                )
+                b_x_tv18 = _tile_dot_add(b_x_tv18, b_x_th10, b_S_2, one, PREC)
+                b_x_tv21 = _tile_dot_add(b_x_tv21, b_x_th10, b_M_2, one, PREC)
+            b_decay_all = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
+            b_decay_j = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
+            b_x_j2 = b_decay_j * b_x_t3
+            b_x_jv2 = b_x_j2[:, None] * b_x_tv15
+            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_j3 = b_decay_j2 * b_x_t3
+            b_x_s4 = b_decay_j2 * b_x_t4
+            b_x_j4 = tl.sum(b_x_s4[:, None] * b_x_tj2, 0)
+            b_x_j5 = b_x_j3 + b_x_j4
+            b_x = tl.sum(b_x_s4 * b_decay_t, 0)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_jv3 = b_x_j5[:, None] * b_x_tv15
+            for i_h1 in range(n_tiles):
+                o_h1 = i_h1 * BF + tl.arange(0, BF)
+                m_h1 = o_h1 < F
+                b_S_1 = tl.load(
+                    p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                )
+                b_x_kh = b_decay_all * b_S_1
+                b_M_2 = tl.load(
+                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                )
+                b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
+                b_M_1 = tl.load(
+                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                )
+                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                b_x_th4 = b_x_th3 * (
+                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                    + 0.5
+                )
+                b_x_jh3 = b_x_j2[:, None] * b_x_th4
+                b_S_1_next = _tile_dot_add(b_x_kh, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
+                tl.store(
+                    p_next + 32768 + (o_k[:, None] * F + o_h1[None, :]), b_S_1_next, mask=m_k[:, None] & m_h1[None, :]
+                )
+                b_S_2 = tl.load(
+                    p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                )
+                b_x_hv = b_decay_all * b_S_2
+                b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                b_S_2_next = _tile_dot_add(b_x_hv, tl.trans(b_x_th11), b_x_jv2, one, PREC)
+                tl.store(
+                    p_next + 49152 + (o_h1[:, None] * V + o_v[None, :]), b_S_2_next, mask=m_h1[:, None] & m_v[None, :]
+                )
+                b_x_jh4 = b_x_j5[:, None] * b_x_th4
+                b_x_kh4 = b_x * b_S_1
+                b_x_kh5 = b_decay_all2 * b_M_1
+                b_x_kh6 = b_x_kh4 + b_x_kh5
+                b_M_1_next = _tile_dot_add(b_x_kh6, tl.trans(b_k.to(tl.float32)), b_x_jh4, one, PREC)
+                tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
+                b_x_hv4 = b_x * b_S_2
+                b_x_hv5 = b_decay_all2 * b_M_2
+                b_x_hv6 = b_x_hv4 + b_x_hv5
+                b_M_2_next = _tile_dot_add(b_x_hv6, tl.trans(b_x_th11), b_x_jv3, one, PREC)
+                tl.store(
+                    p_next + 16384 + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
+                )
+            b_x_tj7 = b_x_tj4 * b_x_tj6
+            b_x_tv16 = _tile_dot(b_x_tj7, b_x_tv15, one, PREC)
+            b_x_tv17 = b_x_tv16 / 2.0
+            b_x_tv19 = b_x_tv18 / 2.0
+            b_x_tv20 = b_x_t10[:, None] * b_x_tv19
+            b_x_tv22 = b_x_tv21 / 2.0
+            b_x_tv23 = b_decay_t2[:, None] * b_x_tv22
+            b_x_tv24 = b_x_tv20 + b_x_tv23
+            b_x_tv25 = b_x_tv17 + b_x_tv24
+            b_sum_t5 = tl.sum(b_x_tv25, 1)
+            b_x_tv26 = b_x_tv25 - b_sum_t5[:, None] / 64.0
+            b_x_tv27 = b_x_tv26 * b_x_tv26
+            b_sum_t6 = tl.sum(b_x_tv27, 1)
+            b_x_tv28 = b_x_tv26 / tl.sqrt_rn(b_sum_t6[:, None] / 64.0 + 1e-05)
+            b_o = b_q.to(tl.float32) + b_x_tv28
+            tl.store(
+                o + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                (b_o).to(o.dtype.element_ty),
+                mask=m_t[:, None] & m_v[None, :],
+            )
+            b_at_t = o_t
+            b_at_j = o_t
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
+            b_x_tj8 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+            b_sum_t7 = tl.sum(b_x_tj8, 1)
+            b_pool = tl.load(p_state + 65536 + o_k, mask=m_k, other=0.0)
+            b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
+            b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+            b_r = (b_sum_t7 + b_u_pool) / b_count
+            tl.store(r + i_row + o_t * H, b_r, mask=m_t)
+            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+            b_pool_next = b_pool + b_sum_k
+            tl.store(p_next + 65536 + o_k, b_pool_next, mask=m_k)
+            tl.debug_barrier()
+            if end == segment_end:
+                i_cached = i_bh.to(tl.int64) * n_segments + i_s
+                _copy(cached + i_cached * MEMORY, p_next, MEMORY)
+                b_pool_end = tl.load(p_next + 65536 + o_k, mask=m_k, other=0.0)
+                tl.store(pools + i_cached * K + o_k, b_pool_end / (segment_end - segment_start), mask=m_k)
+                tl.debug_barrier()
+                _fill(p_next + 65536, K)
+                tl.debug_barrier()
+
+
+@_jit
+def read_kernel(
+    q,
+    u,
+    cached,
+    o,
+    r,
+    pools,
+    lse,
+    online,
+    y,
+    work,
+    blocks,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The read-outs y: online ones and those of cached states, with an online softmax over segments."""
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    i_v = 0
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_n, i_bh = i_entry // BH, i_entry % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+        first = tl.load(blocks + 8 * i_n + 5)
+        for i_t in range(start, end, BT):
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & m_v[None, :]
+            b_y = tl.load(o + i_row * V + o_y, mask=m_y, other=0.0)
+            b_r = tl.load(r + i_row + o_t * H, mask=m_t, other=0.0)
+            b_top, b_sum = b_r, tl.full([BT], 1.0, tl.float32)
+            for i_c in range(first, i_s):
+                i_cached = i_bh.to(tl.int64) * n_segments + i_c
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    b_cached_1 = tl.load(
+                        cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    b_cached_2 = tl.load(
+                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th, b_cached_2, one, PREC)
+                b_x_tv3 = b_x_tv2 / 2.0
+                b_sum_t = tl.sum(b_x_tv2, 1)
+                b_x_t = b_sum_t / 2.0
+                b_x_tv4 = b_x_tv3 - b_x_t[:, None] / 64.0
+                b_x_tv5 = b_x_tv4 * b_x_tv4
+                b_sum_t2 = tl.sum(b_x_tv5, 1)
+                b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+                b_o_cached = b_q.to(tl.float32) + b_x_tv6
+                b_u = tl.load(
+                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+                b_r_cached = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+                b_higher = tl.maximum(b_top, b_r_cached)
+                b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
+                b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
+                b_sum, b_top = b_sum * b_keep + b_new, b_higher
+            b_y = b_y / b_sum[:, None]
+            if i_v == 0:
+                b_lse = b_top + tl.log(b_sum)
+                tl.store(lse + i_row + o_t * H, b_lse, mask=m_t)
+                tl.store(online + i_row + o_t * H, tl.exp(b_r - b_lse), mask=m_t)
+            tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
+
+
+@_jit
+def rows_kernel(
+    q,
+    u,
+    d_y,
+    lse,
+    delta,
+    cached,
+    pools,
+    d_r,
+    y,
+    d_q_rows,
+    d_u_rows,
+    work,
+    blocks,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """What a block's rows owe to cached segments: gradients of their queries, and of their online logit."""
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_n, i_bh = i_entry // BH, i_entry % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+        first = tl.load(blocks + 8 * i_n + 5)
+        for i_t in range(start, end, BT):
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & m_v[None, :]
+            b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_delta = tl.sum(b_y * tl.load(d_y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32), 1)
+            tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
+            s_r = tl.zeros([BT], tl.float32)
+            s_q = tl.zeros([BT, BK], tl.float32)
+            s_u = tl.zeros([BT, BK], tl.float32)
+            for i_c in range(first, i_s):
+                i_cached = i_bh.to(tl.int64) * n_segments + i_c
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_tv = tl.zeros([BT, BV], tl.float32)
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    b_cached_1 = tl.load(
+                        cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    b_cached_2 = tl.load(
+                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_tv = _tile_dot_add(b_x_tv, b_x_th, b_cached_2, one, PREC)
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
+                b_x_tv2 = b_x_tv / 2.0
+                b_sum_t = tl.sum(b_x_tv, 1)
+                b_x_t2 = b_sum_t / 2.0
+                b_x_tv3 = b_x_tv2 - b_x_t2[:, None] / 64.0
+                b_x_tv4 = b_x_tv3 * b_x_tv3
+                b_sum_t2 = tl.sum(b_x_tv4, 1)
+                b_x_tv5 = b_d_y.to(tl.float32) / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+                b_x_t3 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
+                b_x_tv6 = b_d_y.to(tl.float32) * b_x_tv3
+                b_sum_t3 = tl.sum(b_x_tv6, 1)
+                b_x_t4 = -(b_x_t3 * b_sum_t3 / 128.0)
+                b_x_tv7 = 2.0 * b_x_t4[:, None] * b_x_tv3
+                b_x_tv8 = b_x_tv5 + b_x_tv7
+                b_sum_t4 = tl.sum(b_x_tv8, 1)
+                b_x_t5 = -(b_sum_t4 / 64.0)
+                b_x_tv9 = b_x_tv8 + b_x_t5[:, None]
+                b_x_tk = tl.zeros([BT, BK], tl.float32)
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    b_cached_2 = tl.load(
+                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th2 = _tile_dot(b_x_tv9, tl.trans(b_cached_2), one, PREC)
+                    b_cached_1 = tl.load(
+                        cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    b_x_th3 = b_x_th2 * (
+                        b_q_cached_1
+                        * 1.4142135623730951
+                        * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0))
+                        / 3.544907701811032
+                        + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_x_tk = _tile_dot_add(b_x_tk, b_x_th3, tl.trans(b_cached_1), one, PREC)
+                b_u = tl.load(
+                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+                b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+                b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_x_t = tl.exp(b_u_pools - b_lse)
+                b_x_tk3 = b_x_tk + b_d_y.to(tl.float32)
+                b_d_q = b_x_t[:, None] * b_x_tk3
+                s_q += b_d_q
+                b_x_tv11 = b_x_tv3 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+                b_x_tv12 = b_q.to(tl.float32) + b_x_tv11
+                b_x_tv13 = b_d_y.to(tl.float32) * b_x_tv12
+                b_sum_t5 = tl.sum(b_x_tv13, 1)
+                b_d_r = b_x_t * (b_sum_t5 - b_delta)
+                s_r += b_d_r
+                b_d_u = b_d_r[:, None] * b_pools[None, :]
+                s_u += b_d_u
+            tl.store(d_r + i_row + o_t * H, -s_r, mask=m_t)
+            o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
+            tl.store(d_q_rows + i_row * K + o_q, s_q, mask=m_q)
+            tl.store(d_u_rows + i_row * K + o_q, s_u, mask=m_q)
+
+
+@_jit
+def segments_kernel(
+    q,
+    u,
+    d_y,
+    lse,
+    delta,
+    cached,
+    d_cached,
+    pools,
+    d_pools,
+    work,
+    segments,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of each segment's state and pooled key, added up over the rows that read it."""
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_s, i_bh = i_entry // BH, i_entry % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        i_cached = i_bh.to(tl.int64) * n_segments + i_s
+        start, end = tl.load(segments + 4 * i_s + 1), tl.load(segments + 4 * i_s + 3)
+        _fill(d_cached + i_cached * MEMORY, MEMORY)
+        tl.debug_barrier()
+        s_pools = tl.zeros([BK], tl.float32)
+        for i_t in range(start, end, BT):
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+            for i_h1 in range(n_tiles):
+                o_h1 = i_h1 * BF + tl.arange(0, BF)
+                m_h1 = o_h1 < F
+                b_cached_1 = tl.load(
+                    cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                    mask=m_k[:, None] & m_h1[None, :],
+                    other=0.0,
+                )
+                b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                b_cached_2 = tl.load(
+                    cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    mask=m_h1[:, None] & m_v[None, :],
+                    other=0.0,
+                )
+                b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th, b_cached_2, one, PREC)
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+            b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.exp(b_u_pools - b_lse)
+            b_d_y = tl.load(
+                d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
+            b_x_tv3 = b_x_tv2 / 2.0
+            b_sum_t = tl.sum(b_x_tv2, 1)
+            b_x_t2 = b_sum_t / 2.0
+            b_x_tv4 = b_x_tv3 - b_x_t2[:, None] / 64.0
+            b_x_tv5 = b_x_tv4 * b_x_tv4
+            b_sum_t2 = tl.sum(b_x_tv5, 1)
+            b_x_tv6 = b_x_tv / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+            b_x_t3 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
+            b_x_tv7 = b_d_y.to(tl.float32) * b_x_tv4
+            b_sum_t3 = tl.sum(b_x_tv7, 1)
+            b_x_t4 = -(b_x_t * b_x_t3 * b_sum_t3 / 128.0)
+            b_x_tv8 = 2.0 * b_x_t4[:, None] * b_x_tv4
+            b_x_tv9 = b_x_tv6 + b_x_tv8
+            b_sum_t4 = tl.sum(b_x_tv9, 1)
+            b_x_t5 = -(b_sum_t4 / 64.0)
+            b_x_tv10 = b_x_tv9 + b_x_t5[:, None]
+            for i_h1 in range(n_tiles):
+                o_h1 = i_h1 * BF + tl.arange(0, BF)
+                m_h1 = o_h1 < F
+                b_cached_2 = tl.load(
+                    cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    mask=m_h1[:, None] & m_v[None, :],
+                    other=0.0,
+                )
+                b_x_th2 = _tile_dot(b_x_tv10, tl.trans(b_cached_2), one, PREC)
+                b_cached_1 = tl.load(
+                    cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                    mask=m_k[:, None] & m_h1[None, :],
+                    other=0.0,
+                )
+                b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                b_x_th3 = b_x_th2 * (
+                    b_q_cached_1 * 1.4142135623730951 * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0)) / 3.544907701811032
+                    + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
+                    + 0.5
+                )
+                b_d_cached_1 = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_th3, one, PREC)
+                tl.store(
+                    d_cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                    tl.load(
+                        d_cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    + b_d_cached_1,
+                    mask=m_k[:, None] & m_h1[None, :],
+                )
+                b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                b_x_hv = _tile_dot(tl.trans(b_x_th), b_x_tv10, one, PREC)
+                b_d_cached_2 = b_x_hv / 2.0
+                tl.store(
+                    d_cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    tl.load(
+                        d_cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    + b_d_cached_2,
+                    mask=m_h1[:, None] & m_v[None, :],
+                )
+            b_x_tv12 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+            b_x_tv13 = b_q.to(tl.float32) + b_x_tv12
+            b_x_tv14 = b_d_y.to(tl.float32) * b_x_tv13
+            b_sum_t5 = tl.sum(b_x_tv14, 1)
+            b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t6 = b_x_t * (b_sum_t5 - b_delta)
+            b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t6[:, None], 0)
+            s_pools += b_d_pools
+            tl.debug_barrier()
+        tl.store(d_pools + i_cached * K + o_k, s_pools / (start - tl.load(segments + 4 * i_s)), mask=m_k)
+
+
+@_jit
+def _advance(
+    k,
+    v,
+    beta,
+    eta,
+    alpha,
+    p_state,
+    p_next,
+    p_rows,
+    i_row,
+    i_t,
+    m_t,
+    b_fresh,
+    segment_start,
+    H,
+    one,
+    n_tiles,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """One chunk step of the state alone, from one buffer to another."""
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    b_k = tl.load(
+        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+    ).to(IN)
+    b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+    for i_h1 in range(n_tiles):
+        o_h1 = i_h1 * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
+        b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+        b_M_2 = tl.load(
+            p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th2, b_M_2, one, PREC)
+    b_valid = m_t.to(tl.float32)
+    b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+    b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+    b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+    b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+    b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+    b_x_t2 = -b_eta
+    b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+    b_x_j2 = b_decay_j * b_x_t3
+    b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+    b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
+    b_x_s3 = b_decay_j * b_x_t4
+    b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
+    b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
+    b_decay_tj = tl.where(
+        o_t[:, None] > o_t[None, :],
+        _tile_product(
+            (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :], (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :]
+        ),
+        0.0,
+    )
+    b_x_tj = b_decay_tj * b_x_t3[None, :]
+    b_x_j3 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+    b_x_j4 = b_x_j2 + b_x_j3
+    b_x_tv3 = b_x_tv2 / 2.0
+    b_sum_t = tl.sum(b_x_tv2, 1)
+    b_x_t6 = b_sum_t / 2.0
+    b_x_tv4 = b_x_tv3 - b_x_t6[:, None] / 64.0
+    b_x_tv5 = b_x_tv4 * b_x_tv4
+    b_sum_t2 = tl.sum(b_x_tv5, 1)
+    b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+    b_x_tv7 = b_k.to(tl.float32) + b_x_tv6
+    b_v = tl.load(
+        v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+    ).to(IN)
+    b_x_tv9 = 2.0 * b_x_tv7 - 2.0 * b_v.to(tl.float32)
+    b_x_tv10 = b_x_tv9 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+    b_x_t7 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
+    b_x_tv11 = b_x_tv9 * b_x_tv4
+    b_sum_t3 = tl.sum(b_x_tv11, 1)
+    b_x_t8 = -(b_x_t7 * b_sum_t3 / 128.0)
+    b_x_tv12 = 2.0 * b_x_t8[:, None] * b_x_tv4
+    b_x_tv13 = b_x_tv10 + b_x_tv12
+    b_sum_t4 = tl.sum(b_x_tv13, 1)
+    b_x_t9 = -(b_sum_t4 / 64.0)
+    b_x_tv14 = b_x_tv13 + b_x_t9[:, None]
+    b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
+    b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+    b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+    b_x_jv2 = b_x_j4[:, None] * b_x_tv14
+    b_decay_all2 = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
+    b_decay_j2 = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
+    b_x_j5 = b_decay_j2 * b_x_t3
+    b_x_jv3 = b_x_j5[:, None] * b_x_tv14
+    for i_h1 in range(n_tiles):
+        o_h1 = i_h1 * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        b_M_2 = tl.load(
+            p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_th3 = _tile_dot(b_x_tv14, tl.trans(b_M_2), one, PREC)
+        b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
+        b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        b_x_th4 = b_x_th3 * (
+            b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+            + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+            + 0.5
+        )
+        b_x_jh2 = b_x_j4[:, None] * b_x_th4
+        b_S_1 = tl.load(
+            p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+        )
+        b_x_kh2 = b_x * b_S_1
+        b_x_kh3 = b_decay_all * b_M_1
+        b_x_kh4 = b_x_kh2 + b_x_kh3
+        b_M_1_next = _tile_dot_add(b_x_kh4, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
+        tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
+        b_x_th5 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+        b_S_2 = tl.load(
+            p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_hv2 = b_x * b_S_2
+        b_x_hv3 = b_decay_all * b_M_2
+        b_x_hv4 = b_x_hv2 + b_x_hv3
+        b_M_2_next = _tile_dot_add(b_x_hv4, tl.trans(b_x_th5), b_x_jv2, one, PREC)
+        tl.store(p_next + 16384 + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
+        b_x_kh5 = b_decay_all2 * b_S_1
+        b_x_jh4 = b_x_j5[:, None] * b_x_th4
+        b_S_1_next = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_jh4, one, PREC)
+        tl.store(p_next + 32768 + (o_k[:, None] * F + o_h1[None, :]), b_S_1_next, mask=m_k[:, None] & m_h1[None, :])
+        b_x_hv5 = b_decay_all2 * b_S_2
+        b_S_2_next = _tile_dot_add(b_x_hv5, tl.trans(b_x_th5), b_x_jv3, one, PREC)
+        tl.store(p_next + 49152 + (o_h1[:, None] * V + o_v[None, :]), b_S_2_next, mask=m_h1[:, None] & m_v[None, :])
+    b_pool = tl.load(p_state + 65536 + o_k, mask=m_k, other=0.0)
+    b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+    b_pool_next = b_pool + b_sum_k
+    tl.store(p_next + 65536 + o_k, b_pool_next, mask=m_k)
+    tl.debug_barrier()
+
+
+@_jit
+def reverse_kernel(
+    q,
+    k,
+    v,
+    u,
+    beta,
+    eta,
+    alpha,
+    d_y,
+    online,
+    d_r,
+    d_q_rows,
+    d_u_rows,
+    d_cached,
+    d_pools,
+    d_q,
+    d_alpha,
+    d_beta,
+    d_eta,
+    d_k,
+    d_v,
+    d_u,
+    theta,
+    d_theta,
+    work,
+    steps,
+    chains,
+    group,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The gradients of all inputs through the chunk steps, and of the state at each chain's start.
+
+    One program walks a chain forwards, keeping the state at the start of every group of steps, then group by group
+    backwards: the states in a group are made again from its start.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    p_work = work + tl.program_id(0).to(tl.int64) * ((2 * group + 4) * STATE + ROWS)
+    p_d = p_work + (2 * group + 2) * STATE
+    p_rows = p_d + 2 * STATE
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_c, i_bh = i_entry // BH, i_entry % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+        _copy(p_work, theta + i_h * MEMORY, MEMORY)
+        _fill(p_work + MEMORY, STATE - MEMORY)
+        tl.debug_barrier()
+        n_groups = tl.cdiv(i_last - i_first, group)
+        for i_n in range(i_first, i_first + (n_groups - 1) * group):
+            i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
+            segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
+            b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            i_step = i_n - i_first
+            p_state = p_work + tl.where(i_step % group == 0, i_step // group, 2 * group + i_step % 2) * STATE
+            i_step += 1
+            p_next = p_work + tl.where(i_step % group == 0, i_step // group, 2 * group + i_step % 2) * STATE
+            _advance(
+                k,
+                v,
+                beta,
+                eta,
+                alpha,
+                p_state,
+                p_next,
+                p_rows,
+                i_row,
+                i_t,
+                m_t,
+                b_fresh,
+                segment_start,
+                H,
+                one,
+                n_tiles,
+                K,
+                V,
+                F,
+                BT,
+                BK,
+                BV,
+                BF,
+                STATE,
+                MEMORY,
+                ROWS,
+                IN,
+                PREC,
+            )
+        _fill(p_d, 2 * STATE)
+        tl.debug_barrier()
+        for i_back in range(n_groups):
+            i_group = n_groups - 1 - i_back
+            i_begin = i_first + i_group * group
+            i_stop = tl.minimum(i_begin + group, i_last)
+            for i_n in range(i_begin, i_stop - 1):
+                i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
+                segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
+                b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
+                m_t = i_t + o_t < end
+                i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+                p_state = p_work + tl.where(i_n == i_begin, i_group, group + i_n - i_begin) * STATE
+                p_next = p_work + (group + i_n - i_begin + 1) * STATE
+                _advance(
+                    k,
+                    v,
+                    beta,
+                    eta,
+                    alpha,
+                    p_state,
+                    p_next,
+                    p_rows,
+                    i_row,
+                    i_t,
+                    m_t,
+                    b_fresh,
+                    segment_start,
+                    H,
+                    one,
+                    n_tiles,
+                    K,
+                    V,
+                    F,
+                    BT,
+                    BK,
+                    BV,
+                    BF,
+                    STATE,
+                    MEMORY,
+                    ROWS,
+                    IN,
+                    PREC,
+                )
+            for i_turn in range(i_stop - i_begin):
+                i_n = i_stop - 1 - i_turn
+                i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
+                segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
+                b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
+                m_t = i_t + o_t < end
+                i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+                p_state = p_work + tl.where(i_n == i_begin, i_group, group + i_n - i_begin) * STATE
+                p_d_next, p_d_state = p_d + (i_last - 1 - i_n) % 2 * STATE, p_d + (i_last - i_n) % 2 * STATE
+                if end == segment_end:
+                    i_cached = i_bh.to(tl.int64) * n_segments + i_s
+                    _add(p_d_next, d_cached + i_cached * MEMORY, MEMORY)
+                    _copy(p_d_next + 65536, d_pools + i_cached * K, K)
+                    tl.debug_barrier()
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_tv3 = tl.zeros([BT, BV], tl.float32)
+                b_x_jv2 = tl.zeros([BT, BV], tl.float32)
+                b_sum = 0.0
+                b_sum2 = 0.0
+                b_sum3 = 0.0
+                b_sum4 = 0.0
+                b_x_jv6 = tl.zeros([BT, BV], tl.float32)
+                b_sum5 = 0.0
+                b_sum6 = 0.0
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                    b_M_2 = tl.load(
+                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
+                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    b_d_M_2_next = tl.load(
+                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_jv2 = _tile_dot_add(b_x_jv2, b_x_th11, b_d_M_2_next, one, PREC)
+                    b_S_2 = tl.load(
+                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_hv = b_d_M_2_next * b_S_2
+                    b_sum += tl.sum(tl.sum(b_x_hv, 0), 0)
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_S_1 = tl.load(
+                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_x_kh = b_d_M_1_next * b_S_1
+                    b_sum2 += tl.sum(tl.sum(b_x_kh, 0), 0)
+                    b_x_hv2 = b_d_M_2_next * b_M_2
+                    b_sum3 += tl.sum(tl.sum(b_x_hv2, 0), 0)
+                    b_x_kh2 = b_d_M_1_next * b_M_1
+                    b_sum4 += tl.sum(tl.sum(b_x_kh2, 0), 0)
+                    b_d_S_2_next = tl.load(
+                        p_d_next + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_jv6 = _tile_dot_add(b_x_jv6, b_x_th11, b_d_S_2_next, one, PREC)
+                    b_x_hv3 = b_d_S_2_next * b_S_2
+                    b_sum5 += tl.sum(tl.sum(b_x_hv3, 0), 0)
+                    b_d_S_1_next = tl.load(
+                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_x_kh7 = b_d_S_1_next * b_S_1
+                    b_sum6 += tl.sum(tl.sum(b_x_kh7, 0), 0)
+                b_valid = m_t.to(tl.float32)
+                b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+                b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+                b_decay_tj = tl.where(
+                    o_t[:, None] >= o_t[None, :],
+                    _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                    0.0,
+                )
+                b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_x_t2 = -b_eta
+                b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+                b_x_tj = b_decay_tj * b_x_t3[None, :]
+                b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
+                b_x_ts2 = b_decay_tj * b_x_t4[None, :]
+                b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
+                b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
+                b_decay_tj2 = tl.where(
+                    o_t[:, None] > o_t[None, :],
+                    _tile_product(
+                        (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
+                        (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
+                    ),
+                    0.0,
+                )
+                b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
+                b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+                b_x_tj5 = b_x_tj4 * b_q_k
+                b_x_tv4 = b_x_tv3 / 2.0
+                b_sum_t = tl.sum(b_x_tv3, 1)
+                b_x_t6 = b_sum_t / 2.0
+                b_x_tv5 = b_x_tv4 - b_x_t6[:, None] / 64.0
+                b_x_tv6 = b_x_tv5 * b_x_tv5
+                b_sum_t2 = tl.sum(b_x_tv6, 1)
+                b_x_tv7 = b_x_tv5 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+                b_x_tv8 = b_k.to(tl.float32) + b_x_tv7
+                b_v = tl.load(
+                    v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+                ).to(IN)
+                b_x_tv10 = 2.0 * b_x_tv8 - 2.0 * b_v.to(tl.float32)
+                b_x_tv11 = b_x_tv10 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+                b_x_t7 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
+                b_x_tv12 = b_x_tv10 * b_x_tv5
+                b_sum_t3 = tl.sum(b_x_tv12, 1)
+                b_x_t8 = -(b_x_t7 * b_sum_t3 / 128.0)
+                b_x_tv13 = 2.0 * b_x_t8[:, None] * b_x_tv5
+                b_x_tv14 = b_x_tv11 + b_x_tv13
+                b_sum_t4 = tl.sum(b_x_tv14, 1)
+                b_x_t9 = -(b_sum_t4 / 64.0)
+                b_x_tv15 = b_x_tv14 + b_x_t9[:, None]
+                b_decay_t2 = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
+                b_x_t10 = tl.sum(b_x_ts2 * b_decay_t2[None, :], 1)
+                b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
+                b_x_tj6 = tl.zeros([BT, BT], tl.float32)
+                b_x_tv18 = tl.zeros([BT, BV], tl.float32)
+                b_x_tv21 = tl.zeros([BT, BV], tl.float32)
+                b_sum_j2 = tl.zeros([BT], tl.float32)
+                b_sum_j4 = tl.zeros([BT], tl.float32)
+                b_x_jk4 = tl.zeros([BT, BK], tl.float32)
+                b_x_jk6 = tl.zeros([BT, BK], tl.float32)
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    b_M_2 = tl.load(
+                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th4 = b_x_th3 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_S_1 = tl.load(
+                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
+                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
+                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
+                    b_x_th8 = b_x_th6 + b_x_th7
+                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
+                    b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
+                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    b_x_tj6 = _tile_dot_add(b_x_tj6, b_x_th10, tl.trans(b_x_th11), one, PREC)
+                    b_S_2 = tl.load(
+                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_tv18 = _tile_dot_add(b_x_tv18, b_x_th10, b_S_2, one, PREC)
+                    b_x_tv21 = _tile_dot_add(b_x_tv21, b_x_th10, b_M_2, one, PREC)
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    b_x_jh3 = b_k_d_M_1_next * b_x_th4
+                    b_sum_j2 += tl.sum(b_x_jh3, 1)
+                    b_d_S_1_next = tl.load(
+                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
+                    b_x_jh17 = b_k_d_S_1_next * b_x_th4
+                    b_sum_j4 += tl.sum(b_x_jh17, 1)
+                    b_x_jk4 = _tile_dot_add(b_x_jk4, b_x_th4, tl.trans(b_d_S_1_next), one, PREC)
+                    b_x_jk6 = _tile_dot_add(b_x_jk6, b_x_th4, tl.trans(b_d_M_1_next), one, PREC)
+                b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
+                b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+                b_x_tj7 = b_x_tj4 * b_x_tj6
+                b_x_tv16 = _tile_dot(b_x_tj7, b_x_tv15, one, PREC)
+                b_x_tv17 = b_x_tv16 / 2.0
+                b_x_tv19 = b_x_tv18 / 2.0
+                b_x_tv20 = b_x_t10[:, None] * b_x_tv19
+                b_x_tv22 = b_x_tv21 / 2.0
+                b_x_tv23 = b_decay_t[:, None] * b_x_tv22
+                b_x_tv24 = b_x_tv20 + b_x_tv23
+                b_x_tv25 = b_x_tv17 + b_x_tv24
+                b_sum_t5 = tl.sum(b_x_tv25, 1)
+                b_x_tv26 = b_x_tv25 - b_sum_t5[:, None] / 64.0
+                b_x_tv27 = b_x_tv26 * b_x_tv26
+                b_sum_t6 = tl.sum(b_x_tv27, 1)
+                b_x_tv28 = b_x_tv / tl.sqrt_rn(b_sum_t6[:, None] / 64.0 + 1e-05)
+                b_x_t11 = 1.0 / _pow((b_sum_t6 / 64.0 + 1e-05), 1.5)
+                b_x_tv29 = b_d_y.to(tl.float32) * b_x_tv26
+                b_sum_t7 = tl.sum(b_x_tv29, 1)
+                b_x_t12 = -(b_online * b_x_t11 * b_sum_t7 / 128.0)
+                b_x_tv30 = 2.0 * b_x_t12[:, None] * b_x_tv26
+                b_x_tv31 = b_x_tv28 + b_x_tv30
+                b_sum_t8 = tl.sum(b_x_tv31, 1)
+                b_x_t13 = -(b_sum_t8 / 64.0)
+                b_x_tv32 = b_x_tv31 + b_x_t13[:, None]
+                b_x_tj8 = _tile_dot(b_x_tv32, tl.trans(b_x_tv15), one, PREC)
+                b_x_tj9 = b_x_tj8 * b_x_tj4
+                b_decay_j2 = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
+                b_x_j4 = b_decay_j2 * b_x_t3
+                b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+                b_x_j5 = b_decay_j * b_x_t3
+                b_x_s8 = b_decay_j * b_x_t4
+                b_x_j6 = tl.sum(b_x_s8[:, None] * b_x_tj2, 0)
+                b_x_j7 = b_x_j5 + b_x_j6
+                b_x_tk3 = tl.zeros([BT, BK], tl.float32)
+                b_x_tk5 = tl.zeros([BT, BK], tl.float32)
+                b_x_tj10 = tl.zeros([BT, BT], tl.float32)
+                b_sum_t10 = tl.zeros([BT], tl.float32)
+                b_sum_t12 = tl.zeros([BT], tl.float32)
+                b_x_tv36 = tl.zeros([BT, BV], tl.float32)
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    b_M_2 = tl.load(
+                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th12 = _tile_dot(b_x_tv32, tl.trans(b_M_2), one, PREC)
+                    b_x_th13 = b_decay_t[:, None] * b_x_th12
+                    b_S_2 = tl.load(
+                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th14 = _tile_dot(b_x_tv32, tl.trans(b_S_2), one, PREC)
+                    b_x_th15 = b_x_t10[:, None] * b_x_th14
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    b_x_th17 = _tile_dot_add(b_x_th15, b_x_tj9, b_x_th11, one, PREC)
+                    b_x_th18 = b_x_th13 + b_x_th17
+                    b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
+                    b_x_th4 = b_x_th3 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_S_1 = tl.load(
+                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
+                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
+                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
+                    b_x_th8 = b_x_th6 + b_x_th7
+                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
+                    b_x_th19 = b_x_th18 * (
+                        b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_x_tk3 = _tile_dot_add(b_x_tk3, b_x_th19, tl.trans(b_M_1), one, PREC)
+                    b_x_tk5 = _tile_dot_add(b_x_tk5, b_x_th19, tl.trans(b_S_1), one, PREC)
+                    b_x_tj10 = _tile_dot_add(b_x_tj10, b_x_th19, tl.trans(b_x_th4), one, PREC)
+                    b_x_th20 = b_x_th19 * b_q_S_1
+                    b_sum_t10 += tl.sum(b_x_th20, 1)
+                    b_x_th21 = b_x_th19 * b_q_M_1
+                    b_sum_t12 += tl.sum(b_x_th21, 1)
+                    b_d_S_1_next = tl.load(
+                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
+                    b_x_jh5 = b_k_d_S_1_next * b_x_j4[:, None]
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    b_x_jh6 = b_k_d_M_1_next * b_x_j7[:, None]
+                    b_x_jh7 = b_x_jh5 + b_x_jh6
+                    b_x_jh8 = _tile_dot_add(b_x_jh7, tl.trans(b_x_tj5), b_x_th19, one, PREC)
+                    b_x_th26 = b_x_jh8 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_x_tv36 = _tile_dot_add(b_x_tv36, b_x_th26, b_M_2, one, PREC)
+                b_decay_all2 = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
+                b_x4 = tl.sum(b_x_s8 * b_decay_t2, 0)
+                b_x_tv56 = b_x_tv32 * b_x_t10[:, None]
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    b_M_2 = tl.load(
+                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th12 = _tile_dot(b_x_tv32, tl.trans(b_M_2), one, PREC)
+                    b_x_th13 = b_decay_t[:, None] * b_x_th12
+                    b_S_2 = tl.load(
+                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th14 = _tile_dot(b_x_tv32, tl.trans(b_S_2), one, PREC)
+                    b_x_th15 = b_x_t10[:, None] * b_x_th14
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    b_x_th17 = _tile_dot_add(b_x_th15, b_x_tj9, b_x_th11, one, PREC)
+                    b_x_th18 = b_x_th13 + b_x_th17
+                    b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
+                    b_x_th4 = b_x_th3 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_S_1 = tl.load(
+                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
+                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
+                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
+                    b_x_th8 = b_x_th6 + b_x_th7
+                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
+                    b_x_th19 = b_x_th18 * (
+                        b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_x_th31 = b_x_th19 * b_x_t10[:, None]
+                    b_d_S_1_next = tl.load(
+                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_x_kh9 = b_d_S_1_next * b_decay_all2
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_kh10 = b_d_M_1_next * b_x4
+                    b_x_kh11 = b_x_kh9 + b_x_kh10
+                    b_d_S_1 = _tile_dot_add(b_x_kh11, tl.trans(b_q.to(tl.float32)), b_x_th31, one, PREC)
+                    tl.store(
+                        p_d_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        b_d_S_1,
+                        mask=m_k[:, None] & m_h1[None, :],
+                    )
+                    b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
+                    b_x_hv12 = _tile_dot(tl.trans(b_x_th10), b_x_tv56, one, PREC)
+                    b_x_hv13 = b_x_hv12 / 2.0
+                    b_d_S_2_next = tl.load(
+                        p_d_next + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_hv14 = b_d_S_2_next * b_decay_all2
+                    b_d_M_2_next = tl.load(
+                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_hv15 = b_d_M_2_next * b_x4
+                    b_x_hv16 = b_x_hv14 + b_x_hv15
+                    b_d_S_2 = b_x_hv13 + b_x_hv16
+                    tl.store(
+                        p_d_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        b_d_S_2,
+                        mask=m_h1[:, None] & m_v[None, :],
+                    )
+                b_x_jv4 = _tile_dot(tl.trans(b_x_tj7), b_x_tv32, one, PREC)
+                b_x_jv5 = b_x_jv4 / 2.0
+                b_x_jv7 = b_x_jv6 * b_x_j4[:, None]
+                b_x_jv8 = b_x_jv2 * b_x_j7[:, None]
+                b_x_jv9 = b_x_jv7 + b_x_jv8
+                b_x_jv10 = b_x_jv5 + b_x_jv9
+                b_x_tv37 = b_x_jv10 + b_x_tv36
+                b_sum_t13 = tl.sum(b_x_tv37, 1)
+                b_x_tv38 = (-(b_sum_t13[:, None] / 64.0)) + tl.zeros([BT, BV], tl.float32)
+                b_x_tv39 = b_x_tv38 + b_x_tv37
+                b_x_tv40 = b_x_tv39 * b_x_tv5
+                b_sum_t14 = tl.sum(b_x_tv40, 1)
+                b_x_t25 = 2.0 * b_sum_t14
+                b_x_t26 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 2.5)
+                b_x_t27 = 3.0 * b_x_t25 * b_x_t26 * b_sum_t3 / 16384.0
+                b_x_tv41 = b_x_tv39 * b_x_tv10
+                b_sum_t15 = tl.sum(b_x_tv41, 1)
+                b_x_t28 = -(b_x_t7 * b_sum_t15 / 128.0)
+                b_x_tv42 = -(b_x_t25[:, None] * b_x_tv5 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
+                b_x_tv43 = b_x_tv39 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+                b_x_tv44 = b_x_tv42 + b_x_tv43
+                b_x_tv45 = b_x_tv44 * b_x_tv5
+                b_sum_t16 = tl.sum(b_x_tv45, 1)
+                b_x_t29 = -(b_x_t7 * b_sum_t16 / 64.0)
+                b_x_t30 = b_x_t27 + b_x_t28 + b_x_t29
+                b_x_tv46 = 2.0 * b_x_t30[:, None] * b_x_tv5
+                b_x_tv47 = 2.0 * b_x_tv44
+                b_x_tv48 = b_x_tv47 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+                b_x_tv49 = -(b_x_t25[:, None] * b_x_tv10 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
+                b_x_tv50 = 2.0 * b_x_tv39 * b_x_t8[:, None]
+                b_x_tv51 = b_x_tv49 + b_x_tv50
+                b_x_tv52 = b_x_tv48 + b_x_tv51
+                b_x_tv53 = b_x_tv46 + b_x_tv52
+                b_sum_t17 = tl.sum(b_x_tv53, 1)
+                b_x_t31 = -(b_sum_t17 / 64.0)
+                b_x_tv54 = b_x_tv53 + b_x_t31[:, None]
+                b_x_tk11 = tl.zeros([BT, BK], tl.float32)
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    b_M_2 = tl.load(
+                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th12 = _tile_dot(b_x_tv32, tl.trans(b_M_2), one, PREC)
+                    b_x_th13 = b_decay_t[:, None] * b_x_th12
+                    b_S_2 = tl.load(
+                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th14 = _tile_dot(b_x_tv32, tl.trans(b_S_2), one, PREC)
+                    b_x_th15 = b_x_t10[:, None] * b_x_th14
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    b_x_th17 = _tile_dot_add(b_x_th15, b_x_tj9, b_x_th11, one, PREC)
+                    b_x_th18 = b_x_th13 + b_x_th17
+                    b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
+                    b_x_th4 = b_x_th3 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_S_1 = tl.load(
+                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
+                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
+                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
+                    b_x_th8 = b_x_th6 + b_x_th7
+                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
+                    b_x_th19 = b_x_th18 * (
+                        b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_d_S_1_next = tl.load(
+                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
+                    b_x_jh5 = b_k_d_S_1_next * b_x_j4[:, None]
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    b_x_jh6 = b_k_d_M_1_next * b_x_j7[:, None]
+                    b_x_jh7 = b_x_jh5 + b_x_jh6
+                    b_x_jh8 = _tile_dot_add(b_x_jh7, tl.trans(b_x_tj5), b_x_th19, one, PREC)
+                    b_x_th24 = (
+                        b_x_jh8
+                        * b_x_th3
+                        * (
+                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
+                            - 1.4142135623730951
+                            * b_x_th
+                            * b_x_th
+                            * tl.exp(-(b_x_th * b_x_th / 2.0))
+                            / 3.544907701811032
+                        )
+                    )
+                    b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
+                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj9), b_x_th10, one, PREC)
+                    b_x_jh10 = b_x_jh9 / 2.0
+                    b_d_S_2_next = tl.load(
+                        p_d_next + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_jh11 = _tile_dot(b_x_tv15, tl.trans(b_d_S_2_next), one, PREC)
+                    b_x_jh12 = b_x_j4[:, None] * b_x_jh11
+                    b_d_M_2_next = tl.load(
+                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_jh13 = _tile_dot(b_x_tv15, tl.trans(b_d_M_2_next), one, PREC)
+                    b_x_jh14 = b_x_j7[:, None] * b_x_jh13
+                    b_x_jh15 = b_x_jh12 + b_x_jh14
+                    b_x_jh16 = b_x_jh10 + b_x_jh15
+                    b_x_th28 = _tile_dot_add(b_x_jh16, b_x_tv54, tl.trans(b_M_2), one, PREC)
+                    b_x_th29 = b_x_th28 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_x_th30 = b_x_th24 + b_x_th29
+                    b_x_tk11 = _tile_dot_add(b_x_tk11, b_x_th30, tl.trans(b_M_1), one, PREC)
+                b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+                b_x_tv55 = b_x_tv32 * b_decay_t[:, None]
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    b_M_2 = tl.load(
+                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th12 = _tile_dot(b_x_tv32, tl.trans(b_M_2), one, PREC)
+                    b_x_th13 = b_decay_t[:, None] * b_x_th12
+                    b_S_2 = tl.load(
+                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th14 = _tile_dot(b_x_tv32, tl.trans(b_S_2), one, PREC)
+                    b_x_th15 = b_x_t10[:, None] * b_x_th14
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    b_x_th17 = _tile_dot_add(b_x_th15, b_x_tj9, b_x_th11, one, PREC)
+                    b_x_th18 = b_x_th13 + b_x_th17
+                    b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
+                    b_x_th4 = b_x_th3 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_S_1 = tl.load(
+                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
+                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
+                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
+                    b_x_th8 = b_x_th6 + b_x_th7
+                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
+                    b_x_th19 = b_x_th18 * (
+                        b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_x_th22 = b_x_th19 * b_decay_t[:, None]
+                    b_d_S_1_next = tl.load(
+                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
+                    b_x_jh5 = b_k_d_S_1_next * b_x_j4[:, None]
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    b_x_jh6 = b_k_d_M_1_next * b_x_j7[:, None]
+                    b_x_jh7 = b_x_jh5 + b_x_jh6
+                    b_x_jh8 = _tile_dot_add(b_x_jh7, tl.trans(b_x_tj5), b_x_th19, one, PREC)
+                    b_x_th24 = (
+                        b_x_jh8
+                        * b_x_th3
+                        * (
+                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
+                            - 1.4142135623730951
+                            * b_x_th
+                            * b_x_th
+                            * tl.exp(-(b_x_th * b_x_th / 2.0))
+                            / 3.544907701811032
+                        )
+                    )
+                    b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
+                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj9), b_x_th10, one, PREC)
+                    b_x_jh10 = b_x_jh9 / 2.0
+                    b_d_S_2_next = tl.load(
+                        p_d_next + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_jh11 = _tile_dot(b_x_tv15, tl.trans(b_d_S_2_next), one, PREC)
+                    b_x_jh12 = b_x_j4[:, None] * b_x_jh11
+                    b_d_M_2_next = tl.load(
+                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_jh13 = _tile_dot(b_x_tv15, tl.trans(b_d_M_2_next), one, PREC)
+                    b_x_jh14 = b_x_j7[:, None] * b_x_jh13
+                    b_x_jh15 = b_x_jh12 + b_x_jh14
+                    b_x_jh16 = b_x_jh10 + b_x_jh15
+                    b_x_th28 = _tile_dot_add(b_x_jh16, b_x_tv54, tl.trans(b_M_2), one, PREC)
+                    b_x_th29 = b_x_th28 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_x_th30 = b_x_th24 + b_x_th29
+                    b_x_kh5 = b_d_M_1_next * b_decay_all
+                    b_x_kh6 = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_th30, one, PREC)
+                    b_d_M_1 = _tile_dot_add(b_x_kh6, tl.trans(b_q.to(tl.float32)), b_x_th22, one, PREC)
+                    tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
+                    b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                    b_x_hv4 = _tile_dot(tl.trans(b_x_th2), b_x_tv54, one, PREC)
+                    b_x_hv5 = b_x_hv4 / 2.0
+                    b_x_th26 = b_x_jh8 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_x_hv7 = _tile_dot(tl.trans(b_x_th10), b_x_tv55, one, PREC)
+                    b_x_hv8 = b_x_hv7 / 2.0
+                    b_x_hv9 = b_d_M_2_next * b_decay_all
+                    b_x_hv10 = b_x_hv8 + b_x_hv9
+                    b_x_hv11 = _tile_dot_add(b_x_hv10, tl.trans(b_x_th26), b_x_tv15, one, PREC)
+                    b_d_M_2 = b_x_hv5 + b_x_hv11
+                    tl.store(
+                        p_d_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        b_d_M_2,
+                        mask=m_h1[:, None] & m_v[None, :],
+                    )
+                b_x_tk4 = b_decay_t[:, None] * b_x_tk3
+                b_x_tk6 = b_x_t10[:, None] * b_x_tk5
+                b_x_tj11 = b_x_tj10 * b_x_tj4
+                b_x_tk8 = _tile_dot_add(b_x_tk6, b_x_tj11, b_k.to(tl.float32), one, PREC)
+                b_x_tk9 = b_x_tk4 + b_x_tk8
+                b_x_tk10 = b_x_tv + b_x_tk9
+                b_d_q_rows = tl.load(
+                    d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    mask=m_t[:, None] & m_k[None, :],
+                    other=0.0,
+                )
+                b_d_q = b_x_tk10 + b_d_q_rows
+                tl.store(
+                    d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    b_d_q.to(d_q.dtype.element_ty),
+                    mask=m_t[:, None] & m_k[None, :],
+                )
+                b_x_jv3 = b_x_jv2 * b_x_tv15
+                b_sum_j = tl.sum(b_x_jv3, 1)
+                b_x_j2 = b_sum_j + b_sum_j2
+                b_x_j3 = b_x_j2 * b_x_t3
+                b_decay_tj3 = tl.where(
+                    o_t[:, None] > o_t[None, :],
+                    _tile_product(
+                        (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :],
+                        (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :],
+                    ),
+                    0.0,
+                )
+                b_x_mj2 = b_x_j3[None, :] * b_decay_tj3
+                b_sum_m = tl.sum(b_x_mj2, 1)
+                b_x_m2 = b_decay_j * b_sum_m
+                b_x_s3 = tl.sum(b_x_j2[None, :] * b_x_tj2, 1)
+                b_x = b_sum + b_sum2
+                b_x_s4 = b_x * b_decay_t2
+                b_x_s5 = b_x_s3 + b_x_s4
+                b_x_s6 = b_x_s5 * b_x_t4
+                b_decay_sm = tl.where(
+                    o_t[None, :] > o_t[:, None],
+                    _tile_product(
+                        (b_x_t_e - b_x_t_e1)[None, :] - b_x_t_e[:, None],
+                        (b_x_t_f - b_x_t_f1)[None, :] - b_x_t_f[:, None],
+                    ),
+                    0.0,
+                )
+                b_x_sm = b_x_s6[:, None] * b_decay_sm
+                b_sum_m2 = tl.sum(b_x_sm, 0)
+                b_x_m3 = b_decay_j * b_sum_m2
+                b_x2 = b_sum3 + b_sum4
+                b_x_m4 = b_decay_j * b_x2
+                b_decay_t3 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+                b_x_m6 = b_x_m4 * b_decay_t3
+                b_x_tj12 = b_x_tj6 / 2.0
+                b_x_tj13 = b_x_tj8 * b_x_tj12
+                b_x_tj14 = b_x_tj10 * b_q_k
+                b_x_tj15 = b_x_tj13 + b_x_tj14
+                b_x_mj3 = _tile_dot(tl.trans(b_decay_tj), b_x_tj15, one, PREC)
+                b_x_mj4 = b_x_t3[None, :] * b_x_mj3
+                b_x_mj5 = b_x_mj4 * b_decay_tj3
+                b_sum_m3 = tl.sum(b_x_mj5, 1)
+                b_x_tv33 = b_x_tv32 * b_x_tv18
+                b_sum_t9 = tl.sum(b_x_tv33, 1)
+                b_x_t18 = b_sum_t9 / 2.0
+                b_x_t19 = b_x_t18 + b_sum_t10
+                b_x_ts4 = b_x_t19[:, None] * b_decay_t2[None, :]
+                b_x_ts5 = _tile_dot_add(b_x_ts4, b_x_tj15, tl.trans(b_x_tj2), one, PREC)
+                b_x_sm2 = _tile_dot(tl.trans(b_x_ts5), b_decay_tj, one, PREC)
+                b_x_sm3 = b_x_t4[:, None] * b_x_sm2
+                b_x_sm4 = b_x_sm3 * b_decay_sm
+                b_sum_m4 = tl.sum(b_x_sm4, 0)
+                b_x_tv34 = b_x_tv32 * b_x_tv21
+                b_sum_t11 = tl.sum(b_x_tv34, 1)
+                b_x_t21 = b_sum_t11 / 2.0
+                b_x_t22 = b_x_t21 + b_sum_t12
+                b_x_m7 = tl.sum(b_decay_tj * b_x_t22[:, None], 0)
+                b_x_m8 = b_x_m7 * b_decay_t3
+                b_x_t24 = b_x_m2 + b_x_m3 + b_x_m6 + b_sum_m3 + b_sum_m4 + b_x_m8
+                b_d_alpha = b_x_t24 * tl.where(b_valid > 0, 1.0, 0.0)
+                tl.store(d_alpha + i_row + o_t * H, b_d_alpha, mask=m_t)
+                b_x_jv11 = b_x_jv6 * b_x_tv15
+                b_sum_j3 = tl.sum(b_x_jv11, 1)
+                b_x_j8 = b_sum_j3 + b_sum_j4
+                b_x_j9 = b_x_j8 * b_x_t3
+                b_x_mj7 = b_x_j9[None, :] * b_decay_tj2
+                b_sum_m5 = tl.sum(b_x_mj7, 1)
+                b_x_m10 = b_decay_j2 * b_sum_m5
+                b_x3 = b_sum5 + b_sum6
+                b_x_m11 = b_decay_j2 * b_x3
+                b_x_m13 = b_x_m11 * b_decay_t2
+                b_x_sj2 = b_x_s8[:, None] * b_x_j2[None, :]
+                b_x_sj3 = _tile_dot(tl.trans(b_decay_tj), b_x_tj15, one, PREC)
+                b_x_sj4 = b_x_t4[:, None] * b_x_sj3
+                b_x_sj5 = b_x_sj2 + b_x_sj4
+                b_x_mj8 = _tile_dot(tl.trans(b_decay_tj2), b_x_sj5, one, PREC)
+                b_x_mj9 = b_x_t3[None, :] * b_x_mj8
+                b_x_mj10 = b_x_mj9 * b_decay_tj2
+                b_sum_m6 = tl.sum(b_x_mj10, 1)
+                b_x_s9 = b_x_s8 * b_x
+                b_x_s10 = tl.sum(b_decay_tj * b_x_t19[:, None], 0)
+                b_x_s11 = b_x_t4 * b_x_s10
+                b_x_s12 = b_x_s9 + b_x_s11
+                b_x_m14 = tl.sum(b_decay_tj2 * b_x_s12[:, None], 0)
+                b_x_m15 = b_x_m14 * b_decay_t2
+                b_x_t37 = b_x_m10 + b_x_m13 + b_sum_m6 + b_x_m15
+                b_x_t38 = b_x_t37 * tl.where(b_valid > 0, 1.0, 0.0)
+                b_x_s13 = b_x_s5 * b_decay_j
+                b_x_ts6 = b_x_ts5 * b_decay_tj
+                b_sum_s = tl.sum(b_x_ts6, 0)
+                b_x_s14 = b_x_s13 + b_sum_s
+                b_x_t40 = b_x_s14 * tl.where(b_valid > 0, 1.0, 0.0)
+                b_d_beta = b_x_t38 + b_x_t40
+                tl.store(d_beta + i_row + o_t * H, b_d_beta, mask=m_t)
+                b_x_j10 = b_x_j2 * b_decay_j
+                b_x_j11 = b_x_j8 * b_decay_j2
+                b_x_tj17 = b_x_sj5 * b_decay_tj2
+                b_sum_j5 = tl.sum(b_x_tj17, 0)
+                b_x_tj18 = b_x_tj15 * b_decay_tj
+                b_sum_j6 = tl.sum(b_x_tj18, 0)
+                b_x_j12 = b_x_j10 + b_x_j11 + b_sum_j5 + b_sum_j6
+                b_x_t42 = b_x_j12 * tl.where(b_valid > 0, 1.0, 0.0)
+                b_d_eta = -b_x_t42
+                tl.store(d_eta + i_row + o_t * H, b_d_eta, mask=m_t)
+                b_x_tk13 = b_x_tk11 + b_x_tv47
+                b_d_pool_next = tl.load(p_d_next + 65536 + o_k, mask=m_k, other=0.0)
+                b_x_jk5 = b_x_j4[:, None] * b_x_jk4
+                b_x_jk7 = b_x_j7[:, None] * b_x_jk6
+                b_x_jk8 = b_x_jk5 + b_x_jk7
+                b_x_jk9 = b_d_pool_next[None, :] + b_x_jk8
+                b_u = tl.load(
+                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+                b_x_t43 = b_d_r / b_count
+                b_at_t = o_t
+                b_at_j = o_t
+                b_x_tj19 = b_x_t43[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+                b_x_jk10 = _tile_dot_add(b_x_jk9, tl.trans(b_x_tj19), b_u.to(tl.float32), one, PREC)
+                b_x_jk11 = b_x_tk13 + b_x_jk10
+                b_d_k = _tile_dot_add(b_x_jk11, tl.trans(b_x_tj11), b_q.to(tl.float32), one, PREC)
+                tl.store(
+                    d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    b_d_k.to(d_k.dtype.element_ty),
+                    mask=m_t[:, None] & m_k[None, :],
+                )
+                b_d_v = -(2.0 * b_x_tv44)
+                tl.store(
+                    d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    b_d_v.to(d_v.dtype.element_ty),
+                    mask=m_t[:, None] & m_v[None, :],
+                )
+                b_pool = tl.load(p_state + 65536 + o_k, mask=m_k, other=0.0)
+                b_x_tk14 = b_x_t43[:, None] * b_pool[None, :]
+                b_x_tj20 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+                b_x_tk15 = _tile_dot(b_x_tj20, b_k.to(tl.float32), one, PREC)
+                b_x_tk16 = b_x_t43[:, None] * b_x_tk15
+                b_x_tk17 = b_x_tk14 + b_x_tk16
+                b_d_u_rows = tl.load(
+                    d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    mask=m_t[:, None] & m_k[None, :],
+                    other=0.0,
+                )
+                b_d_u = b_x_tk17 + b_d_u_rows
+                tl.store(
+                    d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    b_d_u.to(d_u.dtype.element_ty),
+                    mask=m_t[:, None] & m_k[None, :],
+                )
+                b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t43[:, None], 0)
+                b_d_pool = b_d_pool_next + b_x_k
+                tl.store(p_d_state + 65536 + o_k, b_d_pool, mask=m_k)
+                tl.debug_barrier()
+        _copy(d_theta + (i_c.to(tl.int64) * BH + i_bh) * MEMORY, p_d + (i_last - i_first) % 2 * STATE, MEMORY)
+        tl.debug_barrier()
+
+
+STATE, MEMORY, ROWS = 65600, 32768, 0  # numbers of a state, of its memory, and of rows between loops
+CHUNK = 16  # tokens of a gradient chunk
+BLOCK = 64  # tokens of a block of rows
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(T, device):
+    """Tables of where things are.
+
+    blocks (n, 8): start, end, segment, its start, its end, the sequence's first segment, 0, 0.
+    segments (n, 4): start, end, the sequence's first segment, the sequence's end.
+    """
+    blocks, segments = [], []
+    for s, (begin, end) in enumerate(_segments(T)):
+        segments.append((begin, end, 0, T))
+        for start in range(begin, end, BLOCK):
+            blocks.append((start, min(start + BLOCK, end), s, begin, end, 0, 0, 0))
+    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
+    return table(blocks), table(segments)
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(T, BT, device):
+    """Tables of chunk steps of up to BT tokens, and how many states a group of them keeps.
+
+    steps (n, 8): start, end, segment, its start, its end, the sequence's first segment, whether a gradient chunk
+    begins, 0. chains (n, 2): first step, last + 1, of steps that follow one another.
+    """
+    steps, chains = [], []
+    for s, (begin, end) in enumerate(_segments(T)):
+        chains.append((len(steps), len(steps)))
+        for chunk in range(begin, end, CHUNK):
+            stop = min(chunk + CHUNK, end)
+            for start in range(chunk, stop, BT):
+                steps.append((start, min(start + BT, stop), s, begin, end, 0, int(start == chunk), 0))
+        chains[-1] = (chains[-1][0], len(steps))
+    longest = max(last - first for first, last in chains)
+    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
+    return table(steps), table(chains), math.isqrt(longest - 1) + 1
+
+
+# The axis that a kernel takes in tiles of BF: the hidden units of every layer.
+AXES = {"walk": "f", "read": "f", "rows": "f", "segments": "f", "reverse": "f"}
+
+# BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, the
+# first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+CONFIGURATIONS = {}
+
+# BT, BF and num_warps where there is nothing better: of other GPUs, and of kernels not found above.
+DEFAULTS = {
+    "sm": {"bfloat16": (16, 32, 8), "float32": (16, 32, 8)},
+    "gf": {"bfloat16": (16, 32, 4), "float32": (16, 32, 4)},
+    "cpu": {"bfloat16": (16, 32, 4), "float32": (16, 32, 4)},
+}
+
+
+@functools.lru_cache(maxsize=16)
+def _architecture(device):
+    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    if device.type == "cpu":
+        return "cpu"
+    properties = torch.cuda.get_device_properties(device)
+    name = f"sm{properties.major}{properties.minor}"
+    if torch.version.hip:
+        name = properties.gcnArchName.partition(":")[0]
+    if name not in CONFIGURATIONS:
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
+            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
+            "and `mcgen build` then writes them into this file",
+            stacklevel=2,
+        )
+    return name
+
+
+def _family(architecture):
+    """The key of DEFAULTS for an architecture: how its name begins."""
+    return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
+def _element(tensors):
+    """The type of products between inputs: the widest of theirs, gates aside; float32 for bfloat16 if interpreted."""
+    element = functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 4))
+    if element == torch.float64:
+        raise UnsupportedError(
+            'float64 is not lowered to Triton; pass float32, float16 or bfloat16, or backend="torch"'
+        )
+    return torch.float32 if element == torch.bfloat16 and INTERPRETED else element
+
+
+_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
+
+
+def _configuration(kernel, element, device):
+    """Tile sizes and launch options of a kernel: (BT, BF, options)."""
+    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
+    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
+    BT, BF, num_warps, num_stages = found or (*DEFAULTS[_family(architecture)][kind], 1)
+    return max(BT, LEAST_ROWS), BF, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+
+
+LEAST_ROWS = 16  # fewest tokens of a step: a gradient chunk is one, or a whole number of them
+
+
+def _programs(entries, device):
+    """Programs in flight: each has a buffer of its own, and takes entry after entry."""
+    if device.type == "cpu":
+        return min(entries, 4)
+    return min(entries, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _launch(kernel, name, entries, pointers, tensors, numbers, states=0, programs=None, **more):
+    """Launches a kernel for a number of entries; `states` is how many a program's buffer holds, besides the rows."""
+    element, device = _element(tensors), tensors[0].device
+    BT, BF, options = _configuration(name, element, device)
+    precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
+    programs = programs or _programs(entries, device)
+    work = torch.empty(programs * (states * STATE + ROWS), dtype=torch.float32, device=device)
+    constants = {
+        "K": 64,
+        "V": 64,
+        "F": 256,
+        "BT": BT,
+        "BK": 64,
+        "BV": 64,
+        "BF": BF,
+        "STATE": STATE,
+        "MEMORY": MEMORY,
+        "ROWS": ROWS,
+        "IN": _TYPES[element],
+        "PREC": precision,
+        **more,
+    }
+    kernel[(programs,)](*pointers, work, *numbers, entries, **constants, **options)
+
+
+def _rows_of_step(name, tensors):
+    return _configuration(name, _element(tensors), tensors[0].device)[0]
+
+
+def _packed(theta):
+    """The initial weights as rows of MEMORY numbers, one a head."""
+    return torch.cat([w.mT.reshape(w.shape[0], -1) for w in theta], 1).float()
+
+
+def _unpacked(packed, theta):
+    """Gradients of the weights, from rows of MEMORY numbers."""
+    parts = packed.split([w[0].numel() for w in theta], 1)
+    return [part.view(w.shape[0], w.shape[2], w.shape[1]).mT.to(w.dtype) for part, w in zip(parts, theta, strict=True)]
+
+
+def _contiguous(tensors):
+    return dict(zip(INPUTS, (t.contiguous() for t in tensors[: len(INPUTS)]), strict=True))
+
+
+def _empty_forward(x):
+    """Tensors the forward kernels fill for the backward pass, by name."""
+    q = x["q"]
+    B, T, H, K = q.shape
+    N = len(_segments(T))
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    return {
+        "cached": new(B, H, N, MEMORY),
+        "pools": new(B, H, N, K),
+        "lse": new(B, T, H),
+        "online": new(B, T, H),
+    }
+
+
+def _saved_triton(tensors):
+    return list(_empty_forward(_contiguous(tensors)).values())
+
+
+def _run_forward_triton(tensors):
+    x = _contiguous(tensors)
+    q, v = x["q"], x["v"]
+    B, T, H, _ = q.shape
+    blocks, segments = _layout(T, q.device)
+    steps, chains, _ = _steps(T, _rows_of_step("walk", tensors), q.device)
+    theta = _packed(tensors[len(INPUTS) :])
+    x |= _empty_forward(x)
+    x["y"] = torch.empty_like(v)
+    sizes = (T, H, B * H, len(segments))
+    x["o"] = v.new_empty(v.shape, dtype=torch.float32)
+    x["r"] = v.new_empty((B, T, H), dtype=torch.float32)
+    _launch(
+        walk_kernel,
+        "walk",
+        len(chains) * B * H,
+        [
+            x["q"],
+            x["k"],
+            x["v"],
+            x["u"],
+            x["beta"],
+            x["eta"],
+            x["alpha"],
+            x["o"],
+            x["r"],
+            x["cached"],
+            x["pools"],
+            theta,
+        ],
+        tensors,
+        (steps, chains, *sizes),
+        states=2,
+    )
+    _launch(
+        read_kernel,
+        "read",
+        len(blocks) * B * H,
+        [x["q"], x["u"], x["cached"], x["o"], x["r"], x["pools"], x["lse"], x["online"], x["y"]],
+        tensors,
+        (blocks, *sizes),
+    )
+    return [
+        x[name]
+        for name in (
+            "y",
+            "cached",
+            "pools",
+            "lse",
+            "online",
+        )
+    ]
+
+
+def _reverse_reads(tensors, x, blocks, segments):
+    """The reverse of reads of every earlier segment: adds to x what `_run_backward_triton` goes on from."""
+    q = x["q"]
+    B, T, H, K = q.shape
+    sizes = (T, H, B * H, len(segments))
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    x["delta"], x["d_r"] = new(B, T, H), new(B, T, H)
+    x["d_pools"] = torch.empty_like(x["pools"])
+    x["d_q_rows"] = new(B, T, H, K)
+    x["d_u_rows"] = new(B, T, H, K)
+    x["d_cached"] = torch.empty_like(x["cached"])
+    _launch(
+        rows_kernel,
+        "rows",
+        len(blocks) * B * H,
+        [
+            x["q"],
+            x["u"],
+            x["d_y"],
+            x["lse"],
+            x["delta"],
+            x["cached"],
+            x["pools"],
+            x["d_r"],
+            x["y"],
+            x["d_q_rows"],
+            x["d_u_rows"],
+        ],
+        tensors,
+        (blocks, *sizes),
+    )
+    _launch(
+        segments_kernel,
+        "segments",
+        len(segments) * B * H,
+        [x["q"], x["u"], x["d_y"], x["lse"], x["delta"], x["cached"], x["d_cached"], x["pools"], x["d_pools"]],
+        tensors,
+        (segments, *sizes),
+    )
+
+
+def _run_backward_triton(tensors, saved, d_y):
+    x = _contiguous(tensors)
+    q = x["q"]
+    B, T, H, _ = q.shape
+    blocks, segments = _layout(T, q.device)
+    steps, chains, group = _steps(T, _rows_of_step("reverse", tensors), q.device)
+    theta = tensors[len(INPUTS) :]
+    x |= dict(
+        zip(
+            (
+                "y",
+                "cached",
+                "pools",
+                "lse",
+                "online",
+            ),
+            saved,
+            strict=True,
+        )
+    )
+    sizes = (T, H, B * H, len(segments))
+    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    x["d_y"] = d_y.contiguous()
+    _reverse_reads(tensors, x, blocks, segments)
+    x["d_q"] = torch.empty_like(x["q"], memory_format=torch.contiguous_format)
+    x["d_k"] = torch.empty_like(x["k"], memory_format=torch.contiguous_format)
+    x["d_v"] = torch.empty_like(x["v"], memory_format=torch.contiguous_format)
+    x["d_u"] = torch.empty_like(x["u"], memory_format=torch.contiguous_format)
+    x["d_beta"] = torch.empty_like(x["beta"], dtype=torch.float32, memory_format=torch.contiguous_format)
+    x["d_eta"] = torch.empty_like(x["eta"], dtype=torch.float32, memory_format=torch.contiguous_format)
+    x["d_alpha"] = torch.empty_like(x["alpha"], dtype=torch.float32, memory_format=torch.contiguous_format)
+    d_theta = new(len(chains), B, H, MEMORY)
+    _launch(
+        reverse_kernel,
+        "reverse",
+        len(chains) * B * H,
+        [
+            x["q"],
+            x["k"],
+            x["v"],
+            x["u"],
+            x["beta"],
+            x["eta"],
+            x["alpha"],
+            x["d_y"],
+            x["online"],
+            x["d_r"],
+            x["d_q_rows"],
+            x["d_u_rows"],
+            x["d_cached"],
+            x["d_pools"],
+            x["d_q"],
+            x["d_alpha"],
+            x["d_beta"],
+            x["d_eta"],
+            x["d_k"],
+            x["d_v"],
+            x["d_u"],
+            _packed(theta),
+            d_theta,
+        ],
+        tensors,
+        (steps, chains, group, *sizes),
+        states=2 * group + 4,
+    )
+    found = [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
+    return found + _unpacked(d_theta.sum((0, 1)), theta)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The operator: both paths behind custom ops, so that torch.compile, autocast and checkpointing see one node each way.
+# ---------------------------------------------------------------------------------------------------------------------
+
+INPUTS = ("q", "k", "v", "u", "beta", "eta", "alpha")
+
+
+def _define(backend, forward, backward, saved, first=1):
+    """The operator of one backend; a module imported again, or a copy of it, has operators of its own.
+
+    Defined by schema, since what `torch.library.custom_op` wraps around a function imports torch.compile at its first
+    call. Under autocast the arithmetic stays what the tensors' types say. Outputs from `first` on are kept for the
+    backward pass: 0 for y too.
+    """
+    library, number = getattr(torch.ops, f"mcgen_{SPEC_HASH[:16]}"), 1
+    while hasattr(library, f"{backend}_forward_{number}"):
+        number += 1
+    names = [f"{library.name}::{backend}_{way}_{number}" for way in ("forward", "backward")]
+    tags = torch.Tag.pt2_compliant_tag
+    torch.library.define(names[0], "(Tensor[] tensors) -> Tensor[]", tags=tags)
+    torch.library.define(names[1], "(Tensor[] tensors, Tensor[] saved, Tensor d_y) -> Tensor[]", tags=tags)
+
+    @torch.library.impl(names[0], "default")
+    def run(tensors):
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return forward(tensors)
+
+    @torch.library.impl(names[1], "default")
+    def run_backward(tensors, saved, d_y):
+        with torch.autocast(d_y.device.type, enabled=False):
+            return backward(tensors, saved, d_y)
+
+    @torch.library.register_fake(names[0])
+    def fake(tensors):
+        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
+
+    @torch.library.register_fake(names[1])
+    def fake_backward(tensors, saved, d_y):
+        return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+
+    def keep(ctx, inputs, output):
+        ctx.count = len(inputs[0])
+        ctx.save_for_backward(*inputs[0], *output[first:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    def differentiate(ctx, gradients):
+        if gradients[0] is None:
+            return [None] * ctx.count
+        kept = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
+        tensors, saved = kept[: ctx.count], kept[ctx.count :]
+        return getattr(library, f"{backend}_backward_{number}")(list(tensors), list(saved), gradients[0])
+
+    def refuse(ctx, gradients):
+        raise UnsupportedError("second derivatives of op are not lowered; differentiate `reference` twice instead")
+
+    torch.library.register_autograd(names[0], differentiate, setup_context=keep)
+    torch.library.register_autograd(names[1], refuse)
+    return getattr(library, f"{backend}_forward_{number}")
+
+
+_torch_op = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
+_triton_op = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=0)
+
+
+def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens=None, backend=None, **gates):
+    """y (B, T, H, 64), in v's type, of the memory in this file's header, differentiable in every argument.
+
+    The header has the shapes. backend: "torch" (chunked, any device and float type), "triton", or None for triton on a
+    GPU and torch elsewhere.
+
+    Raises:
+        TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
+        ValueError: an argument has the wrong shape or lies on another device; it is named.
+        UnsupportedError: state, return_state, cu_seqlens or a forward-mode derivative is asked for, which this version
+            does not lower.
+    """
+    _check(q, k, v, u, theta, gates, backend)
+    if state is not None or return_state:
+        raise UnsupportedError("state= and return_state= are not lowered yet; pass the whole sequence in one call")
+    if cu_seqlens is not None:
+        raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
+    if q.shape[1] == 0 or q.numel() == 0:
+        return torch.zeros_like(v)
+    if backend is None:
+        backend = "triton" if q.is_cuda else "torch"
+    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    named = {"q": q, "k": k, "v": v, "u": u, **gates}
+    run = {"torch": _torch_op, "triton": _triton_op}[backend]
+    tensors = [named[name] for name in ("q", "k", "v", "u", "beta", "eta", "alpha")] + list(theta)
+    if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
+        raise UnsupportedError("forward-mode derivatives of op are not lowered; take those of `reference` instead")
+    return run(tensors)[0]
+
+
+class _ShortConvolution(torch.nn.Conv1d):
+    """silu of a causal depthwise convolution along time, (B, T, channels) in and out."""
+
+    def __init__(self, channels, size, **factory):
+        super().__init__(channels, channels, size, groups=channels, bias=False, padding=size - 1, **factory)
+
+    def forward(self, x):
+        return F.silu(super().forward(x.mT)[..., : x.shape[1]].mT)
+
+
+def _widen(x):
+    """x in float32, or wider if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _l2(x):
+    """x over its Euclidean norm, along the last axis; computed in float32 or wider, in x's type."""
+    wide = _widen(x)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+class TitansGrm(torch.nn.Module):
+    """The memory of this file as a layer, (B, T, d_model) in and out, causal.
+
+    inputs     q, k, v = silu(conv(x W)), q and k over their Euclidean norms
+               u = x W_u
+    gates      beta = sigmoid(z), z = x W_beta + bias, the bias at first 0.0
+               eta = 0.0005 sigmoid(z), z = x W_eta + bias, the bias at first 0.0
+               alpha = sigmoid(z), z = x W_alpha + bias, the bias at first 4.0
+    output     rms(op(q, k, v, …)) * silu(x W_g), times W_o
+
+    Args:
+        d_model: width of the layer's input and output.
+        heads: number of heads, each with queries and keys of 64 and values of 64.
+        qk_norm: "l2" divides queries and keys by their Euclidean norm, "none" leaves them.
+        conv_size: width of the causal convolution of q, k and v, followed by silu; 0 or None for neither.
+        output_norm: "rms" normalises the read-out of each head, with a learned scale; "none" leaves it.
+        output_gate: whether the read-out is multiplied by silu(x W_g).
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+
+    def __init__(
+        self,
+        d_model=1024,
+        heads=16,
+        *,
+        qk_norm="l2",
+        conv_size=4,
+        output_norm="rms",
+        output_gate=True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self._check_options(d_model, heads, qk_norm, conv_size, output_norm)
+        factory = {"device": device, "dtype": dtype}
+        self.d_model, self.heads = d_model, heads
+        self.qk_norm, self.conv_size = qk_norm, conv_size or 0
+        self.output_norm, self.output_gate = output_norm, bool(output_gate)
+
+        self.q_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        self.k_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        self.v_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        self.u_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        if self.conv_size:
+            self.q_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
+            self.k_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
+            self.v_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
+        self.beta_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
+        self.eta_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
+        self.alpha_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
+        self.beta_bias = torch.nn.Parameter(torch.empty(heads, **factory))
+        self.beta_bias._no_weight_decay = True
+        self.eta_bias = torch.nn.Parameter(torch.empty(heads, **factory))
+        self.eta_bias._no_weight_decay = True
+        self.alpha_bias = torch.nn.Parameter(torch.empty(heads, **factory))
+        self.alpha_bias._no_weight_decay = True
+        shapes = [(256, 64), (64, 256)]
+        weights = (torch.empty(heads, out, into, **factory) for out, into in shapes)
+        self.theta = torch.nn.ParameterList(map(torch.nn.Parameter, weights))
+        if self.output_gate:
+            self.g_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        if self.output_norm == "rms":
+            self.o_norm = torch.nn.RMSNorm(64, eps=1e-5, **factory)
+        self.o_proj = torch.nn.Linear(heads * 64, d_model, bias=False, **factory)
+        self.reset_parameters()
+
+    @staticmethod
+    def _check_options(d_model, heads, qk_norm, conv_size, output_norm):
+        for name, value in (("d_model", d_model), ("heads", heads)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+        if conv_size is not None and (not isinstance(conv_size, int) or conv_size < 0):
+            raise ValueError(f"conv_size must be a whole number or None, got {conv_size!r}")
+        if qk_norm not in ("l2", "none"):
+            raise ValueError(f'qk_norm must be "l2" or "none", got {qk_norm!r}')
+        if output_norm not in ("rms", "none"):
+            raise ValueError(f'output_norm must be "rms" or "none", got {output_norm!r}')
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        """Gives every parameter its initial value; projections and convolutions get those that torch gives them."""
+        for module in self.children():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        torch.nn.init.constant_(self.beta_bias, 0.0)
+        torch.nn.init.constant_(self.eta_bias, 0.0)
+        torch.nn.init.constant_(self.alpha_bias, 4.0)
+        for W in self.theta:
+            torch.nn.init.normal_(W, std=W.shape[-1] ** -0.5)
+
+    def gates(self, x):
+        """The gates of x (B, T, d_model) by name, each (B, T, H) in float32 or wider: scale * fn(x w_h + bias)."""
+        beta = _widen(self.beta_proj(x))
+        eta = _widen(self.eta_proj(x))
+        alpha = _widen(self.alpha_proj(x))
+        return {
+            "beta": torch.sigmoid(beta + self.beta_bias),
+            "eta": 0.0005 * torch.sigmoid(eta + self.eta_bias),
+            "alpha": torch.sigmoid(alpha + self.alpha_bias),
+        }
+
+    def forward(self, x, state=None, return_state=False, cu_seqlens=None, backend=None):
+        """y (B, T, d_model) of x (B, T, d_model); `backend` is that of `op`.
+
+        Raises:
+            ValueError: x has another shape.
+            UnsupportedError: state, return_state or cu_seqlens is asked for.
+        """
+        if state is not None or return_state or cu_seqlens is not None:
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+        if x.dim() != 3 or x.shape[-1] != self.d_model:
+            raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
+        if x.shape[1] == 0:
+            return x.clone()
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.conv_size:
+            q, k, v = self.q_conv1d(q), self.k_conv1d(k), self.v_conv1d(v)
+        q, k, v = (h.unflatten(-1, (self.heads, -1)) for h in (q, k, v))
+        if self.qk_norm == "l2":
+            q, k = _l2(q), _l2(k)
+        u = self.u_proj(x).unflatten(-1, (self.heads, -1))
+        y = op(q, k, v, u, theta=list(self.theta), backend=backend, **self.gates(x))
+        if self.output_norm == "rms":
+            y = self.o_norm(y.to(self.o_norm.weight.dtype))
+        y = y.flatten(-2)
+        if self.output_gate:
+            y = y * F.silu(self.g_proj(x))
+        return self.o_proj(y)
+
+    def extra_repr(self):
+        return (
+            f"d_model={self.d_model}, heads={self.heads}, key_dim=64, value_dim=64, "
+            f"qk_norm={self.qk_norm}, conv_size={self.conv_size}, "
+            f"output_norm={self.output_norm}, output_gate={self.output_gate}"
+        )
+
+
+Layer = TitansGrm
