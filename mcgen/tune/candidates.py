@@ -20,7 +20,7 @@ WARPS = {"cuda": (4, 8), "hip": (4,)}
 """On AMD a thread of an 8-wave program has half the registers of one with 4, which hold as much of a tile."""
 STAGES = (1, 2)
 """A second stage of a loop's pipeline takes shared memory, and in some kernels fewer registers."""
-MOST_OF_CHUNK, MOST_OF_STATE, LEAST = 16, 32, 2
+MOST_OF_CHUNK, MOST_OF_STATE, LEAST = 16, 32, 1
 """Elements a thread of the chunk's tile and of the state's; more of either spilled wherever several are alive."""
 
 
