@@ -33,7 +33,7 @@ def _is_marked(function: ast.FunctionDef) -> bool:
 def _numbers(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
     """The names that a file gives plain numbers or texts, with these as text."""
     for node in body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and node.value.value is not None:
             yield from ((target.id, ast.unparse(node.value)) for target in node.targets if isinstance(target, ast.Name))
 
 

@@ -23,10 +23,18 @@ TABLES = {
 }
 
 
+SPILLS = {
+    ("fastslow_grm", "gates", "bfloat16", target, head)
+    for target, head in (("cuda:90", 64), ("cuda:90", 128), ("cuda:100", 64), ("cuda:100", 128))
+}
+"""Kernels that spill in every configuration tried, up to 36 bytes a thread: three gates in one kernel. They launch in
+the default configuration."""
+
+
 def covered() -> list[str]:
-    """The shipped specs that some table has a kernel of."""
-    known = {key.digest for table in TABLES.values() for key in table}
-    return [name for name in shipped() if not known.isdisjoint(kernels(name).values())]
+    """The shipped specs that the tables are for: matrix memories whose writes do not read them."""
+    specs = {name: load(path) for name, path in shipped().items()}
+    return [name for name, spec in specs.items() if spec.memory.kind == "matrix" and spec.objective_expression is None]
 
 
 def kernels(name: str) -> dict[str, str]:
@@ -35,18 +43,18 @@ def kernels(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", covered())
 def test_every_kernel_is_there_and_clean(name: str) -> None:
-    missing, faulty = [], []
+    missing, faulty = set(), set()
     for kernel, digest in kernels(name).items():
         for target, table in TABLES.items():
             for head in HEADS:
                 for element in ELEMENTS:
-                    key = Key(digest, head, head, element, lookup(target).architecture)
-                    entry = table.get(key)
+                    entry = table.get(Key(digest, head, head, element, lookup(target).architecture))
                     if entry is None:
-                        missing.append((kernel, target, head, element))
+                        missing.add((name, kernel, element, target, head))
                     elif not _is_clean(entry, target):
-                        faulty.append((kernel, target, head, element))
-    assert (missing, faulty) == ([], [])
+                        faulty.add((name, kernel, element, target, head))
+    assert missing == {place for place in SPILLS if place[0] == name}
+    assert faulty == set()
 
 
 def _is_clean(entry: Entry, target: str) -> bool:
@@ -61,7 +69,7 @@ def test_no_kernel_is_there_that_no_spec_has() -> None:
 
 SAMPLE = [
     ("linear_grm", 64, "bfloat16", "cuda:90", "read"),
-    ("retnet_grm", 64, "bfloat16", "hip:gfx942", "gates"),
+    ("mamba2_grm", 64, "bfloat16", "hip:gfx942", "gates"),
     ("swla_ssc", 64, "float32", "cuda:80", "states"),
     ("decay_grm_log", 128, "bfloat16", "cuda:100", "rows"),
 ]
