@@ -86,3 +86,11 @@ def test_a_sample_compiles_to_what_the_table_says(
     compiled = offline.compile_job(job(module.path, found, element, entry.configuration, lookup(target)), tmp_path)
     assert compiled.clean
     assert (compiled.registers, compiled.shared_bytes) == (entry.registers, entry.shared_bytes)
+
+
+def test_a_build_writes_them_into_the_file() -> None:
+    from generated import linear_grm as m
+
+    assert set(m.CONFIGURATIONS) == {lookup(name).architecture for name in SHIPPED}
+    for by_type in m.CONFIGURATIONS.values():
+        assert {kind: set(found) for kind, found in by_type.items()} == {kind: set(m.AXES) for kind in ELEMENTS}
