@@ -32,6 +32,7 @@ class PhasedPrinter(Printer):
     ragged: frozenset[str] = frozenset()
     phases: Phases = field(init=False)
     have: set[Node] = field(default_factory=set)
+    outer: list[set[Node]] = field(default_factory=list)
     indent: int = 0
 
     def __post_init__(self) -> None:
@@ -237,7 +238,7 @@ class PhasedPrinter(Printer):
 
     def _open(self, axis: str) -> None:
         """A loop; what is made in it is there in it alone."""
-        self.outer = [*getattr(self, "outer", []), set(self.have)]
+        self.outer.append(set(self.have))
         if axis == SEGMENTS:
             self._line("for i_c in range(first, i_s):")
             self.indent += 1
