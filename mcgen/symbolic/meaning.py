@@ -179,9 +179,7 @@ def lowerable(meaning: Meaning) -> None:
         same = " ({chunk: 1} is the same as token here)" if meaning.recurrence.gradients_come_first else ""
         raise UnsupportedError(f"gradient: token needs a matrix memory. Take gradient: {{chunk: b}} for an mlp{same}")
     if meaning.routes and meaning.spec.aggregate.scale == 0:
-        raise UnsupportedError(
-            "aggregate.scale: 0 weighs all memories alike; take kind: mean for that"
-        )
+        raise UnsupportedError("aggregate.scale: 0 weighs all memories alike; take kind: mean for that")
     if not meaning.recurrence.writes:
         raise UnsupportedError("nothing is ever written to M, so every read-out is zero; write outer(v, k) to it")
     if meaning.recurrence.reads_memory and meaning.recurrence.chunk is None and meaning.recurrence.error.affine is None:
