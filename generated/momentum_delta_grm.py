@@ -2498,20 +2498,20 @@ AXES = {
 # the first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
 CONFIGURATIONS = {
     "sm80": {
-        "bfloat16": {"rows": (64, 64, 64, 8, 1), "segments": (64, 64, 64, 8, 1)},
-        "float32": {"rows": (32, 64, 64, 8, 1), "segments": (32, 64, 64, 8, 1)},
+        "bfloat16": {"values": (64, 64, 64, 8, 1), "rows": (64, 64, 64, 8, 1), "segments": (64, 64, 64, 8, 1)},
+        "float32": {"values": (32, 64, 64, 4, 1), "rows": (32, 64, 64, 8, 1), "segments": (32, 64, 64, 8, 1)},
     },
     "sm90": {
-        "bfloat16": {"rows": (64, 64, 64, 8, 1), "segments": (64, 64, 64, 8, 1)},
-        "float32": {"rows": (32, 64, 64, 8, 1), "segments": (32, 64, 64, 8, 1)},
+        "bfloat16": {"values": (64, 64, 64, 8, 1), "rows": (64, 64, 64, 8, 1), "segments": (64, 64, 64, 8, 1)},
+        "float32": {"values": (32, 64, 64, 4, 1), "rows": (32, 64, 64, 8, 1), "segments": (32, 64, 64, 8, 1)},
     },
     "sm100": {
-        "bfloat16": {"rows": (64, 64, 64, 8, 1), "segments": (64, 64, 64, 8, 1)},
-        "float32": {"rows": (32, 64, 64, 8, 1), "segments": (32, 64, 64, 4, 1)},
+        "bfloat16": {"values": (64, 64, 64, 8, 1), "rows": (64, 64, 64, 8, 1), "segments": (64, 64, 64, 8, 1)},
+        "float32": {"values": (32, 64, 64, 4, 1), "rows": (32, 64, 64, 8, 1), "segments": (32, 64, 64, 4, 1)},
     },
     "gfx942": {
-        "bfloat16": {"rows": (64, 64, 64, 4, 1), "segments": (64, 64, 64, 4, 1)},
-        "float32": {"rows": (32, 64, 64, 4, 1), "segments": (32, 64, 64, 4, 1)},
+        "bfloat16": {"values": (64, 64, 64, 4, 1), "rows": (64, 64, 64, 4, 1), "segments": (64, 64, 64, 4, 1)},
+        "float32": {"values": (32, 64, 64, 4, 1), "rows": (32, 64, 64, 4, 1), "segments": (32, 64, 64, 4, 1)},
     },
 }
 
