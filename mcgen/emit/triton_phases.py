@@ -70,13 +70,12 @@ class PhasedPrinter(Printer):
         self.lines.append("    " * self.indent + text)
 
     def _values(self, nodes: Iterable[Node]) -> None:
-        """Statements for values along no axis but those of the loops around, and for what they need."""
+        """Statements for values along no long axis, and for what they need."""
         for node in map(alias, nodes):
             if node in self.have:
                 continue
             self.have.add(node)
-            stored = node in self.phases.rows
-            operands = [] if stored else [o for o in map(alias, node.operands) if not self._is_folded(o)]
+            operands = [o for o in map(alias, node.operands) if not self._is_folded(o)]
             folded = [p for o in map(alias, node.operands) if self._is_folded(o) for p in map(alias, o.operands)]
             self._values([*operands, *folded])
             self._value(node)
@@ -86,9 +85,6 @@ class PhasedPrinter(Printer):
 
     def _value(self, node: Node) -> None:
         name = self.names[node]
-        if node in self.phases.rows:
-            self._line(f"{name} = {self.rows.load(self.places[node], *long_axes(node))}")
-            return
         if isinstance(node, Decay) and node.gate not in self.runs:
             self.runs[node.gate] = run = self.names[alias(node.gate)]
             self._line(f"{run}_e, {run}_f, {run}_e1, {run}_f1 = _tile_runs({run})")
