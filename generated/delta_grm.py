@@ -928,7 +928,7 @@ def queries_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the queries.
+    """Gradients of q, u.
 
     One program a block and tile of K columns walks the block forwards, with
     the state at each chunk recomputed from the block's start.
@@ -1032,7 +1032,7 @@ def keys_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the keys.
+    """Gradients of k.
 
     One program a block and tile of K columns walks the block backwards, with
     the state at each chunk recomputed from the block's start.
@@ -1162,7 +1162,7 @@ def values_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the values.
+    """Gradients of v.
 
     One program a block and tile of V columns walks the block forwards.
     """
@@ -1210,7 +1210,7 @@ def gates_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the gates, a part a tile.
+    """Gradients of eta, a part a tile.
 
     One program a block and tile of V columns walks the block backwards.
     """

@@ -1219,7 +1219,7 @@ def queries_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the queries.
+    """Gradients of q, u.
 
     One program a block and tile of K columns walks the block forwards, with
     the state at each chunk recomputed from the block's start.
@@ -1388,7 +1388,7 @@ def keys_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the keys.
+    """Gradients of k_1, k.
 
     One program a block and tile of K columns walks the block backwards.
     """
@@ -1541,7 +1541,7 @@ def values_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the values.
+    """Gradients of v.
 
     One program a block and tile of V columns walks the block backwards.
     """
@@ -1655,7 +1655,206 @@ def values_kernel(
 
 
 @_jit
-def gates_kernel(
+def gates_1_kernel(
+    q,
+    k,
+    v,
+    gamma,
+    alpha,
+    lam,
+    d_y,
+    online,
+    d_cached,
+    d_gamma,
+    d_lam,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of gamma, lam, a part a tile.
+
+    One program a block and tile of V columns walks the block backwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    border = tl.load(blocks + 8 * i_n + 6)
+    b_d_S_next = tl.zeros([BK, BV], tl.float32)
+    b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        b_S = tl.zeros([BK, BV], tl.float32)
+        for i_step in range(n_steps - 1 - i_back):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_gamma, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv = b_decay_all * b_S
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
+            b_x_j2 = b_decay_j * b_x_t2
+            b_v = tl.load(
+                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_x_jv = b_x_j2[:, None] * b_v.to(tl.float32)
+            b_k_1 = tl.load(
+                k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
+                other=0.0,
+            ).to(IN)
+            b_S_next = _tile_dot_add(b_x_kv, tl.trans(b_k_1.to(tl.float32)), b_x_jv, one, PREC)
+            b_S = b_S_next
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_x_kv = b_d_S_next * b_S
+        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_valid = m_t.to(tl.float32)
+        b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_gamma, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_m2 = b_decay_j * b_sum
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_m4 = b_x_m2 * b_decay_t
+        b_x_kv2 = b_d_M_next * b_S
+        b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = b_gamma * b_lam
+        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
+        b_x_s3 = b_decay_j2 * b_x_t4
+        b_x_s4 = b_x_s3 * b_sum2
+        b_x_s6 = b_sum2 * b_decay_t
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+            0.0,
+        )
+        b_x_ts2 = b_decay_tj * b_x_t4[None, :]
+        b_x_t5 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv3 = b_d_S_next * b_decay_all
+        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+        b_x_kv4 = b_d_M_next * b_x
+        b_x_kv5 = b_x_kv3 + b_x_kv4
+        b_k_1 = tl.load(
+            k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
+            other=0.0,
+        ).to(IN)
+        b_k_1_d_S_next = _tile_dot(b_k_1.to(tl.float32), b_d_S_next, one, PREC)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_jv = b_k_1_d_S_next * b_v.to(tl.float32)
+        b_sum_j = tl.sum(b_x_jv, 1)
+        b_x_t6 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_j2 = b_sum_j * b_x_t6
+        b_k_1_d_M_next = _tile_dot(b_k_1.to(tl.float32), b_d_M_next, one, PREC)
+        b_x_jv2 = b_k_1_d_M_next * b_v.to(tl.float32)
+        b_sum_j2 = tl.sum(b_x_jv2, 1)
+        b_decay_tj2 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
+        b_x_mj2 = b_x_j2[None, :] * b_decay_tj2
+        b_sum_m = tl.sum(b_x_mj2, 1)
+        b_x_m5 = b_decay_j * b_sum_m
+        b_x_tj = b_decay_tj2 * b_x_t6[None, :]
+        b_x_s7 = tl.sum(b_sum_j2[None, :] * b_x_tj, 1)
+        b_x_s8 = b_x_s7 + b_x_s6
+        b_x_s9 = b_x_s8 * b_decay_j2
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k_1 = _tile_dot(b_q, tl.trans(b_k_1), one, PREC)
+        b_x_j3 = b_sum_j2 * b_decay_j2
+        b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
+        b_decay_all2 = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+        b_x_kv6 = b_d_M_next * b_decay_all2
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv = b_d_y.to(tl.float32) * b_q_S
+        b_sum_t = tl.sum(b_x_tv, 1)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t7 = b_online * b_sum_t
+        b_x_s10 = tl.sum(b_decay_tj * b_x_t7[:, None], 0)
+        b_x_s11 = b_x_t4 * b_x_s10
+        b_x_s12 = b_x_s4 + b_x_s11
+        b_x_m6 = tl.sum(b_decay_tj2 * b_x_s12[:, None], 0)
+        b_x_m7 = b_x_m6 * b_decay_t
+        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_x_tj2 = b_online[:, None] * b_d_y_v
+        b_x_tj3 = b_x_tj2 * b_q_k_1
+        b_x_tj4 = b_d_y_v * b_q_k_1
+        b_x_ts3 = _tile_dot(b_x_tj4, tl.trans(b_x_tj), one, PREC)
+        b_x_ts4 = b_online[:, None] * b_x_ts3
+        b_x_tj5 = b_x_tj3 * b_decay_tj
+        b_sum_j3 = tl.sum(b_x_tj5, 0)
+        b_x_j4 = b_x_j3 + b_sum_j3
+        b_x_sj2 = _tile_dot(tl.trans(b_decay_tj), b_x_tj3, one, PREC)
+        b_x_t10 = b_x_j4 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_sj3 = b_x_t4[:, None] * b_x_sj2
+        b_x_ts5 = b_x_t7[:, None] * b_decay_t[None, :]
+        b_x_ts6 = b_x_ts4 + b_x_ts5
+        b_x_ts7 = b_x_ts6 * b_decay_tj
+        b_sum_s = tl.sum(b_x_ts7, 0)
+        b_x_s13 = b_x_s9 + b_sum_s
+        b_x_t12 = b_x_s13 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t13 = b_x_t12 * b_gamma
+        b_d_lam = b_x_t10 + b_x_t13
+        tl.store(d_lam + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_lam, mask=m_t)
+        b_x_sj4 = b_x_s3[:, None] * b_sum_j2[None, :]
+        b_x_sj5 = b_x_sj4 + b_x_sj3
+        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_sj5, one, PREC)
+        b_x_mj4 = b_x_t6[None, :] * b_x_mj3
+        b_x_mj5 = b_x_mj4 * b_decay_tj2
+        b_sum_m2 = tl.sum(b_x_mj5, 1)
+        b_x_t18 = b_x_m5 + b_x_m4 + b_sum_m2 + b_x_m7
+        b_x_t19 = b_x_t18 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tv2 = b_online[:, None] * b_d_y.to(tl.float32)
+        b_x_tv3 = b_x_tv2 * b_x_t5[:, None]
+        b_d_S = _tile_dot_add(b_x_kv5, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
+        b_decay_t2 = _tile_product(b_x_t2_e, b_x_t2_f)
+        b_x_tv4 = b_x_tv2 * b_decay_t2[:, None]
+        b_d_M = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
+        b_x_t20 = b_x_t12 * b_lam
+        b_d_gamma = b_x_t19 + b_x_t20
+        tl.store(d_gamma + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_gamma, mask=m_t)
+        b_d_S_next = b_d_S
+        b_d_M_next = b_d_M
+
+
+@_jit
+def gates_2_kernel(
     q,
     k,
     v,
@@ -1667,8 +1866,6 @@ def gates_kernel(
     online,
     d_cached,
     d_alpha,
-    d_gamma,
-    d_lam,
     d_mu,
     blocks,
     T,
@@ -1684,7 +1881,7 @@ def gates_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the gates, a part a tile.
+    """Gradients of alpha, mu, a part a tile.
 
     One program a block and tile of V columns walks the block backwards, with
     the state at each chunk recomputed from the block's start.
@@ -1697,7 +1894,6 @@ def gates_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
     border = tl.load(blocks + 8 * i_n + 6)
-    b_d_S_next = tl.zeros([BK, BV], tl.float32)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
@@ -1778,54 +1974,34 @@ def gates_kernel(
         b_x_m2 = b_decay_j * b_sum
         b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
         b_x_m4 = b_x_m2 * b_decay_t
-        b_x_kv2 = b_d_S_next * b_S
+        b_x_kv2 = b_d_M_next * b_S
         b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
         b_gamma = tl.load(gamma + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t2 = tl.where(b_valid > 0, b_gamma, 1.0)
         b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
-        b_x_m6 = b_decay_j2 * b_sum2
         b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
-        b_x_m8 = b_x_m6 * b_decay_t2
-        b_x_kv3 = b_d_M_next * b_S
-        b_sum3 = tl.sum(tl.sum(b_x_kv3, 0), 0)
-        b_x_s2 = b_sum3 * b_decay_t2
-        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = b_gamma * b_lam
-        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
-        b_x_s5 = b_decay_j * b_x_t4
-        b_x_s6 = b_x_s5 * b_sum3
+        b_x_s2 = b_sum2 * b_decay_t2
         b_decay_tj = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
-            ),
-            0.0,
-        )
-        b_decay_tj2 = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
-            0.0,
-        )
-        b_x_ts2 = b_decay_tj2 * b_x_t4[None, :]
-        b_x_t5 = tl.sum(b_x_ts2 * b_decay_t2[None, :], 1)
-        b_decay_tj3 = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
                 (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
             ),
             0.0,
         )
-        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
-        b_x_kv4 = b_d_S_next * b_decay_all
-        b_x = tl.sum(b_x_s5 * b_decay_t2, 0)
-        b_x_kv5 = b_d_M_next * b_x
-        b_x_kv6 = b_x_kv4 + b_x_kv5
+        b_x_t3 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj = b_decay_tj * b_x_t3[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_decay_tj2 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
@@ -1834,108 +2010,78 @@ def gates_kernel(
         b_x_tv2 = b_d_y.to(tl.float32) * b_q_M
         b_sum_t2 = tl.sum(b_x_tv2, 1)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t6 = b_online * b_sum_t
-        b_x_t7 = b_online * b_sum_t2
-        b_x_m9 = tl.sum(b_decay_tj2 * b_x_t7[:, None], 0)
-        b_x_m10 = b_x_m9 * b_decay_t
-        b_x_s7 = tl.sum(b_decay_tj2 * b_x_t6[:, None], 0)
-        b_x_s8 = b_x_t4 * b_x_s7
-        b_x_s9 = b_x_s6 + b_x_s8
-        b_x_m11 = tl.sum(b_decay_tj3 * b_x_s9[:, None], 0)
-        b_x_m12 = b_x_m11 * b_decay_t2
+        b_x_t4 = b_online * b_sum_t
+        b_x_t5 = b_online * b_sum_t2
         b_x_tv3 = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_tv4 = b_x_tv3 * b_x_t5[:, None]
-        b_d_S = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
         b_decay_t3 = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv5 = b_x_tv3 * b_decay_t3[:, None]
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv8 = b_d_M_next * b_decay_all2
-        b_d_M = _tile_dot_add(b_x_kv8, tl.trans(b_q.to(tl.float32)), b_x_tv5, one, PREC)
+        b_x_tv4 = b_x_tv3 * b_decay_t3[:, None]
+        b_decay_tj3 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            0.0,
+        )
+        b_x_m5 = tl.sum(b_decay_tj3 * b_x_t5[:, None], 0)
+        b_x_m6 = b_x_m5 * b_decay_t
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv3 = b_d_M_next * b_decay_all
+        b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
+        b_x_ts = b_x_t4[:, None] * b_decay_t2[None, :]
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_jv = b_k_d_M_next * b_v.to(tl.float32)
+        b_sum_j = tl.sum(b_x_jv, 1)
+        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t6 = tl.where(b_valid > 0, b_mu, 0.0)
+        b_x_j3 = b_sum_j * b_x_t6
+        b_x_j4 = b_sum_j * b_decay_j
         b_k_1 = tl.load(
             k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
             other=0.0,
         ).to(IN)
-        b_k_1_d_S_next = _tile_dot(b_k_1.to(tl.float32), b_d_S_next, one, PREC)
-        b_x_ts3 = b_x_t6[:, None] * b_decay_t2[None, :]
         b_k_1_d_M_next = _tile_dot(b_k_1.to(tl.float32), b_d_M_next, one, PREC)
-        b_q_k_1 = _tile_dot(b_q, tl.trans(b_k_1), one, PREC)
-        b_v = tl.load(
-            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_x_jv = b_k_1_d_M_next * b_v.to(tl.float32)
-        b_sum_j = tl.sum(b_x_jv, 1)
-        b_x_jv2 = b_k_1_d_S_next * b_v.to(tl.float32)
+        b_x_jv2 = b_k_1_d_M_next * b_v.to(tl.float32)
         b_sum_j2 = tl.sum(b_x_jv2, 1)
-        b_x_t9 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_j2 = b_sum_j2 * b_x_t9
-        b_x_t10 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_j4 = b_sum_j * b_x_t10
-        b_x_mj2 = b_x_j2[None, :] * b_decay_tj3
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t7 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_x_j6 = b_sum_j2 * b_x_t7
+        b_x_j7 = b_x_j3 + b_x_j6
+        b_x_s3 = tl.sum(b_sum_j2[None, :] * b_x_tj, 1)
+        b_x_s4 = b_x_s3 + b_x_s2
+        b_x_mj2 = b_x_j7[None, :] * b_decay_tj2
         b_sum_m = tl.sum(b_x_mj2, 1)
-        b_x_m13 = b_decay_j2 * b_sum_m
-        b_x_j5 = b_sum_j * b_decay_j
-        b_x_tj = b_decay_tj3 * b_x_t9[None, :]
-        b_x_s10 = tl.sum(b_sum_j[None, :] * b_x_tj, 1)
-        b_x_s11 = b_x_s10 + b_x_s2
-        b_x_s12 = b_x_s11 * b_x_t4
-        b_x_s13 = b_x_s11 * b_decay_j
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-        b_x_jv3 = b_k_d_M_next * b_v.to(tl.float32)
-        b_sum_j3 = tl.sum(b_x_jv3, 1)
-        b_mu = tl.load(mu + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t11 = tl.where(b_valid > 0, b_mu, 0.0)
-        b_x_j7 = b_sum_j3 * b_x_t11
-        b_x_j8 = b_x_j7 + b_x_j4
-        b_x_mj4 = b_x_j8[None, :] * b_decay_tj
-        b_sum_m2 = tl.sum(b_x_mj4, 1)
-        b_x_m14 = b_decay_j * b_sum_m2
+        b_x_m7 = b_decay_j * b_sum_m
+        b_x_t8 = b_gamma * b_lam
+        b_x_t9 = tl.where(b_valid > 0, b_x_t8, 0.0)
+        b_x_s6 = b_x_s4 * b_x_t9
         b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
-        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_j9 = b_sum_j3 * b_decay_j
+        b_q_k_1 = _tile_dot(b_q, tl.trans(b_k_1), one, PREC)
         b_x_tj2 = b_d_y_v * b_q_k_1
-        b_x_ts4 = _tile_dot(b_x_tj2, tl.trans(b_x_tj), one, PREC)
-        b_x_ts5 = b_online[:, None] * b_x_ts4
-        b_x_ts6 = b_x_ts5 + b_x_ts3
+        b_x_ts2 = _tile_dot(b_x_tj2, tl.trans(b_x_tj), one, PREC)
+        b_x_ts3 = b_online[:, None] * b_x_ts2
+        b_x_ts4 = b_x_ts3 + b_x_ts
         b_x_tj3 = b_online[:, None] * b_d_y_v
         b_x_tj4 = b_x_tj3 * b_q_k
         b_x_tj5 = b_x_tj3 * b_q_k_1
-        b_x_ts7 = b_x_ts6 * b_decay_tj2
-        b_sum_s = tl.sum(b_x_ts7, 0)
-        b_x_s14 = b_x_s13 + b_sum_s
-        b_x_t13 = b_x_s14 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t14 = b_x_t13 * b_lam
-        b_x_t15 = b_x_t13 * b_gamma
-        b_x_tj6 = b_x_tj5 * b_decay_tj2
-        b_sum_j4 = tl.sum(b_x_tj6, 0)
-        b_x_j10 = b_x_j5 + b_sum_j4
-        b_x_t17 = b_x_j10 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_d_lam = b_x_t17 + b_x_t15
-        tl.store(d_lam + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_lam, mask=m_t)
-        b_x_tj7 = b_x_tj4 * b_decay_tj2
-        b_sum_j5 = tl.sum(b_x_tj7, 0)
-        b_x_j11 = b_x_j9 + b_sum_j5
-        b_d_mu = b_x_j11 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_tj6 = b_x_tj4 * b_decay_tj3
+        b_sum_j3 = tl.sum(b_x_tj6, 0)
+        b_x_j8 = b_x_j4 + b_sum_j3
+        b_d_mu = b_x_j8 * tl.where(b_valid > 0, 1.0, 0.0)
         tl.store(d_mu + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_mu, mask=m_t)
-        b_x_tj8 = b_x_tj4 * b_x_t11[None, :]
-        b_x_sm = _tile_dot(tl.trans(b_x_ts6), b_decay_tj2, one, PREC)
-        b_x_sm2 = b_x_t4[:, None] * b_x_sm
-        b_x_tj9 = b_x_tj5 * b_x_t10[None, :]
-        b_x_tj10 = b_x_tj8 + b_x_tj9
-        b_x_mj5 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj10, one, PREC)
-        b_x_mj6 = b_x_mj5 * b_decay_tj
-        b_x_sj2 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj5, one, PREC)
-        b_sum_m3 = tl.sum(b_x_mj6, 1)
-        b_x_sj3 = b_x_t4[:, None] * b_x_sj2
-        b_x_sj4 = b_x_s5[:, None] * b_sum_j[None, :]
-        b_x_sj5 = b_x_sj4 + b_x_sj3
-        b_x_mj7 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj5, one, PREC)
-        b_x_mj8 = b_x_t9[None, :] * b_x_mj7
-        b_x_mj9 = b_x_mj8 * b_decay_tj3
-        b_sum_m4 = tl.sum(b_x_mj9, 1)
+        b_x_tj7 = b_x_tj4 * b_x_t6[None, :]
+        b_x_tj8 = b_x_tj5 * b_x_t7[None, :]
+        b_x_tj9 = b_x_tj7 + b_x_tj8
+        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj3), b_x_tj9, one, PREC)
+        b_x_mj4 = b_x_mj3 * b_decay_tj2
+        b_x_sm = _tile_dot(tl.trans(b_x_ts4), b_decay_tj3, one, PREC)
+        b_sum_m2 = tl.sum(b_x_mj4, 1)
+        b_x_sm2 = b_x_t9[:, None] * b_x_sm
         b_decay_sm = tl.where(
             o_t[None, :] > o_t[:, None],
             _tile_product(
@@ -1944,18 +2090,13 @@ def gates_kernel(
             0.0,
         )
         b_x_sm3 = b_x_sm2 * b_decay_sm
-        b_sum_m5 = tl.sum(b_x_sm3, 0)
-        b_x_sm4 = b_x_s12[:, None] * b_decay_sm
-        b_sum_m6 = tl.sum(b_x_sm4, 0)
-        b_x_t23 = b_x_m13 + b_x_m8 + b_sum_m4 + b_x_m12
-        b_x_m15 = b_decay_j * b_sum_m6
-        b_x_t30 = b_x_m14 + b_x_m15 + b_x_m4 + b_sum_m3 + b_sum_m5 + b_x_m10
-        b_d_alpha = b_x_t30 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_sum_m3 = tl.sum(b_x_sm3, 0)
+        b_x_sm4 = b_x_s6[:, None] * b_decay_sm
+        b_sum_m4 = tl.sum(b_x_sm4, 0)
+        b_x_m8 = b_decay_j * b_sum_m4
+        b_x_t17 = b_x_m7 + b_x_m8 + b_x_m4 + b_sum_m2 + b_sum_m3 + b_x_m6
+        b_d_alpha = b_x_t17 * tl.where(b_valid > 0, 1.0, 0.0)
         tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
-        b_x_t31 = b_x_t23 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_d_gamma = b_x_t31 + b_x_t14
-        tl.store(d_gamma + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_gamma, mask=m_t)
-        b_d_S_next = b_d_S
         b_d_M_next = b_d_M
 
 
@@ -2166,7 +2307,8 @@ AXES = {
     "queries": "k",
     "keys": "k",
     "values": "v",
-    "gates": "v",
+    "gates_1": "v",
+    "gates_2": "v",
     "rows": "v",
     "segments": "v",
 }
@@ -2181,7 +2323,8 @@ CONFIGURATIONS = {
             "queries": (64, 32, 64, 8, 1),
             "keys": (32, 64, 64, 8, 1),
             "values": (64, 64, 32, 8, 1),
-            "gates": (32, 64, 32, 8, 1),
+            "gates_1": (32, 64, 64, 8, 1),
+            "gates_2": (32, 64, 64, 8, 1),
             "rows": (64, 64, 64, 8, 1),
             "segments": (64, 64, 64, 8, 1),
         },
@@ -2191,7 +2334,8 @@ CONFIGURATIONS = {
             "queries": (32, 64, 64, 8, 1),
             "keys": (32, 32, 64, 8, 1),
             "values": (32, 64, 64, 8, 1),
-            "gates": (16, 64, 16, 8, 1),
+            "gates_1": (32, 64, 32, 8, 1),
+            "gates_2": (32, 64, 32, 8, 1),
             "rows": (32, 64, 64, 8, 1),
             "segments": (32, 64, 64, 8, 1),
         },
@@ -2203,6 +2347,8 @@ CONFIGURATIONS = {
             "queries": (32, 32, 64, 8, 1),
             "keys": (32, 32, 64, 8, 1),
             "values": (32, 64, 64, 8, 1),
+            "gates_1": (32, 64, 32, 8, 1),
+            "gates_2": (32, 64, 64, 8, 1),
             "rows": (64, 64, 64, 8, 1),
             "segments": (64, 64, 64, 8, 1),
         },
@@ -2212,7 +2358,8 @@ CONFIGURATIONS = {
             "queries": (32, 64, 64, 8, 1),
             "keys": (32, 64, 64, 8, 1),
             "values": (32, 64, 64, 8, 1),
-            "gates": (32, 64, 16, 8, 1),
+            "gates_1": (32, 64, 32, 8, 1),
+            "gates_2": (32, 64, 32, 8, 1),
             "rows": (32, 64, 64, 8, 1),
             "segments": (32, 64, 64, 8, 1),
         },
@@ -2224,6 +2371,8 @@ CONFIGURATIONS = {
             "queries": (64, 16, 64, 8, 1),
             "keys": (32, 64, 64, 8, 1),
             "values": (32, 64, 64, 8, 1),
+            "gates_1": (32, 64, 32, 8, 1),
+            "gates_2": (32, 64, 64, 8, 1),
             "rows": (64, 64, 64, 8, 1),
             "segments": (64, 64, 64, 8, 1),
         },
@@ -2233,7 +2382,8 @@ CONFIGURATIONS = {
             "queries": (32, 64, 64, 8, 1),
             "keys": (32, 64, 64, 8, 1),
             "values": (32, 64, 64, 8, 1),
-            "gates": (32, 64, 32, 8, 1),
+            "gates_1": (32, 64, 32, 8, 1),
+            "gates_2": (32, 64, 64, 8, 1),
             "rows": (32, 64, 64, 8, 1),
             "segments": (32, 64, 64, 4, 1),
         },
@@ -2245,7 +2395,8 @@ CONFIGURATIONS = {
             "queries": (64, 64, 64, 4, 1),
             "keys": (64, 64, 64, 4, 1),
             "values": (64, 64, 64, 4, 1),
-            "gates": (16, 64, 64, 4, 1),
+            "gates_1": (32, 64, 16, 4, 1),
+            "gates_2": (32, 64, 16, 4, 1),
             "rows": (64, 64, 64, 4, 1),
             "segments": (64, 64, 64, 4, 1),
         },
@@ -2255,7 +2406,8 @@ CONFIGURATIONS = {
             "queries": (32, 64, 64, 4, 1),
             "keys": (32, 32, 64, 4, 1),
             "values": (32, 64, 32, 4, 1),
-            "gates": (16, 64, 64, 4, 1),
+            "gates_1": (32, 64, 32, 4, 1),
+            "gates_2": (32, 64, 16, 4, 1),
             "rows": (32, 64, 64, 4, 1),
             "segments": (32, 64, 64, 4, 1),
         },
@@ -2527,14 +2679,38 @@ def _run_backward_triton(tensors, saved, d_y):
         lambda BT: (blocks, *sizes),
         layout,
     )
-    parts = triton.cdiv(64, _configuration("gates", _element(tensors), q.device)[2])
-    x["d_alpha"] = new(parts, B, T, H)
+    parts = triton.cdiv(64, _configuration("gates_1", _element(tensors), q.device)[2])
     x["d_gamma"] = new(parts, B, T, H)
     x["d_lam"] = new(parts, B, T, H)
+    _launch(
+        gates_1_kernel,
+        "gates_1",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [
+            x["q"],
+            x["k"],
+            x["v"],
+            x["gamma"],
+            x["alpha"],
+            x["lam"],
+            x["d_y"],
+            x["online"],
+            x["d_cached"],
+            x["d_gamma"],
+            x["d_lam"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    x["d_gamma"] = x["d_gamma"][0] if parts == 1 else x["d_gamma"].sum(0)
+    x["d_lam"] = x["d_lam"][0] if parts == 1 else x["d_lam"].sum(0)
+    parts = triton.cdiv(64, _configuration("gates_2", _element(tensors), q.device)[2])
+    x["d_alpha"] = new(parts, B, T, H)
     x["d_mu"] = new(parts, B, T, H)
     _launch(
-        gates_kernel,
-        "gates",
+        gates_2_kernel,
+        "gates_2",
         lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
         [
             x["q"],
@@ -2548,8 +2724,6 @@ def _run_backward_triton(tensors, saved, d_y):
             x["online"],
             x["d_cached"],
             x["d_alpha"],
-            x["d_gamma"],
-            x["d_lam"],
             x["d_mu"],
         ],
         tensors,
@@ -2557,8 +2731,6 @@ def _run_backward_triton(tensors, saved, d_y):
         layout,
     )
     x["d_alpha"] = x["d_alpha"][0] if parts == 1 else x["d_alpha"].sum(0)
-    x["d_gamma"] = x["d_gamma"][0] if parts == 1 else x["d_gamma"].sum(0)
-    x["d_lam"] = x["d_lam"][0] if parts == 1 else x["d_lam"].sum(0)
     x["d_mu"] = x["d_mu"][0] if parts == 1 else x["d_mu"].sum(0)
     _add_unlagged(x["d_k"], x["d_k_1"], 1)
     return [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=True)]

@@ -934,7 +934,7 @@ def queries_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the queries.
+    """Gradients of q, u.
 
     One program a block and tile of K columns walks the block forwards, with
     the state at each chunk recomputed from the block's start.
@@ -1049,7 +1049,7 @@ def keys_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the keys.
+    """Gradients of k.
 
     One program a block and tile of K columns walks the block backwards.
     """
@@ -1152,7 +1152,7 @@ def values_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the values.
+    """Gradients of v.
 
     One program a block and tile of V columns walks the block backwards.
     """
@@ -1240,7 +1240,7 @@ def gates_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the gates, a part a tile.
+    """Gradients of alpha, dt, a part a tile.
 
     One program a block and tile of V columns walks the block backwards, with
     the state at each chunk recomputed from the block's start.

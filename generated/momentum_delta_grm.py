@@ -1340,7 +1340,7 @@ def queries_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the queries.
+    """Gradients of q, u.
 
     One program a block and tile of K columns walks the block forwards, with
     the state at each chunk recomputed from the block's start.
@@ -1496,7 +1496,7 @@ def keys_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the keys.
+    """Gradients of k.
 
     One program a block and tile of K columns walks the block backwards, with
     the state at each chunk recomputed from the block's start.
@@ -1727,7 +1727,7 @@ def values_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the values.
+    """Gradients of v.
 
     One program a block and tile of V columns walks the block forwards.
     """
@@ -1752,7 +1752,7 @@ def values_kernel(
 
 
 @_jit
-def gates_kernel(
+def gates_1_kernel(
     q,
     k,
     beta,
@@ -1765,9 +1765,6 @@ def gates_kernel(
     pull_0,
     d_cached,
     d_alpha,
-    d_beta,
-    d_lam,
-    d_eta,
     blocks,
     T,
     H,
@@ -1782,7 +1779,7 @@ def gates_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the gates, a part a tile.
+    """Gradients of alpha, a part a tile.
 
     One program a block and tile of V columns walks the block backwards, with
     the state at each chunk recomputed from the block's start.
@@ -1794,7 +1791,6 @@ def gates_kernel(
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    b_d_S_next = tl.zeros([BK, BV], tl.float32)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
@@ -1870,86 +1866,30 @@ def gates_kernel(
         b_x_m2 = b_decay_j * b_sum
         b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
         b_x_m4 = b_x_m2 * b_decay_t
-        b_x_kv2 = b_d_S_next * b_S
+        b_x_kv2 = b_d_M_next * b_S
         b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t2 = tl.where(b_valid > 0, b_beta, 1.0)
         b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
-        b_x_m6 = b_decay_j2 * b_sum2
         b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
-        b_x_m8 = b_x_m6 * b_decay_t2
-        b_x_kv3 = b_d_M_next * b_S
-        b_sum3 = tl.sum(tl.sum(b_x_kv3, 0), 0)
-        b_x_s2 = b_sum3 * b_decay_t2
-        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = -(b_beta * b_lam)
-        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
-        b_x_s5 = b_decay_j * b_x_t4
-        b_x_s6 = b_x_s5 * b_sum3
+        b_x_s2 = b_sum2 * b_decay_t2
         b_decay_tj = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
-            ),
-            0.0,
-        )
-        b_x_ts2 = b_decay_tj * b_x_t4[None, :]
-        b_x_t5 = tl.sum(b_x_ts2 * b_decay_t2[None, :], 1)
-        b_x_t6 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t7 = b_x_t6 * b_x_t5
-        b_decay_tj2 = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
-            0.0,
-        )
-        b_x_ts4 = b_decay_tj2 * b_x_t4[None, :]
-        b_x_t8 = tl.sum(b_x_ts4 * b_decay_t2[None, :], 1)
-        b_decay_tj3 = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
                 (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
             ),
             0.0,
         )
-        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
-        b_x_kv4 = b_d_S_next * b_decay_all
-        b_x = tl.sum(b_x_s5 * b_decay_t2, 0)
-        b_x_kv5 = b_d_M_next * b_x
-        b_x_kv6 = b_x_kv4 + b_x_kv5
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_k_d_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv7 = b_d_M_next * b_decay_all2
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t9 = tl.where(b_valid > 0, b_eta, 0.0)
-        b_x_tj = b_decay_tj3 * b_x_t9[None, :]
-        b_error_0 = tl.load(
-            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        b_x_t3 = tl.where(b_valid > 0, b_eta, 0.0)
+        b_x_tj = b_decay_tj * b_x_t3[None, :]
+        b_decay_tj2 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
         )
-        b_x_jv2 = b_k_d_M_next * b_error_0
-        b_sum_j = tl.sum(b_x_jv2, 1)
-        b_x_jv3 = b_k_d_S_next * b_error_0
-        b_sum_j2 = tl.sum(b_x_jv3, 1)
-        b_x_s7 = tl.sum(b_sum_j[None, :] * b_x_tj, 1)
-        b_x_s8 = b_x_s7 + b_x_s2
-        b_x_s9 = b_x_s8 * b_x_t4
-        b_x_s10 = b_x_s8 * b_decay_j
-        b_x_j2 = b_sum_j2 * b_x_t9
-        b_x_j3 = b_sum_j2 * b_decay_j2
-        b_x_t10 = -(b_eta * b_lam)
-        b_x_t11 = tl.where(b_valid > 0, b_x_t10, 0.0)
-        b_x_j5 = b_sum_j * b_x_t11
-        b_x_j6 = b_sum_j * b_decay_j
-        b_x_mj2 = b_x_j5[None, :] * b_decay_tj
-        b_sum_m = tl.sum(b_x_mj2, 1)
-        b_x_m9 = b_decay_j * b_sum_m
-        b_x_mj4 = b_x_j2[None, :] * b_decay_tj3
-        b_sum_m2 = tl.sum(b_x_mj4, 1)
-        b_x_m10 = b_decay_j2 * b_sum_m2
         b_decay_sm = tl.where(
             o_t[None, :] > o_t[:, None],
             _tile_product(
@@ -1957,157 +1897,386 @@ def gates_kernel(
             ),
             0.0,
         )
-        b_x_sm = b_x_s9[:, None] * b_decay_sm
-        b_sum_m3 = tl.sum(b_x_sm, 0)
-        b_x_m11 = b_decay_j * b_sum_m3
-        b_x_sj2 = b_x_s5[:, None] * b_sum_j[None, :]
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv3 = b_d_M_next * b_decay_all
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_decay_tj3 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            0.0,
+        )
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_jv2 = b_k_d_M_next * b_error_0
+        b_sum_j = tl.sum(b_x_jv2, 1)
+        b_x_s3 = tl.sum(b_sum_j[None, :] * b_x_tj, 1)
+        b_x_s4 = b_x_s3 + b_x_s2
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t4 = -(b_eta * b_lam)
+        b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+        b_x_j3 = b_sum_j * b_x_t5
+        b_x_t6 = -(b_beta * b_lam)
+        b_x_t7 = tl.where(b_valid > 0, b_x_t6, 0.0)
+        b_x_s6 = b_x_s4 * b_x_t7
+        b_x_mj2 = b_x_j3[None, :] * b_decay_tj2
+        b_sum_m = tl.sum(b_x_mj2, 1)
+        b_x_m5 = b_decay_j * b_sum_m
+        b_x_sm = b_x_s6[:, None] * b_decay_sm
+        b_sum_m2 = tl.sum(b_x_sm, 0)
+        b_x_m6 = b_decay_j * b_sum_m2
         b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
         b_x_tv2 = b_pull_0 * b_x_tv
         b_sum_t = tl.sum(b_x_tv2, 1)
-        b_x_t12 = b_sum_t * b_x_t6
-        b_x_m12 = tl.sum(b_decay_tj * b_x_t12[:, None], 0)
-        b_x_m13 = b_x_m12 * b_decay_t
+        b_x_t8 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t9 = b_sum_t * b_x_t8
+        b_x_m7 = tl.sum(b_decay_tj2 * b_x_t9[:, None], 0)
+        b_x_m8 = b_x_m7 * b_decay_t
         b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
         b_x_tv4 = b_pull_0 * b_x_tv3
         b_sum_t2 = tl.sum(b_x_tv4, 1)
-        b_x_t13 = b_sum_t2 * b_x_t6
-        b_x_s11 = tl.sum(b_decay_tj * b_x_t13[:, None], 0)
-        b_x_s12 = b_x_t4 * b_x_s11
-        b_x_m14 = tl.sum(b_decay_tj3 * b_x_s12[:, None], 0)
-        b_x_m15 = b_x_m14 * b_decay_t2
+        b_x_t10 = b_sum_t2 * b_x_t8
+        b_x_tj2 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_x_t11 = b_x_t8 * b_decay_t
+        b_x_tv5 = b_pull_0 * b_x_t11[:, None]
+        b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+        b_x_tj4 = b_x_tj2 * b_x_tj3
+        b_x_tj5 = b_x_tj4 * b_x_t8[:, None]
+        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj5, one, PREC)
+        b_x_mj4 = b_x_t5[None, :] * b_x_mj3
+        b_x_mj5 = b_x_mj4 * b_decay_tj2
+        b_sum_m3 = tl.sum(b_x_mj5, 1)
+        b_x_ts = _tile_dot(b_x_tj4, tl.trans(b_x_tj), one, PREC)
+        b_x_ts2 = b_x_t8[:, None] * b_x_ts
+        b_x_ts3 = b_x_t10[:, None] * b_decay_t2[None, :]
+        b_x_ts4 = b_x_ts3 + b_x_ts2
+        b_x_sm2 = _tile_dot(tl.trans(b_x_ts4), b_decay_tj2, one, PREC)
+        b_x_sm3 = b_x_t7[:, None] * b_x_sm2
+        b_x_sm4 = b_x_sm3 * b_decay_sm
+        b_sum_m4 = tl.sum(b_x_sm4, 0)
+        b_x_t15 = b_x_m8 + b_sum_m4 + b_sum_m3
+        b_x_t16 = b_x_t15 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv6 = b_d_y.to(tl.float32) * b_q_M
+        b_sum_t3 = tl.sum(b_x_tv6, 1)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t17 = b_online * b_sum_t3
+        b_x_m9 = tl.sum(b_decay_tj3 * b_x_t17[:, None], 0)
+        b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
+        b_x_tv7 = b_d_y.to(tl.float32) * b_q_S
+        b_sum_t4 = tl.sum(b_x_tv7, 1)
+        b_x_t18 = b_online * b_sum_t4
+        b_x_m10 = b_x_m9 * b_decay_t
+        b_x_tv8 = b_online[:, None] * b_d_y.to(tl.float32)
+        b_decay_t3 = _tile_product(b_x_t_e, b_x_t_f)
+        b_x_tv9 = b_x_tv8 * b_decay_t3[:, None]
+        b_x_kv5 = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv9, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
+        b_x_tj6 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_x_tj7 = b_x_tj6 * b_q_k
+        b_x_ts5 = _tile_dot(b_x_tj7, tl.trans(b_x_tj), one, PREC)
+        b_x_tj8 = b_online[:, None] * b_x_tj6
+        b_x_tj9 = b_x_tj8 * b_q_k
+        b_x_mj6 = _tile_dot(tl.trans(b_decay_tj3), b_x_tj9, one, PREC)
+        b_x_mj7 = b_x_t5[None, :] * b_x_mj6
+        b_x_mj8 = b_x_mj7 * b_decay_tj2
+        b_sum_m5 = tl.sum(b_x_mj8, 1)
+        b_x_ts6 = b_online[:, None] * b_x_ts5
+        b_x_ts7 = b_x_t18[:, None] * b_decay_t2[None, :]
+        b_x_ts8 = b_x_ts6 + b_x_ts7
+        b_x_sm5 = _tile_dot(tl.trans(b_x_ts8), b_decay_tj3, one, PREC)
+        b_x_sm6 = b_x_t7[:, None] * b_x_sm5
+        b_x_sm7 = b_x_sm6 * b_decay_sm
+        b_sum_m6 = tl.sum(b_x_sm7, 0)
+        b_x_t25 = b_x_m5 + b_x_m6 + b_x_m4 + b_sum_m5 + b_sum_m6 + b_x_m10
+        b_x_t26 = b_x_t25 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_alpha = b_x_t26 + b_x_t16
+        tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
+        b_d_M_next = b_d_M
+
+
+@_jit
+def gates_2_kernel(
+    q,
+    k,
+    beta,
+    eta,
+    alpha,
+    lam,
+    d_y,
+    online,
+    error_0,
+    pull_0,
+    d_cached,
+    d_beta,
+    d_lam,
+    d_eta,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of beta, lam, eta, a part a tile.
+
+    One program a block and tile of V columns walks the block backwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    b_d_S_next = tl.zeros([BK, BV], tl.float32)
+    b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    n_steps = tl.cdiv(end - start, BT)
+    for i_back in range(n_steps):
+        b_S = tl.zeros([BK, BV], tl.float32)
+        for i_step in range(n_steps - 1 - i_back):
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv = b_decay_all * b_S
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_eta, 0.0)
+            b_x_j2 = b_decay_j * b_x_t2
+            b_error_0 = tl.load(
+                error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                mask=m_t[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_x_jv2 = b_x_j2[:, None] * b_error_0
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_S_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_S = b_S_next
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_x_kv = b_d_S_next * b_S
+        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_valid = m_t.to(tl.float32)
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_m2 = b_decay_j * b_sum
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_m4 = b_x_m2 * b_decay_t
+        b_x_kv2 = b_d_M_next * b_S
+        b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+        b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = -(b_beta * b_lam)
+        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
+        b_x_s3 = b_decay_j2 * b_x_t4
+        b_x_s4 = b_x_s3 * b_sum2
+        b_x_s6 = b_sum2 * b_decay_t
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+            0.0,
+        )
+        b_x_ts2 = b_decay_tj * b_x_t4[None, :]
+        b_x_t5 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+        b_decay_tj2 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
+            ),
+            0.0,
+        )
+        b_x_ts4 = b_decay_tj2 * b_x_t4[None, :]
+        b_x_t6 = tl.sum(b_x_ts4 * b_decay_t[None, :], 1)
+        b_x_t7 = tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t8 = b_x_t7 * b_x_t6
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv3 = b_d_S_next * b_decay_all
+        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+        b_x_kv4 = b_d_M_next * b_x
+        b_x_kv5 = b_x_kv3 + b_x_kv4
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_decay_all2 = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+        b_x_kv6 = b_d_M_next * b_decay_all2
+        b_decay_tj3 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_jv2 = b_k_d_S_next * b_error_0
+        b_sum_j = tl.sum(b_x_jv2, 1)
+        b_x_jv3 = b_k_d_M_next * b_error_0
+        b_sum_j2 = tl.sum(b_x_jv3, 1)
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t9 = tl.where(b_valid > 0, b_eta, 0.0)
+        b_x_j2 = b_sum_j * b_x_t9
+        b_x_j3 = b_sum_j * b_decay_j
+        b_x_j4 = b_sum_j2 * b_decay_j2
+        b_x_mj2 = b_x_j2[None, :] * b_decay_tj3
+        b_sum_m = tl.sum(b_x_mj2, 1)
+        b_x_m5 = b_decay_j * b_sum_m
+        b_x_tj = b_decay_tj3 * b_x_t9[None, :]
+        b_x_s7 = tl.sum(b_sum_j2[None, :] * b_x_tj, 1)
+        b_x_s8 = b_x_s7 + b_x_s6
+        b_x_s9 = b_x_s8 * b_decay_j2
+        b_x_sj2 = b_x_s3[:, None] * b_sum_j2[None, :]
+        b_x_tv = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
+        b_pull_0 = tl.load(
+            pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_tv2 = b_pull_0 * b_x_tv
+        b_sum_t = tl.sum(b_x_tv2, 1)
+        b_x_t10 = b_sum_t * b_x_t7
+        b_x_s10 = tl.sum(b_decay_tj2 * b_x_t10[:, None], 0)
+        b_x_s11 = b_x_t4 * b_x_s10
+        b_x_m6 = tl.sum(b_decay_tj3 * b_x_s11[:, None], 0)
+        b_x_m7 = b_x_m6 * b_decay_t
+        b_x_tj2 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+        b_x_tj4 = b_x_tj2 * b_x_tj3
+        b_x_tj5 = b_x_tj4 * b_x_t7[:, None]
+        b_x_ts5 = _tile_dot(b_x_tj4, tl.trans(b_x_tj), one, PREC)
+        b_x_ts6 = b_x_t7[:, None] * b_x_ts5
+        b_x_tj6 = b_x_tj5 * b_decay_tj2
+        b_sum_j3 = tl.sum(b_x_tj6, 0)
+        b_x_t13 = b_sum_j3 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_sj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj5, one, PREC)
+        b_x_sj4 = b_x_t4[:, None] * b_x_sj3
+        b_x_t14 = -(b_x_t13 * b_eta)
+        b_x_t15 = -(b_x_t13 * b_lam)
+        b_x_tj8 = b_x_sj4 * b_decay_tj3
+        b_sum_j4 = tl.sum(b_x_tj8, 0)
+        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj4, one, PREC)
+        b_x_mj4 = b_x_t9[None, :] * b_x_mj3
+        b_x_mj5 = b_x_mj4 * b_decay_tj3
+        b_sum_m2 = tl.sum(b_x_mj5, 1)
+        b_x_t18 = b_x_m7 + b_sum_m2
+        b_x_t20 = b_sum_j4 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t21 = b_x_t20 + b_x_t15
+        b_x_ts7 = b_x_t10[:, None] * b_decay_t[None, :]
+        b_x_ts8 = b_x_ts7 + b_x_ts6
+        b_x_t22 = b_x_t18 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_ts9 = b_x_ts8 * b_decay_tj2
+        b_sum_s = tl.sum(b_x_ts9, 0)
+        b_x_t24 = b_sum_s * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t25 = -(b_x_t24 * b_lam)
+        b_x_t26 = b_x_t22 + b_x_t25
+        b_x_t27 = -(b_x_t24 * b_beta)
+        b_x_t28 = b_x_t27 + b_x_t14
+        b_x_tv3 = b_pull_0 * b_x_t8[:, None]
+        b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
+        b_x_t29 = b_x_t7 * b_decay_t2
+        b_x_tv4 = b_pull_0 * b_x_t29[:, None]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
-        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
-        b_x_ts5 = b_x_t13[:, None] * b_decay_t2[None, :]
-        b_x_tj2 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-        b_x_tj4 = b_x_tj2 * b_x_tj3
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_x_tv5 = b_d_y.to(tl.float32) * b_q_S
-        b_sum_t3 = tl.sum(b_x_tv5, 1)
-        b_x_tv6 = b_d_y.to(tl.float32) * b_q_M
-        b_sum_t4 = tl.sum(b_x_tv6, 1)
+        b_sum_t2 = tl.sum(b_x_tv5, 1)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t15 = b_online * b_sum_t3
-        b_x_t16 = b_online * b_sum_t4
-        b_x_m16 = tl.sum(b_decay_tj2 * b_x_t16[:, None], 0)
-        b_x_m17 = b_x_m16 * b_decay_t
-        b_x_s13 = tl.sum(b_decay_tj2 * b_x_t15[:, None], 0)
-        b_x_s14 = b_x_t4 * b_x_s13
-        b_x_s15 = b_x_s6 + b_x_s14
-        b_x_m18 = tl.sum(b_decay_tj3 * b_x_s15[:, None], 0)
-        b_x_m19 = b_x_m18 * b_decay_t2
-        b_x_tj5 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tv7 = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_ts6 = b_x_t15[:, None] * b_decay_t2[None, :]
-        b_x_tv8 = b_x_tv7 * b_x_t8[:, None]
-        b_x_kv9 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv8, one, PREC)
-        b_decay_t3 = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv9 = b_x_tv7 * b_decay_t3[:, None]
-        b_x_kv11 = _tile_dot_add(b_x_kv7, tl.trans(b_q.to(tl.float32)), b_x_tv9, one, PREC)
-        b_x_tv10 = b_pull_0 * b_x_t7[:, None]
-        b_d_S = _tile_dot_add(b_x_kv9, tl.trans(b_k.to(tl.float32)), b_x_tv10, one, PREC)
-        b_x_t18 = b_x_t6 * b_decay_t
-        b_x_tv11 = b_pull_0 * b_x_t18[:, None]
-        b_d_M = _tile_dot_add(b_x_kv11, tl.trans(b_k.to(tl.float32)), b_x_tv11, one, PREC)
+        b_x_t30 = b_online * b_sum_t2
+        b_x_s12 = tl.sum(b_decay_tj * b_x_t30[:, None], 0)
+        b_x_s13 = b_x_t4 * b_x_s12
+        b_x_s14 = b_x_s4 + b_x_s13
+        b_x_m8 = tl.sum(b_decay_tj3 * b_x_s14[:, None], 0)
+        b_x_m9 = b_x_m8 * b_decay_t
+        b_x_tj9 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_x_tv6 = b_online[:, None] * b_d_y.to(tl.float32)
+        b_x_tv7 = b_x_tv6 * b_x_t5[:, None]
+        b_x_kv8 = _tile_dot_add(b_x_kv5, tl.trans(b_q.to(tl.float32)), b_x_tv7, one, PREC)
+        b_d_S = _tile_dot_add(b_x_kv8, tl.trans(b_k.to(tl.float32)), b_x_tv3, one, PREC)
+        b_decay_t3 = _tile_product(b_x_t2_e, b_x_t2_f)
+        b_x_tv8 = b_x_tv6 * b_decay_t3[:, None]
+        b_x_kv11 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv8, one, PREC)
+        b_d_M = _tile_dot_add(b_x_kv11, tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj6 = b_online[:, None] * b_x_tj5
-        b_x_tj7 = b_x_tj6 * b_q_k
-        b_x_tj8 = b_x_tj5 * b_q_k
-        b_x_ts7 = _tile_dot(b_x_tj8, tl.trans(b_x_tj), one, PREC)
-        b_x_ts8 = b_online[:, None] * b_x_ts7
-        b_x_ts9 = b_x_ts8 + b_x_ts6
-        b_x_ts10 = _tile_dot(b_x_tj4, tl.trans(b_x_tj), one, PREC)
-        b_x_ts11 = b_x_t6[:, None] * b_x_ts10
-        b_x_ts12 = b_x_ts5 + b_x_ts11
-        b_x_tj9 = b_x_tj4 * b_x_t6[:, None]
-        b_x_ts13 = b_x_ts9 * b_decay_tj2
-        b_sum_s = tl.sum(b_x_ts13, 0)
-        b_x_s16 = b_x_s10 + b_sum_s
-        b_x_sm2 = _tile_dot(tl.trans(b_x_ts9), b_decay_tj2, one, PREC)
-        b_x_t20 = b_x_s16 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t21 = -(b_x_t20 * b_lam)
-        b_x_sm3 = b_x_t4[:, None] * b_x_sm2
-        b_x_t22 = -(b_x_t20 * b_beta)
-        b_x_sm4 = b_x_sm3 * b_decay_sm
-        b_sum_m4 = tl.sum(b_x_sm4, 0)
-        b_x_tj10 = b_x_tj7 * b_decay_tj2
-        b_sum_j3 = tl.sum(b_x_tj10, 0)
-        b_x_j7 = b_x_j6 + b_sum_j3
-        b_x_t24 = b_x_j7 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t25 = -(b_x_t24 * b_eta)
-        b_x_t26 = b_x_t25 + b_x_t22
-        b_x_t27 = -(b_x_t24 * b_lam)
-        b_x_ts14 = b_x_ts12 * b_decay_tj
+        b_x_tj10 = b_x_tj9 * b_q_k
+        b_x_ts10 = _tile_dot(b_x_tj10, tl.trans(b_x_tj), one, PREC)
+        b_x_tj11 = b_online[:, None] * b_x_tj9
+        b_x_tj12 = b_x_tj11 * b_q_k
+        b_x_ts11 = b_online[:, None] * b_x_ts10
+        b_x_ts12 = b_x_t30[:, None] * b_decay_t[None, :]
+        b_x_ts13 = b_x_ts11 + b_x_ts12
+        b_x_ts14 = b_x_ts13 * b_decay_tj
         b_sum_s2 = tl.sum(b_x_ts14, 0)
-        b_x_sm5 = _tile_dot(tl.trans(b_x_ts12), b_decay_tj, one, PREC)
-        b_x_t29 = b_sum_s2 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t30 = -(b_x_t29 * b_lam)
-        b_x_t31 = -(b_x_t29 * b_beta)
-        b_x_sm6 = b_x_t4[:, None] * b_x_sm5
-        b_x_sm7 = b_x_sm6 * b_decay_sm
-        b_sum_m5 = tl.sum(b_x_sm7, 0)
-        b_x_mj5 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj7, one, PREC)
-        b_x_sj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj7, one, PREC)
-        b_x_mj6 = b_x_t11[None, :] * b_x_mj5
-        b_x_mj7 = b_x_mj6 * b_decay_tj
-        b_sum_m6 = tl.sum(b_x_mj7, 1)
-        b_x_t38 = b_x_m9 + b_x_m11 + b_x_m4 + b_sum_m6 + b_sum_m4 + b_x_m17
-        b_x_sj4 = b_x_t4[:, None] * b_x_sj3
-        b_x_sj5 = b_x_sj2 + b_x_sj4
-        b_x_tj11 = b_x_tj9 * b_decay_tj
-        b_sum_j4 = tl.sum(b_x_tj11, 0)
-        b_x_t40 = b_sum_j4 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t41 = -(b_x_t40 * b_eta)
-        b_x_t42 = b_x_t31 + b_x_t41
-        b_d_lam = b_x_t26 + b_x_t42
-        tl.store(d_lam + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_lam, mask=m_t)
-        b_x_t43 = b_x_t38 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_tj13 = b_x_sj5 * b_decay_tj3
+        b_x_s15 = b_x_s9 + b_sum_s2
+        b_x_sj5 = _tile_dot(tl.trans(b_decay_tj), b_x_tj12, one, PREC)
+        b_x_tj13 = b_x_tj12 * b_decay_tj
         b_sum_j5 = tl.sum(b_x_tj13, 0)
-        b_x_j8 = b_x_j3 + b_sum_j5
-        b_x_t45 = b_x_j8 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t46 = b_x_t45 + b_x_t27
-        b_x_mj8 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj5, one, PREC)
-        b_x_mj9 = b_x_t9[None, :] * b_x_mj8
-        b_x_mj10 = b_x_mj9 * b_decay_tj3
-        b_sum_m7 = tl.sum(b_x_mj10, 1)
-        b_x_t51 = b_x_m10 + b_x_m8 + b_sum_m7 + b_x_m19
-        b_x_t52 = b_x_t51 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t53 = b_x_t52 + b_x_t21
-        b_x_mj11 = _tile_dot(tl.trans(b_decay_tj), b_x_tj9, one, PREC)
-        b_x_mj12 = b_x_t11[None, :] * b_x_mj11
-        b_x_mj13 = b_x_mj12 * b_decay_tj
-        b_x_sj6 = _tile_dot(tl.trans(b_decay_tj), b_x_tj9, one, PREC)
-        b_sum_m8 = tl.sum(b_x_mj13, 1)
-        b_x_t57 = b_x_m13 + b_sum_m5 + b_sum_m8
-        b_x_t58 = b_x_t57 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_d_alpha = b_x_t43 + b_x_t58
-        tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
-        b_x_sj7 = b_x_t4[:, None] * b_x_sj6
-        b_x_t59 = -(b_x_t40 * b_lam)
+        b_x_j5 = b_x_j4 + b_sum_j5
+        b_x_sj6 = b_x_t4[:, None] * b_x_sj5
+        b_x_sj7 = b_x_sj2 + b_x_sj6
+        b_x_t33 = b_x_s15 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t35 = b_x_j5 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t36 = -(b_x_t35 * b_eta)
+        b_x_t37 = -(b_x_t33 * b_beta)
+        b_x_t38 = b_x_t36 + b_x_t37
+        b_d_lam = b_x_t38 + b_x_t28
+        tl.store(d_lam + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_lam, mask=m_t)
         b_x_tj15 = b_x_sj7 * b_decay_tj3
         b_sum_j6 = tl.sum(b_x_tj15, 0)
-        b_x_mj14 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj7, one, PREC)
-        b_x_mj15 = b_x_t9[None, :] * b_x_mj14
-        b_x_mj16 = b_x_mj15 * b_decay_tj3
-        b_sum_m9 = tl.sum(b_x_mj16, 1)
-        b_x_t62 = b_x_m15 + b_sum_m9
-        b_x_t63 = b_x_t62 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t64 = b_x_t63 + b_x_t30
-        b_d_beta = b_x_t53 + b_x_t64
-        tl.store(d_beta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_beta, mask=m_t)
-        b_x_t66 = b_sum_j6 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t67 = b_x_t66 + b_x_t59
-        b_d_eta = b_x_t46 + b_x_t67
+        b_x_j6 = b_x_j3 + b_sum_j6
+        b_x_mj6 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj7, one, PREC)
+        b_x_t40 = b_x_j6 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t41 = -(b_x_t35 * b_lam)
+        b_x_mj7 = b_x_t9[None, :] * b_x_mj6
+        b_x_mj8 = b_x_mj7 * b_decay_tj3
+        b_sum_m3 = tl.sum(b_x_mj8, 1)
+        b_x_t46 = b_x_m5 + b_x_m4 + b_sum_m3 + b_x_m9
+        b_x_t47 = b_x_t40 + b_x_t41
+        b_d_eta = b_x_t47 + b_x_t21
         tl.store(d_eta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_eta, mask=m_t)
+        b_x_t48 = b_x_t46 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_t49 = -(b_x_t33 * b_lam)
+        b_x_t50 = b_x_t48 + b_x_t49
+        b_d_beta = b_x_t50 + b_x_t26
+        tl.store(d_beta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_beta, mask=m_t)
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
 
@@ -2488,7 +2657,8 @@ AXES = {
     "queries": "k",
     "keys": "k",
     "values": "v",
-    "gates": "v",
+    "gates_1": "v",
+    "gates_2": "v",
     "rows": "v",
     "segments": "v",
     "retreat": "v",
@@ -2806,14 +2976,11 @@ def _run_backward_triton(tensors, saved, d_y):
         lambda BT: (blocks, *sizes),
         layout,
     )
-    parts = triton.cdiv(64, _configuration("gates", _element(tensors), q.device)[2])
+    parts = triton.cdiv(64, _configuration("gates_1", _element(tensors), q.device)[2])
     x["d_alpha"] = new(parts, B, T, H)
-    x["d_beta"] = new(parts, B, T, H)
-    x["d_lam"] = new(parts, B, T, H)
-    x["d_eta"] = new(parts, B, T, H)
     _launch(
-        gates_kernel,
-        "gates",
+        gates_1_kernel,
+        "gates_1",
         lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
         [
             x["q"],
@@ -2828,6 +2995,32 @@ def _run_backward_triton(tensors, saved, d_y):
             x["pull_0"],
             x["d_cached"],
             x["d_alpha"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    x["d_alpha"] = x["d_alpha"][0] if parts == 1 else x["d_alpha"].sum(0)
+    parts = triton.cdiv(64, _configuration("gates_2", _element(tensors), q.device)[2])
+    x["d_beta"] = new(parts, B, T, H)
+    x["d_lam"] = new(parts, B, T, H)
+    x["d_eta"] = new(parts, B, T, H)
+    _launch(
+        gates_2_kernel,
+        "gates_2",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [
+            x["q"],
+            x["k"],
+            x["beta"],
+            x["eta"],
+            x["alpha"],
+            x["lam"],
+            x["d_y"],
+            x["online"],
+            x["error_0"],
+            x["pull_0"],
+            x["d_cached"],
             x["d_beta"],
             x["d_lam"],
             x["d_eta"],
@@ -2836,7 +3029,6 @@ def _run_backward_triton(tensors, saved, d_y):
         lambda BT: (blocks, *sizes),
         layout,
     )
-    x["d_alpha"] = x["d_alpha"][0] if parts == 1 else x["d_alpha"].sum(0)
     x["d_beta"] = x["d_beta"][0] if parts == 1 else x["d_beta"].sum(0)
     x["d_lam"] = x["d_lam"][0] if parts == 1 else x["d_lam"].sum(0)
     x["d_eta"] = x["d_eta"][0] if parts == 1 else x["d_eta"].sum(0)

@@ -1258,7 +1258,7 @@ def queries_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the queries.
+    """Gradients of q, u.
 
     One program a block and tile of K columns walks the block forwards, with
     the state at each chunk recomputed from the block's start.
@@ -1397,7 +1397,7 @@ def keys_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the keys.
+    """Gradients of k_1, k.
 
     One program a block and tile of K columns walks the block backwards.
     """
@@ -1524,7 +1524,7 @@ def values_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the values.
+    """Gradients of v_1, v.
 
     One program a block and tile of V columns walks the block backwards.
     """
@@ -1635,7 +1635,7 @@ def gates_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the gates, a part a tile.
+    """Gradients of alpha, beta, lam, a part a tile.
 
     One program a block and tile of V columns walks the block backwards, with
     the state at each chunk recomputed from the block's start.

@@ -1206,7 +1206,7 @@ def queries_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of the queries.
+    """Gradients of q, u.
 
     One program a block and tile of K columns walks the block forwards, with
     the state at each chunk recomputed from the block's start.
@@ -1361,7 +1361,7 @@ def keys_kernel(
     STEPS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Gradients of the keys.
+    """Gradients of k.
 
     One program a block and tile of K columns walks the block backwards, with
     the state at each chunk recomputed from the block's start.
@@ -1562,7 +1562,7 @@ def values_kernel(
     STEPS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Gradients of the values.
+    """Gradients of v.
 
     One program a block and tile of V columns walks the block forwards.
     """
@@ -1587,7 +1587,7 @@ def values_kernel(
 
 
 @_jit
-def gates_kernel(
+def gates_1_kernel(
     q,
     k,
     beta,
@@ -1599,8 +1599,6 @@ def gates_kernel(
     pull_0,
     d_cached,
     d_alpha,
-    d_beta,
-    d_eta,
     blocks,
     T,
     H,
@@ -1618,7 +1616,7 @@ def gates_kernel(
     STEPS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Gradients of the gates, a part a tile.
+    """Gradients of alpha, a part a tile.
 
     One program a block and tile of V columns walks the block backwards, with
     the state at each chunk recomputed from the block's start.
@@ -1630,7 +1628,6 @@ def gates_kernel(
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    b_d_S_next = tl.zeros([BK, BV], tl.float32)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, CHUNK) * STEPS
     for i_back in range(n_steps):
@@ -1703,52 +1700,36 @@ def gates_kernel(
         b_x_m2 = b_decay_j * b_sum
         b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
         b_x_m4 = b_x_m2 * b_decay_t
-        b_x_kv2 = b_d_S_next * b_S
+        b_x_kv2 = b_d_M_next * b_S
         b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t2 = tl.where(b_valid > 0, b_beta, 1.0)
         b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
-        b_x_m6 = b_decay_j2 * b_sum2
         b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
-        b_x_m8 = b_x_m6 * b_decay_t2
-        b_x_kv3 = b_d_M_next * b_S
-        b_sum3 = tl.sum(tl.sum(b_x_kv3, 0), 0)
-        b_x_s2 = b_sum3 * b_decay_t2
-        b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s5 = b_decay_j * b_x_t3
-        b_x_s6 = b_x_s5 * b_sum3
+        b_x_s2 = b_sum2 * b_decay_t2
         b_decay_tj = tl.where(
-            o_t[:, None] > o_t[None, :],
-            _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
-            ),
-            0.0,
-        )
-        b_decay_tj2 = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
-            0.0,
-        )
-        b_x_ts2 = b_decay_tj2 * b_x_t3[None, :]
-        b_x_t4 = tl.sum(b_x_ts2 * b_decay_t2[None, :], 1)
-        b_decay_tj3 = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
                 (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
             ),
             0.0,
         )
-        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
-        b_x_kv4 = b_d_S_next * b_decay_all
-        b_x = tl.sum(b_x_s5 * b_decay_t2, 0)
-        b_x_kv5 = b_d_M_next * b_x
-        b_x_kv6 = b_x_kv4 + b_x_kv5
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t3 = -b_eta
+        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
+        b_x_tj = b_decay_tj * b_x_t4[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_decay_tj2 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
@@ -1759,72 +1740,57 @@ def gates_kernel(
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_x_t5 = b_online * b_sum_t
         b_x_t6 = b_online * b_sum_t2
-        b_x_m9 = tl.sum(b_decay_tj2 * b_x_t6[:, None], 0)
-        b_x_m10 = b_x_m9 * b_decay_t
-        b_x_s7 = tl.sum(b_decay_tj2 * b_x_t5[:, None], 0)
-        b_x_s8 = b_x_t3 * b_x_s7
-        b_x_s9 = b_x_s6 + b_x_s8
-        b_x_m11 = tl.sum(b_decay_tj3 * b_x_s9[:, None], 0)
-        b_x_m12 = b_x_m11 * b_decay_t2
         b_x_tv3 = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_tv4 = b_x_tv3 * b_x_t4[:, None]
-        b_d_S = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
         b_decay_t3 = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv5 = b_x_tv3 * b_decay_t3[:, None]
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv8 = b_d_M_next * b_decay_all2
-        b_x_kv10 = _tile_dot_add(b_x_kv8, tl.trans(b_q.to(tl.float32)), b_x_tv5, one, PREC)
+        b_x_tv4 = b_x_tv3 * b_decay_t3[:, None]
+        b_decay_tj3 = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            0.0,
+        )
+        b_x_m5 = tl.sum(b_decay_tj3 * b_x_t6[:, None], 0)
+        b_x_m6 = b_x_m5 * b_decay_t
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv3 = b_d_M_next * b_decay_all
+        b_x_kv5 = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_k_d_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
         b_x_jv2 = b_k_d_M_next * b_error_0
         b_sum_j = tl.sum(b_x_jv2, 1)
-        b_x_jv3 = b_k_d_S_next * b_error_0
-        b_sum_j2 = tl.sum(b_x_jv3, 1)
-        b_x_tj = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t8 = -b_eta
-        b_x_t9 = tl.where(b_valid > 0, b_x_t8, 0.0)
-        b_x_j2 = b_sum_j2 * b_x_t9
-        b_x_j3 = b_sum_j2 * b_decay_j2
-        b_x_j4 = b_sum_j * b_x_t9
-        b_x_j5 = b_sum_j * b_decay_j
-        b_x_mj2 = b_x_j4[None, :] * b_decay_tj
+        b_x_s3 = tl.sum(b_sum_j[None, :] * b_x_tj, 1)
+        b_x_s4 = b_x_s3 + b_x_s2
+        b_x_j2 = b_sum_j * b_x_t4
+        b_x_mj2 = b_x_j2[None, :] * b_decay_tj2
         b_sum_m = tl.sum(b_x_mj2, 1)
-        b_x_m13 = b_decay_j * b_sum_m
-        b_x_mj4 = b_x_j2[None, :] * b_decay_tj3
-        b_sum_m2 = tl.sum(b_x_mj4, 1)
-        b_x_m14 = b_decay_j2 * b_sum_m2
-        b_x_tj2 = b_decay_tj3 * b_x_t9[None, :]
-        b_x_s10 = tl.sum(b_sum_j[None, :] * b_x_tj2, 1)
-        b_x_s11 = b_x_s10 + b_x_s2
-        b_x_s12 = b_x_s11 * b_x_t3
+        b_x_m7 = b_decay_j * b_sum_m
+        b_x_t7 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_x_s6 = b_x_s4 * b_x_t7
+        b_x_tj2 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_kv11 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
-        b_x_kv12 = 2.0 * b_x_kv11
-        b_d_M = b_x_kv10 + b_x_kv12
-        b_x_s13 = b_x_s11 * b_decay_j
-        b_x_tj3 = b_online[:, None] * b_x_tj
-        b_x_tj4 = b_x_tj3 * b_q_k
-        b_x_tj5 = b_x_tj * b_q_k
-        b_x_ts3 = _tile_dot(b_x_tj5, tl.trans(b_x_tj2), one, PREC)
-        b_x_ts4 = b_online[:, None] * b_x_ts3
-        b_x_ts5 = b_x_t5[:, None] * b_decay_t2[None, :]
-        b_x_ts6 = b_x_ts4 + b_x_ts5
-        b_x_ts7 = b_x_ts6 * b_decay_tj2
-        b_sum_s = tl.sum(b_x_ts7, 0)
-        b_x_s14 = b_x_s13 + b_sum_s
-        b_x_sm = _tile_dot(tl.trans(b_x_ts6), b_decay_tj2, one, PREC)
-        b_x_sm2 = b_x_t3[:, None] * b_x_sm
-        b_x_t11 = b_x_s14 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_kv6 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
+        b_x_kv7 = 2.0 * b_x_kv6
+        b_d_M = b_x_kv5 + b_x_kv7
+        b_x_tj3 = b_x_tj2 * b_q_k
+        b_x_ts = _tile_dot(b_x_tj3, tl.trans(b_x_tj), one, PREC)
+        b_x_tj4 = b_online[:, None] * b_x_tj2
+        b_x_tj5 = b_x_tj4 * b_q_k
+        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj3), b_x_tj5, one, PREC)
+        b_x_mj4 = b_x_t4[None, :] * b_x_mj3
+        b_x_mj5 = b_x_mj4 * b_decay_tj2
+        b_sum_m2 = tl.sum(b_x_mj5, 1)
+        b_x_ts2 = b_online[:, None] * b_x_ts
+        b_x_ts3 = b_x_t5[:, None] * b_decay_t2[None, :]
+        b_x_ts4 = b_x_ts2 + b_x_ts3
+        b_x_sm = _tile_dot(tl.trans(b_x_ts4), b_decay_tj3, one, PREC)
+        b_x_sm2 = b_x_t7[:, None] * b_x_sm
         b_decay_sm = tl.where(
             o_t[None, :] > o_t[:, None],
             _tile_product(
@@ -1834,35 +1800,219 @@ def gates_kernel(
         )
         b_x_sm3 = b_x_sm2 * b_decay_sm
         b_sum_m3 = tl.sum(b_x_sm3, 0)
-        b_x_sm4 = b_x_s12[:, None] * b_decay_sm
+        b_x_sm4 = b_x_s6[:, None] * b_decay_sm
         b_sum_m4 = tl.sum(b_x_sm4, 0)
-        b_x_m15 = b_decay_j * b_sum_m4
-        b_x_mj5 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj4, one, PREC)
-        b_x_mj6 = b_x_t9[None, :] * b_x_mj5
-        b_x_mj7 = b_x_mj6 * b_decay_tj
-        b_sum_m5 = tl.sum(b_x_mj7, 1)
-        b_x_sj2 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj4, one, PREC)
-        b_x_tj6 = b_x_tj4 * b_decay_tj2
-        b_sum_j3 = tl.sum(b_x_tj6, 0)
-        b_x_sj3 = b_x_t3[:, None] * b_x_sj2
-        b_x_sj4 = b_x_s5[:, None] * b_sum_j[None, :]
-        b_x_sj5 = b_x_sj4 + b_x_sj3
-        b_x_tj8 = b_x_sj5 * b_decay_tj3
-        b_sum_j4 = tl.sum(b_x_tj8, 0)
-        b_x_mj8 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj5, one, PREC)
-        b_x_mj9 = b_x_t9[None, :] * b_x_mj8
-        b_x_mj10 = b_x_mj9 * b_decay_tj3
-        b_sum_m6 = tl.sum(b_x_mj10, 1)
-        b_x_t18 = b_x_m13 + b_x_m15 + b_x_m4 + b_sum_m5 + b_sum_m3 + b_x_m10
-        b_x_t23 = b_x_m14 + b_x_m8 + b_sum_m6 + b_x_m12
-        b_x_j6 = b_x_j5 + b_x_j3 + b_sum_j4 + b_sum_j3
-        b_d_alpha = b_x_t18 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_m8 = b_decay_j * b_sum_m4
+        b_x_t14 = b_x_m7 + b_x_m8 + b_x_m4 + b_sum_m2 + b_sum_m3 + b_x_m6
+        b_d_alpha = b_x_t14 * tl.where(b_valid > 0, 1.0, 0.0)
         tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
-        b_x_t24 = b_x_t23 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_d_beta = b_x_t24 + b_x_t11
+        b_d_M_next = b_d_M
+
+
+@_jit
+def gates_2_kernel(
+    q,
+    k,
+    beta,
+    eta,
+    alpha,
+    d_y,
+    online,
+    error_0,
+    pull_0,
+    d_cached,
+    d_beta,
+    d_eta,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STEPS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Gradients of beta, eta, a part a tile.
+
+    One program a block and tile of V columns walks the block backwards, with
+    the state at each chunk recomputed from the block's start.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    b_d_S_next = tl.zeros([BK, BV], tl.float32)
+    b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    n_steps = tl.cdiv(end - start, CHUNK) * STEPS
+    for i_back in range(n_steps):
+        b_S = tl.zeros([BK, BV], tl.float32)
+        for i_step in range(n_steps - 1 - i_back):
+            i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
+            m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_valid = m_t.to(tl.float32)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kv = b_decay_all * b_S
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_j2 = b_decay_j * b_x_t3
+            b_error_0 = tl.load(
+                error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                mask=m_t[:, None] & m_v[None, :],
+                other=0.0,
+            )
+            b_x_jv2 = b_x_j2[:, None] * b_error_0
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_S_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_S = b_S_next
+        i_step = n_steps - 1 - i_back
+        i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
+        m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_x_kv = b_d_S_next * b_S
+        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_valid = m_t.to(tl.float32)
+        b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_x_m2 = b_decay_j * b_sum
+        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+        b_x_m4 = b_x_m2 * b_decay_t
+        b_x_kv2 = b_d_M_next * b_S
+        b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+        b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_x_s3 = b_decay_j2 * b_x_t3
+        b_x_s4 = b_x_s3 * b_sum2
+        b_x_s6 = b_sum2 * b_decay_t
+        b_decay_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+            0.0,
+        )
+        b_x_ts2 = b_decay_tj * b_x_t3[None, :]
+        b_x_t4 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+        b_x_kv3 = b_d_S_next * b_decay_all
+        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+        b_x_kv4 = b_d_M_next * b_x
+        b_x_kv5 = b_x_kv3 + b_x_kv4
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_k_d_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_jv2 = b_k_d_S_next * b_error_0
+        b_sum_j = tl.sum(b_x_jv2, 1)
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t5 = -b_eta
+        b_x_t6 = tl.where(b_valid > 0, b_x_t5, 0.0)
+        b_x_j2 = b_sum_j * b_x_t6
+        b_x_j3 = b_sum_j * b_decay_j
+        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_x_jv3 = b_k_d_M_next * b_error_0
+        b_sum_j2 = tl.sum(b_x_jv3, 1)
+        b_x_j4 = b_sum_j2 * b_decay_j2
+        b_decay_tj2 = tl.where(
+            o_t[:, None] > o_t[None, :],
+            _tile_product(
+                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+            ),
+            0.0,
+        )
+        b_x_mj2 = b_x_j2[None, :] * b_decay_tj2
+        b_sum_m = tl.sum(b_x_mj2, 1)
+        b_x_m5 = b_decay_j * b_sum_m
+        b_x_tj = b_decay_tj2 * b_x_t6[None, :]
+        b_x_s7 = tl.sum(b_sum_j2[None, :] * b_x_tj, 1)
+        b_x_s8 = b_x_s7 + b_x_s6
+        b_x_s9 = b_x_s8 * b_decay_j2
+        b_pull_0 = tl.load(
+            pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_kv6 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
+        b_x_kv7 = 2.0 * b_x_kv6
+        b_decay_all2 = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+        b_x_kv8 = b_d_M_next * b_decay_all2
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv = b_d_y.to(tl.float32) * b_q_S
+        b_sum_t = tl.sum(b_x_tv, 1)
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_x_t7 = b_online * b_sum_t
+        b_x_s10 = tl.sum(b_decay_tj * b_x_t7[:, None], 0)
+        b_x_s11 = b_x_t3 * b_x_s10
+        b_x_s12 = b_x_s4 + b_x_s11
+        b_x_m6 = tl.sum(b_decay_tj2 * b_x_s12[:, None], 0)
+        b_x_m7 = b_x_m6 * b_decay_t
+        b_x_tj2 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_x_tj3 = b_online[:, None] * b_x_tj2
+        b_x_tj4 = b_x_tj3 * b_q_k
+        b_x_tj5 = b_x_tj2 * b_q_k
+        b_x_ts3 = _tile_dot(b_x_tj5, tl.trans(b_x_tj), one, PREC)
+        b_x_ts4 = b_online[:, None] * b_x_ts3
+        b_x_tj6 = b_x_tj4 * b_decay_tj
+        b_sum_j3 = tl.sum(b_x_tj6, 0)
+        b_x_sj2 = _tile_dot(tl.trans(b_decay_tj), b_x_tj4, one, PREC)
+        b_x_sj3 = b_x_t3[:, None] * b_x_sj2
+        b_x_ts5 = b_x_t7[:, None] * b_decay_t[None, :]
+        b_x_ts6 = b_x_ts4 + b_x_ts5
+        b_x_ts7 = b_x_ts6 * b_decay_tj
+        b_sum_s = tl.sum(b_x_ts7, 0)
+        b_x_s13 = b_x_s9 + b_sum_s
+        b_x_sj4 = b_x_s3[:, None] * b_sum_j2[None, :]
+        b_x_sj5 = b_x_sj4 + b_x_sj3
+        b_x_tj8 = b_x_sj5 * b_decay_tj2
+        b_sum_j4 = tl.sum(b_x_tj8, 0)
+        b_x_j5 = b_x_j4 + b_x_j3 + b_sum_j4 + b_sum_j3
+        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_sj5, one, PREC)
+        b_x_mj4 = b_x_t6[None, :] * b_x_mj3
+        b_x_t10 = b_x_s13 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_x_mj5 = b_x_mj4 * b_decay_tj2
+        b_sum_m2 = tl.sum(b_x_mj5, 1)
+        b_x_t15 = b_x_m5 + b_x_m4 + b_sum_m2 + b_x_m7
+        b_x_t16 = b_x_t15 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_beta = b_x_t16 + b_x_t10
         tl.store(d_beta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_beta, mask=m_t)
-        b_x_t26 = b_x_j6 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_d_eta = -b_x_t26
+        b_x_tv2 = b_online[:, None] * b_d_y.to(tl.float32)
+        b_decay_t2 = _tile_product(b_x_t2_e, b_x_t2_f)
+        b_x_tv3 = b_x_tv2 * b_decay_t2[:, None]
+        b_x_kv10 = _tile_dot_add(b_x_kv8, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
+        b_d_M = b_x_kv10 + b_x_kv7
+        b_x_tv4 = b_x_tv2 * b_x_t4[:, None]
+        b_d_S = _tile_dot_add(b_x_kv5, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
+        b_x_t18 = b_x_j5 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_eta = -b_x_t18
         tl.store(d_eta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_eta, mask=m_t)
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
@@ -2223,7 +2373,8 @@ AXES = {
     "queries": "k",
     "keys": "k",
     "values": "v",
-    "gates": "v",
+    "gates_1": "v",
+    "gates_2": "v",
     "rows": "v",
     "segments": "v",
     "retreat": "v",
@@ -2540,13 +2691,11 @@ def _run_backward_triton(tensors, saved, d_y):
         lambda BT: (blocks, *sizes),
         layout,
     )
-    parts = triton.cdiv(64, _configuration("gates", _element(tensors), q.device)[2])
+    parts = triton.cdiv(64, _configuration("gates_1", _element(tensors), q.device)[2])
     x["d_alpha"] = new(parts, B, T, H)
-    x["d_beta"] = new(parts, B, T, H)
-    x["d_eta"] = new(parts, B, T, H)
     _launch(
-        gates_kernel,
-        "gates",
+        gates_1_kernel,
+        "gates_1",
         lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
         [
             x["q"],
@@ -2560,6 +2709,30 @@ def _run_backward_triton(tensors, saved, d_y):
             x["pull_0"],
             x["d_cached"],
             x["d_alpha"],
+        ],
+        tensors,
+        lambda BT: (blocks, *sizes),
+        layout,
+    )
+    x["d_alpha"] = x["d_alpha"][0] if parts == 1 else x["d_alpha"].sum(0)
+    parts = triton.cdiv(64, _configuration("gates_2", _element(tensors), q.device)[2])
+    x["d_beta"] = new(parts, B, T, H)
+    x["d_eta"] = new(parts, B, T, H)
+    _launch(
+        gates_2_kernel,
+        "gates_2",
+        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
+        [
+            x["q"],
+            x["k"],
+            x["beta"],
+            x["eta"],
+            x["alpha"],
+            x["d_y"],
+            x["online"],
+            x["error_0"],
+            x["pull_0"],
+            x["d_cached"],
             x["d_beta"],
             x["d_eta"],
         ],
@@ -2567,7 +2740,6 @@ def _run_backward_triton(tensors, saved, d_y):
         lambda BT: (blocks, *sizes),
         layout,
     )
-    x["d_alpha"] = x["d_alpha"][0] if parts == 1 else x["d_alpha"].sum(0)
     x["d_beta"] = x["d_beta"][0] if parts == 1 else x["d_beta"].sum(0)
     x["d_eta"] = x["d_eta"][0] if parts == 1 else x["d_eta"].sum(0)
     return [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=True)]

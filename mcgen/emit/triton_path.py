@@ -33,12 +33,6 @@ SCALARS = {
 }
 MATRIX_AXES = {"q": "k", "u": "k", "k": "k", "v": "v", "y": "v"}
 
-GRADIENTS = {
-    "queries": "Gradients of the queries",
-    "keys": "Gradients of the keys",
-    "values": "Gradients of the values",
-    "gates": "Gradients of the gates, a part a tile",
-}
 CACHED = {
     "cached": "tl.load(cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),"
     " mask=m_k[:, None] & m_v[None, :], other=0.0)",
@@ -263,7 +257,7 @@ class Kernels:
         return {name: self._gradient_kernel(name, walk) for name, walk in self.plan.walks.items()}
 
     def _gradient_kernel(self, kernel: str, walk: Walk) -> tuple[list[str], str]:
-        store = {f"d_{name}": self.store(name, parts=kernel == "gates") for name in walk.wanted}
+        store = {f"d_{name}": self.store(name, parts=walk.parts) for name in walk.wanted}
         store |= {f"d_{name}": lambda tile: [] for name in walk.d_state}
         held = {name: f"b_{name}" for name in self.state} | {f"d_{n}_next": f"b_d_{n}_next" for n in self.state}
         following, advance = self._recomputed(walk.state, held)
@@ -284,7 +278,8 @@ class Kernels:
             "gradients",
             [*arguments, *(f"d_{name}" for name in walk.wanted)],
             kernel=kernel,
-            doc=GRADIENTS[kernel],
+            wanted=walk.wanted,
+            parts=walk.parts,
             advance=advance,
             program=program,
             axis=walk.axis,
@@ -466,8 +461,7 @@ def _host(
         axes=axes,
         configurations=found,
         defaults=default_configurations(spec),
-        groups={name: walk.axis for name, walk in kernels.plan.walks.items()},
-        gate_names=kernels.plan.walks["gates"].wanted if "gates" in kernels.plan.walks else [],
+        walks=kernels.plan.walks,
         lagged=[(name, source, lag) for name, (source, lag) in kernels.lagged.items()],
         kind=meaning.aggregate,
     )

@@ -22,6 +22,7 @@ from mcgen.symbolic.meaning import Meaning
 
 BLOCK = 256  # tokens of a block, where its segment is no longer than four of them
 LEAST_STEP = 32  # tokens: gradient chunks up to this many are one step of a kernel
+TILES = 60  # values with two axes in a gates' kernel: more of them spilled in every configuration tried
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Walk:
     """A kernel of the reverse chunk step: some of the inputs' gradients, by one walk over the chunks of a block.
 
     axis      on the grid, in tiles; `whole` where the program sums over it, so that one tile must hold all of it
+    parts     a tile writes its own part of each sum over the axis, and the parts are added afterwards
     wanted    the inputs whose gradients it writes
     reverse   it walks backwards, carrying the gradient of `d_state`; else forwards, carrying `state`
     state     the parts of the state it needs before every chunk; a reverse walk recomputes them from the block's start
@@ -43,6 +45,7 @@ class Walk:
     state: tuple[str, ...]
     stepped: bool
     whole: bool
+    parts: bool
 
 
 @dataclass(frozen=True)
@@ -108,18 +111,34 @@ class Plan:
         groups = {"queries": ("k", ("q", "u")), "keys": ("k", ("k",)), "values": ("v", ("v",))}
         matrices = {tensor for _, tensors in groups.values() for tensor in tensors}
         shared = {kernel: (axis, tuple(n for n in source if source[n] in of)) for kernel, (axis, of) in groups.items()}
-        shared["gates"] = "v", tuple(name for name in source if source[name] not in matrices)
-        return {kernel: self._walk(axis, wanted, kernel) for kernel, (axis, wanted) in shared.items() if wanted}
+        walks = {kernel: self._walk(axis, wanted, kernel) for kernel, (axis, wanted) in shared.items() if wanted}
+        shares = self._shares([name for name in source if source[name] not in matrices])
+        kernels = ["gates"] if len(shares) == 1 else [f"gates_{number}" for number in range(1, len(shares) + 1)]
+        return walks | {name: self._walk("v", of, name, parts=True) for name, of in zip(kernels, shares, strict=True)}
 
-    def _walk(self, axis: str, wanted: tuple[str, ...], kernel: str) -> Walk:
+    def _shares(self, gates: list[str]) -> list[tuple[str, ...]]:
+        """The gates by kernel: each with those that have most in common with it, while TILES or a tenth more allow."""
+        shares: list[tuple[str, ...]] = []
+        for gate in gates:
+            grown = {(*share, gate): self._tiles(share) for share in shares}
+            fitting = [new for new, old in grown.items() if self._tiles(new) <= max(TILES, 1.1 * old)]
+            chosen = min(fitting, key=lambda new: self._tiles(new) - grown[new], default=(gate,))
+            shares = [*(share for share in shares if share != chosen[:-1]), chosen]
+        return shares
+
+    def _tiles(self, wanted: tuple[str, ...]) -> int:
+        """Values with two axes in the kernel of some gates."""
+        return sum(len(node.axes) == 2 for node in self._walk("v", wanted, "gates", parts=True).program.nodes)
+
+    def _walk(self, axis: str, wanted: tuple[str, ...], kernel: str, parts: bool = False) -> Walk:
         program = select(self.gradients, [f"d_{name}" for name in wanted], kernel)
-        whole = kernel != "gates" and any(axis in getattr(node, "over", ()) for node in program.nodes)
+        whole = not parts and any(axis in getattr(node, "over", ()) for node in program.nodes)
         reverse = any(f"d_{name}_next" in program.inputs for name in self.state)
         d_state = self.carried(program, self.gradients, "d_{}_next", "d_{}") if reverse else ()
         program = select(self.gradients, [f"d_{name}" for name in [*wanted, *d_state]], kernel)
         state = self.carried(program, self.advance, "{}", "{}_next")
         stepped = self.stepped and not set(self.reverse.pulls).isdisjoint(program.inputs)
-        return Walk(axis, wanted, program, reverse, d_state, state, stepped, whole)
+        return Walk(axis, wanted, program, reverse, d_state, state, stepped, whole, parts)
 
     def carried(self, program: Program, source: Program, read: str, written: str) -> tuple[str, ...]:
         """The parts of the state a walk has to carry: those the program reads, and those that these depend on."""
@@ -202,13 +221,13 @@ def _reads(plan: Plan) -> tuple[str, str, str]:
 
 def _walk_choices(plan: Plan) -> list[tuple[str, str, str]]:
     found = []
-    for kernel, walk in plan.walks.items():
+    for walk in plan.walks.values():
         way = "backwards" if walk.reverse else "forwards"
         carried = [f"d{name}" for name in walk.d_state] if walk.reverse else list(walk.state)
         chosen = f"walks {way}" + (f" with {', '.join(carried)}" if carried else "")
         again = f"; recomputes {', '.join(walk.state)} at each chunk" if walk.reverse and walk.state else ""
         reason = "sums over it, so one tile holds all of it" if walk.whole else "needs no sum over it"
-        reason = "a tile gives a part of each sum over it" if kernel == "gates" else reason
+        reason = "a tile gives a part of each sum over it" if walk.parts else reason
         found.append((f"gradients of {', '.join(walk.wanted)}", chosen + again, f"{walk.axis} on the grid: {reason}"))
     return found
 
