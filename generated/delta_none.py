@@ -180,6 +180,31 @@ def _products(first, *others):
     return total
 
 
+def _inverses(A):
+    """The inverses of I - A[b, b] for the blocks b of 8 rows (or what is left) of A, strictly lower triangular."""
+    n = A.shape[-1]
+    blocks = F.pad(A, (0, -n % 8, 0, -n % 8)).unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8))
+    T = blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3).contiguous()
+    for i in range(2, min(n, 8)):
+        T[..., i, :i] += (T[..., i, None, :i] @ T[..., :i, :i]).squeeze(-2)
+    T.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+    return T
+
+
+def _solve(A, inverses, B, transposed=False):
+    """X with X = A X + B, or X = Aᵀ X + B, by substitution of blocks of 8 rows: as exact as that of rows, and fewer."""
+    n, X = A.shape[-1], torch.empty_like(B)
+    for first in range(0, n, 8)[:: -1 if transposed else 1]:
+        rows, block = slice(first, min(first + 8, n)), inverses[..., first // 8, : n - first, : n - first]
+        if transposed:
+            right = B[..., rows, :] + A[..., rows.stop :, rows].mT @ X[..., rows.stop :, :]
+            X[..., rows, :] = block.mT @ right
+        else:
+            right = B[..., rows, :] + A[..., rows, :first] @ X[..., :first, :]
+            X[..., rows, :] = block @ right
+    return X
+
+
 def _writes(*, eta, k, v, **_):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     n_t = eta.shape[-1]
@@ -189,8 +214,9 @@ def _writes(*, eta, k, v, **_):
     causal_x_t = causal * x_t[..., None, :]  # [t j]
     k_k = k @ k.mT  # [t j]
     causal_x_t_k_k = causal_x_t * k_k  # [t j]
-    rows = torch.linalg.solve_triangular(-causal_x_t_k_k.mT, k.mT, upper=True, left=False, unitriangular=True).mT
-    rows2 = torch.linalg.solve_triangular(-causal_x_t_k_k.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT
+    causal_x_t_k_k_inverses = _inverses(causal_x_t_k_k)
+    rows = _solve(causal_x_t_k_k, causal_x_t_k_k_inverses, k)  # [t k]
+    rows2 = _solve(causal_x_t_k_k, causal_x_t_k_k_inverses, -v)  # [t v]
     return {
         "x_t2": x_t,
         "rows": rows,
@@ -234,12 +260,13 @@ def _pulls(*, x_t2, k_k, k, q, d_o, **_):
     causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
     causal_x_t2_k_k = causal_x_t2 * k_k  # [t j]
     x_t2_k = x_t2[..., :, None] * k  # [j k]
-    rows3 = torch.linalg.solve_triangular(-causal_x_t2_k_k, x_t2_k.mT, upper=False, left=False, unitriangular=True).mT
+    causal_x_t2_k_k_inverses = _inverses(causal_x_t2_k_k)
+    rows3 = _solve(causal_x_t2_k_k, causal_x_t2_k_k_inverses, x_t2_k, transposed=True)  # [t k]
     causal2 = torch.ones(n_t, n_j, dtype=x_t2.dtype, device=x_t2.device).tril()  # [t j]
     causal2_x_t2 = causal2 * x_t2[..., None, :]  # [t j]
     q_k = q @ k.mT  # [t j]
     d_jv = (causal2_x_t2 * q_k).mT @ d_o
-    rows4 = torch.linalg.solve_triangular(-causal_x_t2_k_k, d_jv.mT, upper=False, left=False, unitriangular=True).mT
+    rows4 = _solve(causal_x_t2_k_k, causal_x_t2_k_k_inverses, d_jv, transposed=True)  # [t v]
     q_d_o = q.mT @ d_o  # [k v]
     return {
         "rows3": rows3,

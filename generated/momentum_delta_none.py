@@ -219,6 +219,31 @@ def _products(first, *others):
     return total
 
 
+def _inverses(A):
+    """The inverses of I - A[b, b] for the blocks b of 8 rows (or what is left) of A, strictly lower triangular."""
+    n = A.shape[-1]
+    blocks = F.pad(A, (0, -n % 8, 0, -n % 8)).unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8))
+    T = blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3).contiguous()
+    for i in range(2, min(n, 8)):
+        T[..., i, :i] += (T[..., i, None, :i] @ T[..., :i, :i]).squeeze(-2)
+    T.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+    return T
+
+
+def _solve(A, inverses, B, transposed=False):
+    """X with X = A X + B, or X = Aᵀ X + B, by substitution of blocks of 8 rows: as exact as that of rows, and fewer."""
+    n, X = A.shape[-1], torch.empty_like(B)
+    for first in range(0, n, 8)[:: -1 if transposed else 1]:
+        rows, block = slice(first, min(first + 8, n)), inverses[..., first // 8, : n - first, : n - first]
+        if transposed:
+            right = B[..., rows, :] + A[..., rows.stop :, rows].mT @ X[..., rows.stop :, :]
+            X[..., rows, :] = block.mT @ right
+        else:
+            right = B[..., rows, :] + A[..., rows, :first] @ X[..., :first, :]
+            X[..., rows, :] = block @ right
+    return X
+
+
 def _runs(gate):
     """R[r, c], the product of gate[m] over c <= m < r, for r and c from 0 to n; 0 where r < c. Zeros stay exact."""
     n = gate.shape[-1] + 1
@@ -245,13 +270,12 @@ def _writes(*, beta, eta, alpha, lam, k, v, **_):
     k_k = k @ k.mT  # [t j]
     C_k_k = C_tj3 * k_k  # [t j]
     before_t = alpha_runs[..., :-1, 0]
-    decayed_k = before_t[..., :, None] * k  # [t k]
-    rows = torch.linalg.solve_triangular(-C_k_k.mT, decayed_k.mT, upper=True, left=False, unitriangular=True).mT
+    C_k_k_inverses = _inverses(C_k_k)
+    rows = _solve(C_k_k, C_k_k_inverses, before_t[..., :, None] * k)  # [t k]
     before_t2 = beta_runs[..., :-1, 0]
     R_t2 = (before_t2[..., None, :] @ C_ts.mT).squeeze(-2)
-    R_k = R_t2[..., :, None] * k  # [t k]
-    rows2 = torch.linalg.solve_triangular(-C_k_k.mT, R_k.mT, upper=True, left=False, unitriangular=True).mT  # [t k]
-    rows3 = torch.linalg.solve_triangular(-C_k_k.mT, (-v).mT, upper=True, left=False, unitriangular=True).mT  # [t v]
+    rows2 = _solve(C_k_k, C_k_k_inverses, R_t2[..., :, None] * k)  # [t k]
+    rows3 = _solve(C_k_k, C_k_k_inverses, -v)  # [t v]
     decay_all2 = alpha_runs[..., -1, 0]
     decay_j2 = alpha_runs[..., -1, 1:]
     C_s = decay_j2 * x_t3
@@ -331,9 +355,10 @@ def _pulls(*, alpha, eta, lam, C_tj6, k_k, C_j4, k, C_j, beta, q, d_o, **_):
     C_tj2 = C_tj + C_tj6
     C_tj4 = C_tj2 * k_k
     C_k = C_j4[..., :, None] * k  # [j k]
-    rows4 = torch.linalg.solve_triangular(-C_tj4, C_k.mT, upper=False, left=False, unitriangular=True).mT  # [t k]
+    C_tj4_inverses = _inverses(C_tj4)
+    rows4 = _solve(C_tj4, C_tj4_inverses, C_k, transposed=True)  # [t k]
     C_k3 = C_j[..., :, None] * k  # [j k]
-    rows5 = torch.linalg.solve_triangular(-C_tj4, C_k3.mT, upper=False, left=False, unitriangular=True).mT  # [t k]
+    rows5 = _solve(C_tj4, C_tj4_inverses, C_k3, transposed=True)  # [t k]
     decay_tj = alpha_runs[..., 1:, 1:]
     C_tj5 = decay_tj * x_t[..., None, :]
     x_t3 = -(beta * lam)
@@ -345,7 +370,7 @@ def _pulls(*, alpha, eta, lam, C_tj6, k_k, C_j4, k, C_j, beta, q, d_o, **_):
     C_tj8 = C_tj5 + C_tj3
     q_k = q @ k.mT  # [t j]
     C_q_k_d_o = (C_tj8 * q_k).mT @ d_o  # [j v]
-    rows6 = torch.linalg.solve_triangular(-C_tj4, C_q_k_d_o.mT, upper=False, left=False, unitriangular=True).mT  # [t v]
+    rows6 = _solve(C_tj4, C_tj4_inverses, C_q_k_d_o, transposed=True)  # [t v]
     before_t = beta_runs[..., :-1, 0]
     R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
     q_d_q_S = q.mT @ (d_o * R_t[..., :, None])  # [k v]

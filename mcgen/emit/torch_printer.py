@@ -37,7 +37,7 @@ from mcgen.ir.program import (
 )
 from mcgen.symbolic import functions
 
-HELPERS = ("_gelu_vjp", "_products", "_runs", "_runs_from", "_runs_to", "_spread", "_step")
+HELPERS = ("_gelu_vjp", "_inverses", "_products", "_runs", "_runs_from", "_runs_to", "_solve", "_spread", "_step")
 RESERVED = {"F", "math", "torch", "others", "_", *HELPERS, *(f"n_{axis}" for axis in AXES)}
 INDENT = 4
 
@@ -89,6 +89,7 @@ class Body:
     inlined: set[Node] = field(default_factory=set)
     same: dict[Node, Node] = field(default_factory=dict)
     tables: dict[tuple[Node, str], str] = field(default_factory=dict)
+    inverses: dict[Node, str] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     borrows: bool = False
 
@@ -105,13 +106,16 @@ class Body:
     def _shown(self) -> dict[Node, list[str]]:
         """The lines of every value that has a statement."""
         lines: dict[Node, list[str]] = {}
-        begun: set[tuple[Node, str]] = set()
+        begun: set[tuple[Node, str] | Node] = set()
         for node in self.program.nodes:
             if isinstance(node, Input) or node in self.same or node in self.inlined:
                 continue
             if isinstance(node, Decay) and (key := self._table(node)) not in begun:
                 begun.add(key)
                 lines[node] = [f"{self.tables[key]} = {key[1]}({self.name(node.gate)})"]
+            if isinstance(node, Solve) and node.matrix not in begun:
+                begun.add(node.matrix)
+                lines[node] = [f"{self.inverses[node.matrix]} = _inverses({self.name(node.matrix)})"]
             lines.setdefault(node, []).append(self._statement(node))
         every = [line for some in lines.values() for line in some]
         return {n: some for n, some in lines.items() if not isinstance(n, Iota) or _occurs(self.names[n], every, 2)}
@@ -149,9 +153,12 @@ class Body:
 
     def _may_stand_in(self, operand: Node, user: Node) -> bool:
         """Whether a function of values may stand in the product or reduction that uses it; a table needs a name."""
-        if not isinstance(operand, Map) or isinstance(user, Map | Decay):
+        if not isinstance(operand, Map) or isinstance(user, Map | Decay) or self._is_matrix(operand, user):
             return False
         return bool(operand.values) and self._once(operand)
+
+    def _is_matrix(self, operand: Node, user: Node) -> bool:
+        return isinstance(user, Solve) and operand is user.matrix
 
     def _products(self, node: Node) -> list[Node]:
         """The matrix products of a sum that has at least two of its own."""
@@ -199,10 +206,9 @@ class Body:
             case Rename(_, operand):
                 return Text(f"{self._of(operand)}.mT", atom=True)
             case Solve(_, matrix, right, transposed):
-                # Xᵀ (I - A)ᵀ = Bᵀ: from the right, rows in memory are LAPACK's columns, and nothing is copied
-                system, upper = f"-{self._of(matrix)}{'' if transposed else '.mT'}", str(not transposed)
-                arguments = f"{system}, {self._of(right)}.mT, upper={upper}, left=False, unitriangular=True"
-                return Text(f"torch.linalg.solve_triangular({arguments}).mT", atom=True)
+                flag = ", transposed=True" if transposed else ""
+                bare = self.texts[right].text if right in self.inlined else self.name(right)
+                return Text(f"_solve({self.name(matrix)}, {self._inverses(matrix)}, {bare}{flag})", atom=True)
             case Decay():
                 return Text(self._decay(node), atom=True)
         raise TypeError(type(node).__name__)
@@ -269,6 +275,11 @@ class Body:
         column = "1:" if node.column else "0"
         part = {"_runs": f"{row}, {column}", "_runs_from": row, "_runs_to": column}[helper]
         return f"{self.tables[key]}[..., {part}]" + (".mT" if node.row and node.axes == (node.column, node.row) else "")
+
+    def _inverses(self, matrix: Node) -> str:
+        """The name of the inverses that the systems with a matrix share."""
+        taken = {*self.names.values(), *self.tables.values(), *self.inverses.values()}
+        return self.inverses.setdefault(matrix, _unused(f"{self.name(matrix)}_inverses", taken))
 
     def _table(self, node: Decay) -> tuple[Node, str]:
         """The gate, and the helper whose table has a node's products: that of all runs, if some node wants a tile."""
