@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import sympy
+
 from mcgen.ir import backward
 from mcgen.ir.closed_form import lagged_names
 from mcgen.ir.program import Program
@@ -18,8 +20,11 @@ from mcgen.ir.step import error_names, state_axes, step_after_errors
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.streamed import streamed_plan_text
+from mcgen.symbolic.cost import cost
 from mcgen.symbolic.meaning import Meaning
+from mcgen.symbolic.text import text
 
+READS = "reads of cached segments"
 BLOCK = 256  # tokens of a block, where its segment is no longer than four of them
 LEAST_STEP = 32  # tokens: gradient chunks up to this many are one step of a kernel
 TILES = 60  # values with two axes in a gates' kernel: more of them spilled in every configuration tried
@@ -166,22 +171,30 @@ def _choices(plan: Plan) -> list[tuple[str, str, str]]:
     return [_writes(plan), _segments(plan), _blocks(plan), _reads(plan), *_walk_choices(plan)]
 
 
+def _flops(plan: Plan, *labels: str) -> str:
+    """What parts of `mcgen explain --stage cost` take forward, as text."""
+    parts = {part.label: part.forward for part in cost(plan.meaning).flops}
+    return f"{text(sympy.factor(sum(parts[label] for label in labels)))} FLOPs"
+
+
 def _writes(plan: Plan) -> tuple[str, str, str]:
     if not plan.errors:
-        why = "no write depends on the memory, so C masks scores of queries and keys: 2 B H L T (K + V) FLOPs a read"
+        flops = _flops(plan, "scores of queries and keys", "weighted values")
+        why = f"no write depends on the memory, so C masks scores of queries and keys: {flops}"
         return "inside a chunk", "token form, attention-like products", why
+    flops = _flops(plan, "error rows of gradients")
     if plan.stepped:
         chunk = plan.meaning.gradient_chunk
         kept = "; the memory there is carried along" if plan.anchored else ""
         return (
             "inside a chunk",
             f"error rows from the memory at the start of each gradient chunk of {chunk}{kept}",
-            "gradients over chunks read one memory; steps do not cross a gradient chunk's start",
+            f"gradients over chunks read one memory; steps do not cross a gradient chunk's start: {flops}",
         )
     return (
         "inside a chunk",
         f"{len(plan.errors)} unit lower triangular system(s): 16-row blocks by forward substitution, the rest products",
-        "gradients token by token, the error row affine in p: about 4 B H L T V FLOPs more than the token form",
+        f"gradients token by token, the error row affine in p: {flops}",
     )
 
 
@@ -205,17 +218,19 @@ def _reads(plan: Plan) -> tuple[str, str, str]:
     if not plan.meaning.reads_cached:
         return "cached states", "not read", "aggregate none"
     if plan.sums:
-        return "cached states", "one read of their sum", "added up, and a read-out is linear in the state: 2 B H T K V"
+        why = f"added up, and a read-out is linear in the state: {_flops(plan, READS)}"
+        return "cached states", "one read of their sum", why
     if plan.meaning.aggregate == "ssc":
+        logits = _flops(plan, "logits of cached segments")
         return (
             "cached states",
             "rows grouped by the segment they chose; every segment where top_k covers them all",
-            "2 B H T K V top_k FLOPs; only routing logits, B H T K N, meet every segment",
+            f"{_flops(plan, READS)}; only routing logits, {logits}, meet every segment",
         )
     return (
         "cached states",
         "online softmax over segments",
-        "B H T K V (N - 1) FLOPs; neither weights nor read-outs kept",
+        f"{_flops(plan, READS)}; neither weights nor read-outs kept",
     )
 
 

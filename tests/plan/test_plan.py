@@ -1,0 +1,57 @@
+"""The plan: which schedule a structure gets and at what cost, and how gates are shared out to kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mcgen.plan.plan import TILES, Plan, plan_text
+from mcgen.spec import load
+from mcgen.spec.shipped import shipped
+from mcgen.symbolic.meaning import Meaning, meaning
+
+
+def of(name: str) -> Meaning:
+    return meaning(load(shipped()[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "flops"),
+    [
+        ("linear_grm", "token form", "2*B*H*L*T*(K + V) FLOPs"),
+        ("gated_delta_none", "1 unit lower triangular system", "B*H*T*(2*K*L + 2*K*V + L*V) FLOPs"),
+        ("titans_matrix_chunk_none", "error rows from the memory at the start", "2*B*H*K*T*V FLOPs"),
+        ("gated_delta_ssc", "rows grouped by the segment they chose", "2*B*H*K*T*V*top_k FLOPs"),
+    ],
+)
+def test_a_schedule_follows_from_structure_and_says_what_it_costs(name: str, schedule: str, flops: str) -> None:
+    text = plan_text(of(name))
+    at = text.index(schedule)
+    assert flops in text[at:].split("\n")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("gated_delta_none", {"gates": {"alpha", "eta"}}),
+        ("swla_grm", {"gates": {"alpha", "beta", "lam"}}),
+        ("fastslow_grm", {"gates_1": {"gamma", "lam"}, "gates_2": {"alpha", "mu"}}),
+        ("momentum_delta_none", {"gates_1": {"alpha"}, "gates_2": {"beta", "lam", "eta"}}),
+        ("linear_grm", {}),
+    ],
+)
+def test_gates_that_need_the_same_state_share_a_kernel(name: str, kernels: dict[str, Any]) -> None:
+    walks = Plan(of(name)).walks
+    assert {kernel: set(walk.wanted) for kernel, walk in walks.items() if walk.parts} == kernels
+
+
+def test_a_kernel_that_takes_in_several_gates_stays_small() -> None:
+    for name, path in shipped().items():
+        understood = meaning(load(path))
+        if understood.linear:
+            plan = Plan(understood)
+            for walk in plan.walks.values():
+                if walk.parts and len(walk.wanted) > 1:
+                    alone = max(plan._tiles((gate,)) for gate in walk.wanted)
+                    assert plan._tiles(walk.wanted) <= max(TILES, 1.1**2 * alone), name
