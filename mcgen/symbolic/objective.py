@@ -55,9 +55,15 @@ def integrand(expression: Expression) -> sympy.Expr:
 
 def error_row(objective: Expression) -> ErrorRow:
     """The error row of an objective; p is gone from it where it cancels."""
-    row = settled(sympy.diff(integrand(objective), PREDICTION))
+    row = bounded(settled(sympy.diff(integrand(objective), PREDICTION)))
     short = expanded(row)
     return ErrorRow(row if short.has(PREDICTION) else short)
+
+
+def bounded(expression: sympy.Expr) -> sympy.Expr:
+    """sinh(x)/cosh(x) as tanh(x), where no cosh is left then: in float32 the quotient overflows for |x| beyond 89."""
+    shorter = expression.replace(sympy.sinh, lambda x: sympy.tanh(x) * sympy.cosh(x))
+    return expression if shorter.has(sympy.cosh) else shorter
 
 
 MAX_DEGREE = 32

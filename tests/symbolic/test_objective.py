@@ -56,6 +56,11 @@ def test_rows_and_curvatures_are_those_of_autograd(objective: str) -> None:
     torch.testing.assert_close(scalar(found.curvature, values, p).detach().expand_as(p), slope, rtol=1e-12, atol=1e-12)
 
 
+def test_a_quotient_that_overflows_is_a_function_that_does_not() -> None:
+    assert row("sum(log(cosh(p - v)))").expression == sympy.tanh(P - V)
+    assert row("sum(cosh(p - v))").expression == sympy.sinh(P - V)
+
+
 def test_what_reads_the_memory() -> None:
     assert row("sum((p - v)**2)").reads_memory
     assert row("sum(abs(p))").reads_memory
