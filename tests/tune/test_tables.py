@@ -23,7 +23,7 @@ TABLES = {
 }
 
 
-READ_THEMSELVES = ("delta_none", "gated_delta_none")
+READ_THEMSELVES = ("delta_none", "delta_grm", "gated_delta_none", "gated_delta_grm", "gated_delta_ssc")
 
 
 def covered() -> list[str]:
