@@ -106,13 +106,16 @@ def search(wanted: Sequence[Subject], processes: int = 2, progress: bool = True)
     return [_found(subject, *(result or (0, _CRASHED))) for subject, result in zip(wanted, results, strict=True)]
 
 
+HOPELESS = 2048
+"""Spilled bytes a thread, twice what its registers hold."""
 _CRASHED = Resources(failure="the compiler crashed")
 
 
 def first_clean(jobs: Sequence[Job]) -> tuple[int, Resources]:
     """The place and resources of the first job that is clean, or else of the one that spills least.
 
-    One whose warps have as much of a tile to hold as those of another that spilled is not tried.
+    One whose warps have as much of a tile to hold as those of another that spilled is not tried, and none with as many
+    rows as one that spilled HOPELESS: what does not fit then are values of rows by rows.
     """
     tried: dict[int, Resources] = {}
     spilled: dict[tuple, float] = {}
@@ -123,7 +126,7 @@ def first_clean(jobs: Sequence[Job]) -> tuple[int, Resources]:
         tried[at] = offline.compile_job(one)
         if tried[at].clean:
             return at, tried[at]
-        spilled[kind] = load
+        spilled[kind] = load if tried[at].spill_loads < HOPELESS else 0
     return min(
         tried.items(), key=lambda pair: (pair[1].failure is not None, pair[1].spill_loads), default=(0, _CRASHED)
     )
