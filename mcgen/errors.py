@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Severity = Literal["error", "warning"]
 
@@ -65,10 +65,14 @@ class McgenError(Exception):
 
 
 class SpecError(McgenError):
-    """The user's spec is wrong; `diagnostics` are all the findings, errors first to last."""
+    """The user's spec is wrong; `diagnostics` are all the findings, errors first to last.
 
-    def __init__(self, diagnostics: Sequence[Diagnostic] | Diagnostic) -> None:
+    `rule` is the spec with what is wrong outside its rule left at its defaults, where the rule itself could be read.
+    """
+
+    def __init__(self, diagnostics: Sequence[Diagnostic] | Diagnostic, rule: Any = None) -> None:
         self.diagnostics = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
+        self.rule = rule
         super().__init__("\n".join(diagnostic.render() for diagnostic in self.diagnostics))
 
 

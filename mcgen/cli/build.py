@@ -88,7 +88,9 @@ def _built(argument: str, output: Path) -> Built:
     try:
         spec, text = pipeline.build(find(argument))
     except SpecError as error:
-        return Built(argument, diagnostics=error.diagnostics)
+        from mcgen.symbolic.diagnosis import diagnosis
+
+        return Built(argument, diagnostics=diagnosis(error))
     except UnsupportedError as error:
         return Built(argument, diagnostics=(Diagnostic("error", str(error), argument),))
     return Built(argument, output / f"{spec.name}.py", spec, text, spec.warnings)

@@ -62,7 +62,9 @@ def _checked(argument: str) -> Outcome:
     try:
         spec = understand(argument)
     except SpecError as error:
-        return Outcome(argument, None, error.diagnostics)
+        from mcgen.symbolic.diagnosis import diagnosis
+
+        return Outcome(argument, None, diagnosis(error))
     return Outcome(argument, spec, spec.warnings)
 
 

@@ -94,8 +94,9 @@ def report(error: Exception) -> int:
     """Show an exception on standard error and give its exit status."""
     if isinstance(error, SpecError):
         from mcgen.cli.output import show_diagnostics
+        from mcgen.symbolic.diagnosis import diagnosis
 
-        show_diagnostics(error.diagnostics)
+        show_diagnostics(diagnosis(error))
         return USER_ERROR
     if isinstance(error, McgenError) and not isinstance(error, InternalError):
         click.echo(f"error: {error}", err=True)

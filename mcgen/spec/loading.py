@@ -15,7 +15,7 @@ from mcgen.spec.document import MAX_BYTES, Document, read_document
 from mcgen.spec.grammar import Expression
 from mcgen.spec.messages import model_diagnostics
 from mcgen.spec.rule import RuleReader
-from mcgen.spec.source import Source
+from mcgen.spec.source import Position, Source
 from mcgen.spec.spec import Gate, Rule, Spec
 
 DEFAULT_SEGMENT = 256
@@ -53,7 +53,29 @@ def loads(text: str, filename: str = "<string>") -> Spec:
     found = [*document.diagnostics, *findings, *contradictions(document), *reader.diagnostics]
     diagnostics = tuple(sorted(dict.fromkeys(found), key=lambda finding: (finding.line, finding.column)))
     if parsed is None or any(finding.severity == "error" for finding in diagnostics):
-        raise SpecError(diagnostics)
+        readable = not any(finding.severity == "error" for finding in reader.diagnostics)
+        alone = _rule_alone(document) if readable else None
+        raise SpecError(diagnostics, alone and _spec(alone, rule, per_head, activation, activation_position))
+    return _spec(parsed, rule, per_head, activation, activation_position, diagnostics)
+
+
+def _rule_alone(document: Document) -> model.SpecFile | None:
+    """The memory and the update of a spec, all else left at its defaults."""
+    sections = {name: document.data[name] for name in ("memory", "update") if name in document.data}
+    try:
+        return model.SpecFile.model_validate({"mcgen": 1, "name": "rule", **sections})
+    except ValidationError:
+        return None
+
+
+def _spec(
+    parsed: model.SpecFile,
+    rule: Rule,
+    per_head: Mapping[str, Expression],
+    activation: Expression | None,
+    activation_position: Position | None,
+    warnings: tuple[Diagnostic, ...] = (),
+) -> Spec:
     update = _filled_update(parsed, rule)
     return Spec(
         name=parsed.name,
@@ -69,7 +91,7 @@ def loads(text: str, filename: str = "<string>") -> Spec:
         activation_expression=activation,
         slots=rule.slots,
         gates=tuple(_gate(name, gate, per_head) for name, gate in update.gates.items()),
-        warnings=diagnostics,
+        warnings=warnings,
         objective_position=rule.objective_position,
         activation_position=activation_position,
     )

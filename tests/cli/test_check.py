@@ -70,3 +70,15 @@ def test_a_missing_file_suggests_a_shipped_spec() -> None:
     done = check("linear_grn")
     assert done.exit_code == 2
     assert "did you mean `linear_grm`?" in done.stderr
+
+
+def test_what_is_wrong_with_a_rule_comes_with_what_is_wrong_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    path.write_text(GOOD.replace("rule: linear", 'steps: ["M = a*M*M + outer(v, k)"]') + "segment: {size: 0}\n")
+    for command in (["check"], ["explain"], ["build", "-o", str(tmp_path)]):
+        done = CliRunner().invoke(main, [*command, str(path)])
+        assert done.exit_code == 2
+        assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
+            "error: not linear in the slots",
+            "error: segment.size must be at least 1, not 0",
+        ]
