@@ -2172,7 +2172,96 @@ AXES = {
 
 # BT, BK, BV, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it,
 # the first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
-CONFIGURATIONS = {}
+CONFIGURATIONS = {
+    "sm80": {
+        "bfloat16": {
+            "states": (64, 64, 32, 8, 1),
+            "read": (64, 64, 64, 8, 1),
+            "queries": (64, 64, 64, 8, 1),
+            "keys": (32, 64, 64, 8, 1),
+            "values": (64, 64, 64, 8, 1),
+            "gates_1": (32, 64, 64, 8, 1),
+            "gates_2": (32, 64, 32, 8, 1),
+            "retreat": (32, 64, 64, 8, 1),
+        },
+        "float32": {
+            "states": (32, 64, 64, 8, 1),
+            "read": (32, 64, 64, 8, 1),
+            "queries": (32, 64, 64, 8, 1),
+            "keys": (32, 32, 64, 8, 1),
+            "values": (32, 64, 64, 4, 1),
+            "gates_1": (16, 64, 32, 8, 1),
+            "gates_2": (16, 64, 32, 8, 1),
+            "retreat": (32, 64, 64, 8, 1),
+        },
+    },
+    "sm90": {
+        "bfloat16": {
+            "states": (32, 64, 64, 8, 1),
+            "read": (64, 64, 64, 8, 1),
+            "queries": (32, 64, 64, 8, 1),
+            "keys": (32, 64, 64, 8, 1),
+            "values": (64, 64, 64, 8, 1),
+            "gates_1": (32, 64, 64, 8, 1),
+            "gates_2": (16, 64, 32, 8, 1),
+            "retreat": (32, 64, 64, 8, 1),
+        },
+        "float32": {
+            "states": (32, 64, 64, 8, 1),
+            "read": (32, 64, 64, 8, 1),
+            "queries": (32, 64, 64, 8, 1),
+            "keys": (32, 32, 64, 8, 1),
+            "values": (32, 64, 64, 4, 1),
+            "gates_1": (16, 64, 32, 8, 1),
+            "gates_2": (16, 64, 32, 8, 1),
+            "retreat": (32, 64, 64, 8, 1),
+        },
+    },
+    "sm100": {
+        "bfloat16": {
+            "states": (32, 64, 64, 8, 1),
+            "read": (64, 64, 64, 8, 1),
+            "queries": (32, 64, 64, 8, 1),
+            "keys": (32, 64, 64, 8, 1),
+            "values": (64, 64, 64, 8, 1),
+            "gates_1": (32, 64, 64, 8, 1),
+            "gates_2": (16, 64, 32, 8, 1),
+            "retreat": (32, 64, 64, 8, 1),
+        },
+        "float32": {
+            "states": (32, 64, 64, 8, 1),
+            "read": (32, 64, 64, 8, 1),
+            "queries": (32, 64, 64, 8, 1),
+            "keys": (32, 32, 64, 8, 1),
+            "values": (32, 64, 64, 4, 1),
+            "gates_1": (16, 64, 32, 8, 1),
+            "gates_2": (16, 64, 32, 8, 1),
+            "retreat": (32, 64, 64, 8, 1),
+        },
+    },
+    "gfx942": {
+        "bfloat16": {
+            "states": (64, 64, 64, 4, 1),
+            "read": (64, 64, 64, 4, 1),
+            "queries": (64, 64, 64, 4, 1),
+            "keys": (64, 64, 64, 4, 1),
+            "values": (64, 64, 64, 4, 1),
+            "gates_1": (16, 64, 64, 4, 1),
+            "gates_2": (16, 64, 64, 4, 1),
+            "retreat": (64, 64, 64, 4, 1),
+        },
+        "float32": {
+            "states": (32, 64, 64, 4, 1),
+            "read": (32, 64, 64, 4, 1),
+            "queries": (32, 64, 64, 4, 1),
+            "keys": (32, 32, 64, 4, 1),
+            "values": (32, 64, 64, 4, 1),
+            "gates_1": (16, 64, 64, 4, 1),
+            "gates_2": (16, 64, 64, 4, 1),
+            "retreat": (32, 64, 64, 4, 1),
+        },
+    },
+}
 
 # BT, columns of a tile and num_warps where there is nothing better: of other GPUs, and of kernels not found above.
 DEFAULTS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from mcgen.cli.main import DOES_NOT_HOLD, DONE
 from mcgen.cli.output import json_option, print_json, print_table
 from mcgen.errors import UnsupportedError
 from mcgen.plan import configurations
+from mcgen.plan.kernels import digests
 from mcgen.plan.targets import lookup
 from mcgen.spec import Spec, load
 from mcgen.spec.shipped import find, shipped
@@ -35,12 +36,20 @@ SHIPPED_HEADS = (64, 128)
     "--shipped",
     "ships",
     is_flag=True,
-    help="Keep them in the package's own tables: of the shipped specs named, or of all and then nothing else.",
+    help="Search for what the package's own tables lack of the shipped specs named, or of all, and keep it there;"
+    " what no shipped spec has any more is dropped.",
 )
+@click.option("--again", is_flag=True, help="With --shipped: search for what the tables have, too.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Compilers at work at once.")
 @json_option
 def tune(
-    specs: tuple[str, ...], target_names: tuple[str, ...], offline: bool, ships: bool, processes: int, as_json: bool
+    specs: tuple[str, ...],
+    target_names: tuple[str, ...],
+    offline: bool,
+    ships: bool,
+    again: bool,
+    processes: int,
+    as_json: bool,
 ) -> int:
     """Find launch configurations for the kernels of specs, and keep them for `mcgen build`.
 
@@ -58,8 +67,12 @@ def tune(
         raise click.UsageError("Missing argument `SPEC...`.")
     targets = [lookup(name) for name in target_names or configurations.SHIPPED]
     chosen = [load(find(name)) for name in specs] if specs else [load(path) for path in shipped().values()]
-    found = _search(_with_heads(chosen) if ships else chosen, targets, processes)
-    _keep(found, ships, anew=not specs)
+    known = configurations.read(configurations.shipped_folder()) if ships and not again else {}
+    found = _search(_with_heads(chosen) if ships else chosen, targets, processes, known)
+    folder = configurations.shipped_folder() if ships else configurations.user_folder()
+    configurations.keep(folder, {one.subject.key: one.entry for one in found if one.entry is not None})
+    if ships:
+        configurations.drop(folder, _kernels_of(_with_heads(map(load, shipped().values()))))
     if as_json:
         print_json([_plain(one) for one in found])
     else:
@@ -73,20 +86,20 @@ def _with_heads(specs: Iterable[Spec]) -> list[Spec]:
     return [with_head(spec, size) for spec in specs for size in SHIPPED_HEADS]
 
 
-def _search(specs: Sequence[Spec], targets: Sequence[Any], processes: int) -> list[Found]:
+def _kernels_of(specs: Iterable[Spec]) -> set[str]:
+    """The digests of all kernels of specs."""
+    from mcgen import pipeline
+
+    return {digest for spec in specs for digest in digests(pipeline.source(spec)).values()}
+
+
+def _search(specs: Sequence[Spec], targets: Sequence[Any], processes: int, known: Container[Any]) -> list[Found]:
+    """What is found for the specs' kernels, but for those whose configurations are known."""
     from mcgen.tune.search import modules, search, subjects
 
     with tempfile.TemporaryDirectory(prefix="mcgen-") as folder:
-        return search(subjects(modules(specs, Path(folder)), targets), processes)
-
-
-def _keep(found: Sequence[Found], ships: bool, anew: bool) -> None:
-    """Into the user's tables or the package's; `anew`, instead of the package's."""
-    clean = {one.subject.key: one.entry for one in found if one.entry is not None}
-    if ships and anew:
-        configurations.replace(configurations.shipped_folder(), clean)
-    else:
-        configurations.keep(configurations.shipped_folder() if ships else configurations.user_folder(), clean)
+        wanted = subjects(modules(specs, Path(folder)), targets)
+        return search([subject for subject in wanted if subject.key not in known], processes)
 
 
 def _row(one: Found) -> tuple[str, ...]:

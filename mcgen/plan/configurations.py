@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -129,11 +129,18 @@ def keep(folder: Path, found: Table) -> None:
         write(path, {**_read(path), **more})
 
 
-def replace(folder: Path, found: Table) -> None:
-    """Make the tables in a folder anew, of these entries alone."""
+def read(folder: Path) -> Table:
+    """All entries of the tables in a folder."""
+    return {key: entry for path in sorted(folder.glob("*.json")) for key, entry in _read(path).items()}
+
+
+def drop(folder: Path, kernels: Collection[str]) -> None:
+    """Leave in the tables in a folder only entries of kernels with one of these digests."""
     for path in folder.glob("*.json"):
-        path.unlink()
-    keep(folder, found)
+        table = _read(path)
+        kept = {key: entry for key, entry in table.items() if key.digest in kernels}
+        if len(kept) < len(table):
+            write(path, kept)
 
 
 def write(path: Path, table: Table) -> None:
