@@ -174,7 +174,7 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 64  # tokens of a chunk, at most
-ROWS = 4096  # tokens of a panel, times batch, times heads, about
+PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
     "k_decayed_v": 2,
@@ -417,7 +417,7 @@ def _panels(T, heads):
     Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
-    size, walk, i = max(ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
+    size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
     spans = _segments(T)
     while i < len(spans):
         first, last = spans[i]
@@ -425,7 +425,8 @@ def _panels(T, heads):
         chunk = max(n for n in range(1, TOKENS + 1) if length % n == 0)
         uneven = length > TOKENS and chunk < TOKENS // 4
         if length > size or uneven:
-            whole, part = last - length % TOKENS, max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
+            part = max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
+            whole = last - length % TOKENS
             parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
             parts += [(whole, last)] if whole < last else []
             walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
@@ -455,13 +456,7 @@ def _load(tensors, panel, dtype):
 def _nothing(tensors, lanes, dtype):
     """A state of zeros."""
     q = tensors[INPUTS.index("q")]
-    shapes = {
-        "M": (
-            64,
-            64,
-        ),
-        "pool": (64,),
-    }
+    shapes = {"M": (64, 64), "pool": (64,)}
     return {name: q.new_zeros(q.shape[0], q.shape[2], lanes, *shape, dtype=dtype) for name, shape in shapes.items()}
 
 
@@ -580,9 +575,9 @@ def _run_forward_torch(tensors):
     bank = {"cached": kept_M}
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
-        x = _load(tensors, panel, dtype)
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, 1)
         if ends:
             kept_M[:, :, i:j] = torch.cat([end["M"] for end in ends], 2)

@@ -213,66 +213,33 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # Torch path: any device, any float type.
 #
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
-# Only the state (S_1, S_2, M_1, M_2, anchor_1, anchor_2, pool)
+# Only the state (S_1, S_2, M_1, M_2, pool)
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 64  # tokens of a chunk, at most
 GRADIENT = 256  # tokens of the chunk that gradients are taken over, a whole number of TOKENS
-ROWS = 4096  # tokens of a panel, times batch, times heads, about
+PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
-    "k": 2,
-    "C_j": 1,
-    "k22": 2,
-    "fresh": 0,
-    "v": 2,
+    "k_C_x_th2": 2,
+    "x_th_C_x_tv9": 2,
     "decay_all2": 0,
     "R": 0,
-    "C_j4": 1,
+    "k_C_x_th22": 2,
+    "x_th_C_x_tv92": 2,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
 CARRY_VJP = {
     "q_d_q_S_1": 2,
     "R": 0,
     "decay_all": 0,
-    "x_th5_R_d_tv4": 2,
+    "x_th4_R_d_tv4": 2,
     "decay_all2": 0,
     "q_d_q_M_1": 2,
-    "k": 2,
-    "C_q_k_d_th4": 2,
-    "C_j4": 1,
-    "C_j": 1,
-    "x_th7": 2,
-    "C_x_tv102": 2,
-    "C_x_tv10": 2,
-    "d_jh5": 2,
-    "x_th6": 2,
-    "d_jv3": 2,
-    "k_anchor_1_next": 2,
-    "anchor_2_next": 2,
-    "x_t3": 1,
-    "x_tv2": 2,
-    "x_tv17": 2,
-    "x_tv18": 2,
-    "sum_x_tv3": 1,
-    "sum_x_tv19_tv": 1,
-    "fresh": 0,
     "d_hv2": 2,
-    "x_tv10": 2,
-    "x_th": 2,
     "u_d_r_count": 1,
 }
-ROWS_READ = ("k_anchor_1_next", "x_tv", "x_th2")  # what `_carry` reads of the state, and others need
-ROWS_OWED = (
-    "k_d_M_1_next",
-    "k_d_S_1_next",
-    "d_jh6",
-    "x_th_d_M_2_next",
-    "x_th_d_S_2_next",
-    "d_tv6",
-    "d_th7",
-)  # what `_carry_vjp` makes of the state's cotangent, and others need
 
 
 def _gelu_vjp(g, x):
@@ -283,11 +250,6 @@ def _gelu_vjp(g, x):
 def _spread(x, *sizes):
     """x with its last dimensions broadcast to these sizes; -1 keeps one."""
     return x.expand(*x.shape[: x.dim() - len(sizes)], *sizes)
-
-
-def _step(x):
-    """1 where x > 0, else 0."""
-    return (x > 0).to(x.dtype)
 
 
 def _products(first, *others):
@@ -311,13 +273,34 @@ def _runs_to(gate):
     return F.pad(gate.flip(-1).cumprod(-1).flip(-1), (0, 1), value=1.0)
 
 
-def _writes(*, beta, eta, k, alpha, **_):
+def _writes(*, beta, k, eta, anchor_1, anchor_2, v, alpha, **_):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     beta_runs = _runs(beta)
     decay_all = beta_runs[..., -1, 0]
     decay_j = beta_runs[..., -1, 1:]
     x_t = -eta
     C_j = decay_j * x_t
+    k_anchor_1 = k @ anchor_1  # [t h1]
+    x_th = F.gelu(k_anchor_1)
+    x_th_anchor_2 = x_th @ anchor_2  # [t v]
+    x_t3 = x_th_anchor_2.sum(-1)
+    x_tv = x_th_anchor_2 - x_t3[..., :, None] / 64.0
+    sum_x_tv2 = (x_tv * x_tv).sum(-1)  # [t]
+    x_tv3 = x_tv / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    x_tv4 = k + x_tv3
+    x_tv5 = 2.0 * x_tv4 - 2.0 * v
+    x_tv6 = x_tv5 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    x_tv5_x_tv = (x_tv5 * x_tv).sum(-1)  # [t]
+    x_t4 = -(x_tv5_x_tv / (128.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 1.5))
+    x_tv7 = 2.0 * x_t4[..., :, None] * x_tv
+    x_tv8 = x_tv6 + x_tv7
+    sum_x_tv8_tv = x_tv8.sum(-1)  # [t]
+    x_t5 = -(sum_x_tv8_tv / 64.0)
+    x_tv9 = x_tv8 + x_t5[..., :, None]
+    x_tv9_anchor_2 = x_tv9 @ anchor_2.mT  # [t h1]
+    x_th2 = _gelu_vjp(x_tv9_anchor_2, k_anchor_1)
+    k_C_x_th2 = k.mT @ (C_j[..., :, None] * x_th2)  # [k h1]
+    x_th_C_x_tv9 = x_th.mT @ (C_j[..., :, None] * x_tv9)  # [h1 v]
     alpha_runs_to = _runs_to(alpha)
     decay_all2 = alpha_runs_to[..., 0]
     decay_j2 = alpha_runs_to[..., 1:]
@@ -329,74 +312,65 @@ def _writes(*, beta, eta, k, alpha, **_):
     C_tj = before_tj * x_t[..., None, :]
     C_j3 = (C_s[..., None, :] @ C_tj).squeeze(-2)
     C_j4 = C_j2 + C_j3
+    k_C_x_th22 = k.mT @ (C_j4[..., :, None] * x_th2)  # [k h1]
+    x_th_C_x_tv92 = x_th.mT @ (C_j4[..., :, None] * x_tv9)  # [h1 v]
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
-        "C_j": C_j,
-        "k22": k,
+        "k_C_x_th2": k_C_x_th2,
+        "x_th_C_x_tv9": x_th_C_x_tv9,
         "decay_all2": decay_all2,
         "R": R,
-        "C_j4": C_j4,
+        "k_C_x_th22": k_C_x_th22,
+        "x_th_C_x_tv92": x_th_C_x_tv92,
         "sum_k": sum_k,
+        "k_anchor_1": k_anchor_1,
+        "x_th_anchor_2": x_th_anchor_2,
+        "x_tv9_anchor_2": x_tv9_anchor_2,
+        "C_j3": C_j3,
     }
 
 
 def _carry(
-    *, decay_all, S_1, k, C_j, k22, fresh, M_1, anchor_1, M_2, anchor_2, v, S_2, decay_all2, R, C_j4, pool, sum_k, **_
+    *,
+    decay_all,
+    S_1,
+    k_C_x_th2,
+    S_2,
+    x_th_C_x_tv9,
+    decay_all2,
+    M_1,
+    R,
+    k_C_x_th22,
+    M_2,
+    x_th_C_x_tv92,
+    pool,
+    sum_k,
+    **_,
 ):
     """The state after a chunk."""
     decay_S_1 = decay_all[..., None, None] * S_1  # [k h1]
-    anchor_1_next = torch.where(fresh[..., None, None] > 0, M_1, anchor_1)  # [k h1]
-    k_anchor_1_next = k @ anchor_1_next  # [t h1]
-    x_th = F.gelu(k_anchor_1_next)
-    anchor_2_next = torch.where(fresh[..., None, None] > 0, M_2, anchor_2)  # [h1 v]
-    x_tv = x_th @ anchor_2_next
-    sum_x_tv = x_tv.sum(-1)  # [t]
-    x_tv2 = x_tv - sum_x_tv[..., :, None] / 64.0
-    sum_x_tv3 = (x_tv2 * x_tv2).sum(-1)  # [t]
-    x_tv4 = x_tv2 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    x_tv5 = k22 + x_tv4
-    x_tv6 = 2.0 * x_tv5 - 2.0 * v
-    x_tv7 = x_tv6 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    x_tv6_x_tv2 = (x_tv6 * x_tv2).sum(-1)  # [t]
-    x_t = -(x_tv6_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
-    x_tv8 = 2.0 * x_t[..., :, None] * x_tv2
-    x_tv9 = x_tv7 + x_tv8
-    sum_x_tv9_tv = x_tv9.sum(-1)  # [t]
-    x_t2 = -(sum_x_tv9_tv / 64.0)
-    x_tv10 = x_tv9 + x_t2[..., :, None]
-    x_th2 = x_tv10 @ anchor_2_next.mT
-    x_th3 = _gelu_vjp(x_th2, k_anchor_1_next)
-    k_C_x_th3 = k.mT @ (C_j[..., :, None] * x_th3)  # [k h1]
-    S_1_next = decay_S_1 + k_C_x_th3  # [k h1]
+    S_1_next = decay_S_1 + k_C_x_th2  # [k h1]
     decay_S_2 = decay_all[..., None, None] * S_2  # [h1 v]
-    x_th_C_x_tv10 = x_th.mT @ (C_j[..., :, None] * x_tv10)  # [h1 v]
-    S_2_next = decay_S_2 + x_th_C_x_tv10  # [h1 v]
+    S_2_next = decay_S_2 + x_th_C_x_tv9  # [h1 v]
     decay_M_1 = decay_all2[..., None, None] * M_1  # [k h1]
     R_S_1 = R[..., None, None] * S_1  # [k h1]
-    k_C_x_th32 = k.mT @ (C_j4[..., :, None] * x_th3)  # [k h1]
-    M_1_next = decay_M_1 + R_S_1 + k_C_x_th32  # [k h1]
+    M_1_next = decay_M_1 + R_S_1 + k_C_x_th22  # [k h1]
     decay_M_2 = decay_all2[..., None, None] * M_2  # [h1 v]
     R_S_2 = R[..., None, None] * S_2  # [h1 v]
-    x_th_C_x_tv102 = x_th.mT @ (C_j4[..., :, None] * x_tv10)  # [h1 v]
-    M_2_next = decay_M_2 + R_S_2 + x_th_C_x_tv102  # [h1 v]
+    M_2_next = decay_M_2 + R_S_2 + x_th_C_x_tv92  # [h1 v]
     pool_next = pool + sum_k  # [k]
     return {
         "S_1_next": S_1_next,
         "S_2_next": S_2_next,
         "M_1_next": M_1_next,
         "M_2_next": M_2_next,
-        "anchor_1_next": anchor_1_next,
-        "anchor_2_next": anchor_2_next,
         "pool_next": pool_next,
-        "k_anchor_1_next": k_anchor_1_next,
-        "x_tv": x_tv,
-        "x_th2": x_th2,
     }
 
 
 def _read_online(
-    *, q, alpha, M_1, beta, S_1, eta, k, x_th2, k_anchor_1_next, M_2, S_2, k22, x_tv, v, u, pool, count, **_
+    *, q, alpha, M_1, beta, S_1, eta, k, x_tv9_anchor_2, k_anchor_1, M_2, S_2, x_th_anchor_2, v, u, pool, count, **_
 ):
     """The online read-outs of chunks, from the states before them."""
     alpha_runs = _runs(alpha)
@@ -417,37 +391,37 @@ def _read_online(
     C_tj3 = C_ts @ C_tj2
     C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
-    x_th = _gelu_vjp(x_th2, k_anchor_1_next)
+    x_th = _gelu_vjp(x_tv9_anchor_2, k_anchor_1)
     C_q_k_x_th = (C_tj4 * q_k) @ x_th
-    x_th4 = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th
-    x_th5 = F.gelu(x_th4)
-    x_th5_M_2 = x_th5 @ M_2  # [t v]
-    x_tv2 = decay_t[..., :, None] * x_th5_M_2
-    x_th5_S_2 = x_th5 @ S_2  # [t v]
-    R_x_th5_S_2 = R_t[..., :, None] * x_th5_S_2  # [t v]
-    x_th6 = F.gelu(k_anchor_1_next)
-    x_th5_x_th6 = x_th5 @ x_th6.mT  # [t j]
-    sum_x_tv = x_tv.sum(-1)  # [t]
-    x_tv3 = x_tv - sum_x_tv[..., :, None] / 64.0
-    sum_x_tv4 = (x_tv3 * x_tv3).sum(-1)  # [t]
-    x_tv5 = x_tv3 / torch.sqrt(sum_x_tv4[..., :, None] / 64.0 + 1e-05)
-    x_tv6 = k22 + x_tv5
-    x_tv7 = 2.0 * x_tv6 - 2.0 * v
-    x_tv8 = x_tv7 / torch.sqrt(sum_x_tv4[..., :, None] / 64.0 + 1e-05)
-    x_tv7_x_tv3 = (x_tv7 * x_tv3).sum(-1)  # [t]
-    x_t3 = -(x_tv7_x_tv3 / (128.0 * (sum_x_tv4 / 64.0 + 1e-05) ** 1.5))
-    x_tv9 = 2.0 * x_t3[..., :, None] * x_tv3
-    x_tv10 = x_tv8 + x_tv9
-    sum_x_tv10_tv = x_tv10.sum(-1)  # [t]
-    x_t4 = -(sum_x_tv10_tv / 64.0)
-    x_tv11 = x_tv10 + x_t4[..., :, None]
-    x_tv12 = (C_tj4 * x_th5_x_th6) @ x_tv11
-    x_tv13 = x_tv2 + R_x_th5_S_2 + x_tv12
-    sum_x_tv13 = x_tv13.sum(-1)  # [t]
-    x_tv14 = x_tv13 - sum_x_tv13[..., :, None] / 64.0
-    sum_x_tv15 = (x_tv14 * x_tv14).sum(-1)  # [t]
-    x_tv16 = x_tv14 / torch.sqrt(sum_x_tv15[..., :, None] / 64.0 + 1e-05)
-    o = q + x_tv16  # [t v]
+    x_th3 = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th
+    x_th4 = F.gelu(x_th3)
+    x_th4_M_2 = x_th4 @ M_2  # [t v]
+    x_tv = decay_t[..., :, None] * x_th4_M_2
+    x_th4_S_2 = x_th4 @ S_2  # [t v]
+    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
+    x_th5 = F.gelu(k_anchor_1)
+    x_th4_x_th5 = x_th4 @ x_th5.mT  # [t j]
+    x_t3 = x_th_anchor_2.sum(-1)
+    x_tv2 = x_th_anchor_2 - x_t3[..., :, None] / 64.0
+    sum_x_tv3 = (x_tv2 * x_tv2).sum(-1)  # [t]
+    x_tv4 = x_tv2 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
+    x_tv5 = k + x_tv4
+    x_tv6 = 2.0 * x_tv5 - 2.0 * v
+    x_tv7 = x_tv6 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
+    x_tv6_x_tv2 = (x_tv6 * x_tv2).sum(-1)  # [t]
+    x_t4 = -(x_tv6_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
+    x_tv8 = 2.0 * x_t4[..., :, None] * x_tv2
+    x_tv9 = x_tv7 + x_tv8
+    sum_x_tv9_tv = x_tv9.sum(-1)  # [t]
+    x_t5 = -(sum_x_tv9_tv / 64.0)
+    x_tv10 = x_tv9 + x_t5[..., :, None]
+    x_tv11 = (C_tj4 * x_th4_x_th5) @ x_tv10
+    x_tv12 = x_tv + R_x_th4_S_2 + x_tv11
+    sum_x_tv12 = x_tv12.sum(-1)  # [t]
+    x_tv13 = x_tv12 - sum_x_tv12[..., :, None] / 64.0
+    sum_x_tv14 = (x_tv13 * x_tv13).sum(-1)  # [t]
+    x_tv15 = x_tv13 / torch.sqrt(sum_x_tv14[..., :, None] / 64.0 + 1e-05)
+    o = q + x_tv15  # [t v]
     u_k = u @ k.mT  # [t j]
     sum_causal_u_k = u_k.tril().sum(-1)  # [t]
     u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
@@ -459,48 +433,9 @@ def _read_online(
 
 
 def _pulls(
-    *,
-    k_anchor_1_next,
-    fresh,
-    M_2,
-    anchor_2,
-    x_tv,
-    k22,
-    v,
-    q,
-    d_o,
-    alpha,
-    M_1,
-    beta,
-    S_1,
-    eta,
-    k,
-    x_th2,
-    S_2,
-    C_j4,
-    C_j,
-    u,
-    d_r,
-    count,
-    **_,
+    *, q, d_o, alpha, M_1, beta, S_1, eta, k, x_tv9_anchor_2, k_anchor_1, M_2, S_2, x_th_anchor_2, v, u, d_r, count, **_
 ):
     """What the read-outs of chunks owe to the states before them."""
-    x_th = F.gelu(k_anchor_1_next)
-    anchor_2_next = torch.where(fresh[..., None, None] > 0, M_2, anchor_2)  # [h1 v]
-    sum_x_tv = x_tv.sum(-1)  # [t]
-    x_tv2 = x_tv - sum_x_tv[..., :, None] / 64.0
-    sum_x_tv3 = (x_tv2 * x_tv2).sum(-1)  # [t]
-    x_tv4 = x_tv2 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    x_tv5 = k22 + x_tv4
-    x_tv6 = 2.0 * x_tv5 - 2.0 * v
-    x_tv6_x_tv2 = (x_tv6 * x_tv2).sum(-1)  # [t]
-    x_t3 = -(x_tv6_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
-    x_tv7 = x_tv6 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    x_tv8 = 2.0 * x_t3[..., :, None] * x_tv2
-    x_tv9 = x_tv7 + x_tv8
-    sum_x_tv9_tv = x_tv9.sum(-1)  # [t]
-    x_t = -(sum_x_tv9_tv / 64.0)
-    x_tv10 = x_tv9 + x_t[..., :, None]
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
     q_M_1 = q @ M_1  # [t h1]
@@ -512,86 +447,67 @@ def _pulls(
     R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
     q_S_1 = q @ S_1  # [t h1]
     R_q_S_1 = R_t[..., :, None] * q_S_1  # [t h1]
-    x_t2 = -eta
-    C_tj = decay_tj * x_t2[..., None, :]
+    x_t = -eta
+    C_tj = decay_tj * x_t[..., None, :]
     before_tj = beta_runs[..., :-1, 1:]
-    C_tj2 = before_tj * x_t2[..., None, :]
+    C_tj2 = before_tj * x_t[..., None, :]
     C_tj3 = C_ts @ C_tj2
     C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
-    C_q_k = C_tj4 * q_k  # [t j]
-    x_th3 = _gelu_vjp(x_th2, k_anchor_1_next)
-    C_q_k_x_th3 = C_q_k @ x_th3
-    x_th4 = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th3
-    x_th5 = F.gelu(x_th4)
-    x_th5_M_2 = x_th5 @ M_2  # [t v]
-    x_tv11 = decay_t[..., :, None] * x_th5_M_2
-    x_th5_S_2 = x_th5 @ S_2  # [t v]
-    R_x_th5_S_2 = R_t[..., :, None] * x_th5_S_2  # [t v]
-    x_th5_x_th = x_th5 @ x_th.mT  # [t j]
-    C_x_th5_x_th = C_tj4 * x_th5_x_th  # [t j]
-    x_tv12 = C_x_th5_x_th @ x_tv10
-    x_tv13 = x_tv11 + R_x_th5_S_2 + x_tv12
-    sum_x_tv13 = x_tv13.sum(-1)  # [t]
-    x_tv14 = x_tv13 - sum_x_tv13[..., :, None] / 64.0
-    sum_x_tv15 = (x_tv14 * x_tv14).sum(-1)  # [t]
-    d_tv = d_o / torch.sqrt(sum_x_tv15[..., :, None] / 64.0 + 1e-05)
-    d_o_x_tv14 = (d_o * x_tv14).sum(-1)  # [t]
-    d_t = -(d_o_x_tv14 / (128.0 * (sum_x_tv15 / 64.0 + 1e-05) ** 1.5))
-    d_tv2 = 2.0 * d_t[..., :, None] * x_tv14
+    x_th = _gelu_vjp(x_tv9_anchor_2, k_anchor_1)
+    C_q_k_x_th2 = (C_tj4 * q_k) @ x_th
+    x_th3 = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th2
+    x_th4 = F.gelu(x_th3)
+    x_th4_M_2 = x_th4 @ M_2  # [t v]
+    x_tv = decay_t[..., :, None] * x_th4_M_2
+    x_th4_S_2 = x_th4 @ S_2  # [t v]
+    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
+    x_th5 = F.gelu(k_anchor_1)
+    x_th4_x_th = x_th4 @ x_th5.mT  # [t j]
+    x_t3 = x_th_anchor_2.sum(-1)
+    x_tv2 = x_th_anchor_2 - x_t3[..., :, None] / 64.0
+    sum_x_tv3 = (x_tv2 * x_tv2).sum(-1)  # [t]
+    x_tv4 = x_tv2 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
+    x_tv5 = k + x_tv4
+    x_tv6 = 2.0 * x_tv5 - 2.0 * v
+    x_tv7 = x_tv6 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
+    x_tv6_x_tv2 = (x_tv6 * x_tv2).sum(-1)  # [t]
+    x_t4 = -(x_tv6_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
+    x_tv8 = 2.0 * x_t4[..., :, None] * x_tv2
+    x_tv9 = x_tv7 + x_tv8
+    sum_x_tv9_tv = x_tv9.sum(-1)  # [t]
+    x_t5 = -(sum_x_tv9_tv / 64.0)
+    x_tv10 = x_tv9 + x_t5[..., :, None]
+    x_tv11 = (C_tj4 * x_th4_x_th) @ x_tv10
+    x_tv12 = x_tv + R_x_th4_S_2 + x_tv11
+    sum_x_tv12 = x_tv12.sum(-1)  # [t]
+    x_tv13 = x_tv12 - sum_x_tv12[..., :, None] / 64.0
+    sum_x_tv14 = (x_tv13 * x_tv13).sum(-1)  # [t]
+    d_tv = d_o / torch.sqrt(sum_x_tv14[..., :, None] / 64.0 + 1e-05)
+    d_o_x_tv13 = (d_o * x_tv13).sum(-1)  # [t]
+    d_t = -(d_o_x_tv13 / (128.0 * (sum_x_tv14 / 64.0 + 1e-05) ** 1.5))
+    d_tv2 = 2.0 * d_t[..., :, None] * x_tv13
     d_tv3 = d_tv + d_tv2
     sum_d_tv3_tv = d_tv3.sum(-1)  # [t]
     d_t2 = -(sum_d_tv3_tv / 64.0)
     d_tv4 = d_tv3 + d_t2[..., :, None]
-    d_tv4_x_tv10 = d_tv4 @ x_tv10.mT  # [t j]
-    C_d_tv4_x_tv10 = d_tv4_x_tv10 * C_tj4  # [t j]
-    d_th = C_d_tv4_x_tv10 @ x_th
+    d_tv4_x_tv9 = d_tv4 @ x_tv10.mT  # [t j]
+    d_th = (d_tv4_x_tv9 * C_tj4) @ x_th5
     R_d_tv4 = d_tv4 * R_t[..., :, None]
     R_d_tv4_S_2 = R_d_tv4 @ S_2.mT  # [t h1]
     decayed_d_tv4 = d_tv4 * decay_t[..., :, None]
     d_th2 = decayed_d_tv4 @ M_2.mT
     d_th3 = d_th + R_d_tv4_S_2 + d_th2
-    d_th4 = _gelu_vjp(d_th3, x_th4)
+    d_th4 = _gelu_vjp(d_th3, x_th3)
     q_d_q_S_1 = q.mT @ (d_th4 * R_t[..., :, None])  # [k h1]
-    x_th5_R_d_tv4 = x_th5.mT @ R_d_tv4  # [h1 v]
+    x_th4_R_d_tv4 = x_th4.mT @ R_d_tv4  # [h1 v]
     q_d_q_M_1 = q.mT @ (d_th4 * decay_t[..., :, None])  # [k h1]
-    C_q_k_d_th4 = C_q_k.mT @ d_th4  # [j h1]
-    x_th7 = (
-        0.3989422804014327
-        * x_th2
-        * (2.0 - k_anchor_1_next * k_anchor_1_next)
-        * torch.exp(-(k_anchor_1_next * k_anchor_1_next / 2.0))
-    )
-    C_x_tv102 = C_j4[..., :, None] * x_tv10  # [j v]
-    C_x_tv10 = C_j[..., :, None] * x_tv10  # [j v]
-    d_jh5 = C_d_tv4_x_tv10.mT @ x_th5
-    d_jv3 = C_x_th5_x_th.mT @ d_tv4
-    x_tv17 = -(x_tv6 / (128.0 * (sum_x_tv3[..., :, None] / 64.0 + 1e-05) ** 1.5))
-    x_tv18 = -(x_tv2 / (128.0 * (sum_x_tv3[..., :, None] / 64.0 + 1e-05) ** 1.5))
-    x_tv16 = 3.0 * x_tv6 * x_tv2 / (16384.0 * (sum_x_tv3[..., :, None] / 64.0 + 1e-05) ** 2.5)
-    sum_x_tv19_tv = x_tv16.sum(-1)  # [t]
-    d_hv2 = x_th5.mT @ decayed_d_tv4
+    d_hv2 = x_th4.mT @ decayed_d_tv4
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
-        "x_th": x_th,
-        "anchor_2_next": anchor_2_next,
-        "x_tv2": x_tv2,
-        "sum_x_tv3": sum_x_tv3,
-        "x_t3": x_t3,
-        "x_tv10": x_tv10,
-        "x_th6": x_th,
         "q_d_q_S_1": q_d_q_S_1,
-        "x_th5_R_d_tv4": x_th5_R_d_tv4,
+        "x_th4_R_d_tv4": x_th4_R_d_tv4,
         "q_d_q_M_1": q_d_q_M_1,
-        "C_q_k_d_th4": C_q_k_d_th4,
-        "x_th7": x_th7,
-        "C_x_tv102": C_x_tv102,
-        "C_x_tv10": C_x_tv10,
-        "d_jh5": d_jh5,
-        "d_jv3": d_jv3,
-        "x_tv17": x_tv17,
-        "x_tv18": x_tv18,
-        "sum_x_tv19_tv": sum_x_tv19_tv,
         "d_hv2": d_hv2,
         "u_d_r_count": u_d_r_count,
         "q_M_1": q_M_1,
@@ -599,12 +515,12 @@ def _pulls(
         "q_S_1": q_S_1,
         "C_tj3": C_tj3,
         "q_k": q_k,
-        "C_q_k_x_th3": C_q_k_x_th3,
-        "x_th5_M_2": x_th5_M_2,
-        "x_th5_S_2": x_th5_S_2,
-        "x_th5_x_th": x_th5_x_th,
-        "x_tv12": x_tv12,
-        "d_tv4_x_tv10": d_tv4_x_tv10,
+        "C_q_k_x_th2": C_q_k_x_th2,
+        "x_th4_M_2": x_th4_M_2,
+        "x_th4_S_2": x_th4_S_2,
+        "x_th4_x_th": x_th4_x_th,
+        "x_tv11": x_tv11,
+        "d_tv4_x_tv9": d_tv4_x_tv9,
         "d_th": d_th,
         "R_d_tv4_S_2": R_d_tv4_S_2,
         "d_th2": d_th2,
@@ -618,41 +534,17 @@ def _carry_vjp(
     R,
     d_S_1_next,
     decay_all,
-    x_th5_R_d_tv4,
+    x_th4_R_d_tv4,
     d_M_2_next,
     d_S_2_next,
     decay_all2,
     q_d_q_M_1,
-    d_anchor_1_next,
-    k,
-    C_q_k_d_th4,
-    C_j4,
-    C_j,
-    x_th7,
-    C_x_tv102,
-    C_x_tv10,
-    d_jh5,
-    x_th6,
-    d_jv3,
-    k_anchor_1_next,
-    anchor_2_next,
-    x_t3,
-    x_tv2,
-    x_tv17,
-    x_tv18,
-    sum_x_tv3,
-    sum_x_tv19_tv,
-    fresh,
     d_hv2,
-    d_anchor_2_next,
-    x_tv10,
-    x_th,
     d_pool_next,
     u_d_r_count,
     **_,
 ):
     """The cotangent of the state before a chunk, from that after it."""
-    n_v = x_tv10.shape[-1]
     R_d_M_1_next = d_M_1_next * R[..., None, None]  # [k h1]
     decay_d_S_1_next = d_S_1_next * decay_all[..., None, None]  # [k h1]
     d_kh = R_d_M_1_next + decay_d_S_1_next
@@ -660,124 +552,57 @@ def _carry_vjp(
     R_d_M_2_next = d_M_2_next * R[..., None, None]  # [h1 v]
     decay_d_S_2_next = d_S_2_next * decay_all[..., None, None]  # [h1 v]
     d_hv = R_d_M_2_next + decay_d_S_2_next
-    d_S_2 = x_th5_R_d_tv4 + d_hv  # [h1 v]
+    d_S_2 = x_th4_R_d_tv4 + d_hv  # [h1 v]
     decay_d_M_1_next = d_M_1_next * decay_all2[..., None, None]  # [k h1]
-    k_d_M_1_next = k @ d_M_1_next  # [j h1]
-    C_k_d_M_1_next = k_d_M_1_next * C_j4[..., :, None]  # [j h1]
-    k_d_S_1_next = k @ d_S_1_next  # [j h1]
-    C_k_d_S_1_next = k_d_S_1_next * C_j[..., :, None]  # [j h1]
-    d_jh = C_k_d_M_1_next + C_k_d_S_1_next
-    d_jh2 = C_q_k_d_th4 + d_jh
-    d_jh2_x_th7 = d_jh2 * x_th7
-    d_jh6 = _products((C_x_tv102, d_M_2_next.mT), (C_x_tv10, d_S_2_next.mT)) + d_jh5
-    x_th_d_M_2_next = x_th6 @ d_M_2_next  # [j v]
-    d_jv = x_th_d_M_2_next * C_j4[..., :, None]
-    x_th_d_S_2_next = x_th6 @ d_S_2_next  # [j v]
-    d_jv2 = x_th_d_S_2_next * C_j[..., :, None]
-    d_jv4 = d_jv + d_jv2 + d_jv3
-    d_x_tv10_anchor_2_next = _gelu_vjp(d_jh2, k_anchor_1_next)  # [t h1]
-    d_tv = d_x_tv10_anchor_2_next @ anchor_2_next
-    d_tv6 = d_jv4 + d_tv
-    sum_d_tv6 = d_tv6.sum(-1)  # [t]
-    d_tv2 = _spread(-(sum_d_tv6[..., :, None] / 64.0), -1, n_v)
-    d_tv3 = d_tv2 + d_tv6
-    d_tv4 = 2.0 * d_tv3 * x_t3[..., :, None]
-    d_tv3_x_tv2 = (d_tv3 * x_tv2).sum(-1)  # [t]
-    d_t = 2.0 * d_tv3_x_tv2
-    d_t_x_tv17 = d_t[..., :, None] * x_tv17
-    d_t_x_tv18 = d_t[..., :, None] * x_tv18
-    d_tv5 = d_tv3 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    d_tv7 = d_t_x_tv18 + d_tv5
-    d_tv8 = 2.0 * d_tv7
-    d_tv9 = d_tv8 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    d_t2 = d_t * sum_x_tv19_tv
-    d_tv3_x_tv17 = (d_tv3 * x_tv17).sum(-1)  # [t]
-    d_tv8_x_tv18 = (d_tv8 * x_tv18).sum(-1)  # [t]
-    d_t3 = d_t2 + d_tv3_x_tv17 + d_tv8_x_tv18
-    d_tv10 = 2.0 * d_t3[..., :, None] * x_tv2
-    d_tv11 = d_tv4 + d_t_x_tv17 + d_tv9 + d_tv10
-    sum_d_tv11_tv = d_tv11.sum(-1)  # [t]
-    d_t4 = -(sum_d_tv11_tv / 64.0)
-    d_x_th_anchor_2_next = d_tv11 + d_t4[..., :, None]  # [t v]
-    d_th = d_x_th_anchor_2_next @ anchor_2_next.mT
-    d_th7 = d_jh6 + d_th
-    d_th2 = _gelu_vjp(d_th7, k_anchor_1_next)
-    k_d_th3 = k.mT @ (d_jh2_x_th7 + d_th2)  # [k h1]
-    d_kh2 = d_anchor_1_next + k_d_th3
-    d_kh3 = d_kh2 * _step(fresh[..., None, None])
-    d_M_1 = decay_d_M_1_next + q_d_q_M_1 + d_kh3  # [k h1]
+    d_M_1 = decay_d_M_1_next + q_d_q_M_1  # [k h1]
     decay_d_M_2_next = d_M_2_next * decay_all2[..., None, None]  # [h1 v]
-    d_hv5 = _products((d_x_tv10_anchor_2_next.mT, x_tv10), (x_th.mT, d_x_th_anchor_2_next)) + d_anchor_2_next
-    d_hv6 = d_hv5 * _step(fresh[..., None, None])
-    d_M_2 = decay_d_M_2_next + d_hv2 + d_hv6  # [h1 v]
-    d_anchor_1 = d_kh2 * torch.where(fresh[..., None, None] > 0, 0.0, 1.0)  # [k h1]
-    d_anchor_2 = d_hv5 * torch.where(fresh[..., None, None] > 0, 0.0, 1.0)  # [h1 v]
+    d_M_2 = decay_d_M_2_next + d_hv2  # [h1 v]
     d_pool = d_pool_next + u_d_r_count  # [k]
     return {
         "d_S_1": d_S_1,
         "d_S_2": d_S_2,
         "d_M_1": d_M_1,
         "d_M_2": d_M_2,
-        "d_anchor_1": d_anchor_1,
-        "d_anchor_2": d_anchor_2,
         "d_pool": d_pool,
-        "k_d_M_1_next": k_d_M_1_next,
-        "k_d_S_1_next": k_d_S_1_next,
-        "d_jh6": d_jh6,
-        "x_th_d_M_2_next": x_th_d_M_2_next,
-        "x_th_d_S_2_next": x_th_d_S_2_next,
-        "d_tv6": d_tv6,
-        "d_th7": d_th7,
     }
 
 
 def _inputs_vjp(
     *,
+    k,
+    alpha,
+    eta,
+    C_tj3,
+    q_k,
     d_th,
     R_d_tv4_S_2,
     d_th2,
-    alpha,
     q_M_1,
     R_t,
     q_S_1,
-    C_q_k_x_th3,
-    x_th2,
-    k_anchor_1_next,
-    eta,
-    C_tj3,
-    k,
+    C_q_k_x_th2,
+    d_M_1_next,
+    C_j3,
+    d_S_1_next,
+    beta,
+    x_tv9_anchor_2,
+    k_anchor_1,
+    d_tv4_x_tv9,
+    d_M_2_next,
+    x_th_anchor_2,
+    v,
+    d_S_2_next,
+    x_th4_x_th,
+    d_o,
+    x_th4_M_2,
+    x_th4_S_2,
+    x_tv11,
+    anchor_2,
     S_1,
     M_1,
-    d_o,
-    x_th_d_M_2_next,
-    x_tv10,
-    k_d_M_1_next,
-    beta,
-    d_M_2_next,
     S_2,
-    d_M_1_next,
     M_2,
-    d_tv4_x_tv10,
-    x_th5_x_th,
-    q_k,
-    x_th5_M_2,
-    x_th5_S_2,
-    x_tv12,
-    x_th_d_S_2_next,
-    k_d_S_1_next,
-    d_S_2_next,
-    d_S_1_next,
-    C_j4,
-    C_j,
-    C_q_k_d_th4,
-    x_th7,
-    d_th7,
-    fresh,
     anchor_1,
-    d_tv6,
-    x_tv2,
-    x_tv18,
-    sum_x_tv3,
     q,
     d_pool_next,
     u,
@@ -787,159 +612,222 @@ def _inputs_vjp(
     **_,
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_v = x_tv18.shape[-1]
+    n_v = M_2.shape[-1]
     n_t = count.shape[-1]
-    n_j = C_q_k_d_th4.shape[-2]
-    d_th3 = d_th + R_d_tv4_S_2 + d_th2
+    n_j = x_th4_x_th.shape[-1]
     alpha_runs = _runs(alpha)
-    decay_t = alpha_runs[..., 1:, 0]
-    decayed_q_M_1 = decay_t[..., :, None] * q_M_1  # [t h1]
-    R_q_S_1 = R_t[..., :, None] * q_S_1  # [t h1]
-    x_th = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th3
-    d_th4 = _gelu_vjp(d_th3, x_th)
-    x_th3 = _gelu_vjp(x_th2, k_anchor_1_next)
-    d_th4_x_th3 = d_th4 @ x_th3.mT  # [t j]
     decay_tj = alpha_runs[..., 1:, 1:]
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
     C_tj2 = C_tj + C_tj3
-    d_q_k = d_th4_x_th3 * C_tj2  # [t j]
-    d_q = _products((d_q_k, k), ((d_th4 * R_t[..., :, None]), S_1.mT), ((d_th4 * decay_t[..., :, None]), M_1.mT)) + d_o
+    d_th3 = d_th + R_d_tv4_S_2 + d_th2
+    decay_t = alpha_runs[..., 1:, 0]
+    decayed_q_M_1 = decay_t[..., :, None] * q_M_1  # [t h1]
+    R_q_S_1 = R_t[..., :, None] * q_S_1  # [t h1]
+    x_th = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th2
+    d_th4 = _gelu_vjp(d_th3, x_th)
+    C_d_th4 = (C_tj2 * q_k).mT @ d_th4  # [j h1]
+    k_d_M_1_next = k @ d_M_1_next  # [j h1]
     decay_j = alpha_runs[..., -1, 1:]
-    x_j = (x_th_d_M_2_next * x_tv10).sum(-1)
-    x_j2 = (k_d_M_1_next * x_th3).sum(-1)
-    x_j3 = x_j + x_j2
-    x_j3_x_t = x_j3 * x_t  # [j]
-    decayed_x_j3_x_t = decay_j[..., :, None] * x_j3_x_t[..., None, :]  # [m j]
-    before_tj = alpha_runs[..., :-1, 1:]
-    x_m = (decayed_x_j3_x_t * before_tj).sum(-1)
+    C_j = decay_j * x_t
+    C_j2 = C_j + C_j3
+    C_k_d_M_1_next = k_d_M_1_next * C_j2[..., :, None]  # [j h1]
+    k_d_S_1_next = k @ d_S_1_next  # [j h1]
     beta_runs = _runs(beta)
+    decay_j2 = beta_runs[..., -1, 1:]
+    C_j4 = decay_j2 * x_t
+    C_k_d_S_1_next = k_d_S_1_next * C_j4[..., :, None]  # [j h1]
+    d_jh = C_k_d_M_1_next + C_k_d_S_1_next
+    d_jh2 = C_d_th4 + d_jh
+    x_th2 = (
+        0.3989422804014327
+        * x_tv9_anchor_2
+        * (2.0 - k_anchor_1 * k_anchor_1)
+        * torch.exp(-(k_anchor_1 * k_anchor_1 / 2.0))
+    )
+    d_jh2_x_th2 = d_jh2 * x_th2
+    d_jh3 = (d_tv4_x_tv9 * C_tj2).mT @ F.gelu(x_th)
+    x_t3 = x_th_anchor_2.sum(-1)
+    x_tv = x_th_anchor_2 - x_t3[..., :, None] / 64.0
+    sum_x_tv2 = (x_tv * x_tv).sum(-1)  # [t]
+    x_tv3 = x_tv / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    x_tv4 = k + x_tv3
+    x_tv5 = 2.0 * x_tv4 - 2.0 * v
+    x_tv6 = x_tv5 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    x_tv5_x_tv = (x_tv5 * x_tv).sum(-1)  # [t]
+    x_t4 = -(x_tv5_x_tv / (128.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 1.5))
+    x_tv7 = 2.0 * x_t4[..., :, None] * x_tv
+    x_tv8 = x_tv6 + x_tv7
+    sum_x_tv8_tv = x_tv8.sum(-1)  # [t]
+    x_t5 = -(sum_x_tv8_tv / 64.0)
+    x_tv9 = x_tv8 + x_t5[..., :, None]
+    d_jh6 = _products(((C_j2[..., :, None] * x_tv9), d_M_2_next.mT), ((C_j4[..., :, None] * x_tv9), d_S_2_next.mT))
+    d_jh7 = d_jh3 + d_jh6
+    x_tv10 = decay_t[..., :, None] * x_th4_M_2
+    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
+    x_tv12 = x_tv10 + R_x_th4_S_2 + x_tv11
+    sum_x_tv12 = x_tv12.sum(-1)  # [t]
+    x_tv13 = x_tv12 - sum_x_tv12[..., :, None] / 64.0
+    sum_x_tv14 = (x_tv13 * x_tv13).sum(-1)  # [t]
+    d_tv = d_o / torch.sqrt(sum_x_tv14[..., :, None] / 64.0 + 1e-05)
+    d_o_x_tv13 = (d_o * x_tv13).sum(-1)  # [t]
+    d_t = -(d_o_x_tv13 / (128.0 * (sum_x_tv14 / 64.0 + 1e-05) ** 1.5))
+    d_tv2 = 2.0 * d_t[..., :, None] * x_tv13
+    d_tv3 = d_tv + d_tv2
+    sum_d_tv3_tv = d_tv3.sum(-1)  # [t]
+    d_t2 = -(sum_d_tv3_tv / 64.0)
+    d_tv4 = d_tv3 + d_t2[..., :, None]
+    C_d_tv4 = (C_tj2 * x_th4_x_th).mT @ d_tv4  # [j v]
+    x_th4 = F.gelu(k_anchor_1)
+    x_th4_d_M_2_next = x_th4 @ d_M_2_next  # [j v]
+    d_jv = x_th4_d_M_2_next * C_j2[..., :, None]
+    x_th4_d_S_2_next = x_th4 @ d_S_2_next  # [j v]
+    d_jv2 = x_th4_d_S_2_next * C_j4[..., :, None]
+    d_jv3 = d_jv + d_jv2
+    d_jv4 = C_d_tv4 + d_jv3
+    d_th5 = _gelu_vjp(d_jh2, k_anchor_1)
+    d_th5_anchor_2 = d_th5 @ anchor_2  # [t v]
+    d_tv5 = d_jv4 + d_th5_anchor_2
+    sum_d_tv5 = d_tv5.sum(-1)  # [t]
+    d_tv6 = _spread(-(sum_d_tv5[..., :, None] / 64.0), -1, n_v)
+    d_tv7 = d_tv6 + d_tv5
+    d_tv8 = 2.0 * d_tv7 * x_t4[..., :, None]
+    d_tv7_x_tv = (d_tv7 * x_tv).sum(-1)  # [t]
+    d_t3 = 2.0 * d_tv7_x_tv
+    x_tv15 = -(x_tv5 / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
+    d_t3_x_tv15 = d_t3[..., :, None] * x_tv15
+    x_tv16 = -(x_tv / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
+    d_t3_x_tv16 = d_t3[..., :, None] * x_tv16
+    d_tv9 = d_tv7 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    d_tv10 = d_t3_x_tv16 + d_tv9
+    d_tv11 = 2.0 * d_tv10
+    d_tv12 = d_tv11 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    x_tv17 = 3.0 * x_tv5 * x_tv / (16384.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 2.5)
+    sum_x_tv17_tv = x_tv17.sum(-1)  # [t]
+    d_t4 = d_t3 * sum_x_tv17_tv
+    d_tv7_x_tv15 = (d_tv7 * x_tv15).sum(-1)  # [t]
+    d_tv11_x_tv16 = (d_tv11 * x_tv16).sum(-1)  # [t]
+    d_t5 = d_t4 + d_tv7_x_tv15 + d_tv11_x_tv16
+    d_tv13 = 2.0 * d_t5[..., :, None] * x_tv
+    d_tv14 = d_tv8 + d_t3_x_tv15 + d_tv12 + d_tv13
+    sum_d_tv14_tv = d_tv14.sum(-1)  # [t]
+    d_t6 = -(sum_d_tv14_tv / 64.0)
+    d_tv15 = d_tv14 + d_t6[..., :, None]
+    d_tv15_anchor_2 = d_tv15 @ anchor_2.mT  # [t h1]
+    d_th6 = d_jh7 + d_tv15_anchor_2
+    d_th7 = _gelu_vjp(d_th6, k_anchor_1)
+    d_th8 = d_jh2_x_th2 + d_th7
+    d_anchor_1 = k.mT @ d_th8  # [k h1]
+    d_anchor_2 = _products((d_th5.mT, x_tv9), (x_th4.mT, d_tv15))  # [h1 v]
+    x_th5 = _gelu_vjp(x_tv9_anchor_2, k_anchor_1)
+    d_th4_x_th5 = d_th4 @ x_th5.mT  # [t j]
+    d_q_k = d_th4_x_th5 * C_tj2  # [t j]
+    d_q = _products((d_q_k, k), ((d_th4 * R_t[..., :, None]), S_1.mT), ((d_th4 * decay_t[..., :, None]), M_1.mT)) + d_o
+    d_j = (x_th4_d_M_2_next * x_tv9).sum(-1)
+    d_j2 = (k_d_M_1_next * x_th5).sum(-1)
+    d_j3 = d_j + d_j2
+    d_j3_x_t = d_j3 * x_t  # [j]
+    decayed_d_j3_x_t = decay_j[..., :, None] * d_j3_x_t[..., None, :]  # [m j]
+    before_tj = alpha_runs[..., :-1, 1:]
+    d_m = (decayed_d_j3_x_t * before_tj).sum(-1)
     before_tj3 = beta_runs[..., :-1, 1:]
-    C_tj4 = before_tj3 * x_t[..., None, :]
-    C_x_j3 = (x_j3[..., None, :] @ C_tj4.mT).squeeze(-2)  # [s]
+    C_tj6 = before_tj3 * x_t[..., None, :]
+    C_d_j3 = (d_j3[..., None, :] @ C_tj6.mT).squeeze(-2)  # [s]
     d_M_2_next_S_2 = (d_M_2_next * S_2).sum((-2, -1))
     d_M_1_next_S_1 = (d_M_1_next * S_1).sum((-2, -1))
     d = d_M_2_next_S_2 + d_M_1_next_S_1
     before_t = beta_runs[..., :-1, 0]
     decayed_d = d[..., None] * before_t  # [s]
-    d_s = C_x_j3 + decayed_d
+    d_s = C_d_j3 + decayed_d
     d_s_beta = d_s * beta  # [s]
     decayed_d_s_beta = decay_j[..., None, :] * d_s_beta[..., :, None]  # [s m]
     before_sm = alpha_runs[..., :-1, 1:].mT
-    d_m = (decayed_d_s_beta * before_sm).sum(-2)
+    d_m3 = (decayed_d_s_beta * before_sm).sum(-2)
     d_M_2_next_M_2 = (d_M_2_next * M_2).sum((-2, -1))
     d_M_1_next_M_1 = (d_M_1_next * M_1).sum((-2, -1))
     d2 = d_M_2_next_M_2 + d_M_1_next_M_1
     decayed_d2 = decay_j * d2[..., None]  # [m]
     before_t3 = alpha_runs[..., :-1, 0]
-    d_m3 = decayed_d2 * before_t3
-    d_tj = d_tv4_x_tv10 * x_th5_x_th
-    d_th4_x_th3_q_k = d_th4_x_th3 * q_k  # [t j]
-    d_tj2 = d_tj + d_th4_x_th3_q_k
+    d_m4 = decayed_d2 * before_t3
+    d_tj = d_tv4_x_tv9 * x_th4_x_th
+    d_th4_x_th5_q_k = d_th4_x_th5 * q_k  # [t j]
+    d_tj2 = d_tj + d_th4_x_th5_q_k
     d_mj = decay_tj.mT @ (d_tj2 * x_t[..., None, :])
     decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
-    C_d_tj2 = d_tj2 @ C_tj4.mT  # [t s]
-    x_tv = decay_t[..., :, None] * x_th5_M_2
-    R_x_th5_S_2 = R_t[..., :, None] * x_th5_S_2  # [t v]
-    x_tv3 = x_tv + R_x_th5_S_2 + x_tv12
-    sum_x_tv32 = x_tv3.sum(-1)  # [t]
-    x_tv4 = x_tv3 - sum_x_tv32[..., :, None] / 64.0
-    sum_x_tv5 = (x_tv4 * x_tv4).sum(-1)  # [t]
-    d_tv = d_o / torch.sqrt(sum_x_tv5[..., :, None] / 64.0 + 1e-05)
-    d_o_x_tv4 = (d_o * x_tv4).sum(-1)  # [t]
-    d_t = -(d_o_x_tv4 / (128.0 * (sum_x_tv5 / 64.0 + 1e-05) ** 1.5))
-    d_tv2 = 2.0 * d_t[..., :, None] * x_tv4
-    d_tv3 = d_tv + d_tv2
-    sum_d_tv3_tv = d_tv3.sum(-1)  # [t]
-    d_t2 = -(sum_d_tv3_tv / 64.0)
-    d_tv4 = d_tv3 + d_t2[..., :, None]
-    d_tv4_x_th5_S_2 = (d_tv4 * x_th5_S_2).sum(-1)  # [t]
+    C_d_tj2 = d_tj2 @ C_tj6.mT  # [t s]
+    d_tv4_x_th4_S_2 = (d_tv4 * x_th4_S_2).sum(-1)  # [t]
     d_th4_q_S_1 = (d_th4 * q_S_1).sum(-1)  # [t]
-    d_t3 = d_tv4_x_th5_S_2 + d_th4_q_S_1
-    decayed_d_t3 = d_t3[..., :, None] * before_t[..., None, :]  # [t s]
-    d_ts = C_d_tj2 + decayed_d_t3
+    d_t7 = d_tv4_x_th4_S_2 + d_th4_q_S_1
+    decayed_d_t7 = d_t7[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts = C_d_tj2 + decayed_d_t7
     d_sm = (d_ts * beta[..., None, :]).mT @ decay_tj
     decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
-    d_tv4_x_th5_M_2 = (d_tv4 * x_th5_M_2).sum(-1)  # [t]
+    d_tv4_x_th4_M_2 = (d_tv4 * x_th4_M_2).sum(-1)  # [t]
     d_th4_q_M_1 = (d_th4 * q_M_1).sum(-1)  # [t]
-    decayed_d_t4 = ((d_tv4_x_th5_M_2 + d_th4_q_M_1)[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m4 = decayed_d_t4 * before_t3
-    d_t5 = decayed_d_mj + decayed_d_sm + d_m4
-    d_alpha = x_m + d_m + d_m3 + d_t5  # [t]
-    decay_j3 = beta_runs[..., -1, 1:]
-    x_j4 = (x_th_d_S_2_next * x_tv10).sum(-1)
-    x_j5 = (k_d_S_1_next * x_th3).sum(-1)
-    x_j6 = x_j4 + x_j5
-    x_j6_x_t = x_j6 * x_t  # [j]
-    decayed_x_j6_x_t = decay_j3[..., :, None] * x_j6_x_t[..., None, :]  # [m j]
-    x_m3 = (decayed_x_j6_x_t * before_tj3).sum(-1)
+    decayed_d_t8 = ((d_tv4_x_th4_M_2 + d_th4_q_M_1)[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m5 = decayed_d_t8 * before_t3
+    d_t9 = decayed_d_mj + decayed_d_sm + d_m5
+    d_alpha = d_m + d_m3 + d_m4 + d_t9  # [t]
+    d_j4 = (x_th4_d_S_2_next * x_tv9).sum(-1)
+    d_j5 = (k_d_S_1_next * x_th5).sum(-1)
+    d_j6 = d_j4 + d_j5
+    d_j6_x_t = d_j6 * x_t  # [j]
+    decayed_d_j6_x_t = decay_j2[..., :, None] * d_j6_x_t[..., None, :]  # [m j]
+    d_m6 = (decayed_d_j6_x_t * before_tj3).sum(-1)
     d_S_2_next_S_2 = (d_S_2_next * S_2).sum((-2, -1))
     d_S_1_next_S_1 = (d_S_1_next * S_1).sum((-2, -1))
     d3 = d_S_2_next_S_2 + d_S_1_next_S_1
-    decayed_d3 = decay_j3 * d3[..., None]  # [m]
-    d_m5 = decayed_d3 * before_t
+    decayed_d3 = decay_j2 * d3[..., None]  # [m]
+    d_m7 = decayed_d3 * before_t
     C_s = decay_j * beta
-    C_x_j32 = C_s[..., :, None] * x_j3[..., None, :]  # [s j]
+    C_d_j32 = C_s[..., :, None] * d_j3[..., None, :]  # [s j]
     C_ts = decay_tj * beta[..., None, :]
     C_d_tj22 = C_ts.mT @ d_tj2  # [s j]
-    d_sj = C_x_j32 + C_d_tj22
+    d_sj = C_d_j32 + C_d_tj22
     decayed_d_sj_x_t = before_tj3.mT @ (d_sj * x_t[..., None, :])  # [m j]
-    d_m6 = (decayed_d_sj_x_t * before_tj3).sum(-1)
+    d_m8 = (decayed_d_sj_x_t * before_tj3).sum(-1)
     C_d = C_s * d[..., None]  # [s]
-    C_d_t3 = (d_t3[..., None, :] @ C_ts).squeeze(-2)  # [s]
-    d_s2 = C_d + C_d_t3
+    C_d_t7 = (d_t7[..., None, :] @ C_ts).squeeze(-2)  # [s]
+    d_s2 = C_d + C_d_t7
     decayed_d_s2 = (d_s2[..., None, :] @ before_tj3).squeeze(-2)  # [m]
-    d_m7 = decayed_d_s2 * before_t
+    d_m9 = decayed_d_s2 * before_t
     decayed_d_s = d_s * decay_j
     decayed_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
     d_s3 = decayed_d_s + decayed_d_ts
-    d_beta = x_m3 + d_m5 + d_m6 + d_m7 + d_s3  # [t]
-    decayed_x_j3 = x_j3 * decay_j
-    decayed_x_j6 = x_j6 * decay_j3
+    d_beta = d_m6 + d_m7 + d_m8 + d_m9 + d_s3  # [t]
     decayed_d_sj = (d_sj * before_tj3).sum(-2)  # [j]
     decayed_d_tj2 = (d_tj2 * decay_tj).sum(-2)  # [j]
-    d_j = decayed_x_j3 + decayed_x_j6 + decayed_d_sj + decayed_d_tj2
-    d_eta = -d_j  # [t]
-    C_k_d_M_1_next = k_d_M_1_next * C_j4[..., :, None]  # [j h1]
-    C_k_d_S_1_next = k_d_S_1_next * C_j[..., :, None]  # [j h1]
-    x_jh = C_k_d_M_1_next + C_k_d_S_1_next
-    x_jh2 = C_q_k_d_th4 + x_jh
-    x_jh2_x_th7 = x_jh2 * x_th7
-    d_th5 = _gelu_vjp(d_th7, k_anchor_1_next)
-    d_th6_x_kh = (x_jh2_x_th7 + d_th5) @ torch.where(fresh[..., None, None] > 0, M_1, anchor_1).mT  # [t k]
-    sum_d_tv6 = d_tv6.sum(-1)  # [t]
-    d_tv5 = _spread(-(sum_d_tv6[..., :, None] / 64.0), -1, n_v)
-    d_tv7 = d_tv5 + d_tv6
-    d_tv7_x_tv2 = (d_tv7 * x_tv2).sum(-1)  # [t]
-    d_t6 = 2.0 * d_tv7_x_tv2
-    d_t6_x_tv18 = d_t6[..., :, None] * x_tv18
-    d_tv8 = d_tv7 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    d_tv9 = d_t6_x_tv18 + d_tv8
-    d_tv10 = 2.0 * d_tv9
-    d_tk2 = d_th6_x_kh + d_tv10
+    decayed_d_j3 = d_j3 * decay_j
+    decayed_d_j6 = d_j6 * decay_j2
+    d_j7 = decayed_d_j3 + decayed_d_j6
+    d_j8 = decayed_d_sj + decayed_d_tj2 + d_j7
+    d_eta = -d_j8  # [t]
+    d_th8_anchor_1 = d_th8 @ anchor_1.mT  # [t k]
+    d_tk2 = d_th8_anchor_1 + d_tv11
+    q_d_q_k = d_q_k.mT @ q  # [j k]
     d_r_count = d_r / count  # [t]
-    causal = torch.ones(n_t, n_j, dtype=d_th.dtype, device=d_th.device).tril()  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=k.dtype, device=k.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
-    u_d_u_k = d_u_k.mT @ u  # [j k]
-    d_jk3 = d_pool_next[..., None, :] + u_d_u_k
-    d_k = (
+    d_jk3 = (
         _products(
-            ((C_j4[..., :, None] * x_th3), d_M_1_next.mT), ((C_j[..., :, None] * x_th3), d_S_1_next.mT), (d_q_k.mT, q)
+            ((C_j2[..., :, None] * x_th5), d_M_1_next.mT), ((C_j4[..., :, None] * x_th5), d_S_1_next.mT), (d_u_k.mT, u)
         )
-        + d_tk2
-        + d_jk3
+        + d_pool_next[..., None, :]
     )
-    d_tv11 = -(2.0 * d_tv9)
+    d_k = d_tk2 + q_d_q_k + d_jk3  # [j k]
+    d_tv16 = -(2.0 * d_tv10)
     d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
     d_u_k_k = d_u_k @ k  # [t k]
     d_u = d_r_count_pool + d_u_k_k  # [t k]
     return {
+        "d_anchor_1": d_anchor_1,
+        "d_anchor_2": d_anchor_2,
         "d_q": d_q,
         "d_alpha": d_alpha,
         "d_beta": d_beta,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": d_tv11,
+        "d_v": d_tv16,
         "d_u": d_u,
     }
 
@@ -1037,6 +925,7 @@ class _Panel:
     """Tokens first..last of segments i..j, in chunks of `chunk` tokens: whole segments of one length, or a part of one.
 
     `offset` is where in its segment the panel begins, `length` how many tokens of each segment it has.
+    No panel goes beyond the tokens whose gradients are taken at one memory.
     """
 
     def __init__(self, i, j, first, last, offset, chunk):
@@ -1050,16 +939,20 @@ def _panels(T, heads):
     Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
-    size, walk, i = max(ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
+    size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
     spans = _segments(T)
     while i < len(spans):
         first, last = spans[i]
         length, j = last - first, i + 1
         chunk, uneven = min(length, TOKENS), length > TOKENS and length % TOKENS > 0
-        if length > size or uneven:
-            whole, part = last - length % TOKENS, max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
-            parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
-            parts += [(whole, last)] if whole < last else []
+        if uneven or length > min(size, GRADIENT):
+            part = max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
+            parts = []
+            for start in range(first, last, GRADIENT):
+                end = min(start + GRADIENT, last)
+                whole = end - (end - start) % TOKENS
+                parts += [(a, min(a + part, whole)) for a in range(start, whole, part)]
+                parts += [(whole, end)] if whole < end else []
             walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
         else:
             while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
@@ -1075,47 +968,24 @@ def _rows(t, panel, dtype):
     return rows.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _load(tensors, panel, dtype):
-    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state."""
+def _load(tensors, panel, dtype, start):
+    """A panel's inputs by name, with each token's place in its segment, and what its chunks add to the state.
+
+    `start` is the state whose memory gradients are taken at.
+    """
     size = (panel.j - panel.i, -1, panel.chunk)
     x = {name: _rows(t, panel, dtype).unflatten(2, size) for name, t in zip(INPUTS, tensors, strict=False)}
     token = torch.arange(x["q"].shape[3] * panel.chunk, dtype=dtype, device=x["q"].device)
     x["count"] = panel.offset + 1 + (token % panel.length).view(-1, panel.chunk)
-    begin = panel.offset + torch.arange(x["q"].shape[3], device=x["q"].device) * panel.chunk % panel.length
-    x["fresh"] = (begin % GRADIENT == 0).to(dtype)
+    x["anchor_1"] = start["M_1"].unsqueeze(3)
+    x["anchor_2"] = start["M_2"].unsqueeze(3)
     return x | _writes(**x)
 
 
 def _nothing(tensors, lanes, dtype):
     """A state of zeros."""
     q = tensors[INPUTS.index("q")]
-    shapes = {
-        "S_1": (
-            64,
-            256,
-        ),
-        "S_2": (
-            256,
-            64,
-        ),
-        "M_1": (
-            64,
-            256,
-        ),
-        "M_2": (
-            256,
-            64,
-        ),
-        "anchor_1": (
-            64,
-            256,
-        ),
-        "anchor_2": (
-            256,
-            64,
-        ),
-        "pool": (64,),
-    }
+    shapes = {"S_1": (64, 256), "S_2": (256, 64), "M_1": (64, 256), "M_2": (256, 64), "pool": (64,)}
     return {name: q.new_zeros(q.shape[0], q.shape[2], lanes, *shape, dtype=dtype) for name, shape in shapes.items()}
 
 
@@ -1138,12 +1008,12 @@ def _by_chunk(values, dimensions, batch):
 def _walk(x, state, segments):
     """The states before the chunks of a panel, stacked; those at the ends of its segments; and the one after it.
 
-    `segments` is how many the chunks go through one after another. Beside the first lie the chunks' ROWS_READ.
+    `segments` is how many the chunks go through one after another.
     """
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         out = _carry(**chunk, **state)
-        before.append({**state, **{name: out[name] for name in ROWS_READ}})
+        before.append(state)
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
@@ -1154,7 +1024,6 @@ def _walk_back(x, d_state, d_ends, segments):
     """The reverse of `_walk`: cotangents of the states after the chunks, stacked, and of the one before the panel.
 
     `d_ends` has what read-outs owe to the states at the ends of segments; it is None where the panel ends inside one.
-    Beside the first lie the chunks' ROWS_OWED.
     """
     batch, after = x["q"].shape[:4], []
     chunks = _by_chunk(x, CARRY_VJP, batch)
@@ -1166,8 +1035,8 @@ def _walk_back(x, d_state, d_ends, segments):
             d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
         d_state = {f"d_{name}_next": t for name, t in d_state.items()}
         out = _carry_vjp(**chunks[c], **d_state)
-        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
-        d_state = {name: out[f"d_{name}"] for name in ("S_1", "S_2", "M_1", "M_2", "anchor_1", "anchor_2", "pool")}
+        after.append(d_state)
+        d_state = {name: out[f"d_{name}"] for name in ("S_1", "S_2", "M_1", "M_2", "pool")}
     return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
 
@@ -1242,9 +1111,11 @@ def _run_forward_torch(tensors):
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
-        x = _load(tensors, panel, dtype)
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        if panel.offset % GRADIENT == 0:
+            start = state
+        x = _load(tensors, panel, dtype, start)
         before, ends, state = _walk(x, state, 1)
         if ends:
             kept_M_1[:, :, i:j] = torch.cat([end["M_1"] for end in ends], 2)
@@ -1273,10 +1144,13 @@ def _run_backward_torch(tensors, saved, d_y):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        starts = [states[0]]  # where the gradients of each panel are taken
+        for panel, after in zip(run[:-1], run[1:], strict=True):
+            states.append(_walk(_load(tensors, panel, dtype, starts[-1]), states[-1], 1)[2])
+            starts.append(states[-1] if after.offset % GRADIENT == 0 else starts[-1])
+        d_start = dict.fromkeys(("anchor_1", "anchor_2"), 0.0)
         for panel in reversed(run):
-            x = _load(tensors, panel, dtype)
+            x = _load(tensors, panel, dtype, starts.pop())
             d_rows = _rows(d_y, panel, dtype)
             rows = {name: x[name].flatten(2, 4) for name in ("q", "u")}
             rows |= {"o": o[:, :, panel.first : panel.last], "r": r[:, :, panel.first : panel.last], "d_y": d_rows}
@@ -1289,6 +1163,12 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
+            for name in d_start:
+                d_start[name] = d_start[name] + out[f"d_{name}"].sum(3)
+            if panel.offset % GRADIENT == 0:
+                d_state["M_1"] = d_state["M_1"] + d_start["anchor_1"]
+                d_state["M_2"] = d_state["M_2"] + d_start["anchor_2"]
+                d_start = dict.fromkeys(d_start, 0.0)
             for name, t in owed.items():
                 out[f"d_{name}"] = out[f"d_{name}"] + t
             for name, t in zip(INPUTS, d, strict=True):

@@ -179,7 +179,7 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 16  # tokens of a chunk, at most
-ROWS = 4096  # tokens of a panel, times batch, times heads, about
+PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
     "k": 2,
@@ -501,14 +501,15 @@ def _panels(T, heads):
     Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
-    size, walk, i = max(ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
+    size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
     spans = _segments(T)
     while i < len(spans):
         first, last = spans[i]
         length, j = last - first, i + 1
         chunk, uneven = min(length, TOKENS), length > TOKENS and length % TOKENS > 0
         if length > size or uneven:
-            whole, part = last - length % TOKENS, max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
+            part = max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
+            whole = last - length % TOKENS
             parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
             parts += [(whole, last)] if whole < last else []
             walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
@@ -536,16 +537,7 @@ def _load(tensors, panel, dtype):
 def _nothing(tensors, lanes, dtype):
     """A state of zeros."""
     q = tensors[INPUTS.index("q")]
-    shapes = {
-        "S": (
-            64,
-            64,
-        ),
-        "M": (
-            64,
-            64,
-        ),
-    }
+    shapes = {"S": (64, 64), "M": (64, 64)}
     return {name: q.new_zeros(q.shape[0], q.shape[2], lanes, *shape, dtype=dtype) for name, shape in shapes.items()}
 
 

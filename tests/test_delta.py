@@ -151,7 +151,7 @@ def test_walks_in_small_panels(size: int) -> None:
     """Segments in several panels, of lengths no chunk divides, several in a panel."""
     parsed = spec_of(THRICE, aggregate={"kind": "ssc", "top_k": 2}, segment={"size": size}, **HEAD)
     module, arguments = torch_module(meaning(parsed)), inputs(parsed, 100, B=1)
-    module.op.__globals__.update(TOKENS=8, ROWS=48, SCRATCH=1, TILE=4)
+    module.op.__globals__.update(TOKENS=8, PANEL_ROWS=48, SCRATCH=1, TILE=4)
     assert_same(module.op(**arguments, backend="torch"), module.reference(**arguments), arguments)
 
 

@@ -63,7 +63,8 @@ def test_no_name_of_a_file_is_given_twice(name: str) -> None:
         if isinstance(statement, ast.FunctionDef | ast.ClassDef):
             given.append(statement.name)
         elif isinstance(statement, ast.Assign):
-            given += [target.id for target in statement.targets if isinstance(target, ast.Name)]
+            names = [node for target in statement.targets for node in ast.walk(target)]
+            given += [node.id for node in names if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
     assert {one for one in given if given.count(one) > 1} <= {"triton", "tl"}
 
 

@@ -16,7 +16,7 @@ from mcgen.emit.rendering import render
 from mcgen.emit.torch_printer import HELPERS, RESERVED, function
 from mcgen.ir import aggregate
 from mcgen.ir.closed_form import key_name, value_name
-from mcgen.ir.cut import cut, remaining
+from mcgen.ir.cut import cut, fixed, remaining
 from mcgen.ir.layers import layers, sizes
 from mcgen.ir.program import TOKEN_AXES, Contract, Input, Map, Node, Program, Solve
 from mcgen.ir.step import query_name, state_axes, step_with_vjp
@@ -30,7 +30,7 @@ from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY, Write
 
 CHUNK = 64
-ROWS = 4096
+PANEL_ROWS = 4096
 SCRATCH = 1 << 21
 TILE = 64
 RULES = (*SIMPLIFY, ONE_DECAY)
@@ -99,12 +99,28 @@ class TorchPath:
 
     @cached_property
     def state(self) -> Mapping[str, tuple[str, ...]]:
-        return state_axes(self.meaning, self.meaning.anchored(CHUNK))
+        return state_axes(self.meaning)
+
+    @cached_property
+    def anchors(self) -> Mapping[str, str]:
+        """The memory that gradients are taken at, where that is another than the state: the state's name for it, by
+        the programs' own. It is the same for all chunks of a panel, so that nothing of the gradients waits."""
+        anchored = self.meaning.anchored(CHUNK)
+        found = layers(self.meaning.spec) if anchored else ()
+        return {f"anchor{layer.suffix}": f"{MEMORY}{layer.suffix}" for layer in found}
+
+    def _at_anchors(self, program: Program) -> Program:
+        """The program where anchors are given: it takes them from no state, and passes them on to none."""
+        following = {f"{name}_next" for name in self.anchors}
+        owed = {f"d_{name}": 0 for name in following}
+        program = Program(program.name, {n: node for n, node in program.outputs.items() if n not in following})
+        return fixed(program, {"fresh": 0, **owed}) if self.anchors else program
 
     @cached_property
     def whole(self) -> Program:
         """The step and its derivative, with what no state is needed for apart from the rest."""
-        program = simplify(step_with_vjp(self.meaning, anchored=self.meaning.anchored(CHUNK)), RULES)
+        step = step_with_vjp(self.meaning, anchored=bool(self.anchors))
+        program = simplify(self._at_anchors(step), RULES)
         for carried in (self.state, self.cotangents):
             program = simplify(part(solves_apart(program, carried), carried), RULES)
         return simplify(program, REWRITES)
@@ -198,9 +214,10 @@ class TorchPath:
     def reads(self) -> list[Program]:
         """The programs that combine read-outs, each with its derivative."""
         makers = READS.get(self.reading, ())
-        how = {"anchored": True} if self.reading == "soup" and self.meaning.anchored(CHUNK) else {}
+        how = {"anchored": True} if self.reading == "soup" and self.anchors else {}
         both = aggregate.program, aggregate.program_vjp
-        return [simplify(program(make, self.meaning, **how), REWRITES) for make in makers for program in both]
+        programs = [program(make, self.meaning, **how) for make in makers for program in both]
+        return [simplify(self._at_anchors(program), REWRITES) for program in programs]
 
     @cached_property
     def programs(self) -> list[Program]:
@@ -280,8 +297,9 @@ class TorchPath:
         return {
             "chunk": meaning.step(CHUNK),
             "gradient": meaning.gradient_chunk,
-            "anchored": meaning.anchored(CHUNK),
-            "rows": ROWS,
+            "anchors": self.anchors,
+            "anchor_names": _tuple(list(self.anchors)),
+            "rows": PANEL_ROWS,
             "scratch": SCRATCH,
             "tile": TILE,
             "layout": "chunk after chunk, across segments" if meaning.chained else "segments side by side",
@@ -301,7 +319,7 @@ class TorchPath:
             "saved_doc": [f"{name} {shape}: {what}" for name, (shape, what) in {**saved, **chosen}.items()],
             "online": self.online,
             "chained": meaning.chained,
-            "state_shapes": _dict({name: f"({shape},)" for name, shape in self.shapes.items()}),
+            "state_shapes": _dict({name: f"({shape})" if "," in shape else f"({shape},)" for name, shape in self.shapes.items()}),
             "state_names": _tuple(list(self.state)),
             "theta": _tuple(list(self.memory.values())) if deep else "",
             "summed": sums,

@@ -1,10 +1,10 @@
-"""Cutting a program at values that another kernel has computed already: those nodes become inputs."""
+"""Cutting a program at values that are known already: nodes become inputs, or inputs plain numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from mcgen.ir.program import Builder, Node, Program
+from mcgen.ir.program import Builder, Input, Node, Program
 from mcgen.ir.rebuild import rebuilt
 
 
@@ -13,6 +13,15 @@ def cut(program: Program, at: Mapping[Node, str]) -> Program:
     b, new = Builder(), {}
     for node in program.nodes:
         new[node] = b.input(at[node], *node.axes) if node in at else rebuilt(b, node, new)
+    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+
+def fixed(program: Program, numbers: Mapping[str, float]) -> Program:
+    """The program with inputs of those names set to plain numbers."""
+    b, new = Builder(), {}
+    for node in program.nodes:
+        is_set = isinstance(node, Input) and node.name in numbers
+        new[node] = b.constant(numbers[node.name]) if is_set else rebuilt(b, node, new)
     return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
 
 

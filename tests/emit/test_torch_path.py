@@ -105,7 +105,7 @@ def test_walks_in_small_panels_match_the_reference(aggregate: str, size: int, in
         **segment(size, init),
     )
     module = module_of(parsed)
-    module.op.__globals__.update(TOKENS=8, ROWS=48, SCRATCH=1, TILE=4)
+    module.op.__globals__.update(TOKENS=8, PANEL_ROWS=48, SCRATCH=1, TILE=4)
     against_reference(module, parsed, 100, B=1, H=2)
 
 
