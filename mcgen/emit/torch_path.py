@@ -254,6 +254,11 @@ class TorchPath:
         return tuple(self.memory.values()) if self.meaning.reads_cached else ()
 
     @cached_property
+    def held(self) -> tuple[str, ...]:
+        """What is kept of the state before each panel that begins inside a segment: all of it."""
+        return () if self.plain else tuple(self.state)
+
+    @cached_property
     def saved(self) -> dict[str, tuple[str, str]]:
         """What the forward pass saves, by name: its shape, and what it is."""
         by_row = self.meaning.reads_cached and self.reading != "soup"
@@ -262,6 +267,8 @@ class TorchPath:
             saved["r"] = "(B, H, T)", "online logits"
         for slot in self.kept:
             saved[f"kept_{slot}"] = f"(B, H, N, {self.shapes[slot]})", f"{slot} at the ends of segments"
+        for slot in self.held:
+            saved[f"inner_{slot}"] = f"(B, H, P, {self.shapes[slot]})", f"{slot} before panels inside segments"
         if self.meaning.routes:
             saved["pools"] = f"(B, H, N, {self.shapes['pool']})", "pooled keys"
         return saved
@@ -314,6 +321,7 @@ class TorchPath:
             "slots": meaning.recurrence.slots,
             "state": list(self.state),
             "kept": self.kept,
+            "held": self.held,
             "saved": [*saved, *chosen],
             "shapes": [shape for shape, _ in saved.values()],
             "saved_doc": [f"{name} {shape}: {what}" for name, (shape, what) in {**saved, **chosen}.items()],
