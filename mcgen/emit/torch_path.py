@@ -7,7 +7,7 @@ Backward likewise: `pulls`, `carry_vjp`, and last `inputs_vjp`, the gradients of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from mcgen.ir import aggregate
 from mcgen.ir.closed_form import key_name, value_name
 from mcgen.ir.cut import cut, fixed, remaining
 from mcgen.ir.layers import layers, sizes
-from mcgen.ir.program import TOKEN_AXES, Contract, Input, Map, Node, Program, Solve
+from mcgen.ir.program import TOKEN_AXES, Contract, Decay, Input, Map, Node, Program, Solve
 from mcgen.ir.step import query_name, state_axes, step_with_vjp
 from mcgen.passes import products
 from mcgen.passes.factors import ONE_DECAY, SPREAD
@@ -191,11 +191,15 @@ class TorchPath:
         return select(self.whole, [name for name in self.whole.outputs if name not in others], "inputs_vjp")
 
     def _lasting(self, program: Program, known: Mapping[Node, str], later: list[Program]) -> Program:
-        """The program with its products and solutions that later ones need too as outputs: none is made twice."""
-        given = {**known, **_given(program)}
-        needed = {node for one in later for node in remaining(one, given)} & remaining(program, known)
-        costly = [node for node in program.nodes if node in needed and isinstance(node, (Contract, Solve))]
-        return Program(program.name, {**program.outputs, **{self.names[node]: node for node in costly}})
+        """The program with what later ones read of its costly values as outputs too: none is made twice."""
+        given, made = {**known, **_given(program)}, remaining(program, known)
+        read: set[Node] = set()
+        for one in later:
+            left = remaining(one, given)
+            read |= {node for user in left - made for node in user.operands} | (left & set(one.outputs.values()))
+        costly = _costly(node for node in program.nodes if node in made)
+        kept = [node for node in program.nodes if node in read & costly and node not in given]
+        return Program(program.name, {**program.outputs, **{self.names[node]: node for node in kept}})
 
     @cached_property
     def following(self) -> list[str]:
@@ -355,6 +359,15 @@ class TorchPath:
 def _given(program: Program) -> dict[Node, str]:
     """The values a program gives, with their names."""
     return {node: name for name, node in program.outputs.items() if not isinstance(node, Input)}
+
+
+def _costly(nodes: Iterable[Node]) -> set[Node]:
+    """Those of the nodes, operands first, that took a product, a system or runs of a gate."""
+    found: set[Node] = set()
+    for node in nodes:
+        if isinstance(node, (Contract, Solve, Decay)) or found.intersection(node.operands):
+            found.add(node)
+    return found
 
 
 def _with(program: Program, more: Mapping[Node, str]) -> Program:
