@@ -23,6 +23,7 @@ from mcgen.ir.step import query_name, state_axes, step_with_vjp
 from mcgen.passes import products
 from mcgen.passes.factors import ONE_DECAY, SPREAD
 from mcgen.passes.hoist import hoist, part, reached
+from mcgen.passes.narrow import narrow
 from mcgen.passes.simplify import RULES as SIMPLIFY
 from mcgen.passes.simplify import select, simplify
 from mcgen.passes.solves import solves_apart
@@ -123,7 +124,7 @@ class TorchPath:
         program = simplify(self._at_anchors(step), RULES)
         for carried in (self.state, self.cotangents):
             program = simplify(part(solves_apart(program, carried), carried), RULES)
-        return simplify(program, REWRITES)
+        return simplify(narrow(simplify(program, REWRITES), sizes(self.meaning.spec)), REWRITES)
 
     @cached_property
     def names(self) -> Mapping[Node, str]:
