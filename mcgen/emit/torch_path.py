@@ -332,7 +332,7 @@ class TorchPath:
             "saved_doc": [f"{name} {shape}: {what}" for name, (shape, what) in {**saved, **chosen}.items()],
             "online": self.online,
             "chained": meaning.chained,
-            "state_shapes": _dict({name: f"({shape})" if "," in shape else f"({shape},)" for name, shape in self.shapes.items()}),
+            "state_shapes": _dict({name: _shape(shape) for name, shape in self.shapes.items()}),
             "state_names": _tuple(list(self.state)),
             "theta": _tuple(list(self.memory.values())) if deep else "",
             "summed": sums,
@@ -401,6 +401,11 @@ def _literal(names: Mapping[Node, str]) -> str:
 
 def _tuple(names: list[str]) -> str:
     return ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "")
+
+
+def _shape(sizes: str) -> str:
+    """The text of a tuple of sizes."""
+    return f"({sizes})" if "," in sizes else f"({sizes},)"
 
 
 def _helpers(printed: str) -> str:
