@@ -17,14 +17,14 @@ from mcgen.emit.torch_path import tensor_inputs
 from mcgen.emit.triton_choice import gathered
 from mcgen.emit.triton_path import Kernels, idle, prelude
 from mcgen.emit.triton_phases import Rows, phased_statements
-from mcgen.emit.triton_printer import Binding
+from mcgen.emit.triton_printer import Binding, offset, size
 from mcgen.emit.unused import without_unused
 from mcgen.ir.layers import sizes
 from mcgen.ir.program import Program
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
 from mcgen.passes.simplify import select
 from mcgen.plan.configurations import ELEMENTS, FAMILIES, HIDDEN, tile
-from mcgen.plan.streamed import LONGEST_STEP, StreamedPlan
+from mcgen.plan.streamed import StreamedPlan
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
 
@@ -104,9 +104,16 @@ class StreamedKernels(Kernels):
         def place(n: int, axis: str) -> str:
             return f"p_rows + {n} * BT * F + (o_t[:, None] * F + o_{axis}[None, :])"
 
+        def whole(at: str, axes: tuple[str, ...]) -> str:
+            first, *second = map(offset, axes)
+            tile = f"({first}[:, None] * {size(axes[1])} + {second[0]}[None, :])" if second else first
+            return f"p_rows + {at} + {tile}"
+
         return Rows(
             lambda n, axis: f"tl.load({place(n, axis)}, mask=m_{axis}[None, :], other=0.0)",
             lambda n, axis, tile: [f"tl.store({place(n, axis)}, {tile}, mask=m_{axis}[None, :])"],
+            lambda at, axes: f"tl.load({whole(at, axes)})",
+            lambda at, axes, value: [f"tl.store({whole(at, axes)}, {value})"],
         )
 
     @cached_property
@@ -236,7 +243,7 @@ class StreamedKernels(Kernels):
             routes=meaning.routes,
             keeps=meaning.reads_cached,
             chained=meaning.chained,
-            barrier=bool(self.streamed.most_rows),
+            barrier=bool(self.streamed.between_loops),
             pool_at=self.places.get("pool"),
             mean_pool=meaning.spec.aggregate.pool == "mean",
             **more,
@@ -336,11 +343,10 @@ def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str
     reads, routes = meaning.reads_cached, meaning.routes
     shapes = {"cached": "B, H, N, MEMORY"} if reads else {}
     shapes |= {"pools": "B, H, N, K", "lse": "B, T, H", "online": "B, T, H"} if routes else {}
-    rows = LONGEST_STEP * plan.hidden * plan.most_rows
     saved = [*(["y"] if routes and not kernels.soup else []), *shapes]
     return render(
         "triton/streamed/host.py.jinja",
-        sizes={"state": plan.total, "memory": plan.memory, "rows": rows},
+        sizes={"state": plan.total, "memory": plan.memory, "rows": plan.between_loops},
         gradient=meaning.gradient_chunk,
         chained=meaning.chained,
         keeps=reads,

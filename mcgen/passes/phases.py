@@ -7,15 +7,19 @@ that sum comes in a later loop. So a program falls into phases, each a loop over
 
 Values are made again in every phase that reads them, but for rows that a loop over *another* long axis reads (where a
 layer leads from one hidden axis to the next): these are stored, and so are products between two hidden axes.
+
+Values along no long axis are made between the loops, in as many sections as there are loops and one more. What a
+section or a loop reads of another section is stored too, and loaded where it is read: so a loop holds its sums in
+registers, and of everything else only what it is at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from mcgen.ir.program import AXES, Contract, Input, Node, Program, Reduce
+from mcgen.ir.program import AXES, Contract, Input, Iota, Node, Program, Reduce
 from mcgen.passes.schedule import alias
 
 HIDDEN = frozenset(axis for axis in AXES if axis.startswith("h"))
@@ -43,6 +47,20 @@ class Phase:
     @property
     def roots(self) -> tuple[Node, ...]:
         return self.sums + self.rows
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is made between two loops, of values along no long axis: before the loop of the same number, or at the end.
+
+    made    these values, operands first
+    wanted  those of them, or of earlier ones, that the loop reads
+    outputs names of the program's outputs that can be had now and could not before
+    """
+
+    made: tuple[Node, ...]
+    wanted: tuple[Node, ...]
+    outputs: tuple[str, ...]
 
 
 def long_axes(node: Node) -> frozenset[str]:
@@ -153,6 +171,72 @@ class Phases:
         outputs = {name: alias(node) for name, node in self.program.outputs.items() if long_axes(node)}
         stored = tuple(name for name, node in outputs.items() if self._place(node) == (level, axis))
         return Phase(level, axis, sums, rows, ()), Phase(level, axis, (), (), stored)
+
+    @cached_property
+    def sections(self) -> tuple[Section, ...]:
+        """One for each phase, before it, and one after the last."""
+        done = {node: at + 1 for at, phase in enumerate(self.phases) for node in phase.sums}
+        first: dict[Node, int] = {}
+        for node in self.nodes:
+            first[node] = done.get(node) or max((first[operand] for operand in map(alias, node.operands)), default=0)
+        found, outputs = [], {name: alias(node) for name, node in self.program.outputs.items()}
+        for at in range(len(self.phases) + 1):
+            wanted = tuple(self.read(self.phases[at])) if at < len(self.phases) else ()
+            ready = tuple(name for name, node in outputs.items() if first[node] == at and not long_axes(node))
+            made: dict[Node, None] = {}
+            for node in [*wanted, *(outputs[name] for name in ready)]:
+                _make(node, done, made)
+            done |= dict.fromkeys(made, at)
+            found.append(Section(tuple(made), wanted, ready))
+        return tuple(found)
+
+    def read(self, phase: Phase) -> list[Node]:
+        """The values along no long axis that a loop reads."""
+        found: dict[Node, None] = {}
+        seen: set[Node] = set()
+        stack = [*phase.roots, *(alias(self.program.outputs[label]) for label in phase.outputs)][::-1]
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if not long_axes(node) and node not in phase.sums:
+                found[node] = None
+            elif node not in self.rows or node in phase.rows:
+                stack += [alias(operand) for operand in reversed(node.operands)]
+        return list(found)
+
+    @cached_property
+    def kept(self) -> tuple[Node, ...]:
+        """Values along no long axis that are stored where they are made: another section reads them, or a loop reads
+        tiles of them. Numbers stay in registers, and inputs are loaded again."""
+        at = {node: i + 1 for i, phase in enumerate(self.phases) for node in phase.sums}
+        at |= {node: i for i, section in enumerate(self.sections) for node in section.made}
+        found: dict[Node, None] = {}
+        for i, section in enumerate(self.sections):
+            operands = [alias(operand) for node in section.made for operand in node.operands]
+            operands += [alias(self.program.outputs[name]) for name in section.outputs]
+            found |= dict.fromkeys(node for node in operands if at[node] != i)
+            found |= dict.fromkeys(node for node in section.wanted if at[node] != i or is_tile(node))
+        return tuple(node for node in found if node.axes and not is_at_hand(node))
+
+
+def is_tile(node: Node) -> bool:
+    return len(node.axes) > 1
+
+
+def is_at_hand(node: Node) -> bool:
+    """Whether a value is there without being made."""
+    return isinstance(node, (Input, Iota))
+
+
+def _make(node: Node, done: Collection[Node], made: dict[Node, None]) -> None:
+    """Adds a value, after those it needs, unless it is done."""
+    if node in done or node in made:
+        return
+    for operand in map(alias, node.operands):
+        _make(operand, done, made)
+    made[node] = None
 
 
 def cone(roots: Iterable[Node], axis: str) -> tuple[list[Node], list[Node]]:
