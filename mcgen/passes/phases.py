@@ -15,13 +15,14 @@ registers, and of everything else only what it is at.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from mcgen.ir.program import AXES, Contract, Input, Iota, Node, Program, Reduce
 from mcgen.passes.schedule import alias
 
+TILES = 3  # sums of a loop that are tiles; of 16 rows on cuda:90, more and fewer had more spilled values in loops
 HIDDEN = frozenset(axis for axis in AXES if axis.startswith("h"))
 """The axes between the layers of a memory."""
 SEGMENTS = "n"
@@ -164,13 +165,25 @@ class Phases:
     def _place(self, node: Node) -> tuple[int, str]:
         return self.levels[node], home(node)
 
-    def _loops(self, level: int, axis: str) -> tuple[Phase, Phase]:
+    def _loops(self, level: int, axis: str) -> Iterator[Phase]:
         here = [node for node in self.nodes if self._place(node) == (level, axis)]
         sums = tuple(node for node in here if self._is_complete_later(node))
         rows = tuple(node for node in here if node in self.rows)
         outputs = {name: alias(node) for name, node in self.program.outputs.items() if long_axes(node)}
         stored = tuple(name for name, node in outputs.items() if self._place(node) == (level, axis))
-        return Phase(level, axis, sums, rows, ()), Phase(level, axis, (), (), stored)
+        first, *others = self._shares(sums)
+        yield Phase(level, axis, first, rows, ())
+        yield from (Phase(level, axis, some, (), ()) for some in others)
+        yield Phase(level, axis, (), (), stored)
+
+    def _shares(self, sums: Sequence[Node]) -> list[tuple[Node, ...]]:
+        """The sums of each loop, TILES of them tiles: these stay in registers throughout, with what they are made of."""
+        shares: list[list[Node]] = [[]]
+        for node in sums:
+            if is_tile(node) and sum(map(is_tile, shares[-1])) == TILES:
+                shares.append([])
+            shares[-1].append(node)
+        return list(map(tuple, shares))
 
     @cached_property
     def sections(self) -> tuple[Section, ...]:
