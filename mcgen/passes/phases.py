@@ -177,7 +177,7 @@ class Phases:
         yield Phase(level, axis, (), (), stored)
 
     def _shares(self, sums: Sequence[Node]) -> list[tuple[Node, ...]]:
-        """The sums of each loop, TILES of them tiles: these stay in registers throughout, with what they are made of."""
+        """The sums of each loop, TILES of them tiles: they stay in registers throughout, with what they are made of."""
         shares: list[list[Node]] = [[]]
         for node in sums:
             if is_tile(node) and sum(map(is_tile, shares[-1])) == TILES:
