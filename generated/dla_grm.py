@@ -1074,14 +1074,14 @@ def walk_kernel(
             b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
             b_x_tj6 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
             b_sum_t7 = tl.sum(b_x_tj6, 1)
-            b_pool = tl.load(p_state + 32768 + o_k, mask=m_k, other=0.0)
+            b_pool = tl.load(p_state + K * F + F * V + o_k, mask=m_k, other=0.0)
             b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
             b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
             b_r = (b_sum_t7 + b_u_pool) / b_count
             tl.store(r + i_row + o_t * H, b_r, mask=m_t)
             b_sum_k = tl.sum(b_k.to(tl.float32), 0)
             b_pool_next = b_pool + b_sum_k
-            tl.store(p_next + 32768 + o_k, b_pool_next, mask=m_k)
+            tl.store(p_next + K * F + F * V + o_k, b_pool_next, mask=m_k)
             b_x_tv4 = tl.zeros([BT, BV], tl.float32)
             tl.debug_barrier()
             for i_h1 in range(n_tiles):
@@ -1095,9 +1095,11 @@ def walk_kernel(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                 b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_tv4 = _tile_dot_add(b_x_tv4, b_x_th2, b_M_2, one, PREC)
             b_at_t = o_t
@@ -1107,9 +1109,9 @@ def walk_kernel(
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t = -b_eta
             b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
-            tl.store(p_rows + 1 * BT * BT + 1 * BT * BV + o_t, b_x_t2)
+            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + o_t, b_x_t2)
             b_x_tj2 = b_x_tj * b_x_t2[None, :]
-            tl.store(p_rows + 1 * BT * BT + 1 * BT * BV + 1 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
+            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1118,7 +1120,7 @@ def walk_kernel(
             ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
             b_x_tj3 = b_x_tj2 * b_q_k
-            tl.store(p_rows + 0 + (o_t[:, None] * BT + o_t[None, :]), b_x_tj3)
+            tl.store(p_rows + 4 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj3)
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
@@ -1139,7 +1141,7 @@ def walk_kernel(
             b_sum_t4 = tl.sum(b_x_tv11, 1)
             b_x_t6 = -(b_sum_t4 / 64.0)
             b_x_tv12 = b_x_tv11 + b_x_t6[:, None]
-            tl.store(p_rows + 1 * BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv12)
+            tl.store(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv12)
             b_x_tv13 = tl.zeros([BT, BV], tl.float32)
             b_x_tj4 = tl.zeros([BT, BT], tl.float32)
             tl.debug_barrier()
@@ -1147,6 +1149,18 @@ def walk_kernel(
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
                 tl.debug_barrier()
+                b_x_tv12 = tl.load(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                b_M_2 = tl.load(
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                )
+                b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
+                b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                b_x_th4 = b_x_th3 * (
+                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                    + 0.5
+                )
+                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
@@ -1154,35 +1168,22 @@ def walk_kernel(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                b_x_tj3 = tl.load(p_rows + 0 + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tv12 = tl.load(p_rows + 1 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
-                b_k = tl.load(
-                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                    + 0.5
-                )
+                b_x_tj3 = tl.load(p_rows + 4 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
                 b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
                 b_x_tv13 = _tile_dot_add(b_x_tv13, b_x_th7, b_M_2, one, PREC)
                 b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th8, mask=m_h1[None, :])
                 b_x_tj4 = _tile_dot_add(b_x_tj4, b_x_th7, tl.trans(b_x_th8), one, PREC)
-            b_x_t2 = tl.load(p_rows + 1 * BT * BT + 1 * BT * BV + o_t)
-            b_x_tv12 = tl.load(p_rows + 1 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+            b_x_t2 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + o_t)
+            b_x_tv12 = tl.load(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
             b_x_jv2 = b_x_t2[:, None] * b_x_tv12
-            tl.store(p_rows + 2 * BT * BT + 1 * BT * BV + 1 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
+            tl.store(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_x_tv14 = b_x_tv13 / 2.0
-            b_x_tj2 = tl.load(p_rows + 1 * BT * BT + 1 * BT * BV + 1 * BT + (o_t[:, None] * BT + o_t[None, :]))
+            b_x_tj2 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]))
             b_x_tj5 = b_x_tj2 * b_x_tj4
             b_x_tv15 = _tile_dot(b_x_tj5, b_x_tv12, one, PREC)
             b_x_tv16 = b_x_tv15 / 2.0
@@ -1209,34 +1210,31 @@ def walk_kernel(
                 b_k = tl.load(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tv12 = tl.load(p_rows + 1 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                    + 0.5
+                b_x_th4 = tl.load(
+                    p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                 )
                 b_x_jh3 = b_x_t2[:, None] * b_x_th4
                 b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
                 tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
-                b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                b_x_jv2 = tl.load(p_rows + 2 * BT * BT + 1 * BT * BV + 1 * BT + (o_t[:, None] * BV + o_v[None, :]))
+                b_M_2 = tl.load(
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                )
+                b_x_th8 = tl.load(
+                    p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                )
+                b_x_jv2 = tl.load(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_x_th8), b_x_jv2, one, PREC)
                 tl.store(
-                    p_next + 16384 + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
+                    p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
                 )
             tl.debug_barrier()
             if end == segment_end:
                 i_cached = i_bh.to(tl.int64) * n_segments + i_s
                 _copy(cached + i_cached * MEMORY, p_next, MEMORY)
-                b_pool_end = tl.load(p_next + 32768 + o_k, mask=m_k, other=0.0)
+                b_pool_end = tl.load(p_next + K * F + F * V + o_k, mask=m_k, other=0.0)
                 tl.store(pools + i_cached * K + o_k, b_pool_end / (segment_end - segment_start), mask=m_k)
                 tl.debug_barrier()
-                _fill(p_next + 32768, K)
+                _fill(p_next + K * F + F * V, K)
                 tl.debug_barrier()
 
 
@@ -1315,7 +1313,7 @@ def read_kernel(
                     b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
                     b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
@@ -1417,9 +1415,11 @@ def rows_kernel(
                         other=0.0,
                     )
                     b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_q_cached_1, mask=m_h1[None, :])
                     b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
@@ -1445,7 +1445,7 @@ def rows_kernel(
                 b_sum_t4 = tl.sum(b_x_tv8, 1)
                 b_x_t5 = -(b_sum_t4 / 64.0)
                 b_x_tv9 = b_x_tv8 + b_x_t5[:, None]
-                tl.store(p_rows + 0 + (o_t[:, None] * BV + o_v[None, :]), b_x_tv9)
+                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv9)
                 b_u = tl.load(
                     u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
@@ -1453,7 +1453,7 @@ def rows_kernel(
                 b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
                 b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_x_t = tl.exp(b_u_pools - b_lse)
-                tl.store(p_rows + 1 * BT * BV + o_t, b_x_t)
+                tl.store(p_rows + 2 * BT * F + BT * BV + o_t, b_x_t)
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
@@ -1471,24 +1471,14 @@ def rows_kernel(
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_tv9 = tl.load(p_rows + 0 + (o_t[:, None] * BV + o_v[None, :]))
+                    b_x_tv9 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_th2 = _tile_dot(b_x_tv9, tl.trans(b_cached_2), one, PREC)
-                    b_q = tl.load(
-                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_cached_1 = tl.load(
-                        cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    b_q_cached_1 = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_x_th3 = b_x_th2 * (
                         b_q_cached_1
                         * 1.4142135623730951
@@ -1497,8 +1487,13 @@ def rows_kernel(
                         + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
+                    b_cached_1 = tl.load(
+                        cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
                     b_x_tk = _tile_dot_add(b_x_tk, b_x_th3, tl.trans(b_cached_1), one, PREC)
-                b_x_t = tl.load(p_rows + 1 * BT * BV + o_t)
+                b_x_t = tl.load(p_rows + 2 * BT * F + BT * BV + o_t)
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     mask=m_t[:, None] & m_v[None, :],
@@ -1577,9 +1572,11 @@ def segments_kernel(
                     other=0.0,
                 )
                 b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_q_cached_1, mask=m_h1[None, :])
                 b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                 b_cached_2 = tl.load(
-                    cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
@@ -1611,7 +1608,7 @@ def segments_kernel(
             b_sum_t4 = tl.sum(b_x_tv9, 1)
             b_x_t5 = -(b_sum_t4 / 64.0)
             b_x_tv10 = b_x_tv9 + b_x_t5[:, None]
-            tl.store(p_rows + 0 + (o_t[:, None] * BV + o_v[None, :]), b_x_tv10)
+            tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv10)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1631,19 +1628,14 @@ def segments_kernel(
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tv10 = tl.load(p_rows + 0 + (o_t[:, None] * BV + o_v[None, :]))
+                b_x_tv10 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
                 b_cached_2 = tl.load(
-                    cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
                 b_x_th2 = _tile_dot(b_x_tv10, tl.trans(b_cached_2), one, PREC)
-                b_cached_1 = tl.load(
-                    cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
-                    mask=m_k[:, None] & m_h1[None, :],
-                    other=0.0,
-                )
-                b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                b_q_cached_1 = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                 b_x_th3 = b_x_th2 * (
                     b_q_cached_1 * 1.4142135623730951 * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0)) / 3.544907701811032
                     + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
@@ -1660,13 +1652,13 @@ def segments_kernel(
                     + b_d_cached_1,
                     mask=m_k[:, None] & m_h1[None, :],
                 )
-                b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                b_x_th = tl.load(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                 b_x_hv = _tile_dot(tl.trans(b_x_th), b_x_tv10, one, PREC)
                 b_d_cached_2 = b_x_hv / 2.0
                 tl.store(
-                    d_cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     tl.load(
-                        d_cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
@@ -1709,13 +1701,13 @@ def _advance(
     """One chunk step of the state alone, from one buffer to another."""
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    b_pool = tl.load(p_state + 32768 + o_k, mask=m_k, other=0.0)
+    b_pool = tl.load(p_state + K * F + F * V + o_k, mask=m_k, other=0.0)
     b_k = tl.load(
         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
     ).to(IN)
     b_sum_k = tl.sum(b_k.to(tl.float32), 0)
     b_pool_next = b_pool + b_sum_k
-    tl.store(p_next + 32768 + o_k, b_pool_next, mask=m_k)
+    tl.store(p_next + K * F + F * V + o_k, b_pool_next, mask=m_k)
     b_x_tv3 = tl.zeros([BT, BV], tl.float32)
     tl.debug_barrier()
     for i_h1 in range(n_tiles):
@@ -1727,9 +1719,11 @@ def _advance(
         ).to(IN)
         b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
         b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
         b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+        tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
         b_M_2 = tl.load(
-            p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
         b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
     b_valid = m_t.to(tl.float32)
@@ -1756,9 +1750,9 @@ def _advance(
     b_sum_t4 = tl.sum(b_x_tv10, 1)
     b_x_t6 = -(b_sum_t4 / 64.0)
     b_x_tv11 = b_x_tv10 + b_x_t6[:, None]
-    tl.store(p_rows + 0 + (o_t[:, None] * BV + o_v[None, :]), b_x_tv11)
+    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv11)
     b_x_jv2 = b_x_t2[:, None] * b_x_tv11
-    tl.store(p_rows + 1 * BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
+    tl.store(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
     tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1768,12 +1762,12 @@ def _advance(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tv11 = tl.load(p_rows + 0 + (o_t[:, None] * BV + o_v[None, :]))
+        b_x_tv11 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
         b_M_2 = tl.load(
-            p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
         b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-        b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
         b_x_th4 = b_x_th3 * (
             b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
             + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
@@ -1783,9 +1777,9 @@ def _advance(
         b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
         tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
         b_x_th5 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-        b_x_jv2 = tl.load(p_rows + 1 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+        b_x_jv2 = tl.load(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
         b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_x_th5), b_x_jv2, one, PREC)
-        tl.store(p_next + 16384 + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
+        tl.store(p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
     tl.debug_barrier()
 
 
@@ -1944,18 +1938,18 @@ def reverse_kernel(
                 if end == segment_end:
                     i_cached = i_bh.to(tl.int64) * n_segments + i_s
                     _add(p_d_next, d_cached + i_cached * MEMORY, MEMORY)
-                    _copy(p_d_next + 32768, d_pools + i_cached * K, K)
+                    _copy(p_d_next + K * F + F * V, d_pools + i_cached * K, K)
                     tl.debug_barrier()
                 b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
                 b_x_t18 = b_d_r / b_count
-                tl.store(p_rows + 10 * BT * BT + 7 * BT * BV + 6 * BT + o_t, b_x_t18)
-                b_pool = tl.load(p_state + 32768 + o_k, mask=m_k, other=0.0)
+                tl.store(p_rows + 12 * BT * F + 10 * BT * BT + 7 * BT * BV + 6 * BT + o_t, b_x_t18)
+                b_pool = tl.load(p_state + K * F + F * V + o_k, mask=m_k, other=0.0)
                 b_x_tk8 = b_x_t18[:, None] * b_pool[None, :]
                 b_at_t = o_t
                 b_at_j = o_t
                 b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-                tl.store(p_rows + 0 + (o_t[:, None] * BT + o_t[None, :]), b_x_tj)
+                tl.store(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj)
                 b_k = tl.load(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
@@ -1973,13 +1967,13 @@ def reverse_kernel(
                     b_d_u.to(d_u.dtype.element_ty),
                     mask=m_t[:, None] & m_k[None, :],
                 )
-                b_d_pool_next = tl.load(p_d_next + 32768 + o_k, mask=m_k, other=0.0)
+                b_d_pool_next = tl.load(p_d_next + K * F + F * V + o_k, mask=m_k, other=0.0)
                 b_u = tl.load(
                     u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
                 b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t18[:, None], 0)
                 b_d_pool = b_d_pool_next + b_x_k
-                tl.store(p_d_state + 32768 + o_k, b_d_pool, mask=m_k)
+                tl.store(p_d_state + K * F + F * V + o_k, b_d_pool, mask=m_k)
                 b_x_tv4 = tl.zeros([BT, BV], tl.float32)
                 b_x_jv2 = tl.zeros([BT, BV], tl.float32)
                 tl.debug_barrier()
@@ -1996,29 +1990,34 @@ def reverse_kernel(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                     b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
                     b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_tv4 = _tile_dot_add(b_x_tv4, b_x_th2, b_M_2, one, PREC)
                     b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    tl.store(p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th8, mask=m_h1[None, :])
                     b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_jv2 = _tile_dot_add(b_x_jv2, b_x_th8, b_d_M_2_next, one, PREC)
-                tl.store(p_rows + 7 * BT * BT + 2 * BT * BV + 1 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
-                b_x_tj = tl.load(p_rows + 0 + (o_t[:, None] * BT + o_t[None, :]))
+                tl.store(
+                    p_rows + 12 * BT * F + 7 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2
+                )
+                b_x_tj = tl.load(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
                 b_valid = m_t.to(tl.float32)
                 b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_x_t = -b_eta
                 b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
-                tl.store(p_rows + 5 * BT * BT + 2 * BT * BV + o_t, b_x_t2)
+                tl.store(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t, b_x_t2)
                 b_x_tj2 = b_x_tj * b_x_t2[None, :]
-                tl.store(p_rows + 2 * BT * BT + 1 * BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
+                tl.store(p_rows + 12 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
@@ -2026,36 +2025,41 @@ def reverse_kernel(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
                 b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-                tl.store(p_rows + 3 * BT * BT + 1 * BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_q_k)
+                tl.store(p_rows + 12 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_q_k)
                 b_x_tj3 = b_x_tj2 * b_q_k
-                tl.store(p_rows + 1 * BT * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj3)
+                tl.store(p_rows + 12 * BT * F + BT * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj3)
                 b_v = tl.load(
                     v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
                 ).to(IN)
                 b_x_tv3 = -b_v.to(tl.float32)
-                tl.store(p_rows + 8 * BT * BT + 4 * BT * BV + 4 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv3)
+                tl.store(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 4 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv3,
+                )
                 b_x_tv5 = b_x_tv4 / 2.0
                 b_sum_t = tl.sum(b_x_tv4, 1)
                 b_x_t3 = b_sum_t / 2.0
                 b_x_tv6 = b_x_tv5 - b_x_t3[:, None] / 64.0
-                tl.store(p_rows + 8 * BT * BT + 3 * BT * BV + 1 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv6)
+                tl.store(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv6
+                )
                 b_x_tv7 = b_x_tv6 * b_x_tv6
                 b_sum_t2 = tl.sum(b_x_tv7, 1)
-                tl.store(p_rows + 8 * BT * BT + 4 * BT * BV + 1 * BT + o_t, b_sum_t2)
+                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + BT + o_t, b_sum_t2)
                 b_x_tv8 = b_x_tv3 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
                 b_x_t4 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-                tl.store(p_rows + 8 * BT * BT + 4 * BT * BV + 3 * BT + o_t, b_x_t4)
+                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 3 * BT + o_t, b_x_t4)
                 b_x_tv9 = b_v.to(tl.float32) * b_x_tv6
                 b_sum_t3 = tl.sum(b_x_tv9, 1)
-                tl.store(p_rows + 8 * BT * BT + 4 * BT * BV + 2 * BT + o_t, b_sum_t3)
+                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 2 * BT + o_t, b_sum_t3)
                 b_x_t5 = b_x_t4 * b_sum_t3 / 128.0
-                tl.store(p_rows + 8 * BT * BT + 5 * BT * BV + 4 * BT + o_t, b_x_t5)
+                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 4 * BT + o_t, b_x_t5)
                 b_x_tv10 = 2.0 * b_x_t5[:, None] * b_x_tv6
                 b_x_tv11 = b_x_tv8 + b_x_tv10
                 b_sum_t4 = tl.sum(b_x_tv11, 1)
                 b_x_t6 = -(b_sum_t4 / 64.0)
                 b_x_tv12 = b_x_tv11 + b_x_t6[:, None]
-                tl.store(p_rows + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv12)
+                tl.store(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv12)
                 b_x_tv13 = tl.zeros([BT, BV], tl.float32)
                 b_x_tj4 = tl.zeros([BT, BT], tl.float32)
                 b_sum_j2 = tl.zeros([BT], tl.float32)
@@ -2065,6 +2069,21 @@ def reverse_kernel(
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
+                    b_x_tv12 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                    b_M_2 = tl.load(
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
+                    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th3, mask=m_h1[None, :])
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_x_th4 = b_x_th3 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
                     b_q = tl.load(
                         q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                         mask=m_t[:, None] & m_k[None, :],
@@ -2074,40 +2093,39 @@ def reverse_kernel(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_tj3 = tl.load(p_rows + 1 * BT * BT + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_tv12 = tl.load(p_rows + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
+                    b_x_tj3 = tl.load(p_rows + 12 * BT * F + BT * BT + (o_t[:, None] * BT + o_t[None, :]))
+                    b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
+                    tl.store(p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th6, mask=m_h1[None, :])
+                    b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th7, mask=m_h1[None, :])
+                    b_x_tv13 = _tile_dot_add(b_x_tv13, b_x_th7, b_M_2, one, PREC)
+                    b_x_th8 = tl.load(
+                        p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
+                    b_x_tj4 = _tile_dot_add(b_x_tj4, b_x_th7, tl.trans(b_x_th8), one, PREC)
                     b_k = tl.load(
                         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                         mask=m_t[:, None] & m_k[None, :],
                         other=0.0,
                     ).to(IN)
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
-                    b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_tv13 = _tile_dot_add(b_x_tv13, b_x_th7, b_M_2, one, PREC)
-                    b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    b_x_tj4 = _tile_dot_add(b_x_tj4, b_x_th7, tl.trans(b_x_th8), one, PREC)
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    tl.store(
+                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_k_d_M_1_next, mask=m_h1[None, :]
+                    )
                     b_x_jh12 = b_k_d_M_1_next * b_x_th4
                     b_sum_j2 += tl.sum(b_x_jh12, 1)
                     b_x_jk5 = _tile_dot_add(b_x_jk5, b_x_th4, tl.trans(b_d_M_1_next), one, PREC)
-                tl.store(p_rows + 7 * BT * BT + 3 * BT * BV + 1 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj4)
-                tl.store(p_rows + 8 * BT * BT + 6 * BT * BV + 5 * BT + o_t, b_sum_j2)
-                tl.store(p_rows + 10 * BT * BT + 7 * BT * BV + 7 * BT + (o_t[:, None] * BK + o_k[None, :]), b_x_jk5)
+                tl.store(
+                    p_rows + 12 * BT * F + 7 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj4
+                )
+                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 6 * BT * BV + 5 * BT + o_t, b_sum_j2)
+                tl.store(
+                    p_rows + 12 * BT * F + 10 * BT * BT + 7 * BT * BV + 7 * BT + (o_t[:, None] * BK + o_k[None, :]),
+                    b_x_jk5,
+                )
                 b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
@@ -2115,11 +2133,14 @@ def reverse_kernel(
                     other=0.0,
                 ).to(IN)
                 b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-                tl.store(p_rows + 8 * BT * BT + 5 * BT * BV + 5 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv)
+                tl.store(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 5 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv,
+                )
                 b_x_tv14 = b_x_tv13 / 2.0
-                b_x_tj2 = tl.load(p_rows + 2 * BT * BT + 1 * BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                b_x_tj2 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj5 = b_x_tj2 * b_x_tj4
-                b_x_tv12 = tl.load(p_rows + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                b_x_tv12 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_tv15 = _tile_dot(b_x_tj5, b_x_tv12, one, PREC)
                 b_x_tv16 = b_x_tv15 / 2.0
                 b_x_tv17 = b_x_tv14 + b_x_tv16
@@ -2137,16 +2158,20 @@ def reverse_kernel(
                 b_sum_t8 = tl.sum(b_x_tv23, 1)
                 b_x_t9 = -(b_sum_t8 / 64.0)
                 b_x_tv24 = b_x_tv23 + b_x_t9[:, None]
-                tl.store(p_rows + 5 * BT * BT + 1 * BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv24)
+                tl.store(p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv24)
                 b_x_tj6 = _tile_dot(b_x_tv24, tl.trans(b_x_tv12), one, PREC)
-                tl.store(p_rows + 6 * BT * BT + 2 * BT * BV + 1 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj6)
+                tl.store(
+                    p_rows + 12 * BT * F + 6 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj6
+                )
                 b_x_tj7 = b_x_tj6 * b_x_tj2
-                tl.store(p_rows + 4 * BT * BT + 1 * BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj7)
-                b_x_t2 = tl.load(p_rows + 5 * BT * BT + 2 * BT * BV + o_t)
-                b_x_tj = tl.load(p_rows + 0 + (o_t[:, None] * BT + o_t[None, :]))
-                b_q_k = tl.load(p_rows + 3 * BT * BT + 1 * BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                tl.store(p_rows + 12 * BT * F + 4 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj7)
+                b_x_t2 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t)
+                b_x_tj = tl.load(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
+                b_q_k = tl.load(p_rows + 12 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj10 = b_x_tj * b_q_k
-                tl.store(p_rows + 5 * BT * BT + 2 * BT * BV + 1 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj10)
+                tl.store(
+                    p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj10
+                )
                 b_x_tk3 = tl.zeros([BT, BK], tl.float32)
                 b_x_tj8 = tl.zeros([BT, BT], tl.float32)
                 b_x_tv26 = tl.zeros([BT, BV], tl.float32)
@@ -2155,73 +2180,79 @@ def reverse_kernel(
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_tj7 = tl.load(p_rows + 4 * BT * BT + 1 * BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                    b_k = tl.load(
-                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    b_x_tj7 = tl.load(p_rows + 12 * BT * F + 4 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                    b_x_th8 = tl.load(
+                        p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
                     b_x_th9 = _tile_dot(b_x_tj7, b_x_th8, one, PREC)
-                    b_x_tv24 = tl.load(p_rows + 5 * BT * BT + 1 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+                    b_x_tv24 = tl.load(
+                        p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :])
+                    )
                     b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_th11 = _tile_dot_add(b_x_th9, b_x_tv24, tl.trans(b_M_2), one, PREC)
-                    b_q = tl.load(
-                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_tj3 = tl.load(p_rows + 1 * BT * BT + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_tv12 = tl.load(p_rows + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
+                    b_x_th6 = tl.load(
+                        p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
                     b_x_th12 = b_x_th11 * (
                         b_x_th6 * 1.4142135623730951 * tl.exp(-(b_x_th6 * b_x_th6 / 2.0)) / 3.544907701811032
                         + tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
-                    b_x_tk3 = _tile_dot_add(b_x_tk3, b_x_th12, tl.trans(b_M_1), one, PREC)
-                    b_x_tj8 = _tile_dot_add(b_x_tj8, b_x_th12, tl.trans(b_x_th4), one, PREC)
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    tl.store(p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th12, mask=m_h1[None, :])
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    b_x_tk3 = _tile_dot_add(b_x_tk3, b_x_th12, tl.trans(b_M_1), one, PREC)
+                    b_x_th4 = tl.load(
+                        p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tj8 = _tile_dot_add(b_x_tj8, b_x_th12, tl.trans(b_x_th4), one, PREC)
+                    b_k_d_M_1_next = tl.load(
+                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_jh3 = b_k_d_M_1_next * b_x_t2[:, None]
-                    b_x_tj10 = tl.load(p_rows + 5 * BT * BT + 2 * BT * BV + 1 * BT + (o_t[:, None] * BT + o_t[None, :]))
+                    b_x_tj10 = tl.load(
+                        p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :])
+                    )
                     b_x_jh4 = _tile_dot(tl.trans(b_x_tj10), b_x_th12, one, PREC)
                     b_x_jh5 = b_x_t2[:, None] * b_x_jh4
                     b_x_jh6 = b_x_jh3 + b_x_jh5
+                    tl.store(p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_jh6, mask=m_h1[None, :])
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_x_th16 = b_x_jh6 * (
                         b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
                         + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
+                    tl.store(p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th16, mask=m_h1[None, :])
                     b_x_tv26 = _tile_dot_add(b_x_tv26, b_x_th16, b_M_2, one, PREC)
-                tl.store(p_rows + 9 * BT * BT + 7 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj8)
-                b_x_t2 = tl.load(p_rows + 5 * BT * BT + 2 * BT * BV + o_t)
-                b_x_tj6 = tl.load(p_rows + 6 * BT * BT + 2 * BT * BV + 1 * BT + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj = tl.load(p_rows + 0 + (o_t[:, None] * BT + o_t[None, :]))
+                tl.store(
+                    p_rows + 12 * BT * F + 9 * BT * BT + 7 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj8,
+                )
+                b_x_t2 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t)
+                b_x_tj6 = tl.load(
+                    p_rows + 12 * BT * F + 6 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_x_tj = tl.load(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj11 = b_x_tj6 * b_x_tj
-                tl.store(p_rows + 8 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj11)
-                b_x_jv2 = tl.load(p_rows + 7 * BT * BT + 2 * BT * BV + 1 * BT + (o_t[:, None] * BV + o_v[None, :]))
+                tl.store(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj11,
+                )
+                b_x_jv2 = tl.load(
+                    p_rows + 12 * BT * F + 7 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                )
                 b_x_jv3 = b_x_jv2 * b_x_t2[:, None]
-                b_x_tj4 = tl.load(p_rows + 7 * BT * BT + 3 * BT * BV + 1 * BT + (o_t[:, None] * BT + o_t[None, :]))
+                b_x_tj4 = tl.load(
+                    p_rows + 12 * BT * F + 7 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :])
+                )
                 b_x_tj12 = b_x_tj * b_x_tj4
-                b_x_tv24 = tl.load(p_rows + 5 * BT * BT + 1 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+                b_x_tv24 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_jv4 = _tile_dot(tl.trans(b_x_tj12), b_x_tv24, one, PREC)
                 b_x_jv5 = b_x_t2[:, None] * b_x_jv4 / 2.0
                 b_x_jv6 = b_x_jv3 + b_x_jv5
@@ -2229,15 +2260,17 @@ def reverse_kernel(
                 b_sum_t9 = tl.sum(b_x_tv27, 1)
                 b_x_tv28 = (-(b_sum_t9[:, None] / 64.0)) + tl.zeros([BT, BV], tl.float32)
                 b_x_tv29 = b_x_tv28 + b_x_tv27
-                b_x_tv6 = tl.load(p_rows + 8 * BT * BT + 3 * BT * BV + 1 * BT + (o_t[:, None] * BV + o_v[None, :]))
+                b_x_tv6 = tl.load(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                )
                 b_x_tv30 = b_x_tv29 * b_x_tv6
                 b_sum_t10 = tl.sum(b_x_tv30, 1)
                 b_x_t10 = 2.0 * b_sum_t10
-                b_sum_t2 = tl.load(p_rows + 8 * BT * BT + 4 * BT * BV + 1 * BT + o_t)
+                b_sum_t2 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + BT + o_t)
                 b_x_t11 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 2.5)
-                b_sum_t3 = tl.load(p_rows + 8 * BT * BT + 4 * BT * BV + 2 * BT + o_t)
+                b_sum_t3 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 2 * BT + o_t)
                 b_x_t12 = -(3.0 * b_x_t10 * b_x_t11 * b_sum_t3 / 16384.0)
-                b_x_t4 = tl.load(p_rows + 8 * BT * BT + 4 * BT * BV + 3 * BT + o_t)
+                b_x_t4 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 3 * BT + o_t)
                 b_v = tl.load(
                     v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
                 ).to(IN)
@@ -2246,18 +2279,25 @@ def reverse_kernel(
                 b_x_t13 = b_x_t4 * b_sum_t11 / 128.0
                 b_x_t14 = b_x_t12 + b_x_t13
                 b_x_tv32 = 2.0 * b_x_t14[:, None] * b_x_tv6
-                b_x_tv3 = tl.load(p_rows + 8 * BT * BT + 4 * BT * BV + 4 * BT + (o_t[:, None] * BV + o_v[None, :]))
+                b_x_tv3 = tl.load(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 4 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
                 b_x_tv33 = -(b_x_t10[:, None] * b_x_tv3 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
-                b_x_t5 = tl.load(p_rows + 8 * BT * BT + 5 * BT * BV + 4 * BT + o_t)
+                b_x_t5 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 4 * BT + o_t)
                 b_x_tv34 = 2.0 * b_x_tv29 * b_x_t5[:, None]
                 b_x_tv35 = b_x_tv33 + b_x_tv34
                 b_x_tv36 = b_x_tv32 + b_x_tv35
                 b_sum_t12 = tl.sum(b_x_tv36, 1)
                 b_x_t15 = -(b_sum_t12 / 64.0)
                 b_x_tv37 = b_x_tv36 + b_x_t15[:, None]
-                tl.store(p_rows + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv37)
-                b_x_tv = tl.load(p_rows + 8 * BT * BT + 5 * BT * BV + 5 * BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_tj2 = tl.load(p_rows + 2 * BT * BT + 1 * BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                tl.store(
+                    p_rows + 12 * BT * F + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv37,
+                )
+                b_x_tv = tl.load(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 5 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_tj2 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj9 = b_x_tj8 * b_x_tj2
                 b_k = tl.load(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
@@ -2275,14 +2315,14 @@ def reverse_kernel(
                     b_d_q.to(d_q.dtype.element_ty),
                     mask=m_t[:, None] & m_k[None, :],
                 )
-                b_x_tv12 = tl.load(p_rows + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                b_x_tv12 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_jv7 = b_x_jv2 * b_x_tv12
                 b_sum_j = tl.sum(b_x_jv7, 1)
-                b_sum_j2 = tl.load(p_rows + 8 * BT * BT + 6 * BT * BV + 5 * BT + o_t)
+                b_sum_j2 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 6 * BT * BV + 5 * BT + o_t)
                 b_x_j2 = b_sum_j + b_sum_j2
                 b_x_tj13 = b_x_tj4 / 2.0
                 b_x_tj14 = b_x_tj6 * b_x_tj13
-                b_q_k = tl.load(p_rows + 3 * BT * BT + 1 * BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                b_q_k = tl.load(p_rows + 12 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj15 = b_x_tj8 * b_q_k
                 b_x_tj16 = b_x_tj14 + b_x_tj15
                 b_x_tj17 = b_x_tj16 * b_x_tj
@@ -2307,54 +2347,13 @@ def reverse_kernel(
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_k = tl.load(
-                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    b_x_jh6 = tl.load(
+                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
-                    b_x_jh3 = b_k_d_M_1_next * b_x_t2[:, None]
-                    b_x_tj10 = tl.load(p_rows + 5 * BT * BT + 2 * BT * BV + 1 * BT + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_tj7 = tl.load(p_rows + 4 * BT * BT + 1 * BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    b_x_th3 = tl.load(
+                        p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    b_x_th9 = _tile_dot(b_x_tj7, b_x_th8, one, PREC)
-                    b_x_tv24 = tl.load(p_rows + 5 * BT * BT + 1 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-                    b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th11 = _tile_dot_add(b_x_th9, b_x_tv24, tl.trans(b_M_2), one, PREC)
-                    b_q = tl.load(
-                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_tj3 = tl.load(p_rows + 1 * BT * BT + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_tv12 = tl.load(p_rows + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
-                    b_x_th12 = b_x_th11 * (
-                        b_x_th6 * 1.4142135623730951 * tl.exp(-(b_x_th6 * b_x_th6 / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_jh4 = _tile_dot(tl.trans(b_x_tj10), b_x_th12, one, PREC)
-                    b_x_jh5 = b_x_t2[:, None] * b_x_jh4
-                    b_x_jh6 = b_x_jh3 + b_x_jh5
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_x_th14 = (
                         b_x_jh6
                         * b_x_th3
@@ -2368,18 +2367,30 @@ def reverse_kernel(
                         )
                     )
                     b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
+                    b_x_tv12 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                     b_x_jh7 = _tile_dot(b_x_tv12, tl.trans(b_d_M_2_next), one, PREC)
                     b_x_jh8 = b_x_t2[:, None] * b_x_jh7
-                    b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_tj11 = tl.load(p_rows + 8 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]))
+                    b_x_th7 = tl.load(
+                        p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tj11 = tl.load(
+                        p_rows + 12 * BT * F + 8 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
+                    )
                     b_x_jh9 = _tile_dot(tl.trans(b_x_tj11), b_x_th7, one, PREC)
                     b_x_jh10 = b_x_t2[:, None] * b_x_jh9 / 2.0
                     b_x_jh11 = b_x_jh8 + b_x_jh10
-                    b_x_tv37 = tl.load(p_rows + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]))
+                    b_x_tv37 = tl.load(
+                        p_rows + 12 * BT * F + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_M_2 = tl.load(
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
                     b_x_th18 = _tile_dot_add(b_x_jh11, b_x_tv37, tl.trans(b_M_2), one, PREC)
                     b_x_th19 = b_x_th18 * (
                         b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
@@ -2387,24 +2398,32 @@ def reverse_kernel(
                         + 0.5
                     )
                     b_x_th20 = b_x_th14 + b_x_th19
+                    tl.store(p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th20, mask=m_h1[None, :])
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
                     b_x_tk7 = _tile_dot_add(b_x_tk7, b_x_th20, tl.trans(b_M_1), one, PREC)
-                b_x_t2 = tl.load(p_rows + 5 * BT * BT + 2 * BT * BV + o_t)
+                b_x_t2 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t)
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tj8 = tl.load(p_rows + 9 * BT * BT + 7 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj = tl.load(p_rows + 0 + (o_t[:, None] * BT + o_t[None, :]))
+                b_x_tj8 = tl.load(
+                    p_rows + 12 * BT * F + 9 * BT * BT + 7 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_x_tj = tl.load(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj18 = b_x_tj8 * b_x_tj
                 b_x_jk = _tile_dot(tl.trans(b_x_tj18), b_q.to(tl.float32), one, PREC)
                 b_x_jk2 = b_x_t2[:, None] * b_x_jk
-                b_d_pool_next = tl.load(p_d_next + 32768 + o_k, mask=m_k, other=0.0)
-                b_x_jk5 = tl.load(p_rows + 10 * BT * BT + 7 * BT * BV + 7 * BT + (o_t[:, None] * BK + o_k[None, :]))
+                b_d_pool_next = tl.load(p_d_next + K * F + F * V + o_k, mask=m_k, other=0.0)
+                b_x_jk5 = tl.load(
+                    p_rows + 12 * BT * F + 10 * BT * BT + 7 * BT * BV + 7 * BT + (o_t[:, None] * BK + o_k[None, :])
+                )
                 b_x_jk6 = b_x_t2[:, None] * b_x_jk5
                 b_x_jk7 = b_d_pool_next[None, :] + b_x_jk6
                 b_u = tl.load(
                     u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_t18 = tl.load(p_rows + 10 * BT * BT + 7 * BT * BV + 6 * BT + o_t)
+                b_x_t18 = tl.load(p_rows + 12 * BT * F + 10 * BT * BT + 7 * BT * BV + 6 * BT + o_t)
                 b_at_t = o_t
                 b_at_j = o_t
                 b_x_tj19 = b_x_t18[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
@@ -2426,99 +2445,53 @@ def reverse_kernel(
                         mask=m_t[:, None] & m_k[None, :],
                         other=0.0,
                     ).to(IN)
-                    b_x_tj7 = tl.load(p_rows + 4 * BT * BT + 1 * BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                    b_x_th12 = tl.load(
+                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_k = tl.load(
                         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                         mask=m_t[:, None] & m_k[None, :],
                         other=0.0,
                     ).to(IN)
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    b_x_th9 = _tile_dot(b_x_tj7, b_x_th8, one, PREC)
-                    b_x_tv24 = tl.load(p_rows + 5 * BT * BT + 1 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-                    b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th11 = _tile_dot_add(b_x_th9, b_x_tv24, tl.trans(b_M_2), one, PREC)
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_tj3 = tl.load(p_rows + 1 * BT * BT + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_tv12 = tl.load(p_rows + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
-                    b_x_th12 = b_x_th11 * (
-                        b_x_th6 * 1.4142135623730951 * tl.exp(-(b_x_th6 * b_x_th6 / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
+                    b_x_th20 = tl.load(
+                        p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
-                    b_x_jh3 = b_k_d_M_1_next * b_x_t2[:, None]
-                    b_x_tj10 = tl.load(p_rows + 5 * BT * BT + 2 * BT * BV + 1 * BT + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_jh4 = _tile_dot(tl.trans(b_x_tj10), b_x_th12, one, PREC)
-                    b_x_jh5 = b_x_t2[:, None] * b_x_jh4
-                    b_x_jh6 = b_x_jh3 + b_x_jh5
-                    b_x_th14 = (
-                        b_x_jh6
-                        * b_x_th3
-                        * (
-                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
-                            - 1.4142135623730951
-                            * b_x_th
-                            * b_x_th
-                            * tl.exp(-(b_x_th * b_x_th / 2.0))
-                            / 3.544907701811032
-                        )
-                    )
-                    b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jh7 = _tile_dot(b_x_tv12, tl.trans(b_d_M_2_next), one, PREC)
-                    b_x_jh8 = b_x_t2[:, None] * b_x_jh7
-                    b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_tj11 = tl.load(p_rows + 8 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj11), b_x_th7, one, PREC)
-                    b_x_jh10 = b_x_t2[:, None] * b_x_jh9 / 2.0
-                    b_x_jh11 = b_x_jh8 + b_x_jh10
-                    b_x_tv37 = tl.load(p_rows + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_x_th18 = _tile_dot_add(b_x_jh11, b_x_tv37, tl.trans(b_M_2), one, PREC)
-                    b_x_th19 = b_x_th18 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th20 = b_x_th14 + b_x_th19
                     b_x_kh3 = _tile_dot_add(b_d_M_1_next, tl.trans(b_k.to(tl.float32)), b_x_th20, one, PREC)
                     b_d_M_1 = _tile_dot_add(b_x_kh3, tl.trans(b_q.to(tl.float32)), b_x_th12, one, PREC)
                     tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
-                    b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                    b_x_th2 = tl.load(
+                        p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tv37 = tl.load(
+                        p_rows + 12 * BT * F + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
+                    )
                     b_x_hv = _tile_dot(tl.trans(b_x_th2), b_x_tv37, one, PREC)
                     b_x_hv2 = b_x_hv / 2.0
-                    b_x_th16 = b_x_jh6 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
+                    b_x_tv12 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                    b_x_th16 = tl.load(
+                        p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_th7 = tl.load(
+                        p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tv24 = tl.load(
+                        p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :])
                     )
                     b_x_hv4 = _tile_dot(tl.trans(b_x_th7), b_x_tv24, one, PREC)
                     b_x_hv5 = b_x_hv4 / 2.0
+                    b_d_M_2_next = tl.load(
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
                     b_x_hv6 = b_x_hv5 + b_d_M_2_next
                     b_x_hv7 = _tile_dot_add(b_x_hv6, tl.trans(b_x_th16), b_x_tv12, one, PREC)
                     b_d_M_2 = b_x_hv2 + b_x_hv7
                     tl.store(
-                        p_d_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_d_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         b_d_M_2,
                         mask=m_h1[:, None] & m_v[None, :],
                     )
@@ -2527,7 +2500,7 @@ def reverse_kernel(
         tl.debug_barrier()
 
 
-STATE, MEMORY, ROWS = 32832, 32768, 74176  # numbers of a state, of its memory, and of rows between loops
+STATE, MEMORY, ROWS = 32832, 32768, 270784  # numbers of a state, of its memory, and of rows between loops
 CHUNK = 16  # tokens of a gradient chunk
 BLOCK = 64  # tokens of a block of rows
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from mcgen.emit.triton_printer import Binding, Printer, aligned, is_tile_product, laid, offset, size, zeros
+from mcgen.emit.triton_printer import Binding, Printer, aligned, is_tile_product, laid, offset, room, size, zeros
 from mcgen.ir.program import Contract, Decay, Input, Map, Node, Program, in_order, placeholder
 from mcgen.passes.phases import (
     SEGMENTS,
@@ -313,7 +313,7 @@ def whole_places(phases: Phases) -> Iterator[tuple[Node, str]]:
     """Where what passes between loops whole is kept, as the text of an offset: one after another."""
     before = Counter({"BT * F": len(phases.rows)} if phases.rows else {})
     for node in phases.kept:
-        yield node, " + ".join(f"{count} * {sizes}" for sizes, count in before.items()) or "0"
+        yield node, room(before)
         before[" * ".join(map(size, laid(node)))] += 1
 
 

@@ -5,8 +5,8 @@ that sum comes in a later loop. So a program falls into phases, each a loop over
 
     level of a phase = how many sums over long axes lie one behind another before it.
 
-Values are made again in every phase that reads them, but for rows that a loop over *another* long axis reads (where a
-layer leads from one hidden axis to the next): these are stored, and so are products between two hidden axes.
+Tokens' rows along a hidden axis that took a product to make are stored where a later loop reads them, and so is what a
+loop over *another* hidden axis reads (where a layer leads from one to the next). All else is made again in every phase.
 
 Values along no long axis are made between the loops, in as many sections as there are loops and one more. What a
 section or a loop reads of another section is stored too, and loaded where it is read: so a loop holds its sums in
@@ -15,11 +15,11 @@ registers, and of everything else only what it is at.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from mcgen.ir.program import AXES, Contract, Input, Iota, Node, Program, Reduce
+from mcgen.ir.program import AXES, TOKEN_AXES, Contract, Input, Iota, Node, Program, Reduce
 from mcgen.passes.schedule import alias
 
 TILES = 3  # sums of a loop that are tiles; of 16 rows on cuda:90, more and fewer had more spilled values in loops
@@ -104,6 +104,11 @@ class Phases:
     @cached_property
     def rows(self) -> frozenset[Node]:
         """Values along one hidden axis that are stored: read in a loop over another one, or costly to make again."""
+        return self._crossing | frozenset(self._again)
+
+    @cached_property
+    def _crossing(self) -> frozenset[Node]:
+        """What a loop over another hidden axis reads, and products that lead from one to another."""
         found = {node for node in self.nodes if is_crossing(node)}
         for node in self.nodes:
             for operand in map(alias, node.operands):
@@ -121,6 +126,34 @@ class Phases:
         for operand in map(alias, node.operands):
             if hidden_axis(operand):
                 yield from self._kept(operand)
+
+    @cached_property
+    def _again(self) -> Mapping[Node, int]:
+        """Rows that took a product and that a later loop reads again, each with the loop that makes it."""
+        first: dict[Node, int] = {}
+        again: dict[Node, int] = {}
+        for at, phase in enumerate(self._loops):
+            seen, stack = set(), self._roots_of(phase)
+            while stack:
+                node = stack.pop()
+                if node in seen or (node in self._crossing and node not in phase.rows):
+                    continue
+                seen.add(node)
+                if node in self._costly and first.setdefault(node, at) < at:
+                    again[node] = first[node]
+                else:
+                    stack += map(alias, node.operands)
+        return again
+
+    @cached_property
+    def _costly(self) -> frozenset[Node]:
+        """Tokens' rows along one hidden axis that took a product."""
+        found: set[Node] = set()
+        for node in self.nodes:
+            is_row = hidden_axis(node) and len(set(node.axes) & TOKEN_AXES) == 1 == len(node.axes) - 1
+            if is_row and (isinstance(node, Contract) or found.intersection(map(alias, node.operands))):
+                found.add(node)
+        return frozenset(found)
 
     @cached_property
     def levels(self) -> dict[Node, int]:
@@ -150,31 +183,38 @@ class Phases:
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
-        """In order. What is stored as an output comes in a loop after the one for sums: both at once are too much to
-        hold in registers, and what they share is cheap to make again."""
-        places = sorted(
-            {self._place(node) for node in self._roots()}, key=lambda place: (place[0], AXES.index(place[1]))
+        """In order."""
+        return tuple(
+            replace(phase, rows=phase.rows + tuple(node for node, made in self._again.items() if made == at))
+            for at, phase in enumerate(self._loops)
         )
-        both = [phase for level, axis in places for phase in self._loops(level, axis)]
-        return tuple(phase for phase in both if phase.roots or phase.outputs)
 
-    def _roots(self) -> Iterator[Node]:
-        yield from (node for node in self.nodes if self._is_complete_later(node) or node in self.rows)
-        yield from (node for node in map(alias, self.program.outputs.values()) if long_axes(node))
+    @cached_property
+    def _loops(self) -> tuple[Phase, ...]:
+        """The phases, each without the rows that others read again. What is stored as an output comes in a loop after
+        the one for sums: both at once are too much to hold in registers, and what they share is cheap to make again."""
+        roots = [node for node in self.nodes if self._is_complete_later(node) or node in self._crossing]
+        roots += [node for node in map(alias, self.program.outputs.values()) if long_axes(node)]
+        places = sorted(set(map(self._place, roots)), key=lambda place: (place[0], AXES.index(place[1])))
+        loops = [phase for level, axis in places for phase in self._loops_at(level, axis)]
+        return tuple(phase for phase in loops if phase.roots or phase.outputs)
 
     def _place(self, node: Node) -> tuple[int, str]:
         return self.levels[node], home(node)
 
-    def _loops(self, level: int, axis: str) -> Iterator[Phase]:
+    def _loops_at(self, level: int, axis: str) -> Iterator[Phase]:
         here = [node for node in self.nodes if self._place(node) == (level, axis)]
         sums = tuple(node for node in here if self._is_complete_later(node))
-        rows = tuple(node for node in here if node in self.rows)
+        rows = tuple(node for node in here if node in self._crossing)
         outputs = {name: alias(node) for name, node in self.program.outputs.items() if long_axes(node)}
         stored = tuple(name for name, node in outputs.items() if self._place(node) == (level, axis))
         first, *others = self._shares(sums)
         yield Phase(level, axis, first, rows, ())
         yield from (Phase(level, axis, some, (), ()) for some in others)
         yield Phase(level, axis, (), (), stored)
+
+    def _roots_of(self, phase: Phase) -> list[Node]:
+        return [*phase.roots, *(alias(self.program.outputs[label]) for label in phase.outputs)]
 
     def _shares(self, sums: Sequence[Node]) -> list[tuple[Node, ...]]:
         """The sums of each loop, TILES of them tiles: they stay in registers throughout, with what they are made of."""
@@ -207,7 +247,7 @@ class Phases:
         """The values along no long axis that a loop reads."""
         found: dict[Node, None] = {}
         seen: set[Node] = set()
-        stack = [*phase.roots, *(alias(self.program.outputs[label]) for label in phase.outputs)][::-1]
+        stack = self._roots_of(phase)[::-1]
         while stack:
             node = stack.pop()
             if node in seen:
