@@ -948,6 +948,7 @@ def walk_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     p_work = work + tl.program_id(0).to(tl.int64) * (2 * STATE + ROWS)
+    p_rows = p_work + 2 * STATE
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_c, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
@@ -961,25 +962,26 @@ def walk_kernel(
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             p_state, p_next = p_work + (i_n - i_first) % 2 * STATE, p_work + (i_n - i_first + 1) % 2 * STATE
-            b_k = tl.load(
-                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
             b_x_tv4 = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                 b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_tv4 = _tile_dot_add(b_x_tv4, b_x_th2, b_M_2, one, PREC)
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
             b_at_t = o_t
             b_at_j = o_t
             b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
@@ -987,9 +989,18 @@ def walk_kernel(
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t = -b_eta
             b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
+            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + o_t, b_x_t2)
             b_x_tj2 = b_x_tj * b_x_t2[None, :]
+            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
             b_x_tj3 = b_x_tj2 * b_q_k
+            tl.store(p_rows + 4 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj3)
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
@@ -1010,56 +1021,49 @@ def walk_kernel(
             b_sum_t4 = tl.sum(b_x_tv11, 1)
             b_x_t6 = -(b_sum_t4 / 64.0)
             b_x_tv12 = b_x_tv11 + b_x_t6[:, None]
+            tl.store(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv12)
             b_x_tv13 = tl.zeros([BT, BV], tl.float32)
             b_x_tj4 = tl.zeros([BT, BT], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_x_tv12 = tl.load(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                b_M_2 = tl.load(
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                )
+                b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
+                b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                b_x_th4 = b_x_th3 * (
+                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                    + 0.5
+                )
+                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                    + 0.5
-                )
+                b_x_tj3 = tl.load(p_rows + 4 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
                 b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
                 b_x_tv13 = _tile_dot_add(b_x_tv13, b_x_th7, b_M_2, one, PREC)
                 b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th8, mask=m_h1[None, :])
                 b_x_tj4 = _tile_dot_add(b_x_tj4, b_x_th7, tl.trans(b_x_th8), one, PREC)
+            b_x_t2 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + o_t)
+            b_x_tv12 = tl.load(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
             b_x_jv2 = b_x_t2[:, None] * b_x_tv12
-            for i_h1 in range(n_tiles):
-                o_h1 = i_h1 * BF + tl.arange(0, BF)
-                m_h1 = o_h1 < F
-                b_M_1 = tl.load(
-                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                )
-                b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                    + 0.5
-                )
-                b_x_jh3 = b_x_t2[:, None] * b_x_th4
-                b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
-                tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
-                b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_x_th8), b_x_jv2, one, PREC)
-                tl.store(
-                    p_next + 16384 + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
-                )
+            tl.store(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
             b_x_tv14 = b_x_tv13 / 2.0
+            b_x_tj2 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]))
             b_x_tj5 = b_x_tj2 * b_x_tj4
             b_x_tv15 = _tile_dot(b_x_tj5, b_x_tv12, one, PREC)
             b_x_tv16 = b_x_tv15 / 2.0
@@ -1075,6 +1079,34 @@ def walk_kernel(
                 (b_o).to(o.dtype.element_ty),
                 mask=m_t[:, None] & m_v[None, :],
             )
+            tl.debug_barrier()
+            for i_h1 in range(n_tiles):
+                o_h1 = i_h1 * BF + tl.arange(0, BF)
+                m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_M_1 = tl.load(
+                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                )
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_th4 = tl.load(
+                    p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                )
+                b_x_jh3 = b_x_t2[:, None] * b_x_th4
+                b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
+                tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
+                b_M_2 = tl.load(
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                )
+                b_x_th8 = tl.load(
+                    p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                )
+                b_x_jv2 = tl.load(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]))
+                b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_x_th8), b_x_jv2, one, PREC)
+                tl.store(
+                    p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
+                )
             tl.debug_barrier()
             if end == segment_end:
                 i_cached = i_bh.to(tl.int64) * n_segments + i_s
@@ -1125,13 +1157,17 @@ def read_kernel(
             b_y = tl.load(o + i_row * V + o_y, mask=m_y, other=0.0)
             for i_c in range(first, i_s):
                 i_cached = i_bh.to(tl.int64) * n_segments + i_c
-                b_q = tl.load(
-                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
                 b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_cached_1 = tl.load(
                         cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
@@ -1140,11 +1176,14 @@ def read_kernel(
                     b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
                     b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th, b_cached_2, one, PREC)
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_x_tv3 = b_x_tv2 / 2.0
                 b_sum_t = tl.sum(b_x_tv2, 1)
                 b_x_t = b_sum_t / 2.0
@@ -1154,6 +1193,7 @@ def read_kernel(
                 b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
                 b_o_cached = b_q.to(tl.float32) + b_x_tv6
                 b_y += b_o_cached
+                tl.debug_barrier()
             tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
 
 
@@ -1188,6 +1228,7 @@ def rows_kernel(
     n_tiles = tl.cdiv(F, BF) * one
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    p_rows = work + tl.program_id(0).to(tl.int64) * ROWS
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_n, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
@@ -1199,22 +1240,28 @@ def rows_kernel(
             s_q = tl.zeros([BT, BK], tl.float32)
             for i_c in range(first, i_s):
                 i_cached = i_bh.to(tl.int64) * n_segments + i_c
-                b_q = tl.load(
-                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
                 b_x_tv = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_cached_1 = tl.load(
                         cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
                     b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_q_cached_1, mask=m_h1[None, :])
                     b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
@@ -1240,22 +1287,21 @@ def rows_kernel(
                 b_sum_t4 = tl.sum(b_x_tv8, 1)
                 b_x_t4 = -(b_sum_t4 / 64.0)
                 b_x_tv9 = b_x_tv8 + b_x_t4[:, None]
+                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv9)
                 b_x_tk = tl.zeros([BT, BK], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_x_tv9 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_th2 = _tile_dot(b_x_tv9, tl.trans(b_cached_2), one, PREC)
-                    b_cached_1 = tl.load(
-                        cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    b_q_cached_1 = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_x_th3 = b_x_th2 * (
                         b_q_cached_1
                         * 1.4142135623730951
@@ -1264,9 +1310,20 @@ def rows_kernel(
                         + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
+                    b_cached_1 = tl.load(
+                        cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
                     b_x_tk = _tile_dot_add(b_x_tk, b_x_th3, tl.trans(b_cached_1), one, PREC)
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
                 b_d_q = b_x_tk + b_d_y.to(tl.float32)
                 s_q += b_d_q
+                tl.debug_barrier()
             o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
             tl.store(d_q_rows + i_row * K + o_q, s_q, mask=m_q)
 
@@ -1302,6 +1359,7 @@ def segments_kernel(
     n_tiles = tl.cdiv(F, BF) * one
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    p_rows = work + tl.program_id(0).to(tl.int64) * ROWS
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_s, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
@@ -1312,22 +1370,26 @@ def segments_kernel(
         for i_t in range(start, end, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             m_t = i_t + o_t < end
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
             b_x_tv = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_cached_1 = tl.load(
                     cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
                     mask=m_k[:, None] & m_h1[None, :],
                     other=0.0,
                 )
                 b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_q_cached_1, mask=m_h1[None, :])
                 b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                 b_cached_2 = tl.load(
-                    cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
@@ -1351,21 +1413,23 @@ def segments_kernel(
             b_sum_t4 = tl.sum(b_x_tv8, 1)
             b_x_t4 = -(b_sum_t4 / 64.0)
             b_x_tv9 = b_x_tv8 + b_x_t4[:, None]
+            tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv9)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_tv9 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
                 b_cached_2 = tl.load(
-                    cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
                 b_x_th2 = _tile_dot(b_x_tv9, tl.trans(b_cached_2), one, PREC)
-                b_cached_1 = tl.load(
-                    cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
-                    mask=m_k[:, None] & m_h1[None, :],
-                    other=0.0,
-                )
-                b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                b_q_cached_1 = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                 b_x_th3 = b_x_th2 * (
                     b_q_cached_1 * 1.4142135623730951 * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0)) / 3.544907701811032
                     + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
@@ -1382,13 +1446,13 @@ def segments_kernel(
                     + b_d_cached_1,
                     mask=m_k[:, None] & m_h1[None, :],
                 )
-                b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                b_x_th = tl.load(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                 b_x_hv = _tile_dot(tl.trans(b_x_th), b_x_tv9, one, PREC)
                 b_d_cached_2 = b_x_hv / 2.0
                 tl.store(
-                    d_cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     tl.load(
-                        d_cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
@@ -1430,18 +1494,22 @@ def _advance(
     """One chunk step of the state alone, from one buffer to another."""
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    b_k = tl.load(
-        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-    ).to(IN)
     b_x_tv3 = tl.zeros([BT, BV], tl.float32)
+    tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
         m_h1 = o_h1 < F
+        tl.debug_barrier()
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
         b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
         b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
         b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+        tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
         b_M_2 = tl.load(
-            p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
         b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
     b_valid = m_t.to(tl.float32)
@@ -1468,16 +1536,24 @@ def _advance(
     b_sum_t4 = tl.sum(b_x_tv10, 1)
     b_x_t6 = -(b_sum_t4 / 64.0)
     b_x_tv11 = b_x_tv10 + b_x_t6[:, None]
+    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv11)
     b_x_jv2 = b_x_t2[:, None] * b_x_tv11
+    tl.store(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
+    tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
         m_h1 = o_h1 < F
+        tl.debug_barrier()
         b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tv11 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
         b_M_2 = tl.load(
-            p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
         b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-        b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
         b_x_th4 = b_x_th3 * (
             b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
             + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
@@ -1487,8 +1563,9 @@ def _advance(
         b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
         tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
         b_x_th5 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+        b_x_jv2 = tl.load(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
         b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_x_th5), b_x_jv2, one, PREC)
-        tl.store(p_next + 16384 + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
+        tl.store(p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
     tl.debug_barrier()
 
 
@@ -1642,107 +1719,170 @@ def reverse_kernel(
                     i_cached = i_bh.to(tl.int64) * n_segments + i_s
                     _add(p_d_next, d_cached + i_cached * MEMORY, MEMORY)
                     tl.debug_barrier()
-                b_k = tl.load(
-                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
                 b_x_tv3 = tl.zeros([BT, BV], tl.float32)
                 b_x_jv2 = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_k = tl.load(
+                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_M_1 = tl.load(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                     b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
                     b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
                     b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    tl.store(p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th8, mask=m_h1[None, :])
                     b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_jv2 = _tile_dot_add(b_x_jv2, b_x_th8, b_d_M_2_next, one, PREC)
-                b_q = tl.load(
-                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
+                tl.store(
+                    p_rows + 12 * BT * F + 7 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2
+                )
                 b_at_t = o_t
                 b_at_j = o_t
                 b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+                tl.store(p_rows + 12 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj)
                 b_valid = m_t.to(tl.float32)
                 b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_x_t = -b_eta
                 b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
+                tl.store(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t, b_x_t2)
                 b_x_tj2 = b_x_tj * b_x_t2[None, :]
+                tl.store(p_rows + 12 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+                tl.store(p_rows + 12 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_q_k)
                 b_x_tj3 = b_x_tj2 * b_q_k
+                tl.store(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj3)
                 b_v = tl.load(
                     v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
                 ).to(IN)
                 b_x_tv2 = -b_v.to(tl.float32)
+                tl.store(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 4 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv2,
+                )
                 b_x_tv4 = b_x_tv3 / 2.0
                 b_sum_t = tl.sum(b_x_tv3, 1)
                 b_x_t3 = b_sum_t / 2.0
                 b_x_tv5 = b_x_tv4 - b_x_t3[:, None] / 64.0
+                tl.store(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv5
+                )
                 b_x_tv6 = b_x_tv5 * b_x_tv5
                 b_sum_t2 = tl.sum(b_x_tv6, 1)
+                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + BT + o_t, b_sum_t2)
                 b_x_tv7 = b_x_tv2 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
                 b_x_t4 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
+                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 3 * BT + o_t, b_x_t4)
                 b_x_tv8 = b_v.to(tl.float32) * b_x_tv5
                 b_sum_t3 = tl.sum(b_x_tv8, 1)
+                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 2 * BT + o_t, b_sum_t3)
                 b_x_t5 = b_x_t4 * b_sum_t3 / 128.0
+                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 4 * BT + o_t, b_x_t5)
                 b_x_tv9 = 2.0 * b_x_t5[:, None] * b_x_tv5
                 b_x_tv10 = b_x_tv7 + b_x_tv9
                 b_sum_t4 = tl.sum(b_x_tv10, 1)
                 b_x_t6 = -(b_sum_t4 / 64.0)
                 b_x_tv11 = b_x_tv10 + b_x_t6[:, None]
+                tl.store(p_rows + 12 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv11)
                 b_x_tv12 = tl.zeros([BT, BV], tl.float32)
                 b_x_tj4 = tl.zeros([BT, BT], tl.float32)
                 b_sum_j2 = tl.zeros([BT], tl.float32)
                 b_x_jk4 = tl.zeros([BT, BK], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                    tl.debug_barrier()
+                    b_x_tv11 = tl.load(p_rows + 12 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                     b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th3, mask=m_h1[None, :])
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_x_th4 = b_x_th3 * (
                         b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
                         + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
+                    tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                    b_x_tj3 = tl.load(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
                     b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
+                    tl.store(p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th6, mask=m_h1[None, :])
                     b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th7, mask=m_h1[None, :])
                     b_x_tv12 = _tile_dot_add(b_x_tv12, b_x_th7, b_M_2, one, PREC)
-                    b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    b_x_th8 = tl.load(
+                        p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_tj4 = _tile_dot_add(b_x_tj4, b_x_th7, tl.trans(b_x_th8), one, PREC)
+                    b_k = tl.load(
+                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    tl.store(
+                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_k_d_M_1_next, mask=m_h1[None, :]
+                    )
                     b_x_jh12 = b_k_d_M_1_next * b_x_th4
                     b_sum_j2 += tl.sum(b_x_jh12, 1)
                     b_x_jk4 = _tile_dot_add(b_x_jk4, b_x_th4, tl.trans(b_d_M_1_next), one, PREC)
+                tl.store(
+                    p_rows + 12 * BT * F + 7 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj4
+                )
+                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 5 * BT + o_t, b_sum_j2)
+                tl.store(
+                    p_rows + 12 * BT * F + 10 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BK + o_k[None, :]),
+                    b_x_jk4,
+                )
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     mask=m_t[:, None] & m_v[None, :],
                     other=0.0,
                 ).to(IN)
                 b_x_tv13 = b_x_tv12 / 2.0
+                b_x_tj2 = tl.load(p_rows + 12 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj5 = b_x_tj2 * b_x_tj4
+                b_x_tv11 = tl.load(p_rows + 12 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_tv14 = _tile_dot(b_x_tj5, b_x_tv11, one, PREC)
                 b_x_tv15 = b_x_tv14 / 2.0
                 b_x_tv16 = b_x_tv13 + b_x_tv15
@@ -1760,59 +1900,101 @@ def reverse_kernel(
                 b_sum_t8 = tl.sum(b_x_tv22, 1)
                 b_x_t9 = -(b_sum_t8 / 64.0)
                 b_x_tv23 = b_x_tv22 + b_x_t9[:, None]
+                tl.store(p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv23)
                 b_x_tj6 = _tile_dot(b_x_tv23, tl.trans(b_x_tv11), one, PREC)
+                tl.store(
+                    p_rows + 12 * BT * F + 6 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj6
+                )
                 b_x_tj7 = b_x_tj6 * b_x_tj2
+                tl.store(p_rows + 12 * BT * F + 4 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj7)
+                b_x_t2 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t)
+                b_x_tj = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                b_q_k = tl.load(p_rows + 12 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj10 = b_x_tj * b_q_k
+                tl.store(
+                    p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj10
+                )
                 b_x_tk3 = tl.zeros([BT, BK], tl.float32)
                 b_x_tj8 = tl.zeros([BT, BT], tl.float32)
                 b_x_tv25 = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    tl.debug_barrier()
+                    b_x_tj7 = tl.load(p_rows + 12 * BT * F + 4 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                    b_x_th8 = tl.load(
+                        p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
                     b_x_th9 = _tile_dot(b_x_tj7, b_x_th8, one, PREC)
+                    b_x_tv23 = tl.load(
+                        p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :])
+                    )
                     b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_th11 = _tile_dot_add(b_x_th9, b_x_tv23, tl.trans(b_M_2), one, PREC)
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
+                    b_x_th6 = tl.load(
+                        p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
                     b_x_th12 = b_x_th11 * (
                         b_x_th6 * 1.4142135623730951 * tl.exp(-(b_x_th6 * b_x_th6 / 2.0)) / 3.544907701811032
                         + tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
-                    b_x_tk3 = _tile_dot_add(b_x_tk3, b_x_th12, tl.trans(b_M_1), one, PREC)
-                    b_x_tj8 = _tile_dot_add(b_x_tj8, b_x_th12, tl.trans(b_x_th4), one, PREC)
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    tl.store(p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th12, mask=m_h1[None, :])
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    b_x_tk3 = _tile_dot_add(b_x_tk3, b_x_th12, tl.trans(b_M_1), one, PREC)
+                    b_x_th4 = tl.load(
+                        p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tj8 = _tile_dot_add(b_x_tj8, b_x_th12, tl.trans(b_x_th4), one, PREC)
+                    b_k_d_M_1_next = tl.load(
+                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_jh3 = b_k_d_M_1_next * b_x_t2[:, None]
+                    b_x_tj10 = tl.load(
+                        p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :])
+                    )
                     b_x_jh4 = _tile_dot(tl.trans(b_x_tj10), b_x_th12, one, PREC)
                     b_x_jh5 = b_x_t2[:, None] * b_x_jh4
                     b_x_jh6 = b_x_jh3 + b_x_jh5
+                    tl.store(p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_jh6, mask=m_h1[None, :])
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_x_th16 = b_x_jh6 * (
                         b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
                         + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
+                    tl.store(p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th16, mask=m_h1[None, :])
                     b_x_tv25 = _tile_dot_add(b_x_tv25, b_x_th16, b_M_2, one, PREC)
+                tl.store(
+                    p_rows + 12 * BT * F + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj8,
+                )
+                b_x_t2 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t)
+                b_x_tj6 = tl.load(
+                    p_rows + 12 * BT * F + 6 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_x_tj = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj11 = b_x_tj6 * b_x_tj
+                tl.store(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj11,
+                )
+                b_x_jv2 = tl.load(
+                    p_rows + 12 * BT * F + 7 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                )
                 b_x_jv3 = b_x_jv2 * b_x_t2[:, None]
+                b_x_tj4 = tl.load(
+                    p_rows + 12 * BT * F + 7 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :])
+                )
                 b_x_tj12 = b_x_tj * b_x_tj4
+                b_x_tv23 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_jv4 = _tile_dot(tl.trans(b_x_tj12), b_x_tv23, one, PREC)
                 b_x_jv5 = b_x_t2[:, None] * b_x_jv4 / 2.0
                 b_x_jv6 = b_x_jv3 + b_x_jv5
@@ -1820,179 +2002,50 @@ def reverse_kernel(
                 b_sum_t9 = tl.sum(b_x_tv26, 1)
                 b_x_tv27 = (-(b_sum_t9[:, None] / 64.0)) + tl.zeros([BT, BV], tl.float32)
                 b_x_tv28 = b_x_tv27 + b_x_tv26
+                b_x_tv5 = tl.load(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                )
                 b_x_tv29 = b_x_tv28 * b_x_tv5
                 b_sum_t10 = tl.sum(b_x_tv29, 1)
                 b_x_t10 = 2.0 * b_sum_t10
+                b_sum_t2 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + BT + o_t)
                 b_x_t11 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 2.5)
+                b_sum_t3 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 2 * BT + o_t)
                 b_x_t12 = -(3.0 * b_x_t10 * b_x_t11 * b_sum_t3 / 16384.0)
+                b_x_t4 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 3 * BT + o_t)
+                b_v = tl.load(
+                    v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+                ).to(IN)
                 b_x_tv30 = b_x_tv28 * b_v.to(tl.float32)
                 b_sum_t11 = tl.sum(b_x_tv30, 1)
                 b_x_t13 = b_x_t4 * b_sum_t11 / 128.0
                 b_x_t14 = b_x_t12 + b_x_t13
                 b_x_tv31 = 2.0 * b_x_t14[:, None] * b_x_tv5
+                b_x_tv2 = tl.load(
+                    p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 4 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
                 b_x_tv32 = -(b_x_t10[:, None] * b_x_tv2 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
+                b_x_t5 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 4 * BT + o_t)
                 b_x_tv33 = 2.0 * b_x_tv28 * b_x_t5[:, None]
                 b_x_tv34 = b_x_tv32 + b_x_tv33
                 b_x_tv35 = b_x_tv31 + b_x_tv34
                 b_sum_t12 = tl.sum(b_x_tv35, 1)
                 b_x_t15 = -(b_sum_t12 / 64.0)
                 b_x_tv36 = b_x_tv35 + b_x_t15[:, None]
-                b_x_tk7 = tl.zeros([BT, BK], tl.float32)
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
-                    b_x_jh3 = b_k_d_M_1_next * b_x_t2[:, None]
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    b_x_th9 = _tile_dot(b_x_tj7, b_x_th8, one, PREC)
-                    b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th11 = _tile_dot_add(b_x_th9, b_x_tv23, tl.trans(b_M_2), one, PREC)
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
-                    b_x_th12 = b_x_th11 * (
-                        b_x_th6 * 1.4142135623730951 * tl.exp(-(b_x_th6 * b_x_th6 / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_jh4 = _tile_dot(tl.trans(b_x_tj10), b_x_th12, one, PREC)
-                    b_x_jh5 = b_x_t2[:, None] * b_x_jh4
-                    b_x_jh6 = b_x_jh3 + b_x_jh5
-                    b_x_th14 = (
-                        b_x_jh6
-                        * b_x_th3
-                        * (
-                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
-                            - 1.4142135623730951
-                            * b_x_th
-                            * b_x_th
-                            * tl.exp(-(b_x_th * b_x_th / 2.0))
-                            / 3.544907701811032
-                        )
-                    )
-                    b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jh7 = _tile_dot(b_x_tv11, tl.trans(b_d_M_2_next), one, PREC)
-                    b_x_jh8 = b_x_t2[:, None] * b_x_jh7
-                    b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj11), b_x_th7, one, PREC)
-                    b_x_jh10 = b_x_t2[:, None] * b_x_jh9 / 2.0
-                    b_x_jh11 = b_x_jh8 + b_x_jh10
-                    b_x_th18 = _tile_dot_add(b_x_jh11, b_x_tv36, tl.trans(b_M_2), one, PREC)
-                    b_x_th19 = b_x_th18 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th20 = b_x_th14 + b_x_th19
-                    b_x_tk7 = _tile_dot_add(b_x_tk7, b_x_th20, tl.trans(b_M_1), one, PREC)
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    b_x_th9 = _tile_dot(b_x_tj7, b_x_th8, one, PREC)
-                    b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th11 = _tile_dot_add(b_x_th9, b_x_tv23, tl.trans(b_M_2), one, PREC)
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
-                    b_x_th12 = b_x_th11 * (
-                        b_x_th6 * 1.4142135623730951 * tl.exp(-(b_x_th6 * b_x_th6 / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
-                    b_x_jh3 = b_k_d_M_1_next * b_x_t2[:, None]
-                    b_x_jh4 = _tile_dot(tl.trans(b_x_tj10), b_x_th12, one, PREC)
-                    b_x_jh5 = b_x_t2[:, None] * b_x_jh4
-                    b_x_jh6 = b_x_jh3 + b_x_jh5
-                    b_x_th14 = (
-                        b_x_jh6
-                        * b_x_th3
-                        * (
-                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
-                            - 1.4142135623730951
-                            * b_x_th
-                            * b_x_th
-                            * tl.exp(-(b_x_th * b_x_th / 2.0))
-                            / 3.544907701811032
-                        )
-                    )
-                    b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jh7 = _tile_dot(b_x_tv11, tl.trans(b_d_M_2_next), one, PREC)
-                    b_x_jh8 = b_x_t2[:, None] * b_x_jh7
-                    b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj11), b_x_th7, one, PREC)
-                    b_x_jh10 = b_x_t2[:, None] * b_x_jh9 / 2.0
-                    b_x_jh11 = b_x_jh8 + b_x_jh10
-                    b_x_th18 = _tile_dot_add(b_x_jh11, b_x_tv36, tl.trans(b_M_2), one, PREC)
-                    b_x_th19 = b_x_th18 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th20 = b_x_th14 + b_x_th19
-                    b_x_kh3 = _tile_dot_add(b_d_M_1_next, tl.trans(b_k.to(tl.float32)), b_x_th20, one, PREC)
-                    b_d_M_1 = _tile_dot_add(b_x_kh3, tl.trans(b_q.to(tl.float32)), b_x_th12, one, PREC)
-                    tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
-                    b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_hv = _tile_dot(tl.trans(b_x_th2), b_x_tv36, one, PREC)
-                    b_x_hv2 = b_x_hv / 2.0
-                    b_x_th16 = b_x_jh6 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_hv4 = _tile_dot(tl.trans(b_x_th7), b_x_tv23, one, PREC)
-                    b_x_hv5 = b_x_hv4 / 2.0
-                    b_x_hv6 = b_x_hv5 + b_d_M_2_next
-                    b_x_hv7 = _tile_dot_add(b_x_hv6, tl.trans(b_x_th16), b_x_tv11, one, PREC)
-                    b_d_M_2 = b_x_hv2 + b_x_hv7
-                    tl.store(
-                        p_d_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        b_d_M_2,
-                        mask=m_h1[:, None] & m_v[None, :],
-                    )
+                tl.store(
+                    p_rows + 12 * BT * F + 9 * BT * BT + 5 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv36,
+                )
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
+                b_x_tj2 = tl.load(p_rows + 12 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj9 = b_x_tj8 * b_x_tj2
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_x_tk5 = _tile_dot_add(b_x_tk3, b_x_tj9, b_k.to(tl.float32), one, PREC)
                 b_x_tk6 = b_d_y.to(tl.float32) + b_x_tk5
                 b_d_q_rows = tl.load(
@@ -2006,30 +2059,23 @@ def reverse_kernel(
                     b_d_q.to(d_q.dtype.element_ty),
                     mask=m_t[:, None] & m_k[None, :],
                 )
+                b_x_tv11 = tl.load(p_rows + 12 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_jv7 = b_x_jv2 * b_x_tv11
                 b_sum_j = tl.sum(b_x_jv7, 1)
+                b_sum_j2 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 5 * BT + o_t)
                 b_x_j2 = b_sum_j + b_sum_j2
                 b_x_tj13 = b_x_tj4 / 2.0
                 b_x_tj14 = b_x_tj6 * b_x_tj13
+                b_q_k = tl.load(p_rows + 12 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj15 = b_x_tj8 * b_q_k
                 b_x_tj16 = b_x_tj14 + b_x_tj15
                 b_x_tj17 = b_x_tj16 * b_x_tj
                 b_sum_j3 = tl.sum(b_x_tj17, 0)
                 b_x_j3 = b_x_j2 + b_sum_j3
+                b_valid = m_t.to(tl.float32)
                 b_x_t17 = b_x_j3 * tl.where(b_valid > 0, 1.0, 0.0)
                 b_d_eta = -b_x_t17
                 tl.store(d_eta + i_row + o_t * H, b_d_eta, mask=m_t)
-                b_x_tj18 = b_x_tj8 * b_x_tj
-                b_x_jk = _tile_dot(tl.trans(b_x_tj18), b_q.to(tl.float32), one, PREC)
-                b_x_jk2 = b_x_t2[:, None] * b_x_jk
-                b_x_jk5 = b_x_t2[:, None] * b_x_jk4
-                b_x_jk6 = b_x_tk7 + b_x_jk5
-                b_d_k = b_x_jk2 + b_x_jk6
-                tl.store(
-                    d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    b_d_k.to(d_k.dtype.element_ty),
-                    mask=m_t[:, None] & m_k[None, :],
-                )
                 b_x_tv37 = -(b_x_t10[:, None] * b_x_tv5 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
                 b_x_tv38 = b_x_tv28 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
                 b_x_tv39 = b_x_tv37 + b_x_tv38
@@ -2039,12 +2085,156 @@ def reverse_kernel(
                     b_d_v.to(d_v.dtype.element_ty),
                     mask=m_t[:, None] & m_v[None, :],
                 )
+                b_x_tk7 = tl.zeros([BT, BK], tl.float32)
+                tl.debug_barrier()
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_x_jh6 = tl.load(
+                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_th3 = tl.load(
+                        p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_x_th14 = (
+                        b_x_jh6
+                        * b_x_th3
+                        * (
+                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
+                            - 1.4142135623730951
+                            * b_x_th
+                            * b_x_th
+                            * tl.exp(-(b_x_th * b_x_th / 2.0))
+                            / 3.544907701811032
+                        )
+                    )
+                    b_d_M_2_next = tl.load(
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_tv11 = tl.load(p_rows + 12 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                    b_x_jh7 = _tile_dot(b_x_tv11, tl.trans(b_d_M_2_next), one, PREC)
+                    b_x_jh8 = b_x_t2[:, None] * b_x_jh7
+                    b_x_th7 = tl.load(
+                        p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tj11 = tl.load(
+                        p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
+                    )
+                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj11), b_x_th7, one, PREC)
+                    b_x_jh10 = b_x_t2[:, None] * b_x_jh9 / 2.0
+                    b_x_jh11 = b_x_jh8 + b_x_jh10
+                    b_x_tv36 = tl.load(
+                        p_rows + 12 * BT * F + 9 * BT * BT + 5 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_M_2 = tl.load(
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th18 = _tile_dot_add(b_x_jh11, b_x_tv36, tl.trans(b_M_2), one, PREC)
+                    b_x_th19 = b_x_th18 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_x_th20 = b_x_th14 + b_x_th19
+                    tl.store(p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th20, mask=m_h1[None, :])
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_tk7 = _tile_dot_add(b_x_tk7, b_x_th20, tl.trans(b_M_1), one, PREC)
+                b_x_t2 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t)
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_tj8 = tl.load(
+                    p_rows + 12 * BT * F + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_x_tj = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                b_x_tj18 = b_x_tj8 * b_x_tj
+                b_x_jk = _tile_dot(tl.trans(b_x_tj18), b_q.to(tl.float32), one, PREC)
+                b_x_jk2 = b_x_t2[:, None] * b_x_jk
+                b_x_jk4 = tl.load(
+                    p_rows + 12 * BT * F + 10 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BK + o_k[None, :])
+                )
+                b_x_jk5 = b_x_t2[:, None] * b_x_jk4
+                b_x_jk6 = b_x_tk7 + b_x_jk5
+                b_d_k = b_x_jk2 + b_x_jk6
+                tl.store(
+                    d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    b_d_k.to(d_k.dtype.element_ty),
+                    mask=m_t[:, None] & m_k[None, :],
+                )
+                tl.debug_barrier()
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
+                    b_x_th12 = tl.load(
+                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_k = tl.load(
+                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
+                    b_x_th20 = tl.load(
+                        p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_kh3 = _tile_dot_add(b_d_M_1_next, tl.trans(b_k.to(tl.float32)), b_x_th20, one, PREC)
+                    b_d_M_1 = _tile_dot_add(b_x_kh3, tl.trans(b_q.to(tl.float32)), b_x_th12, one, PREC)
+                    tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
+                    b_x_th2 = tl.load(
+                        p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tv36 = tl.load(
+                        p_rows + 12 * BT * F + 9 * BT * BT + 5 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_x_hv = _tile_dot(tl.trans(b_x_th2), b_x_tv36, one, PREC)
+                    b_x_hv2 = b_x_hv / 2.0
+                    b_x_tv11 = tl.load(p_rows + 12 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                    b_x_th16 = tl.load(
+                        p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_th7 = tl.load(
+                        p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tv23 = tl.load(
+                        p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_x_hv4 = _tile_dot(tl.trans(b_x_th7), b_x_tv23, one, PREC)
+                    b_x_hv5 = b_x_hv4 / 2.0
+                    b_d_M_2_next = tl.load(
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_hv6 = b_x_hv5 + b_d_M_2_next
+                    b_x_hv7 = _tile_dot_add(b_x_hv6, tl.trans(b_x_th16), b_x_tv11, one, PREC)
+                    b_d_M_2 = b_x_hv2 + b_x_hv7
+                    tl.store(
+                        p_d_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        b_d_M_2,
+                        mask=m_h1[:, None] & m_v[None, :],
+                    )
                 tl.debug_barrier()
         _copy(d_theta + (i_c.to(tl.int64) * BH + i_bh) * MEMORY, p_d + (i_last - i_first) % 2 * STATE, MEMORY)
         tl.debug_barrier()
 
 
-STATE, MEMORY, ROWS = 32768, 32768, 0  # numbers of a state, of its memory, and of rows between loops
+STATE, MEMORY, ROWS = 32768, 32768, 266624  # numbers of a state, of its memory, and of rows between loops
 CHUNK = 16  # tokens of a gradient chunk
 BLOCK = 64  # tokens of a block of rows
 

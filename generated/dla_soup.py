@@ -1161,6 +1161,7 @@ def walk_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     p_work = work + tl.program_id(0).to(tl.int64) * (2 * STATE + ROWS)
+    p_rows = p_work + 2 * STATE
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_c, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
@@ -1174,20 +1175,31 @@ def walk_kernel(
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             p_state, p_next = p_work + (i_n - i_first) % 2 * STATE, p_work + (i_n - i_first + 1) % 2 * STATE
+            b_pool = tl.load(p_state + K * F + F * V + o_k, mask=m_k, other=0.0)
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
+            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+            b_pool_next = b_pool + b_sum_k
+            tl.store(p_next + K * F + F * V + o_k, b_pool_next, mask=m_k)
             b_x_tv3 = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                 b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
             b_valid = m_t.to(tl.float32)
@@ -1214,18 +1226,26 @@ def walk_kernel(
             b_sum_t4 = tl.sum(b_x_tv10, 1)
             b_x_t6 = -(b_sum_t4 / 64.0)
             b_x_tv11 = b_x_tv10 + b_x_t6[:, None]
+            tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv11)
             b_x_jv2 = b_x_t2[:, None] * b_x_tv11
+            tl.store(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_tv11 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                 b_x_th4 = b_x_th3 * (
                     b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
                     + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
@@ -1235,22 +1255,19 @@ def walk_kernel(
                 b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
                 tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
                 b_x_th5 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                b_x_jv2 = tl.load(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
                 b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_x_th5), b_x_jv2, one, PREC)
                 tl.store(
-                    p_next + 16384 + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
+                    p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
                 )
-            b_pool = tl.load(p_state + 32768 + o_k, mask=m_k, other=0.0)
-            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-            b_pool_next = b_pool + b_sum_k
-            tl.store(p_next + 32768 + o_k, b_pool_next, mask=m_k)
             tl.debug_barrier()
             if end == segment_end:
                 i_cached = i_bh.to(tl.int64) * n_segments + i_s
                 _copy(cached + i_cached * MEMORY, p_next, MEMORY)
-                b_pool_end = tl.load(p_next + 32768 + o_k, mask=m_k, other=0.0)
+                b_pool_end = tl.load(p_next + K * F + F * V + o_k, mask=m_k, other=0.0)
                 tl.store(pools + i_cached * K + o_k, b_pool_end / (segment_end - segment_start), mask=m_k)
                 tl.debug_barrier()
-                _fill(p_next + 32768, K)
+                _fill(p_next + K * F + F * V, K)
                 tl.debug_barrier()
 
 
@@ -1320,7 +1337,7 @@ def read_soup_kernel(
             b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
             b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
             b_sum_t = tl.sum(b_x_tj, 1)
-            b_pool = tl.load(p_state + 32768 + o_k, mask=m_k, other=0.0)
+            b_pool = tl.load(p_state + K * F + F * V + o_k, mask=m_k, other=0.0)
             b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
             b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
             b_r = (b_sum_t + b_u_pool) / b_count
@@ -1339,20 +1356,24 @@ def read_soup_kernel(
             b_online = tl.exp(b_r - b_lse)
             tl.store(lse + i_row + o_t * H, b_lse, mask=m_t)
             tl.store(online + i_row + o_t * H, b_online, mask=m_t)
-            b_k = tl.load(
-                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
             b_x_tv4 = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                 b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_tv4 = _tile_dot_add(b_x_tv4, b_x_th2, b_M_2, one, PREC)
                 b_x_th8 = tl.zeros([BT, BF], tl.float32)
@@ -1378,10 +1399,7 @@ def read_soup_kernel(
                         other=0.0,
                     )
                     b_x_th8 = _tile_dot_add(b_x_th8, b_x_tnk, b_cached_1, one, PREC)
-                tl.store(p_rows + 0 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th8, mask=m_h1[None, :])
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
+                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th8, mask=m_h1[None, :])
             b_at_t = o_t
             b_at_j = o_t
             b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
@@ -1390,8 +1408,16 @@ def read_soup_kernel(
             b_x_t = -b_eta
             b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
             b_x_tj2 = b_x_tj * b_x_t2[None, :]
+            tl.store(p_rows + 3 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
             b_x_tj3 = b_x_tj2 * b_q_k
+            tl.store(p_rows + 3 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj3)
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
@@ -1412,22 +1438,29 @@ def read_soup_kernel(
             b_sum_t4 = tl.sum(b_x_tv11, 1)
             b_x_t6 = -(b_sum_t4 / 64.0)
             b_x_tv12 = b_x_tv11 + b_x_t6[:, None]
-            tl.debug_barrier()
+            tl.store(p_rows + 3 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv12)
             b_x_tv13 = tl.zeros([BT, BV], tl.float32)
             b_x_tj4 = tl.zeros([BT, BT], tl.float32)
             b_x_tv19 = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                b_x_tj3 = tl.load(p_rows + 3 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
+                b_x_tv12 = tl.load(p_rows + 3 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                 b_x_th4 = b_x_th3 * (
                     b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
                     + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
@@ -1436,7 +1469,7 @@ def read_soup_kernel(
                 b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
                 b_x_th7 = b_online[:, None] * b_x_th6
                 b_x_th8 = tl.load(
-                    p_rows + 0 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                 )
                 b_x_th9 = b_x_th7 + b_x_th8
                 b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
@@ -1456,13 +1489,18 @@ def read_soup_kernel(
                     b_x_tn = tl.exp(b_u_pools - b_lse)
                     b_x_tnh = b_x_tn[:, None] * b_x_th12
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_tv19 = _tile_dot_add(b_x_tv19, b_x_tnh, b_cached_2, one, PREC)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
             b_x_tv14 = b_x_tv13 / 2.0
+            b_x_tj2 = tl.load(p_rows + 3 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
             b_x_tj5 = b_x_tj2 * b_x_tj4
+            b_x_tv12 = tl.load(p_rows + 3 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
             b_x_tv15 = _tile_dot(b_x_tj5, b_x_tv12, one, PREC)
             b_x_tv16 = b_x_tv15 / 2.0
             b_x_tv17 = b_x_tv14 + b_x_tv16
@@ -1569,20 +1607,25 @@ def through_layers_kernel(
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             p_state, p_next = p_work + (i_n - i_first) % 2 * STATE, p_work + (i_n - i_first + 1) % 2 * STATE
-            b_k = tl.load(
-                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
+            b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_tv3 = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                 b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
                 b_x_th8 = tl.zeros([BT, BF], tl.float32)
@@ -1595,7 +1638,6 @@ def through_layers_kernel(
                     ).to(IN)
                     b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
                     b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
-                    b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                     b_x_tn = tl.exp(b_u_pools - b_lse)
                     b_q = tl.load(
                         q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
@@ -1609,11 +1651,8 @@ def through_layers_kernel(
                         other=0.0,
                     )
                     b_x_th8 = _tile_dot_add(b_x_th8, b_x_tnk, b_cached_1, one, PREC)
-                tl.store(p_rows + 0 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th8, mask=m_h1[None, :])
+                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th8, mask=m_h1[None, :])
             b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
             b_at_t = o_t
             b_at_j = o_t
             b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
@@ -1622,8 +1661,16 @@ def through_layers_kernel(
             b_x_t = -b_eta
             b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
             b_x_tj2 = b_x_tj * b_x_t2[None, :]
+            tl.store(p_rows + 9 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
             b_x_tj3 = b_x_tj2 * b_q_k
+            tl.store(p_rows + 9 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj3)
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
@@ -1644,22 +1691,30 @@ def through_layers_kernel(
             b_sum_t4 = tl.sum(b_x_tv10, 1)
             b_x_t6 = -(b_sum_t4 / 64.0)
             b_x_tv11 = b_x_tv10 + b_x_t6[:, None]
-            tl.debug_barrier()
+            tl.store(p_rows + 9 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv11)
+            b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_tv12 = tl.zeros([BT, BV], tl.float32)
             b_x_tj4 = tl.zeros([BT, BT], tl.float32)
             b_x_tv18 = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                b_x_tj3 = tl.load(p_rows + 9 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
+                b_x_tv11 = tl.load(p_rows + 9 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                 b_x_th4 = b_x_th3 * (
                     b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
                     + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
@@ -1668,14 +1723,18 @@ def through_layers_kernel(
                 b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
                 b_x_th7 = b_online[:, None] * b_x_th6
                 b_x_th8 = tl.load(
-                    p_rows + 0 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                 )
                 b_x_th9 = b_x_th7 + b_x_th8
+                tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th9, mask=m_h1[None, :])
                 b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th10, mask=m_h1[None, :])
                 b_x_tv12 = _tile_dot_add(b_x_tv12, b_x_th10, b_M_2, one, PREC)
                 b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                tl.store(p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th11, mask=m_h1[None, :])
                 b_x_tj4 = _tile_dot_add(b_x_tj4, b_x_th10, tl.trans(b_x_th11), one, PREC)
                 b_seen_2 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                tl.store(p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_seen_2, mask=m_h1[None, :])
                 for i_c in range(first, i_s):
                     i_cached = i_bh.to(tl.int64) * n_segments + i_c
                     b_u = tl.load(
@@ -1685,54 +1744,28 @@ def through_layers_kernel(
                     ).to(IN)
                     b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
                     b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
-                    b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                     b_x_tn = tl.exp(b_u_pools - b_lse)
                     b_x_tnh = b_x_tn[:, None] * b_seen_2
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_tv18 = _tile_dot_add(b_x_tv18, b_x_tnh, b_cached_2, one, PREC)
-            for i_h1 in range(n_tiles):
-                o_h1 = i_h1 * BF + tl.arange(0, BF)
-                m_h1 = o_h1 < F
-                b_M_1 = tl.load(
-                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                )
-                b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                    + 0.5
-                )
-                b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
-                b_x_th7 = b_online[:, None] * b_x_th6
-                b_x_th8 = tl.load(
-                    p_rows + 0 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                )
-                b_x_th9 = b_x_th7 + b_x_th8
-                b_seen_2 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                tl.store(
-                    seen_2 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
-                    b_seen_2,
-                    mask=m_t[:, None] & m_h1[None, :],
-                )
             b_d_y = tl.load(
                 d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
+            b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_tv13 = b_x_tv12 / 2.0
+            b_x_tj2 = tl.load(p_rows + 9 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
             b_x_tj5 = b_x_tj2 * b_x_tj4
+            b_x_tv11 = tl.load(p_rows + 9 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
             b_x_tv14 = _tile_dot(b_x_tj5, b_x_tv11, one, PREC)
             b_x_tv15 = b_x_tv14 / 2.0
             b_x_tv16 = b_x_tv13 + b_x_tv15
             b_x_tv17 = b_online[:, None] * b_x_tv16
             b_x_tv19 = b_x_tv17 + b_x_tv18
+            tl.store(p_rows + 9 * BT * F + 3 * BT * BT + 2 * BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv19)
             b_sum_t5 = tl.sum(b_x_tv19, 1)
             b_x_tv20 = b_x_tv19 - b_sum_t5[:, None] / 64.0
             b_x_tv21 = b_x_tv20 * b_x_tv20
@@ -1747,12 +1780,37 @@ def through_layers_kernel(
             b_sum_t8 = tl.sum(b_x_tv25, 1)
             b_x_t9 = -(b_sum_t8 / 64.0)
             b_pull_2 = b_x_tv25 + b_x_t9[:, None]
-            b_x_tj6 = _tile_dot(b_pull_2, tl.trans(b_x_tv11), one, PREC)
-            b_x_tj7 = b_x_tj6 * b_x_tj2
-            b_sum_t9 = tl.zeros([BT], tl.float32)
+            tl.store(p_rows + 9 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_pull_2)
+            tl.store(
+                pull_2 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_2, mask=m_t[:, None] & m_v[None, :]
+            )
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_seen_2 = tl.load(
+                    p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                )
+                tl.store(
+                    seen_2 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
+                    b_seen_2,
+                    mask=m_t[:, None] & m_h1[None, :],
+                )
+            b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_pull_2 = tl.load(p_rows + 9 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+            b_x_tv11 = tl.load(p_rows + 9 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+            b_x_tj6 = _tile_dot(b_pull_2, tl.trans(b_x_tv11), one, PREC)
+            b_x_tj2 = tl.load(p_rows + 9 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+            b_x_tj7 = b_x_tj6 * b_x_tj2
+            tl.store(p_rows + 9 * BT * F + 2 * BT * BT + 2 * BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj7)
+            b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_sum_t9 = tl.zeros([BT], tl.float32)
+            tl.debug_barrier()
+            for i_h1 in range(n_tiles):
+                o_h1 = i_h1 * BF + tl.arange(0, BF)
+                m_h1 = o_h1 < F
+                tl.debug_barrier()
                 b_x_th16 = tl.zeros([BT, BF], tl.float32)
                 for i_c in range(first, i_s):
                     i_cached = i_bh.to(tl.int64) * n_segments + i_c
@@ -1763,101 +1821,60 @@ def through_layers_kernel(
                     ).to(IN)
                     b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
                     b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
-                    b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                     b_x_tn = tl.exp(b_u_pools - b_lse)
+                    b_pull_2 = tl.load(p_rows + 9 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
                     b_x_tnv = b_x_tn[:, None] * b_pull_2
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_th16 = _tile_dot_add(b_x_th16, b_x_tnv, tl.trans(b_cached_2), one, PREC)
-                tl.store(p_rows + 1 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th16, mask=m_h1[None, :])
+                tl.store(p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th16, mask=m_h1[None, :])
+                b_pull_2 = tl.load(p_rows + 9 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_th12 = _tile_dot(b_pull_2, tl.trans(b_M_2), one, PREC)
                 b_x_th13 = b_online[:, None] * b_x_th12
-                b_M_1 = tl.load(
-                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                b_x_tj7 = tl.load(p_rows + 9 * BT * F + 2 * BT * BT + 2 * BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                b_x_th11 = tl.load(
+                    p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                 )
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
                 b_x_th14 = _tile_dot(b_x_tj7, b_x_th11, one, PREC)
                 b_x_th15 = b_online[:, None] * b_x_th14
                 b_x_th17 = b_x_th15 + b_x_th16
                 b_x_th18 = b_x_th13 + b_x_th17
-                b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                    + 0.5
+                b_x_th9 = tl.load(
+                    p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                 )
-                b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
-                b_x_th7 = b_online[:, None] * b_x_th6
-                b_x_th8 = tl.load(
-                    p_rows + 0 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                )
-                b_x_th9 = b_x_th7 + b_x_th8
                 b_pull_1 = b_x_th18 * (
                     b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
                     + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
                     + 0.5
                 )
+                tl.store(p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_pull_1, mask=m_h1[None, :])
                 b_x_th19 = b_pull_1 * b_x_th9
                 b_sum_t9 += tl.sum(b_x_th19, 1)
+            b_pull_2 = tl.load(p_rows + 9 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+            b_x_tv19 = tl.load(p_rows + 9 * BT * F + 3 * BT * BT + 2 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+            b_x_tv26 = b_pull_2 * b_x_tv19
+            b_sum_t10 = tl.sum(b_x_tv26, 1)
+            b_delta = b_sum_t9 + b_sum_t10
+            tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
             tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
-                b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_x_th12 = _tile_dot(b_pull_2, tl.trans(b_M_2), one, PREC)
-                b_x_th13 = b_online[:, None] * b_x_th12
-                b_M_1 = tl.load(
-                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                )
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                b_x_th14 = _tile_dot(b_x_tj7, b_x_th11, one, PREC)
-                b_x_th15 = b_online[:, None] * b_x_th14
-                b_x_th16 = tl.load(
-                    p_rows + 1 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                )
-                b_x_th17 = b_x_th15 + b_x_th16
-                b_x_th18 = b_x_th13 + b_x_th17
-                b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                    + 0.5
-                )
-                b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
-                b_x_th7 = b_online[:, None] * b_x_th6
-                b_x_th8 = tl.load(
-                    p_rows + 0 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                )
-                b_x_th9 = b_x_th7 + b_x_th8
-                b_pull_1 = b_x_th18 * (
-                    b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
-                    + 0.5
+                tl.debug_barrier()
+                b_pull_1 = tl.load(
+                    p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                 )
                 tl.store(
                     pull_1 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
                     b_pull_1,
                     mask=m_t[:, None] & m_h1[None, :],
                 )
-            tl.store(
-                pull_2 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_2, mask=m_t[:, None] & m_v[None, :]
-            )
-            b_x_tv26 = b_pull_2 * b_x_tv19
-            b_sum_t10 = tl.sum(b_x_tv26, 1)
-            b_delta = b_sum_t9 + b_sum_t10
-            tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
             tl.debug_barrier()
             _advance(
                 k,
@@ -1941,15 +1958,14 @@ def rows_kernel(
             s_u = tl.zeros([BT, BK], tl.float32)
             for i_c in range(first, i_s):
                 i_cached = i_bh.to(tl.int64) * n_segments + i_c
-                b_q = tl.load(
-                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
                 b_pull_1_cached_1 = tl.zeros([BT, BK], tl.float32)
                 b_sum_t = tl.zeros([BT], tl.float32)
                 b_seen_2_cached_2 = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
                     b_pull_1 = tl.load(
                         pull_1 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
                         mask=m_t[:, None] & m_h1[None, :],
@@ -1961,6 +1977,11 @@ def rows_kernel(
                         other=0.0,
                     )
                     b_pull_1_cached_1 = _tile_dot_add(b_pull_1_cached_1, b_pull_1, tl.trans(b_cached_1), one, PREC)
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
                     b_x_th = b_pull_1 * b_q_cached_1
                     b_sum_t += tl.sum(b_x_th, 1)
@@ -1970,7 +1991,7 @@ def rows_kernel(
                         other=0.0,
                     )
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
@@ -2042,6 +2063,7 @@ def segments_kernel(
     n_tiles = tl.cdiv(F, BF) * one
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    p_rows = work + tl.program_id(0).to(tl.int64) * ROWS
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_s, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
@@ -2053,19 +2075,21 @@ def segments_kernel(
         for i_t in range(start, end, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             m_t = i_t + o_t < end
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
             b_sum_t = tl.zeros([BT], tl.float32)
             b_seen_2_cached_2 = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
                 b_pull_1 = tl.load(
                     pull_1 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
                     mask=m_t[:, None] & m_h1[None, :],
                     other=0.0,
                 )
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_cached_1 = tl.load(
                     cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
                     mask=m_k[:, None] & m_h1[None, :],
@@ -2080,7 +2104,7 @@ def segments_kernel(
                     other=0.0,
                 )
                 b_cached_2 = tl.load(
-                    cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
@@ -2098,9 +2122,22 @@ def segments_kernel(
                 other=0.0,
             )
             b_x_tv = b_x_t[:, None] * b_pull_2
+            tl.store(p_rows + (o_t[:, None] * BV + o_v[None, :]), b_x_tv)
+            b_x_tv2 = b_pull_2 * b_seen_2_cached_2
+            b_sum_t2 = tl.sum(b_x_tv2, 1)
+            b_x_t2 = b_sum_t + b_sum_t2
+            b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t3 = b_x_t * (b_x_t2 - b_delta)
+            b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t3[:, None], 0)
+            s_pools += b_d_pools
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_pull_1 = tl.load(
                     pull_1 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
                     mask=m_t[:, None] & m_h1[None, :],
@@ -2123,24 +2160,18 @@ def segments_kernel(
                     mask=m_t[:, None] & m_h1[None, :],
                     other=0.0,
                 )
+                b_x_tv = tl.load(p_rows + (o_t[:, None] * BV + o_v[None, :]))
                 b_d_cached_2 = _tile_dot(tl.trans(b_seen_2), b_x_tv, one, PREC)
                 tl.store(
-                    d_cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     tl.load(
-                        d_cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     + b_d_cached_2,
                     mask=m_h1[:, None] & m_v[None, :],
                 )
-            b_x_tv2 = b_pull_2 * b_seen_2_cached_2
-            b_sum_t2 = tl.sum(b_x_tv2, 1)
-            b_x_t2 = b_sum_t + b_sum_t2
-            b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t3 = b_x_t * (b_x_t2 - b_delta)
-            b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t3[:, None], 0)
-            s_pools += b_d_pools
             tl.debug_barrier()
         tl.store(d_pools + i_cached * K + o_k, s_pools / (start - tl.load(segments + 4 * i_s)), mask=m_k)
 
@@ -2177,18 +2208,29 @@ def _advance(
     """One chunk step of the state alone, from one buffer to another."""
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    b_pool = tl.load(p_state + K * F + F * V + o_k, mask=m_k, other=0.0)
     b_k = tl.load(
         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
     ).to(IN)
+    b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+    b_pool_next = b_pool + b_sum_k
+    tl.store(p_next + K * F + F * V + o_k, b_pool_next, mask=m_k)
     b_x_tv3 = tl.zeros([BT, BV], tl.float32)
+    tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
         m_h1 = o_h1 < F
+        tl.debug_barrier()
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
         b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
         b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
         b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+        tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
         b_M_2 = tl.load(
-            p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
         b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
     b_valid = m_t.to(tl.float32)
@@ -2215,16 +2257,24 @@ def _advance(
     b_sum_t4 = tl.sum(b_x_tv10, 1)
     b_x_t6 = -(b_sum_t4 / 64.0)
     b_x_tv11 = b_x_tv10 + b_x_t6[:, None]
+    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv11)
     b_x_jv2 = b_x_t2[:, None] * b_x_tv11
+    tl.store(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
+    tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
         m_h1 = o_h1 < F
+        tl.debug_barrier()
         b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tv11 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
         b_M_2 = tl.load(
-            p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
         b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-        b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
         b_x_th4 = b_x_th3 * (
             b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
             + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
@@ -2234,12 +2284,9 @@ def _advance(
         b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
         tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
         b_x_th5 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+        b_x_jv2 = tl.load(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
         b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_x_th5), b_x_jv2, one, PREC)
-        tl.store(p_next + 16384 + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
-    b_pool = tl.load(p_state + 32768 + o_k, mask=m_k, other=0.0)
-    b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-    b_pool_next = b_pool + b_sum_k
-    tl.store(p_next + 32768 + o_k, b_pool_next, mask=m_k)
+        tl.store(p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
     tl.debug_barrier()
 
 
@@ -2401,32 +2448,50 @@ def reverse_kernel(
                 if end == segment_end:
                     i_cached = i_bh.to(tl.int64) * n_segments + i_s
                     _add(p_d_next, d_cached + i_cached * MEMORY, MEMORY)
-                    _copy(p_d_next + 32768, d_pools + i_cached * K, K)
+                    _copy(p_d_next + K * F + F * V, d_pools + i_cached * K, K)
                     tl.debug_barrier()
-                b_k = tl.load(
-                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_valid = m_t.to(tl.float32)
-                b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_x_t5 = -b_eta
-                b_x_t6 = tl.where(b_valid > 0, b_x_t5, 0.0)
+                b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+                b_x_t15 = b_d_r / b_count
+                tl.store(p_rows + 7 * BT * F + 6 * BT * BT + 4 * BT * BV + BT + BT * BK + o_t, b_x_t15)
+                b_pool = tl.load(p_state + K * F + F * V + o_k, mask=m_k, other=0.0)
+                b_x_tk9 = b_x_t15[:, None] * b_pool[None, :]
                 b_at_t = o_t
                 b_at_j = o_t
                 b_x_tj2 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-                b_q = tl.load(
-                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                tl.store(p_rows + 7 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-                b_x_tj5 = b_x_tj2 * b_q_k
-                b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_x_tk10 = _tile_dot(b_x_tj2, b_k.to(tl.float32), one, PREC)
+                b_x_tk11 = b_x_t15[:, None] * b_x_tk10
+                b_x_tk12 = b_x_tk9 + b_x_tk11
+                b_d_u_rows = tl.load(
+                    d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    mask=m_t[:, None] & m_k[None, :],
+                    other=0.0,
+                )
+                b_d_u = b_x_tk12 + b_d_u_rows
+                tl.store(
+                    d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    b_d_u.to(d_u.dtype.element_ty),
+                    mask=m_t[:, None] & m_k[None, :],
+                )
+                b_d_pool_next = tl.load(p_d_next + K * F + F * V + o_k, mask=m_k, other=0.0)
+                b_u = tl.load(
+                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t15[:, None], 0)
+                b_d_pool = b_d_pool_next + b_x_k
+                tl.store(p_d_state + K * F + F * V + o_k, b_d_pool, mask=m_k)
                 b_pull_1_M_1 = tl.zeros([BT, BK], tl.float32)
                 b_x_tv3 = tl.zeros([BT, BV], tl.float32)
                 b_x_jv2 = tl.zeros([BT, BV], tl.float32)
-                b_x_tj9 = tl.zeros([BT, BT], tl.float32)
-                b_x_tv14 = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
                     b_pull_1 = tl.load(
                         pull_1 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
                         mask=m_t[:, None] & m_h1[None, :],
@@ -2436,46 +2501,117 @@ def reverse_kernel(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_pull_1_M_1 = _tile_dot_add(b_pull_1_M_1, b_pull_1, tl.trans(b_M_1), one, PREC)
+                    b_k = tl.load(
+                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                     b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
                     b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
                     b_x_th9 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    tl.store(p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th9, mask=m_h1[None, :])
                     b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_jv2 = _tile_dot_add(b_x_jv2, b_x_th9, b_d_M_2_next, one, PREC)
+                tl.store(
+                    p_rows + 7 * BT * F + 3 * BT * BT + 4 * BT * BV + BT + (o_t[:, None] * BK + o_k[None, :]),
+                    b_pull_1_M_1,
+                )
+                tl.store(p_rows + 7 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv3)
+                tl.store(p_rows + 7 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
+                b_valid = m_t.to(tl.float32)
+                b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_x_t5 = -b_eta
+                b_x_t6 = tl.where(b_valid > 0, b_x_t5, 0.0)
+                tl.store(p_rows + 7 * BT * F + 2 * BT * BT + 2 * BT * BV + o_t, b_x_t6)
+                b_x_tj2 = tl.load(p_rows + 7 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+                tl.store(
+                    p_rows + 7 * BT * F + 5 * BT * BT + 4 * BT * BV + BT + BT * BK + (o_t[:, None] * BT + o_t[None, :]),
+                    b_q_k,
+                )
+                b_x_tj5 = b_x_tj2 * b_q_k
+                tl.store(p_rows + 7 * BT * F + BT * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj5)
+                b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_x_tj9 = tl.zeros([BT, BT], tl.float32)
+                b_x_tv14 = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    tl.debug_barrier()
                     b_seen_2 = tl.load(
                         seen_2 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
                         mask=m_t[:, None] & m_h1[None, :],
                         other=0.0,
                     )
+                    b_x_th9 = tl.load(
+                        p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_tj9 = _tile_dot_add(b_x_tj9, b_seen_2, tl.trans(b_x_th9), one, PREC)
+                    b_k = tl.load(
+                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    tl.store(
+                        p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_k_d_M_1_next, mask=m_h1[None, :]
+                    )
                     b_x_jh2 = b_k_d_M_1_next * b_x_t6[:, None]
+                    b_x_tj5 = tl.load(p_rows + 7 * BT * F + BT * BT + (o_t[:, None] * BT + o_t[None, :]))
+                    b_pull_1 = tl.load(
+                        pull_1 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
+                        mask=m_t[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
                     b_x_th5 = b_pull_1 * b_online[:, None]
                     b_x_jh3 = _tile_dot(tl.trans(b_x_tj5), b_x_th5, one, PREC)
                     b_x_jh4 = b_x_t6[:, None] * b_x_jh3
                     b_x_jh5 = b_x_jh2 + b_x_jh4
+                    tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_jh5, mask=m_h1[None, :])
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_x_th10 = b_x_jh5 * (
                         b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
                         + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
+                    tl.store(p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th10, mask=m_h1[None, :])
+                    b_M_2 = tl.load(
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
                     b_x_tv14 = _tile_dot_add(b_x_tv14, b_x_th10, b_M_2, one, PREC)
+                tl.store(
+                    p_rows + 7 * BT * F + 4 * BT * BT + 4 * BT * BV + BT + BT * BK + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj9,
+                )
                 b_v = tl.load(
                     v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
                 ).to(IN)
                 b_x_tv2 = -b_v.to(tl.float32)
+                b_x_tv3 = tl.load(p_rows + 7 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_tv4 = b_x_tv3 / 2.0
                 b_sum_t = tl.sum(b_x_tv3, 1)
                 b_x_t = b_sum_t / 2.0
@@ -2492,6 +2628,11 @@ def reverse_kernel(
                 b_sum_t4 = tl.sum(b_x_tv10, 1)
                 b_x_t4 = -(b_sum_t4 / 64.0)
                 b_x_tv11 = b_x_tv10 + b_x_t4[:, None]
+                tl.store(
+                    p_rows + 7 * BT * F + 2 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv11
+                )
+                b_x_t6 = tl.load(p_rows + 7 * BT * F + 2 * BT * BT + 2 * BT * BV + o_t)
+                b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_pull_2 = tl.load(
                     pull_2 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     mask=m_t[:, None] & m_v[None, :],
@@ -2499,10 +2640,29 @@ def reverse_kernel(
                 )
                 b_x_tj6 = _tile_dot(b_pull_2, tl.trans(b_x_tv11), one, PREC)
                 b_x_tj7 = b_online[:, None] * b_x_tj6
+                tl.store(
+                    p_rows + 7 * BT * F + 3 * BT * BT + 4 * BT * BV + BT + BT * BK + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj7,
+                )
+                b_x_tj2 = tl.load(p_rows + 7 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj8 = b_x_tj7 * b_x_tj2
+                tl.store(
+                    p_rows + 7 * BT * F + 2 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj8
+                )
+                b_x_jv2 = tl.load(p_rows + 7 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_jv3 = b_x_jv2 * b_x_t6[:, None]
                 b_x_tj10 = b_x_tj2 * b_x_tj9
                 b_x_tv12 = b_pull_2 * b_online[:, None]
+                tl.store(
+                    p_rows
+                    + 7 * BT * F
+                    + 6 * BT * BT
+                    + 4 * BT * BV
+                    + 2 * BT
+                    + BT * BK
+                    + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv12,
+                )
                 b_x_jv4 = _tile_dot(tl.trans(b_x_tj10), b_x_tv12, one, PREC)
                 b_x_jv5 = b_x_t6[:, None] * b_x_jv4
                 b_x_jv6 = b_x_jv3 + b_x_jv5
@@ -2527,45 +2687,56 @@ def reverse_kernel(
                 b_sum_t8 = tl.sum(b_x_tv24, 1)
                 b_x_t12 = -(b_sum_t8 / 64.0)
                 b_x_tv25 = b_x_tv24 + b_x_t12[:, None]
+                tl.store(
+                    p_rows + 7 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv25
+                )
+                b_x_tv26 = -(b_x_t7[:, None] * b_x_tv5 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
+                b_x_tv27 = b_x_tv17 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+                b_x_tv28 = b_x_tv26 + b_x_tv27
+                b_d_v = -b_x_tv28
+                tl.store(
+                    d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    b_d_v.to(d_v.dtype.element_ty),
+                    mask=m_t[:, None] & m_v[None, :],
+                )
                 b_x_tj = tl.zeros([BT, BT], tl.float32)
                 b_sum_j2 = tl.zeros([BT], tl.float32)
                 b_x_tk8 = tl.zeros([BT, BK], tl.float32)
                 b_x_jk5 = tl.zeros([BT, BK], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
                     b_pull_1 = tl.load(
                         pull_1 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
                         mask=m_t[:, None] & m_h1[None, :],
                         other=0.0,
                     )
+                    b_x_tv11 = tl.load(
+                        p_rows + 7 * BT * F + 2 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                    )
                     b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_x_th4 = b_x_th3 * (
                         b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
                         + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
                     b_x_tj = _tile_dot_add(b_x_tj, b_pull_1, tl.trans(b_x_th4), one, PREC)
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    b_k_d_M_1_next = tl.load(
+                        p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
                     b_x_jh12 = b_k_d_M_1_next * b_x_th4
                     b_sum_j2 += tl.sum(b_x_jh12, 1)
-                    b_x_jh2 = b_k_d_M_1_next * b_x_t6[:, None]
-                    b_x_th5 = b_pull_1 * b_online[:, None]
-                    b_x_jh3 = _tile_dot(tl.trans(b_x_tj5), b_x_th5, one, PREC)
-                    b_x_jh4 = b_x_t6[:, None] * b_x_jh3
-                    b_x_jh5 = b_x_jh2 + b_x_jh4
+                    b_x_jh5 = tl.load(
+                        p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_th7 = (
                         b_x_jh5
                         * b_x_th3
@@ -2579,7 +2750,7 @@ def reverse_kernel(
                         )
                     )
                     b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
@@ -2590,9 +2761,15 @@ def reverse_kernel(
                         mask=m_t[:, None] & m_h1[None, :],
                         other=0.0,
                     )
+                    b_x_tj8 = tl.load(
+                        p_rows + 7 * BT * F + 2 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :])
+                    )
                     b_x_jh8 = _tile_dot(tl.trans(b_x_tj8), b_seen_2, one, PREC)
                     b_x_jh9 = b_x_t6[:, None] * b_x_jh8
                     b_x_jh10 = b_x_jh7 + b_x_jh9
+                    b_x_tv25 = tl.load(
+                        p_rows + 7 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                    )
                     b_x_th12 = _tile_dot_add(b_x_jh10, b_x_tv25, tl.trans(b_M_2), one, PREC)
                     b_x_th13 = b_x_th12 * (
                         b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
@@ -2600,91 +2777,27 @@ def reverse_kernel(
                         + 0.5
                     )
                     b_x_th14 = b_x_th7 + b_x_th13
-                    b_x_tk8 = _tile_dot_add(b_x_tk8, b_x_th14, tl.trans(b_M_1), one, PREC)
-                    b_x_jk5 = _tile_dot_add(b_x_jk5, b_x_th4, tl.trans(b_d_M_1_next), one, PREC)
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    b_pull_1 = tl.load(
-                        pull_1 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
-                        mask=m_t[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_x_th5 = b_pull_1 * b_online[:, None]
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
-                    b_x_jh2 = b_k_d_M_1_next * b_x_t6[:, None]
-                    b_x_jh3 = _tile_dot(tl.trans(b_x_tj5), b_x_th5, one, PREC)
-                    b_x_jh4 = b_x_t6[:, None] * b_x_jh3
-                    b_x_jh5 = b_x_jh2 + b_x_jh4
-                    b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
+                    tl.store(p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th14, mask=m_h1[None, :])
                     b_M_1 = tl.load(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th7 = (
-                        b_x_jh5
-                        * b_x_th3
-                        * (
-                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
-                            - 1.4142135623730951
-                            * b_x_th
-                            * b_x_th
-                            * tl.exp(-(b_x_th * b_x_th / 2.0))
-                            / 3.544907701811032
-                        )
+                    b_x_tk8 = _tile_dot_add(b_x_tk8, b_x_th14, tl.trans(b_M_1), one, PREC)
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jh6 = _tile_dot(b_x_tv11, tl.trans(b_d_M_2_next), one, PREC)
-                    b_x_jh7 = b_x_t6[:, None] * b_x_jh6
-                    b_seen_2 = tl.load(
-                        seen_2 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
-                        mask=m_t[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_x_jh8 = _tile_dot(tl.trans(b_x_tj8), b_seen_2, one, PREC)
-                    b_x_jh9 = b_x_t6[:, None] * b_x_jh8
-                    b_x_jh10 = b_x_jh7 + b_x_jh9
-                    b_x_th12 = _tile_dot_add(b_x_jh10, b_x_tv25, tl.trans(b_M_2), one, PREC)
-                    b_x_th13 = b_x_th12 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th14 = b_x_th7 + b_x_th13
-                    b_x_kh3 = _tile_dot_add(b_d_M_1_next, tl.trans(b_k.to(tl.float32)), b_x_th14, one, PREC)
-                    b_d_M_1 = _tile_dot_add(b_x_kh3, tl.trans(b_q.to(tl.float32)), b_x_th5, one, PREC)
-                    tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
-                    b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_hv = _tile_dot(tl.trans(b_x_th2), b_x_tv25, one, PREC)
-                    b_x_hv2 = b_x_hv / 2.0
-                    b_x_th10 = b_x_jh5 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_hv5 = _tile_dot_add(b_d_M_2_next, tl.trans(b_seen_2), b_x_tv12, one, PREC)
-                    b_x_hv6 = _tile_dot_add(b_x_hv5, tl.trans(b_x_th10), b_x_tv11, one, PREC)
-                    b_d_M_2 = b_x_hv2 + b_x_hv6
-                    tl.store(
-                        p_d_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        b_d_M_2,
-                        mask=m_h1[:, None] & m_v[None, :],
-                    )
+                    b_x_jk5 = _tile_dot_add(b_x_jk5, b_x_th4, tl.trans(b_d_M_1_next), one, PREC)
+                b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_pull_1_M_1 = tl.load(
+                    p_rows + 7 * BT * F + 3 * BT * BT + 4 * BT * BV + BT + (o_t[:, None] * BK + o_k[None, :])
+                )
                 b_x_tk = b_online[:, None] * b_pull_1_M_1
+                b_x_tj2 = tl.load(p_rows + 7 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
+                b_x_t6 = tl.load(p_rows + 7 * BT * F + 2 * BT * BT + 2 * BT * BV + o_t)
                 b_x_tj3 = b_x_tj2 * b_x_t6[None, :]
                 b_x_tj4 = b_x_tj * b_x_tj3
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_x_tk3 = _tile_dot(b_x_tj4, b_k.to(tl.float32), one, PREC)
                 b_x_tk4 = b_online[:, None] * b_x_tk3
                 b_d_y = tl.load(
@@ -2705,31 +2818,48 @@ def reverse_kernel(
                     b_d_q.to(d_q.dtype.element_ty),
                     mask=m_t[:, None] & m_k[None, :],
                 )
+                b_x_jv2 = tl.load(p_rows + 7 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+                b_x_tv11 = tl.load(
+                    p_rows + 7 * BT * F + 2 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                )
                 b_x_jv7 = b_x_jv2 * b_x_tv11
                 b_sum_j = tl.sum(b_x_jv7, 1)
                 b_x_j2 = b_sum_j + b_sum_j2
+                b_x_tj7 = tl.load(
+                    p_rows + 7 * BT * F + 3 * BT * BT + 4 * BT * BV + BT + BT * BK + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_x_tj9 = tl.load(
+                    p_rows + 7 * BT * F + 4 * BT * BT + 4 * BT * BV + BT + BT * BK + (o_t[:, None] * BT + o_t[None, :])
+                )
                 b_x_tj11 = b_x_tj7 * b_x_tj9
                 b_x_tj12 = b_online[:, None] * b_x_tj
+                b_q_k = tl.load(
+                    p_rows + 7 * BT * F + 5 * BT * BT + 4 * BT * BV + BT + BT * BK + (o_t[:, None] * BT + o_t[None, :])
+                )
                 b_x_tj13 = b_x_tj12 * b_q_k
                 b_x_tj14 = b_x_tj11 + b_x_tj13
                 b_x_tj15 = b_x_tj14 * b_x_tj2
                 b_sum_j3 = tl.sum(b_x_tj15, 0)
                 b_x_j3 = b_x_j2 + b_sum_j3
+                b_valid = m_t.to(tl.float32)
                 b_x_t14 = b_x_j3 * tl.where(b_valid > 0, 1.0, 0.0)
                 b_d_eta = -b_x_t14
                 tl.store(d_eta + i_row + o_t * H, b_d_eta, mask=m_t)
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_x_tj16 = b_x_tj12 * b_x_tj2
                 b_x_jk = _tile_dot(tl.trans(b_x_tj16), b_q.to(tl.float32), one, PREC)
                 b_x_jk2 = b_x_t6[:, None] * b_x_jk
-                b_d_pool_next = tl.load(p_d_next + 32768 + o_k, mask=m_k, other=0.0)
+                b_d_pool_next = tl.load(p_d_next + K * F + F * V + o_k, mask=m_k, other=0.0)
                 b_x_jk6 = b_x_t6[:, None] * b_x_jk5
                 b_x_jk7 = b_d_pool_next[None, :] + b_x_jk6
                 b_u = tl.load(
                     u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-                b_x_t15 = b_d_r / b_count
+                b_x_t15 = tl.load(p_rows + 7 * BT * F + 6 * BT * BT + 4 * BT * BV + BT + BT * BK + o_t)
+                b_at_t = o_t
+                b_at_j = o_t
                 b_x_tj17 = b_x_t15[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
                 b_x_jk8 = _tile_dot_add(b_x_jk7, tl.trans(b_x_tj17), b_u.to(tl.float32), one, PREC)
                 b_x_jk9 = b_x_tk8 + b_x_jk8
@@ -2739,40 +2869,83 @@ def reverse_kernel(
                     b_d_k.to(d_k.dtype.element_ty),
                     mask=m_t[:, None] & m_k[None, :],
                 )
-                b_x_tv26 = -(b_x_t7[:, None] * b_x_tv5 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
-                b_x_tv27 = b_x_tv17 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv28 = b_x_tv26 + b_x_tv27
-                b_d_v = -b_x_tv28
-                tl.store(
-                    d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
-                    b_d_v.to(d_v.dtype.element_ty),
-                    mask=m_t[:, None] & m_v[None, :],
-                )
-                b_pool = tl.load(p_state + 32768 + o_k, mask=m_k, other=0.0)
-                b_x_tk9 = b_x_t15[:, None] * b_pool[None, :]
-                b_x_tk10 = _tile_dot(b_x_tj2, b_k.to(tl.float32), one, PREC)
-                b_x_tk11 = b_x_t15[:, None] * b_x_tk10
-                b_x_tk12 = b_x_tk9 + b_x_tk11
-                b_d_u_rows = tl.load(
-                    d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    mask=m_t[:, None] & m_k[None, :],
-                    other=0.0,
-                )
-                b_d_u = b_x_tk12 + b_d_u_rows
-                tl.store(
-                    d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    b_d_u.to(d_u.dtype.element_ty),
-                    mask=m_t[:, None] & m_k[None, :],
-                )
-                b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t15[:, None], 0)
-                b_d_pool = b_d_pool_next + b_x_k
-                tl.store(p_d_state + 32768 + o_k, b_d_pool, mask=m_k)
+                tl.debug_barrier()
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
+                    b_pull_1 = tl.load(
+                        pull_1 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
+                        mask=m_t[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_x_th5 = b_pull_1 * b_online[:, None]
+                    b_k = tl.load(
+                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
+                    b_x_th14 = tl.load(
+                        p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_kh3 = _tile_dot_add(b_d_M_1_next, tl.trans(b_k.to(tl.float32)), b_x_th14, one, PREC)
+                    b_d_M_1 = _tile_dot_add(b_x_kh3, tl.trans(b_q.to(tl.float32)), b_x_th5, one, PREC)
+                    tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
+                    b_x_th2 = tl.load(
+                        p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tv25 = tl.load(
+                        p_rows + 7 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_x_hv = _tile_dot(tl.trans(b_x_th2), b_x_tv25, one, PREC)
+                    b_x_hv2 = b_x_hv / 2.0
+                    b_x_tv11 = tl.load(
+                        p_rows + 7 * BT * F + 2 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_x_th10 = tl.load(
+                        p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_seen_2 = tl.load(
+                        seen_2 + i_row * F + (o_t[:, None] * (H * F) + o_h1[None, :]),
+                        mask=m_t[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_x_tv12 = tl.load(
+                        p_rows
+                        + 7 * BT * F
+                        + 6 * BT * BT
+                        + 4 * BT * BV
+                        + 2 * BT
+                        + BT * BK
+                        + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_d_M_2_next = tl.load(
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_hv5 = _tile_dot_add(b_d_M_2_next, tl.trans(b_seen_2), b_x_tv12, one, PREC)
+                    b_x_hv6 = _tile_dot_add(b_x_hv5, tl.trans(b_x_th10), b_x_tv11, one, PREC)
+                    b_d_M_2 = b_x_hv2 + b_x_hv6
+                    tl.store(
+                        p_d_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        b_d_M_2,
+                        mask=m_h1[:, None] & m_v[None, :],
+                    )
                 tl.debug_barrier()
         _copy(d_theta + (i_c.to(tl.int64) * BH + i_bh) * MEMORY, p_d + (i_last - i_first) % 2 * STATE, MEMORY)
         tl.debug_barrier()
 
 
-STATE, MEMORY, ROWS = 32832, 32768, 32768  # numbers of a state, of its memory, and of rows between loops
+STATE, MEMORY, ROWS = 32832, 32768, 172032  # numbers of a state, of its memory, and of rows between loops
 CHUNK = 16  # tokens of a gradient chunk
 BLOCK = 64  # tokens of a block of rows
 

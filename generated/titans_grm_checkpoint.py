@@ -1406,6 +1406,7 @@ def walk_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     p_work = work + tl.program_id(0).to(tl.int64) * (2 * STATE + ROWS)
+    p_rows = p_work + 2 * STATE
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_c, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
@@ -1419,25 +1420,49 @@ def walk_kernel(
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             p_state, p_next = p_work + (i_n - i_first) % 2 * STATE, p_work + (i_n - i_first + 1) % 2 * STATE
+            b_at_t = o_t
+            b_at_j = o_t
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
+            b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
+            b_x_tj8 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+            b_sum_t7 = tl.sum(b_x_tj8, 1)
+            b_pool = tl.load(p_state + 2 * K * F + 2 * F * V + o_k, mask=m_k, other=0.0)
+            b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
+            b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+            b_r = (b_sum_t7 + b_u_pool) / b_count
+            tl.store(r + i_row + o_t * H, b_r, mask=m_t)
+            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+            b_pool_next = b_pool + b_sum_k
+            tl.store(p_next + 2 * K * F + 2 * F * V + o_k, b_pool_next, mask=m_k)
             b_x_tv3 = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                 b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + 2 * BT + o_t, b_x_t)
             b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
             b_decay_tj = tl.where(
                 o_t[:, None] >= o_t[None, :],
@@ -1447,11 +1472,14 @@ def walk_kernel(
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t2 = -b_eta
             b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + BT + o_t, b_x_t3)
             b_x_tj = b_decay_tj * b_x_t3[None, :]
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
+            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + 3 * BT + o_t, b_x_t4)
             b_x_ts2 = b_decay_tj * b_x_t4[None, :]
             b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
+            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + o_t, b_x_t5)
             b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
             b_decay_tj2 = tl.where(
                 o_t[:, None] > o_t[None, :],
@@ -1462,12 +1490,18 @@ def walk_kernel(
                 0.0,
             )
             b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
+            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + 4 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
             b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
+            tl.store(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + 5 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj4)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
             b_x_tj5 = b_x_tj4 * b_q_k
+            tl.store(p_rows + 4 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj5)
             b_x_tv4 = b_x_tv3 / 2.0
             b_sum_t = tl.sum(b_x_tv3, 1)
             b_x_t6 = b_sum_t / 2.0
@@ -1490,109 +1524,98 @@ def walk_kernel(
             b_sum_t4 = tl.sum(b_x_tv14, 1)
             b_x_t9 = -(b_sum_t4 / 64.0)
             b_x_tv15 = b_x_tv14 + b_x_t9[:, None]
+            tl.store(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv15)
             b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
+            tl.store(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + 4 * BT + o_t, b_decay_t)
             b_x_t10 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            tl.store(p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 5 * BT + o_t, b_x_t10)
             b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
+            tl.store(p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 6 * BT + o_t, b_decay_t2)
             b_x_tj6 = tl.zeros([BT, BT], tl.float32)
             b_x_tv18 = tl.zeros([BT, BV], tl.float32)
             b_x_tv21 = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_x_tv15 = tl.load(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
                 b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
-                b_M_1 = tl.load(
-                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                )
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                 b_x_th4 = b_x_th3 * (
                     b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
                     + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
                     + 0.5
                 )
+                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
+                b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th11, mask=m_h1[None, :])
+                b_x_tj5 = tl.load(p_rows + 4 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_S_1 = tl.load(
-                    p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+                    mask=m_k[:, None] & m_h1[None, :],
+                    other=0.0,
                 )
                 b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
                 b_x_th6 = b_x_t10[:, None] * b_q_S_1
+                b_M_1 = tl.load(
+                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                )
                 b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
                 b_x_th7 = b_decay_t2[:, None] * b_q_M_1
                 b_x_th8 = b_x_th6 + b_x_th7
                 b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
                 b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
-                b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
                 b_x_tj6 = _tile_dot_add(b_x_tj6, b_x_th10, tl.trans(b_x_th11), one, PREC)
                 b_S_2 = tl.load(
-                    p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                    p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+                    mask=m_h1[:, None] & m_v[None, :],
+                    other=0.0,
                 )
                 b_x_tv18 = _tile_dot_add(b_x_tv18, b_x_th10, b_S_2, one, PREC)
                 b_x_tv21 = _tile_dot_add(b_x_tv21, b_x_th10, b_M_2, one, PREC)
+            b_x_t5 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + o_t)
+            b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
             b_decay_all = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
             b_decay_j = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
+            b_x_t3 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + BT + o_t)
             b_x_j2 = b_decay_j * b_x_t3
+            b_x_tv15 = tl.load(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
             b_x_jv2 = b_x_j2[:, None] * b_x_tv15
+            tl.store(p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
+            b_x_t = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + 2 * BT + o_t)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
             b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
             b_x_j3 = b_decay_j2 * b_x_t3
+            b_x_t4 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + 3 * BT + o_t)
             b_x_s4 = b_decay_j2 * b_x_t4
+            b_x_tj2 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + 4 * BT + (o_t[:, None] * BT + o_t[None, :]))
             b_x_j4 = tl.sum(b_x_s4[:, None] * b_x_tj2, 0)
             b_x_j5 = b_x_j3 + b_x_j4
+            b_decay_t = tl.load(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + 4 * BT + o_t)
             b_x = tl.sum(b_x_s4 * b_decay_t, 0)
             b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
             b_x_jv3 = b_x_j5[:, None] * b_x_tv15
-            for i_h1 in range(n_tiles):
-                o_h1 = i_h1 * BF + tl.arange(0, BF)
-                m_h1 = o_h1 < F
-                b_S_1 = tl.load(
-                    p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                )
-                b_x_kh = b_decay_all * b_S_1
-                b_M_2 = tl.load(
-                    p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
-                b_M_1 = tl.load(
-                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                )
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                    + 0.5
-                )
-                b_x_jh3 = b_x_j2[:, None] * b_x_th4
-                b_S_1_next = _tile_dot_add(b_x_kh, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
-                tl.store(
-                    p_next + 32768 + (o_k[:, None] * F + o_h1[None, :]), b_S_1_next, mask=m_k[:, None] & m_h1[None, :]
-                )
-                b_S_2 = tl.load(
-                    p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_x_hv = b_decay_all * b_S_2
-                b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                b_S_2_next = _tile_dot_add(b_x_hv, tl.trans(b_x_th11), b_x_jv2, one, PREC)
-                tl.store(
-                    p_next + 49152 + (o_h1[:, None] * V + o_v[None, :]), b_S_2_next, mask=m_h1[:, None] & m_v[None, :]
-                )
-                b_x_jh4 = b_x_j5[:, None] * b_x_th4
-                b_x_kh4 = b_x * b_S_1
-                b_x_kh5 = b_decay_all2 * b_M_1
-                b_x_kh6 = b_x_kh4 + b_x_kh5
-                b_M_1_next = _tile_dot_add(b_x_kh6, tl.trans(b_k.to(tl.float32)), b_x_jh4, one, PREC)
-                tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
-                b_x_hv4 = b_x * b_S_2
-                b_x_hv5 = b_decay_all2 * b_M_2
-                b_x_hv6 = b_x_hv4 + b_x_hv5
-                b_M_2_next = _tile_dot_add(b_x_hv6, tl.trans(b_x_th11), b_x_jv3, one, PREC)
-                tl.store(
-                    p_next + 16384 + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
-                )
+            tl.store(
+                p_rows + 4 * BT * F + 3 * BT * BT + 2 * BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv3
+            )
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tj4 = tl.load(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + 5 * BT + (o_t[:, None] * BT + o_t[None, :]))
             b_x_tj7 = b_x_tj4 * b_x_tj6
             b_x_tv16 = _tile_dot(b_x_tj7, b_x_tv15, one, PREC)
             b_x_tv17 = b_x_tv16 / 2.0
+            b_x_t10 = tl.load(p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 5 * BT + o_t)
             b_x_tv19 = b_x_tv18 / 2.0
             b_x_tv20 = b_x_t10[:, None] * b_x_tv19
+            b_decay_t2 = tl.load(p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 6 * BT + o_t)
             b_x_tv22 = b_x_tv21 / 2.0
             b_x_tv23 = b_decay_t2[:, None] * b_x_tv22
             b_x_tv24 = b_x_tv20 + b_x_tv23
@@ -1608,30 +1631,78 @@ def walk_kernel(
                 (b_o).to(o.dtype.element_ty),
                 mask=m_t[:, None] & m_v[None, :],
             )
-            b_at_t = o_t
-            b_at_j = o_t
-            b_u = tl.load(
-                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
-            b_x_tj8 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-            b_sum_t7 = tl.sum(b_x_tj8, 1)
-            b_pool = tl.load(p_state + 65536 + o_k, mask=m_k, other=0.0)
-            b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
-            b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-            b_r = (b_sum_t7 + b_u_pool) / b_count
-            tl.store(r + i_row + o_t * H, b_r, mask=m_t)
-            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-            b_pool_next = b_pool + b_sum_k
-            tl.store(p_next + 65536 + o_k, b_pool_next, mask=m_k)
+            tl.debug_barrier()
+            for i_h1 in range(n_tiles):
+                o_h1 = i_h1 * BF + tl.arange(0, BF)
+                m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_S_1 = tl.load(
+                    p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+                    mask=m_k[:, None] & m_h1[None, :],
+                    other=0.0,
+                )
+                b_x_kh = b_decay_all * b_S_1
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_th4 = tl.load(
+                    p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                )
+                b_x_jh3 = b_x_j2[:, None] * b_x_th4
+                b_S_1_next = _tile_dot_add(b_x_kh, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
+                tl.store(
+                    p_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+                    b_S_1_next,
+                    mask=m_k[:, None] & m_h1[None, :],
+                )
+                b_S_2 = tl.load(
+                    p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+                    mask=m_h1[:, None] & m_v[None, :],
+                    other=0.0,
+                )
+                b_x_hv = b_decay_all * b_S_2
+                b_x_th11 = tl.load(
+                    p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                )
+                b_x_jv2 = tl.load(
+                    p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_S_2_next = _tile_dot_add(b_x_hv, tl.trans(b_x_th11), b_x_jv2, one, PREC)
+                tl.store(
+                    p_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+                    b_S_2_next,
+                    mask=m_h1[:, None] & m_v[None, :],
+                )
+                b_x_jh4 = b_x_j5[:, None] * b_x_th4
+                b_x_kh4 = b_x * b_S_1
+                b_M_1 = tl.load(
+                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                )
+                b_x_kh5 = b_decay_all2 * b_M_1
+                b_x_kh6 = b_x_kh4 + b_x_kh5
+                b_M_1_next = _tile_dot_add(b_x_kh6, tl.trans(b_k.to(tl.float32)), b_x_jh4, one, PREC)
+                tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
+                b_x_jv3 = tl.load(
+                    p_rows + 4 * BT * F + 3 * BT * BT + 2 * BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_hv4 = b_x * b_S_2
+                b_M_2 = tl.load(
+                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+                )
+                b_x_hv5 = b_decay_all2 * b_M_2
+                b_x_hv6 = b_x_hv4 + b_x_hv5
+                b_M_2_next = _tile_dot_add(b_x_hv6, tl.trans(b_x_th11), b_x_jv3, one, PREC)
+                tl.store(
+                    p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
+                )
             tl.debug_barrier()
             if end == segment_end:
                 i_cached = i_bh.to(tl.int64) * n_segments + i_s
                 _copy(cached + i_cached * MEMORY, p_next, MEMORY)
-                b_pool_end = tl.load(p_next + 65536 + o_k, mask=m_k, other=0.0)
+                b_pool_end = tl.load(p_next + 2 * K * F + 2 * F * V + o_k, mask=m_k, other=0.0)
                 tl.store(pools + i_cached * K + o_k, b_pool_end / (segment_end - segment_start), mask=m_k)
                 tl.debug_barrier()
-                _fill(p_next + 65536, K)
+                _fill(p_next + 2 * K * F + 2 * F * V, K)
                 tl.debug_barrier()
 
 
@@ -1686,13 +1757,22 @@ def read_kernel(
             b_top, b_sum = b_r, tl.full([BT], 1.0, tl.float32)
             for i_c in range(first, i_s):
                 i_cached = i_bh.to(tl.int64) * n_segments + i_c
-                b_q = tl.load(
-                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                b_u = tl.load(
+                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
+                b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+                b_r_cached = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
                 b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_cached_1 = tl.load(
                         cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
@@ -1701,11 +1781,14 @@ def read_kernel(
                     b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
                     b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th, b_cached_2, one, PREC)
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_x_tv3 = b_x_tv2 / 2.0
                 b_sum_t = tl.sum(b_x_tv2, 1)
                 b_x_t = b_sum_t / 2.0
@@ -1714,15 +1797,11 @@ def read_kernel(
                 b_sum_t2 = tl.sum(b_x_tv5, 1)
                 b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
                 b_o_cached = b_q.to(tl.float32) + b_x_tv6
-                b_u = tl.load(
-                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-                b_r_cached = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
                 b_higher = tl.maximum(b_top, b_r_cached)
                 b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
                 b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
                 b_sum, b_top = b_sum * b_keep + b_new, b_higher
+                tl.debug_barrier()
             b_y = b_y / b_sum[:, None]
             if i_v == 0:
                 b_lse = b_top + tl.log(b_sum)
@@ -1769,6 +1848,7 @@ def rows_kernel(
     n_tiles = tl.cdiv(F, BF) * one
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    p_rows = work + tl.program_id(0).to(tl.int64) * ROWS
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_n, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
@@ -1786,22 +1866,28 @@ def rows_kernel(
             s_u = tl.zeros([BT, BK], tl.float32)
             for i_c in range(first, i_s):
                 i_cached = i_bh.to(tl.int64) * n_segments + i_c
-                b_q = tl.load(
-                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
                 b_x_tv = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_cached_1 = tl.load(
                         cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
                     b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_q_cached_1, mask=m_h1[None, :])
                     b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                     b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
@@ -1827,31 +1913,7 @@ def rows_kernel(
                 b_sum_t4 = tl.sum(b_x_tv8, 1)
                 b_x_t5 = -(b_sum_t4 / 64.0)
                 b_x_tv9 = b_x_tv8 + b_x_t5[:, None]
-                b_x_tk = tl.zeros([BT, BK], tl.float32)
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    b_cached_2 = tl.load(
-                        cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th2 = _tile_dot(b_x_tv9, tl.trans(b_cached_2), one, PREC)
-                    b_cached_1 = tl.load(
-                        cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
-                    b_x_th3 = b_x_th2 * (
-                        b_q_cached_1
-                        * 1.4142135623730951
-                        * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0))
-                        / 3.544907701811032
-                        + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_tk = _tile_dot_add(b_x_tk, b_x_th3, tl.trans(b_cached_1), one, PREC)
+                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv9)
                 b_u = tl.load(
                     u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
@@ -1859,9 +1921,10 @@ def rows_kernel(
                 b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
                 b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_x_t = tl.exp(b_u_pools - b_lse)
-                b_x_tk3 = b_x_tk + b_d_y.to(tl.float32)
-                b_d_q = b_x_t[:, None] * b_x_tk3
-                s_q += b_d_q
+                tl.store(p_rows + 2 * BT * F + BT * BV + o_t, b_x_t)
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_x_tv11 = b_x_tv3 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
                 b_x_tv12 = b_q.to(tl.float32) + b_x_tv11
                 b_x_tv13 = b_d_y.to(tl.float32) * b_x_tv12
@@ -1870,6 +1933,44 @@ def rows_kernel(
                 s_r += b_d_r
                 b_d_u = b_d_r[:, None] * b_pools[None, :]
                 s_u += b_d_u
+                b_x_tk = tl.zeros([BT, BK], tl.float32)
+                tl.debug_barrier()
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_x_tv9 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
+                    b_cached_2 = tl.load(
+                        cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th2 = _tile_dot(b_x_tv9, tl.trans(b_cached_2), one, PREC)
+                    b_q_cached_1 = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_x_th3 = b_x_th2 * (
+                        b_q_cached_1
+                        * 1.4142135623730951
+                        * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0))
+                        / 3.544907701811032
+                        + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_cached_1 = tl.load(
+                        cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_x_tk = _tile_dot_add(b_x_tk, b_x_th3, tl.trans(b_cached_1), one, PREC)
+                b_x_t = tl.load(p_rows + 2 * BT * F + BT * BV + o_t)
+                b_d_y = tl.load(
+                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+                    mask=m_t[:, None] & m_v[None, :],
+                    other=0.0,
+                ).to(IN)
+                b_x_tk3 = b_x_tk + b_d_y.to(tl.float32)
+                b_d_q = b_x_t[:, None] * b_x_tk3
+                s_q += b_d_q
+                tl.debug_barrier()
             tl.store(d_r + i_row + o_t * H, -s_r, mask=m_t)
             o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
             tl.store(d_q_rows + i_row * K + o_q, s_q, mask=m_q)
@@ -1912,6 +2013,7 @@ def segments_kernel(
     n_tiles = tl.cdiv(F, BF) * one
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    p_rows = work + tl.program_id(0).to(tl.int64) * ROWS
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_s, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
@@ -1923,22 +2025,26 @@ def segments_kernel(
         for i_t in range(start, end, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             m_t = i_t + o_t < end
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
             b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_cached_1 = tl.load(
                     cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
                     mask=m_k[:, None] & m_h1[None, :],
                     other=0.0,
                 )
                 b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_q_cached_1, mask=m_h1[None, :])
                 b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                 b_cached_2 = tl.load(
-                    cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
@@ -1970,21 +2076,34 @@ def segments_kernel(
             b_sum_t4 = tl.sum(b_x_tv9, 1)
             b_x_t5 = -(b_sum_t4 / 64.0)
             b_x_tv10 = b_x_tv9 + b_x_t5[:, None]
+            tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv10)
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tv12 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+            b_x_tv13 = b_q.to(tl.float32) + b_x_tv12
+            b_x_tv14 = b_d_y.to(tl.float32) * b_x_tv13
+            b_sum_t5 = tl.sum(b_x_tv14, 1)
+            b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t6 = b_x_t * (b_sum_t5 - b_delta)
+            b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t6[:, None], 0)
+            s_pools += b_d_pools
+            tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_tv10 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
                 b_cached_2 = tl.load(
-                    cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
                 b_x_th2 = _tile_dot(b_x_tv10, tl.trans(b_cached_2), one, PREC)
-                b_cached_1 = tl.load(
-                    cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
-                    mask=m_k[:, None] & m_h1[None, :],
-                    other=0.0,
-                )
-                b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                b_q_cached_1 = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                 b_x_th3 = b_x_th2 * (
                     b_q_cached_1 * 1.4142135623730951 * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0)) / 3.544907701811032
                     + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
@@ -2001,27 +2120,19 @@ def segments_kernel(
                     + b_d_cached_1,
                     mask=m_k[:, None] & m_h1[None, :],
                 )
-                b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                b_x_th = tl.load(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                 b_x_hv = _tile_dot(tl.trans(b_x_th), b_x_tv10, one, PREC)
                 b_d_cached_2 = b_x_hv / 2.0
                 tl.store(
-                    d_cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                    d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     tl.load(
-                        d_cached + i_cached * MEMORY + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     + b_d_cached_2,
                     mask=m_h1[:, None] & m_v[None, :],
                 )
-            b_x_tv12 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-            b_x_tv13 = b_q.to(tl.float32) + b_x_tv12
-            b_x_tv14 = b_d_y.to(tl.float32) * b_x_tv13
-            b_sum_t5 = tl.sum(b_x_tv14, 1)
-            b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t6 = b_x_t * (b_sum_t5 - b_delta)
-            b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t6[:, None], 0)
-            s_pools += b_d_pools
             tl.debug_barrier()
         tl.store(d_pools + i_cached * K + o_k, s_pools / (start - tl.load(segments + 4 * i_s)), mask=m_k)
 
@@ -2060,18 +2171,29 @@ def _advance(
     """One chunk step of the state alone, from one buffer to another."""
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    b_pool = tl.load(p_state + 2 * K * F + 2 * F * V + o_k, mask=m_k, other=0.0)
     b_k = tl.load(
         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
     ).to(IN)
+    b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+    b_pool_next = b_pool + b_sum_k
+    tl.store(p_next + 2 * K * F + 2 * F * V + o_k, b_pool_next, mask=m_k)
     b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+    tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
         m_h1 = o_h1 < F
+        tl.debug_barrier()
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
         b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
         b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
         b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+        tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
         b_M_2 = tl.load(
-            p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
         b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th2, b_M_2, one, PREC)
     b_valid = m_t.to(tl.float32)
@@ -2098,6 +2220,9 @@ def _advance(
     b_x_tj = b_decay_tj * b_x_t3[None, :]
     b_x_j3 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
     b_x_j4 = b_x_j2 + b_x_j3
+    b_k = tl.load(
+        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+    ).to(IN)
     b_x_tv3 = b_x_tv2 / 2.0
     b_sum_t = tl.sum(b_x_tv2, 1)
     b_x_t6 = b_sum_t / 2.0
@@ -2120,23 +2245,31 @@ def _advance(
     b_sum_t4 = tl.sum(b_x_tv13, 1)
     b_x_t9 = -(b_sum_t4 / 64.0)
     b_x_tv14 = b_x_tv13 + b_x_t9[:, None]
+    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv14)
     b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
     b_x = tl.sum(b_x_s3 * b_decay_t, 0)
     b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
     b_x_jv2 = b_x_j4[:, None] * b_x_tv14
+    tl.store(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
     b_decay_all2 = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
     b_decay_j2 = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
     b_x_j5 = b_decay_j2 * b_x_t3
     b_x_jv3 = b_x_j5[:, None] * b_x_tv14
+    tl.store(p_rows + 2 * BT * F + 2 * BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv3)
+    tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
         m_h1 = o_h1 < F
+        tl.debug_barrier()
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tv14 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
         b_M_2 = tl.load(
-            p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
         b_x_th3 = _tile_dot(b_x_tv14, tl.trans(b_M_2), one, PREC)
-        b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
-        b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
         b_x_th4 = b_x_th3 * (
             b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
             + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
@@ -2144,33 +2277,40 @@ def _advance(
         )
         b_x_jh2 = b_x_j4[:, None] * b_x_th4
         b_S_1 = tl.load(
-            p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+            p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
         )
         b_x_kh2 = b_x * b_S_1
+        b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
         b_x_kh3 = b_decay_all * b_M_1
         b_x_kh4 = b_x_kh2 + b_x_kh3
         b_M_1_next = _tile_dot_add(b_x_kh4, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
         tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
         b_x_th5 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+        b_x_jv2 = tl.load(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
         b_S_2 = tl.load(
-            p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
         )
         b_x_hv2 = b_x * b_S_2
         b_x_hv3 = b_decay_all * b_M_2
         b_x_hv4 = b_x_hv2 + b_x_hv3
         b_M_2_next = _tile_dot_add(b_x_hv4, tl.trans(b_x_th5), b_x_jv2, one, PREC)
-        tl.store(p_next + 16384 + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
+        tl.store(p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
         b_x_kh5 = b_decay_all2 * b_S_1
         b_x_jh4 = b_x_j5[:, None] * b_x_th4
         b_S_1_next = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_jh4, one, PREC)
-        tl.store(p_next + 32768 + (o_k[:, None] * F + o_h1[None, :]), b_S_1_next, mask=m_k[:, None] & m_h1[None, :])
+        tl.store(
+            p_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]), b_S_1_next, mask=m_k[:, None] & m_h1[None, :]
+        )
         b_x_hv5 = b_decay_all2 * b_S_2
+        b_x_jv3 = tl.load(p_rows + 2 * BT * F + 2 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
         b_S_2_next = _tile_dot_add(b_x_hv5, tl.trans(b_x_th5), b_x_jv3, one, PREC)
-        tl.store(p_next + 49152 + (o_h1[:, None] * V + o_v[None, :]), b_S_2_next, mask=m_h1[:, None] & m_v[None, :])
-    b_pool = tl.load(p_state + 65536 + o_k, mask=m_k, other=0.0)
-    b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-    b_pool_next = b_pool + b_sum_k
-    tl.store(p_next + 65536 + o_k, b_pool_next, mask=m_k)
+        tl.store(
+            p_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+            b_S_2_next,
+            mask=m_h1[:, None] & m_v[None, :],
+        )
     tl.debug_barrier()
 
 
@@ -2282,7 +2422,7 @@ def reverse_kernel(
                 PREC,
             )
             if end == segment_end:
-                _fill(p_next + 65536, K)
+                _fill(p_next + 2 * K * F + 2 * F * V, K)
                 tl.debug_barrier()
         _fill(p_d, 2 * STATE)
         tl.debug_barrier()
@@ -2329,7 +2469,7 @@ def reverse_kernel(
                     PREC,
                 )
                 if end == segment_end:
-                    _fill(p_next + 65536, K)
+                    _fill(p_next + 2 * K * F + 2 * F * V, K)
                     tl.debug_barrier()
             for i_turn in range(i_stop - i_begin):
                 i_n = i_stop - 1 - i_turn
@@ -2343,11 +2483,41 @@ def reverse_kernel(
                 if end == segment_end:
                     i_cached = i_bh.to(tl.int64) * n_segments + i_s
                     _add(p_d_next, d_cached + i_cached * MEMORY, MEMORY)
-                    _copy(p_d_next + 65536, d_pools + i_cached * K, K)
+                    _copy(p_d_next + 2 * K * F + 2 * F * V, d_pools + i_cached * K, K)
                     tl.debug_barrier()
+                b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+                b_x_t43 = b_d_r / b_count
+                tl.store(p_rows + 15 * BT * F + 11 * BT * BT + 14 * BT * BV + 17 * BT + o_t, b_x_t43)
+                b_pool = tl.load(p_state + 2 * K * F + 2 * F * V + o_k, mask=m_k, other=0.0)
+                b_x_tk14 = b_x_t43[:, None] * b_pool[None, :]
+                b_at_t = o_t
+                b_at_j = o_t
+                b_x_tj20 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
                 b_k = tl.load(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
+                b_x_tk15 = _tile_dot(b_x_tj20, b_k.to(tl.float32), one, PREC)
+                b_x_tk16 = b_x_t43[:, None] * b_x_tk15
+                b_x_tk17 = b_x_tk14 + b_x_tk16
+                b_d_u_rows = tl.load(
+                    d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    mask=m_t[:, None] & m_k[None, :],
+                    other=0.0,
+                )
+                b_d_u = b_x_tk17 + b_d_u_rows
+                tl.store(
+                    d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    b_d_u.to(d_u.dtype.element_ty),
+                    mask=m_t[:, None] & m_k[None, :],
+                )
+                b_d_pool_next = tl.load(p_d_next + 2 * K * F + 2 * F * V + o_k, mask=m_k, other=0.0)
+                b_u = tl.load(
+                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t43[:, None], 0)
+                b_d_pool = b_d_pool_next + b_x_k
+                tl.store(p_d_state + 2 * K * F + 2 * F * V + o_k, b_d_pool, mask=m_k)
                 b_x_tv3 = tl.zeros([BT, BV], tl.float32)
                 b_x_jv2 = tl.zeros([BT, BV], tl.float32)
                 b_sum = 0.0
@@ -2357,29 +2527,39 @@ def reverse_kernel(
                 b_x_jv6 = tl.zeros([BT, BV], tl.float32)
                 b_sum5 = 0.0
                 b_sum6 = 0.0
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_k = tl.load(
+                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_M_1 = tl.load(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
                     b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
                     b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
                     b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    tl.store(p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th11, mask=m_h1[None, :])
                     b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_jv2 = _tile_dot_add(b_x_jv2, b_x_th11, b_d_M_2_next, one, PREC)
                     b_S_2 = tl.load(
-                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
@@ -2389,7 +2569,7 @@ def reverse_kernel(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_S_1 = tl.load(
-                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
@@ -2400,7 +2580,7 @@ def reverse_kernel(
                     b_x_kh2 = b_d_M_1_next * b_M_1
                     b_sum4 += tl.sum(tl.sum(b_x_kh2, 0), 0)
                     b_d_S_2_next = tl.load(
-                        p_d_next + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_d_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
@@ -2408,29 +2588,45 @@ def reverse_kernel(
                     b_x_hv3 = b_d_S_2_next * b_S_2
                     b_sum5 += tl.sum(tl.sum(b_x_hv3, 0), 0)
                     b_d_S_1_next = tl.load(
-                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
                     b_x_kh7 = b_d_S_1_next * b_S_1
                     b_sum6 += tl.sum(tl.sum(b_x_kh7, 0), 0)
+                tl.store(
+                    p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_jv2,
+                )
+                tl.store(
+                    p_rows + 15 * BT * F + 8 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_jv6,
+                )
                 b_valid = m_t.to(tl.float32)
                 b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+                tl.store(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 4 * BT + o_t, b_x_t)
                 b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
                 b_decay_tj = tl.where(
                     o_t[:, None] >= o_t[None, :],
                     _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
                     0.0,
                 )
+                tl.store(
+                    p_rows + 15 * BT * F + 7 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_decay_tj,
+                )
                 b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_x_t2 = -b_eta
                 b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+                tl.store(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 3 * BT + o_t, b_x_t3)
                 b_x_tj = b_decay_tj * b_x_t3[None, :]
                 b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
+                tl.store(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 5 * BT + o_t, b_x_t4)
                 b_x_ts2 = b_decay_tj * b_x_t4[None, :]
                 b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
+                tl.store(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 2 * BT + o_t, b_x_t5)
                 b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
                 b_decay_tj2 = tl.where(
                     o_t[:, None] > o_t[None, :],
@@ -2440,100 +2636,199 @@ def reverse_kernel(
                     ),
                     0.0,
                 )
+                tl.store(
+                    p_rows + 15 * BT * F + 8 * BT * BT + 7 * BT * BV + 9 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_decay_tj2,
+                )
                 b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
+                tl.store(
+                    p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj2,
+                )
                 b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
+                tl.store(p_rows + 15 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj4)
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+                tl.store(
+                    p_rows + 15 * BT * F + 6 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_q_k,
+                )
                 b_x_tj5 = b_x_tj4 * b_q_k
+                tl.store(p_rows + 15 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj5)
                 b_x_tv4 = b_x_tv3 / 2.0
                 b_sum_t = tl.sum(b_x_tv3, 1)
                 b_x_t6 = b_sum_t / 2.0
                 b_x_tv5 = b_x_tv4 - b_x_t6[:, None] / 64.0
+                tl.store(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 12 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv5,
+                )
                 b_x_tv6 = b_x_tv5 * b_x_tv5
                 b_sum_t2 = tl.sum(b_x_tv6, 1)
+                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 12 * BT + o_t, b_sum_t2)
                 b_x_tv7 = b_x_tv5 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
                 b_x_tv8 = b_k.to(tl.float32) + b_x_tv7
                 b_v = tl.load(
                     v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
                 ).to(IN)
                 b_x_tv10 = 2.0 * b_x_tv8 - 2.0 * b_v.to(tl.float32)
+                tl.store(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 10 * BT * BV + 15 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv10,
+                )
                 b_x_tv11 = b_x_tv10 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
                 b_x_t7 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
+                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 15 * BT + o_t, b_x_t7)
                 b_x_tv12 = b_x_tv10 * b_x_tv5
                 b_sum_t3 = tl.sum(b_x_tv12, 1)
+                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 14 * BT + o_t, b_sum_t3)
                 b_x_t8 = -(b_x_t7 * b_sum_t3 / 128.0)
+                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 12 * BT * BV + 16 * BT + o_t, b_x_t8)
                 b_x_tv13 = 2.0 * b_x_t8[:, None] * b_x_tv5
                 b_x_tv14 = b_x_tv11 + b_x_tv13
                 b_sum_t4 = tl.sum(b_x_tv14, 1)
                 b_x_t9 = -(b_sum_t4 / 64.0)
                 b_x_tv15 = b_x_tv14 + b_x_t9[:, None]
+                tl.store(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv15)
                 b_decay_t2 = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
+                tl.store(p_rows + 15 * BT * F + 5 * BT * BT + 6 * BT * BV + 7 * BT + o_t, b_decay_t2)
                 b_x_t10 = tl.sum(b_x_ts2 * b_decay_t2[None, :], 1)
+                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t, b_x_t10)
                 b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
+                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t, b_decay_t)
                 b_x_tj6 = tl.zeros([BT, BT], tl.float32)
                 b_x_tv18 = tl.zeros([BT, BV], tl.float32)
                 b_x_tv21 = tl.zeros([BT, BV], tl.float32)
                 b_sum_j2 = tl.zeros([BT], tl.float32)
                 b_sum_j4 = tl.zeros([BT], tl.float32)
-                b_x_jk4 = tl.zeros([BT, BK], tl.float32)
-                b_x_jk6 = tl.zeros([BT, BK], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_x_tv15 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                     b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th3, mask=m_h1[None, :])
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_x_th4 = b_x_th3 * (
                         b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
                         + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
+                    tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_S_1 = tl.load(
-                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
                     b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
-                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
+                    tl.store(p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_q_S_1, mask=m_h1[None, :])
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
                     b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+                    tl.store(p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_q_M_1, mask=m_h1[None, :])
+                    b_x_tj5 = tl.load(p_rows + 15 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
+                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
                     b_x_th7 = b_decay_t[:, None] * b_q_M_1
                     b_x_th8 = b_x_th6 + b_x_th7
                     b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
+                    tl.store(p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th9, mask=m_h1[None, :])
                     b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    tl.store(p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th10, mask=m_h1[None, :])
+                    b_x_th11 = tl.load(
+                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_tj6 = _tile_dot_add(b_x_tj6, b_x_th10, tl.trans(b_x_th11), one, PREC)
                     b_S_2 = tl.load(
-                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_tv18 = _tile_dot_add(b_x_tv18, b_x_th10, b_S_2, one, PREC)
                     b_x_tv21 = _tile_dot_add(b_x_tv21, b_x_th10, b_M_2, one, PREC)
+                    b_k = tl.load(
+                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    tl.store(
+                        p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_k_d_M_1_next, mask=m_h1[None, :]
+                    )
                     b_x_jh3 = b_k_d_M_1_next * b_x_th4
                     b_sum_j2 += tl.sum(b_x_jh3, 1)
                     b_d_S_1_next = tl.load(
-                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
+                        p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
                     b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
+                    tl.store(
+                        p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_k_d_S_1_next, mask=m_h1[None, :]
+                    )
                     b_x_jh17 = b_k_d_S_1_next * b_x_th4
                     b_sum_j4 += tl.sum(b_x_jh17, 1)
+                tl.store(p_rows + 15 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj6)
+                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv18)
+                tl.store(
+                    p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv21
+                )
+                tl.store(p_rows + 15 * BT * F + 5 * BT * BT + 6 * BT * BV + 6 * BT + o_t, b_sum_j2)
+                tl.store(p_rows + 15 * BT * F + 8 * BT * BT + 7 * BT * BV + 8 * BT + o_t, b_sum_j4)
+                b_x_jk4 = tl.zeros([BT, BK], tl.float32)
+                b_x_jk6 = tl.zeros([BT, BK], tl.float32)
+                tl.debug_barrier()
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_d_S_1_next = tl.load(
+                        p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_x_th4 = tl.load(
+                        p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_jk4 = _tile_dot_add(b_x_jk4, b_x_th4, tl.trans(b_d_S_1_next), one, PREC)
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
                     b_x_jk6 = _tile_dot_add(b_x_jk6, b_x_th4, tl.trans(b_d_M_1_next), one, PREC)
+                tl.store(
+                    p_rows + 15 * BT * F + 11 * BT * BT + 14 * BT * BV + 18 * BT + (o_t[:, None] * BK + o_k[None, :]),
+                    b_x_jk4,
+                )
+                tl.store(
+                    p_rows
+                    + 15 * BT * F
+                    + 11 * BT * BT
+                    + 14 * BT * BV
+                    + 18 * BT
+                    + BT * BK
+                    + (o_t[:, None] * BK + o_k[None, :]),
+                    b_x_jk6,
+                )
+                b_decay_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t)
                 b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
@@ -2541,11 +2836,27 @@ def reverse_kernel(
                     other=0.0,
                 ).to(IN)
                 b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+                tl.store(
+                    p_rows + 15 * BT * F + 5 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv,
+                )
+                b_x_tj4 = tl.load(p_rows + 15 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
+                b_x_tj6 = tl.load(p_rows + 15 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj7 = b_x_tj4 * b_x_tj6
+                tl.store(
+                    p_rows + 15 * BT * F + 9 * BT * BT + 7 * BT * BV + 10 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj7,
+                )
+                b_x_tv15 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_tv16 = _tile_dot(b_x_tj7, b_x_tv15, one, PREC)
                 b_x_tv17 = b_x_tv16 / 2.0
+                b_x_t10 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t)
+                b_x_tv18 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_tv19 = b_x_tv18 / 2.0
                 b_x_tv20 = b_x_t10[:, None] * b_x_tv19
+                b_x_tv21 = tl.load(
+                    p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                )
                 b_x_tv22 = b_x_tv21 / 2.0
                 b_x_tv23 = b_decay_t[:, None] * b_x_tv22
                 b_x_tv24 = b_x_tv20 + b_x_tv23
@@ -2564,446 +2875,123 @@ def reverse_kernel(
                 b_sum_t8 = tl.sum(b_x_tv31, 1)
                 b_x_t13 = -(b_sum_t8 / 64.0)
                 b_x_tv32 = b_x_tv31 + b_x_t13[:, None]
+                tl.store(
+                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv32,
+                )
                 b_x_tj8 = _tile_dot(b_x_tv32, tl.trans(b_x_tv15), one, PREC)
+                tl.store(
+                    p_rows + 15 * BT * F + 5 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj8,
+                )
                 b_x_tj9 = b_x_tj8 * b_x_tj4
-                b_decay_j2 = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
-                b_x_j4 = b_decay_j2 * b_x_t3
-                b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-                b_x_j5 = b_decay_j * b_x_t3
-                b_x_s8 = b_decay_j * b_x_t4
-                b_x_j6 = tl.sum(b_x_s8[:, None] * b_x_tj2, 0)
-                b_x_j7 = b_x_j5 + b_x_j6
+                tl.store(
+                    p_rows + 15 * BT * F + 3 * BT * BT + 4 * BT * BV + 2 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj9,
+                )
                 b_x_tk3 = tl.zeros([BT, BK], tl.float32)
                 b_x_tk5 = tl.zeros([BT, BK], tl.float32)
                 b_x_tj10 = tl.zeros([BT, BT], tl.float32)
                 b_sum_t10 = tl.zeros([BT], tl.float32)
                 b_sum_t12 = tl.zeros([BT], tl.float32)
-                b_x_tv36 = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_x_tv32 = tl.load(
+                        p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + (o_t[:, None] * BV + o_v[None, :])
+                    )
                     b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_th12 = _tile_dot(b_x_tv32, tl.trans(b_M_2), one, PREC)
                     b_x_th13 = b_decay_t[:, None] * b_x_th12
                     b_S_2 = tl.load(
-                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
+                        p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
                     b_x_th14 = _tile_dot(b_x_tv32, tl.trans(b_S_2), one, PREC)
                     b_x_th15 = b_x_t10[:, None] * b_x_th14
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    b_x_tj9 = tl.load(
+                        p_rows + 15 * BT * F + 3 * BT * BT + 4 * BT * BV + 2 * BT + (o_t[:, None] * BT + o_t[None, :])
                     )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    b_x_th11 = tl.load(
+                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_th17 = _tile_dot_add(b_x_th15, b_x_tj9, b_x_th11, one, PREC)
                     b_x_th18 = b_x_th13 + b_x_th17
-                    b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
+                    b_x_th9 = tl.load(
+                        p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_S_1 = tl.load(
-                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
-                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
-                    b_x_th8 = b_x_th6 + b_x_th7
-                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
                     b_x_th19 = b_x_th18 * (
                         b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
                         + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
+                    )
+                    tl.store(p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th19, mask=m_h1[None, :])
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_x_tk3 = _tile_dot_add(b_x_tk3, b_x_th19, tl.trans(b_M_1), one, PREC)
+                    b_S_1 = tl.load(
+                        p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
                     b_x_tk5 = _tile_dot_add(b_x_tk5, b_x_th19, tl.trans(b_S_1), one, PREC)
+                    b_x_th4 = tl.load(
+                        p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_tj10 = _tile_dot_add(b_x_tj10, b_x_th19, tl.trans(b_x_th4), one, PREC)
+                    b_q_S_1 = tl.load(
+                        p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_th20 = b_x_th19 * b_q_S_1
                     b_sum_t10 += tl.sum(b_x_th20, 1)
+                    b_q_M_1 = tl.load(
+                        p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
                     b_x_th21 = b_x_th19 * b_q_M_1
                     b_sum_t12 += tl.sum(b_x_th21, 1)
-                    b_d_S_1_next = tl.load(
-                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
-                    b_x_jh5 = b_k_d_S_1_next * b_x_j4[:, None]
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
-                    b_x_jh6 = b_k_d_M_1_next * b_x_j7[:, None]
-                    b_x_jh7 = b_x_jh5 + b_x_jh6
-                    b_x_jh8 = _tile_dot_add(b_x_jh7, tl.trans(b_x_tj5), b_x_th19, one, PREC)
-                    b_x_th26 = b_x_jh8 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_tv36 = _tile_dot_add(b_x_tv36, b_x_th26, b_M_2, one, PREC)
-                b_decay_all2 = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
-                b_x4 = tl.sum(b_x_s8 * b_decay_t2, 0)
-                b_x_tv56 = b_x_tv32 * b_x_t10[:, None]
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th12 = _tile_dot(b_x_tv32, tl.trans(b_M_2), one, PREC)
-                    b_x_th13 = b_decay_t[:, None] * b_x_th12
-                    b_S_2 = tl.load(
-                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th14 = _tile_dot(b_x_tv32, tl.trans(b_S_2), one, PREC)
-                    b_x_th15 = b_x_t10[:, None] * b_x_th14
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    b_x_th17 = _tile_dot_add(b_x_th15, b_x_tj9, b_x_th11, one, PREC)
-                    b_x_th18 = b_x_th13 + b_x_th17
-                    b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_S_1 = tl.load(
-                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
-                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
-                    b_x_th8 = b_x_th6 + b_x_th7
-                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
-                    b_x_th19 = b_x_th18 * (
-                        b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th31 = b_x_th19 * b_x_t10[:, None]
-                    b_d_S_1_next = tl.load(
-                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_x_kh9 = b_d_S_1_next * b_decay_all2
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_kh10 = b_d_M_1_next * b_x4
-                    b_x_kh11 = b_x_kh9 + b_x_kh10
-                    b_d_S_1 = _tile_dot_add(b_x_kh11, tl.trans(b_q.to(tl.float32)), b_x_th31, one, PREC)
-                    tl.store(
-                        p_d_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
-                        b_d_S_1,
-                        mask=m_k[:, None] & m_h1[None, :],
-                    )
-                    b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_hv12 = _tile_dot(tl.trans(b_x_th10), b_x_tv56, one, PREC)
-                    b_x_hv13 = b_x_hv12 / 2.0
-                    b_d_S_2_next = tl.load(
-                        p_d_next + 49152 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv14 = b_d_S_2_next * b_decay_all2
-                    b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv15 = b_d_M_2_next * b_x4
-                    b_x_hv16 = b_x_hv14 + b_x_hv15
-                    b_d_S_2 = b_x_hv13 + b_x_hv16
-                    tl.store(
-                        p_d_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
-                        b_d_S_2,
-                        mask=m_h1[:, None] & m_v[None, :],
-                    )
-                b_x_jv4 = _tile_dot(tl.trans(b_x_tj7), b_x_tv32, one, PREC)
-                b_x_jv5 = b_x_jv4 / 2.0
-                b_x_jv7 = b_x_jv6 * b_x_j4[:, None]
-                b_x_jv8 = b_x_jv2 * b_x_j7[:, None]
-                b_x_jv9 = b_x_jv7 + b_x_jv8
-                b_x_jv10 = b_x_jv5 + b_x_jv9
-                b_x_tv37 = b_x_jv10 + b_x_tv36
-                b_sum_t13 = tl.sum(b_x_tv37, 1)
-                b_x_tv38 = (-(b_sum_t13[:, None] / 64.0)) + tl.zeros([BT, BV], tl.float32)
-                b_x_tv39 = b_x_tv38 + b_x_tv37
-                b_x_tv40 = b_x_tv39 * b_x_tv5
-                b_sum_t14 = tl.sum(b_x_tv40, 1)
-                b_x_t25 = 2.0 * b_sum_t14
-                b_x_t26 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 2.5)
-                b_x_t27 = 3.0 * b_x_t25 * b_x_t26 * b_sum_t3 / 16384.0
-                b_x_tv41 = b_x_tv39 * b_x_tv10
-                b_sum_t15 = tl.sum(b_x_tv41, 1)
-                b_x_t28 = -(b_x_t7 * b_sum_t15 / 128.0)
-                b_x_tv42 = -(b_x_t25[:, None] * b_x_tv5 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
-                b_x_tv43 = b_x_tv39 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv44 = b_x_tv42 + b_x_tv43
-                b_x_tv45 = b_x_tv44 * b_x_tv5
-                b_sum_t16 = tl.sum(b_x_tv45, 1)
-                b_x_t29 = -(b_x_t7 * b_sum_t16 / 64.0)
-                b_x_t30 = b_x_t27 + b_x_t28 + b_x_t29
-                b_x_tv46 = 2.0 * b_x_t30[:, None] * b_x_tv5
-                b_x_tv47 = 2.0 * b_x_tv44
-                b_x_tv48 = b_x_tv47 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv49 = -(b_x_t25[:, None] * b_x_tv10 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
-                b_x_tv50 = 2.0 * b_x_tv39 * b_x_t8[:, None]
-                b_x_tv51 = b_x_tv49 + b_x_tv50
-                b_x_tv52 = b_x_tv48 + b_x_tv51
-                b_x_tv53 = b_x_tv46 + b_x_tv52
-                b_sum_t17 = tl.sum(b_x_tv53, 1)
-                b_x_t31 = -(b_sum_t17 / 64.0)
-                b_x_tv54 = b_x_tv53 + b_x_t31[:, None]
-                b_x_tk11 = tl.zeros([BT, BK], tl.float32)
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th12 = _tile_dot(b_x_tv32, tl.trans(b_M_2), one, PREC)
-                    b_x_th13 = b_decay_t[:, None] * b_x_th12
-                    b_S_2 = tl.load(
-                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th14 = _tile_dot(b_x_tv32, tl.trans(b_S_2), one, PREC)
-                    b_x_th15 = b_x_t10[:, None] * b_x_th14
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    b_x_th17 = _tile_dot_add(b_x_th15, b_x_tj9, b_x_th11, one, PREC)
-                    b_x_th18 = b_x_th13 + b_x_th17
-                    b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_S_1 = tl.load(
-                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
-                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
-                    b_x_th8 = b_x_th6 + b_x_th7
-                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
-                    b_x_th19 = b_x_th18 * (
-                        b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_d_S_1_next = tl.load(
-                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
-                    b_x_jh5 = b_k_d_S_1_next * b_x_j4[:, None]
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
-                    b_x_jh6 = b_k_d_M_1_next * b_x_j7[:, None]
-                    b_x_jh7 = b_x_jh5 + b_x_jh6
-                    b_x_jh8 = _tile_dot_add(b_x_jh7, tl.trans(b_x_tj5), b_x_th19, one, PREC)
-                    b_x_th24 = (
-                        b_x_jh8
-                        * b_x_th3
-                        * (
-                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
-                            - 1.4142135623730951
-                            * b_x_th
-                            * b_x_th
-                            * tl.exp(-(b_x_th * b_x_th / 2.0))
-                            / 3.544907701811032
-                        )
-                    )
-                    b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj9), b_x_th10, one, PREC)
-                    b_x_jh10 = b_x_jh9 / 2.0
-                    b_d_S_2_next = tl.load(
-                        p_d_next + 49152 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jh11 = _tile_dot(b_x_tv15, tl.trans(b_d_S_2_next), one, PREC)
-                    b_x_jh12 = b_x_j4[:, None] * b_x_jh11
-                    b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jh13 = _tile_dot(b_x_tv15, tl.trans(b_d_M_2_next), one, PREC)
-                    b_x_jh14 = b_x_j7[:, None] * b_x_jh13
-                    b_x_jh15 = b_x_jh12 + b_x_jh14
-                    b_x_jh16 = b_x_jh10 + b_x_jh15
-                    b_x_th28 = _tile_dot_add(b_x_jh16, b_x_tv54, tl.trans(b_M_2), one, PREC)
-                    b_x_th29 = b_x_th28 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th30 = b_x_th24 + b_x_th29
-                    b_x_tk11 = _tile_dot_add(b_x_tk11, b_x_th30, tl.trans(b_M_1), one, PREC)
-                b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-                b_x_tv55 = b_x_tv32 * b_decay_t[:, None]
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    b_M_2 = tl.load(
-                        p_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th12 = _tile_dot(b_x_tv32, tl.trans(b_M_2), one, PREC)
-                    b_x_th13 = b_decay_t[:, None] * b_x_th12
-                    b_S_2 = tl.load(
-                        p_state + 49152 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th14 = _tile_dot(b_x_tv32, tl.trans(b_S_2), one, PREC)
-                    b_x_th15 = b_x_t10[:, None] * b_x_th14
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    b_x_th17 = _tile_dot_add(b_x_th15, b_x_tj9, b_x_th11, one, PREC)
-                    b_x_th18 = b_x_th13 + b_x_th17
-                    b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_S_1 = tl.load(
-                        p_state + 32768 + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
-                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
-                    b_x_th8 = b_x_th6 + b_x_th7
-                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
-                    b_x_th19 = b_x_th18 * (
-                        b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th22 = b_x_th19 * b_decay_t[:, None]
-                    b_d_S_1_next = tl.load(
-                        p_d_next + 32768 + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
-                    b_x_jh5 = b_k_d_S_1_next * b_x_j4[:, None]
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
-                    b_x_jh6 = b_k_d_M_1_next * b_x_j7[:, None]
-                    b_x_jh7 = b_x_jh5 + b_x_jh6
-                    b_x_jh8 = _tile_dot_add(b_x_jh7, tl.trans(b_x_tj5), b_x_th19, one, PREC)
-                    b_x_th24 = (
-                        b_x_jh8
-                        * b_x_th3
-                        * (
-                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
-                            - 1.4142135623730951
-                            * b_x_th
-                            * b_x_th
-                            * tl.exp(-(b_x_th * b_x_th / 2.0))
-                            / 3.544907701811032
-                        )
-                    )
-                    b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj9), b_x_th10, one, PREC)
-                    b_x_jh10 = b_x_jh9 / 2.0
-                    b_d_S_2_next = tl.load(
-                        p_d_next + 49152 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jh11 = _tile_dot(b_x_tv15, tl.trans(b_d_S_2_next), one, PREC)
-                    b_x_jh12 = b_x_j4[:, None] * b_x_jh11
-                    b_d_M_2_next = tl.load(
-                        p_d_next + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jh13 = _tile_dot(b_x_tv15, tl.trans(b_d_M_2_next), one, PREC)
-                    b_x_jh14 = b_x_j7[:, None] * b_x_jh13
-                    b_x_jh15 = b_x_jh12 + b_x_jh14
-                    b_x_jh16 = b_x_jh10 + b_x_jh15
-                    b_x_th28 = _tile_dot_add(b_x_jh16, b_x_tv54, tl.trans(b_M_2), one, PREC)
-                    b_x_th29 = b_x_th28 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th30 = b_x_th24 + b_x_th29
-                    b_x_kh5 = b_d_M_1_next * b_decay_all
-                    b_x_kh6 = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_th30, one, PREC)
-                    b_d_M_1 = _tile_dot_add(b_x_kh6, tl.trans(b_q.to(tl.float32)), b_x_th22, one, PREC)
-                    tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
-                    b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-                    b_x_hv4 = _tile_dot(tl.trans(b_x_th2), b_x_tv54, one, PREC)
-                    b_x_hv5 = b_x_hv4 / 2.0
-                    b_x_th26 = b_x_jh8 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_hv7 = _tile_dot(tl.trans(b_x_th10), b_x_tv55, one, PREC)
-                    b_x_hv8 = b_x_hv7 / 2.0
-                    b_x_hv9 = b_d_M_2_next * b_decay_all
-                    b_x_hv10 = b_x_hv8 + b_x_hv9
-                    b_x_hv11 = _tile_dot_add(b_x_hv10, tl.trans(b_x_th26), b_x_tv15, one, PREC)
-                    b_d_M_2 = b_x_hv5 + b_x_hv11
-                    tl.store(
-                        p_d_state + 16384 + (o_h1[:, None] * V + o_v[None, :]),
-                        b_d_M_2,
-                        mask=m_h1[:, None] & m_v[None, :],
-                    )
+                b_x_t5 = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 2 * BT + o_t)
+                b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
+                b_decay_j2 = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
+                b_x_t3 = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 3 * BT + o_t)
+                b_x_j4 = b_decay_j2 * b_x_t3
+                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 10 * BT + o_t, b_x_j4)
+                b_x_t = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 4 * BT + o_t)
+                b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+                b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+                b_x_j5 = b_decay_j * b_x_t3
+                b_x_t4 = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 5 * BT + o_t)
+                b_x_s8 = b_decay_j * b_x_t4
+                tl.store(p_rows + 15 * BT * F + 9 * BT * BT + 7 * BT * BV + 9 * BT + o_t, b_x_s8)
+                b_x_tj2 = tl.load(
+                    p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_x_j6 = tl.sum(b_x_s8[:, None] * b_x_tj2, 0)
+                b_x_j7 = b_x_j5 + b_x_j6
+                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 11 * BT + o_t, b_x_j7)
+                b_x_tv = tl.load(
+                    p_rows + 15 * BT * F + 5 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_decay_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t)
                 b_x_tk4 = b_decay_t[:, None] * b_x_tk3
+                b_x_t10 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t)
                 b_x_tk6 = b_x_t10[:, None] * b_x_tk5
+                b_x_tj4 = tl.load(p_rows + 15 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj11 = b_x_tj10 * b_x_tj4
+                tl.store(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 13 * BT * BV + 17 * BT + (o_t[:, None] * BT + o_t[None, :]),
+                    b_x_tj11,
+                )
+                b_k = tl.load(
+                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
                 b_x_tk8 = _tile_dot_add(b_x_tk6, b_x_tj11, b_k.to(tl.float32), one, PREC)
                 b_x_tk9 = b_x_tk4 + b_x_tk8
                 b_x_tk10 = b_x_tv + b_x_tk9
@@ -3018,8 +3006,13 @@ def reverse_kernel(
                     b_d_q.to(d_q.dtype.element_ty),
                     mask=m_t[:, None] & m_k[None, :],
                 )
+                b_x_jv2 = tl.load(
+                    p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_tv15 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_jv3 = b_x_jv2 * b_x_tv15
                 b_sum_j = tl.sum(b_x_jv3, 1)
+                b_sum_j2 = tl.load(p_rows + 15 * BT * F + 5 * BT * BT + 6 * BT * BV + 6 * BT + o_t)
                 b_x_j2 = b_sum_j + b_sum_j2
                 b_x_j3 = b_x_j2 * b_x_t3
                 b_decay_tj3 = tl.where(
@@ -3035,6 +3028,7 @@ def reverse_kernel(
                 b_x_m2 = b_decay_j * b_sum_m
                 b_x_s3 = tl.sum(b_x_j2[None, :] * b_x_tj2, 1)
                 b_x = b_sum + b_sum2
+                b_decay_t2 = tl.load(p_rows + 15 * BT * F + 5 * BT * BT + 6 * BT * BV + 7 * BT + o_t)
                 b_x_s4 = b_x * b_decay_t2
                 b_x_s5 = b_x_s3 + b_x_s4
                 b_x_s6 = b_x_s5 * b_x_t4
@@ -3053,14 +3047,28 @@ def reverse_kernel(
                 b_x_m4 = b_decay_j * b_x2
                 b_decay_t3 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
                 b_x_m6 = b_x_m4 * b_decay_t3
+                b_decay_tj = tl.load(
+                    p_rows + 15 * BT * F + 7 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_x_tj8 = tl.load(
+                    p_rows + 15 * BT * F + 5 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_x_tj6 = tl.load(p_rows + 15 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
                 b_x_tj12 = b_x_tj6 / 2.0
                 b_x_tj13 = b_x_tj8 * b_x_tj12
+                b_q_k = tl.load(
+                    p_rows + 15 * BT * F + 6 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :])
+                )
                 b_x_tj14 = b_x_tj10 * b_q_k
                 b_x_tj15 = b_x_tj13 + b_x_tj14
                 b_x_mj3 = _tile_dot(tl.trans(b_decay_tj), b_x_tj15, one, PREC)
                 b_x_mj4 = b_x_t3[None, :] * b_x_mj3
                 b_x_mj5 = b_x_mj4 * b_decay_tj3
                 b_sum_m3 = tl.sum(b_x_mj5, 1)
+                b_x_tv32 = tl.load(
+                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_tv18 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
                 b_x_tv33 = b_x_tv32 * b_x_tv18
                 b_sum_t9 = tl.sum(b_x_tv33, 1)
                 b_x_t18 = b_sum_t9 / 2.0
@@ -3071,6 +3079,9 @@ def reverse_kernel(
                 b_x_sm3 = b_x_t4[:, None] * b_x_sm2
                 b_x_sm4 = b_x_sm3 * b_decay_sm
                 b_sum_m4 = tl.sum(b_x_sm4, 0)
+                b_x_tv21 = tl.load(
+                    p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
+                )
                 b_x_tv34 = b_x_tv32 * b_x_tv21
                 b_sum_t11 = tl.sum(b_x_tv34, 1)
                 b_x_t21 = b_sum_t11 / 2.0
@@ -3078,12 +3089,20 @@ def reverse_kernel(
                 b_x_m7 = tl.sum(b_decay_tj * b_x_t22[:, None], 0)
                 b_x_m8 = b_x_m7 * b_decay_t3
                 b_x_t24 = b_x_m2 + b_x_m3 + b_x_m6 + b_sum_m3 + b_sum_m4 + b_x_m8
+                b_valid = m_t.to(tl.float32)
                 b_d_alpha = b_x_t24 * tl.where(b_valid > 0, 1.0, 0.0)
                 tl.store(d_alpha + i_row + o_t * H, b_d_alpha, mask=m_t)
+                b_x_jv6 = tl.load(
+                    p_rows + 15 * BT * F + 8 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
                 b_x_jv11 = b_x_jv6 * b_x_tv15
                 b_sum_j3 = tl.sum(b_x_jv11, 1)
+                b_sum_j4 = tl.load(p_rows + 15 * BT * F + 8 * BT * BT + 7 * BT * BV + 8 * BT + o_t)
                 b_x_j8 = b_sum_j3 + b_sum_j4
                 b_x_j9 = b_x_j8 * b_x_t3
+                b_decay_tj2 = tl.load(
+                    p_rows + 15 * BT * F + 8 * BT * BT + 7 * BT * BV + 9 * BT + (o_t[:, None] * BT + o_t[None, :])
+                )
                 b_x_mj7 = b_x_j9[None, :] * b_decay_tj2
                 b_sum_m5 = tl.sum(b_x_mj7, 1)
                 b_x_m10 = b_decay_j2 * b_sum_m5
@@ -3123,28 +3142,94 @@ def reverse_kernel(
                 b_x_t42 = b_x_j12 * tl.where(b_valid > 0, 1.0, 0.0)
                 b_d_eta = -b_x_t42
                 tl.store(d_eta + i_row + o_t * H, b_d_eta, mask=m_t)
-                b_x_tk13 = b_x_tk11 + b_x_tv47
-                b_d_pool_next = tl.load(p_d_next + 65536 + o_k, mask=m_k, other=0.0)
-                b_x_jk5 = b_x_j4[:, None] * b_x_jk4
-                b_x_jk7 = b_x_j7[:, None] * b_x_jk6
-                b_x_jk8 = b_x_jk5 + b_x_jk7
-                b_x_jk9 = b_d_pool_next[None, :] + b_x_jk8
-                b_u = tl.load(
-                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-                b_x_t43 = b_d_r / b_count
-                b_at_t = o_t
-                b_at_j = o_t
-                b_x_tj19 = b_x_t43[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-                b_x_jk10 = _tile_dot_add(b_x_jk9, tl.trans(b_x_tj19), b_u.to(tl.float32), one, PREC)
-                b_x_jk11 = b_x_tk13 + b_x_jk10
-                b_d_k = _tile_dot_add(b_x_jk11, tl.trans(b_x_tj11), b_q.to(tl.float32), one, PREC)
+                b_x_tv36 = tl.zeros([BT, BV], tl.float32)
+                tl.debug_barrier()
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_x_tj5 = tl.load(p_rows + 15 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
+                    b_x_th19 = tl.load(
+                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_k_d_S_1_next = tl.load(
+                        p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_jh5 = b_k_d_S_1_next * b_x_j4[:, None]
+                    b_k_d_M_1_next = tl.load(
+                        p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_jh6 = b_k_d_M_1_next * b_x_j7[:, None]
+                    b_x_jh7 = b_x_jh5 + b_x_jh6
+                    b_x_jh8 = _tile_dot_add(b_x_jh7, tl.trans(b_x_tj5), b_x_th19, one, PREC)
+                    tl.store(p_rows + 12 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_jh8, mask=m_h1[None, :])
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_x_th26 = b_x_jh8 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    tl.store(p_rows + 13 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th26, mask=m_h1[None, :])
+                    b_M_2 = tl.load(
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_tv36 = _tile_dot_add(b_x_tv36, b_x_th26, b_M_2, one, PREC)
+                b_x_t10 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t)
+                b_x_t5 = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 2 * BT + o_t)
+                b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
+                b_decay_all2 = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
+                b_x_s8 = tl.load(p_rows + 15 * BT * F + 9 * BT * BT + 7 * BT * BV + 9 * BT + o_t)
+                b_decay_t2 = tl.load(p_rows + 15 * BT * F + 5 * BT * BT + 6 * BT * BV + 7 * BT + o_t)
+                b_x4 = tl.sum(b_x_s8 * b_decay_t2, 0)
+                b_x_tv32 = tl.load(
+                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_tv56 = b_x_tv32 * b_x_t10[:, None]
                 tl.store(
-                    d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    b_d_k.to(d_k.dtype.element_ty),
-                    mask=m_t[:, None] & m_k[None, :],
+                    p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 13 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv56,
+                )
+                b_x_tj7 = tl.load(
+                    p_rows + 15 * BT * F + 9 * BT * BT + 7 * BT * BV + 10 * BT + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_x_jv4 = _tile_dot(tl.trans(b_x_tj7), b_x_tv32, one, PREC)
+                b_x_jv5 = b_x_jv4 / 2.0
+                b_x_jv6 = tl.load(
+                    p_rows + 15 * BT * F + 8 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_j4 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 10 * BT + o_t)
+                b_x_jv7 = b_x_jv6 * b_x_j4[:, None]
+                b_x_jv2 = tl.load(
+                    p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_j7 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 11 * BT + o_t)
+                b_x_jv8 = b_x_jv2 * b_x_j7[:, None]
+                b_x_jv9 = b_x_jv7 + b_x_jv8
+                b_x_jv10 = b_x_jv5 + b_x_jv9
+                b_x_tv37 = b_x_jv10 + b_x_tv36
+                b_sum_t13 = tl.sum(b_x_tv37, 1)
+                b_x_tv38 = (-(b_sum_t13[:, None] / 64.0)) + tl.zeros([BT, BV], tl.float32)
+                b_x_tv39 = b_x_tv38 + b_x_tv37
+                tl.store(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 15 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv39,
+                )
+                b_x_tv5 = tl.load(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 12 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_tv40 = b_x_tv39 * b_x_tv5
+                b_sum_t14 = tl.sum(b_x_tv40, 1)
+                b_x_t25 = 2.0 * b_sum_t14
+                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 13 * BT + o_t, b_x_t25)
+                b_sum_t2 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 12 * BT + o_t)
+                b_x_tv42 = -(b_x_t25[:, None] * b_x_tv5 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
+                b_x_tv43 = b_x_tv39 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+                b_x_tv44 = b_x_tv42 + b_x_tv43
+                tl.store(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 16 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv44,
                 )
                 b_d_v = -(2.0 * b_x_tv44)
                 tl.store(
@@ -3152,32 +3237,328 @@ def reverse_kernel(
                     b_d_v.to(d_v.dtype.element_ty),
                     mask=m_t[:, None] & m_v[None, :],
                 )
-                b_pool = tl.load(p_state + 65536 + o_k, mask=m_k, other=0.0)
-                b_x_tk14 = b_x_t43[:, None] * b_pool[None, :]
-                b_x_tj20 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-                b_x_tk15 = _tile_dot(b_x_tj20, b_k.to(tl.float32), one, PREC)
-                b_x_tk16 = b_x_t43[:, None] * b_x_tk15
-                b_x_tk17 = b_x_tk14 + b_x_tk16
-                b_d_u_rows = tl.load(
-                    d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    mask=m_t[:, None] & m_k[None, :],
-                    other=0.0,
+                tl.debug_barrier()
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
+                    b_x_th19 = tl.load(
+                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_th31 = b_x_th19 * b_x_t10[:, None]
+                    b_d_S_1_next = tl.load(
+                        p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+                        mask=m_k[:, None] & m_h1[None, :],
+                        other=0.0,
+                    )
+                    b_x_kh9 = b_d_S_1_next * b_decay_all2
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_kh10 = b_d_M_1_next * b_x4
+                    b_x_kh11 = b_x_kh9 + b_x_kh10
+                    b_d_S_1 = _tile_dot_add(b_x_kh11, tl.trans(b_q.to(tl.float32)), b_x_th31, one, PREC)
+                    tl.store(
+                        p_d_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+                        b_d_S_1,
+                        mask=m_k[:, None] & m_h1[None, :],
+                    )
+                    b_x_th10 = tl.load(
+                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tv56 = tl.load(
+                        p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 13 * BT + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_x_hv12 = _tile_dot(tl.trans(b_x_th10), b_x_tv56, one, PREC)
+                    b_x_hv13 = b_x_hv12 / 2.0
+                    b_d_S_2_next = tl.load(
+                        p_d_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_hv14 = b_d_S_2_next * b_decay_all2
+                    b_d_M_2_next = tl.load(
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_hv15 = b_d_M_2_next * b_x4
+                    b_x_hv16 = b_x_hv14 + b_x_hv15
+                    b_d_S_2 = b_x_hv13 + b_x_hv16
+                    tl.store(
+                        p_d_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+                        b_d_S_2,
+                        mask=m_h1[:, None] & m_v[None, :],
+                    )
+                b_x_j4 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 10 * BT + o_t)
+                b_x_j7 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 11 * BT + o_t)
+                b_x_t25 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 13 * BT + o_t)
+                b_sum_t2 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 12 * BT + o_t)
+                b_x_t26 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 2.5)
+                b_sum_t3 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 14 * BT + o_t)
+                b_x_t27 = 3.0 * b_x_t25 * b_x_t26 * b_sum_t3 / 16384.0
+                b_x_t7 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 15 * BT + o_t)
+                b_x_tv39 = tl.load(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 15 * BT + (o_t[:, None] * BV + o_v[None, :])
                 )
-                b_d_u = b_x_tk17 + b_d_u_rows
+                b_x_tv10 = tl.load(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 10 * BT * BV + 15 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_tv41 = b_x_tv39 * b_x_tv10
+                b_sum_t15 = tl.sum(b_x_tv41, 1)
+                b_x_t28 = -(b_x_t7 * b_sum_t15 / 128.0)
+                b_x_tv44 = tl.load(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 16 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_tv5 = tl.load(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 12 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_tv45 = b_x_tv44 * b_x_tv5
+                b_sum_t16 = tl.sum(b_x_tv45, 1)
+                b_x_t29 = -(b_x_t7 * b_sum_t16 / 64.0)
+                b_x_t30 = b_x_t27 + b_x_t28 + b_x_t29
+                b_x_tv46 = 2.0 * b_x_t30[:, None] * b_x_tv5
+                b_x_tv47 = 2.0 * b_x_tv44
                 tl.store(
-                    d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    b_d_u.to(d_u.dtype.element_ty),
+                    p_rows + 15 * BT * F + 11 * BT * BT + 13 * BT * BV + 17 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv47,
+                )
+                b_x_tv48 = b_x_tv47 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+                b_x_tv49 = -(b_x_t25[:, None] * b_x_tv10 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
+                b_x_t8 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 12 * BT * BV + 16 * BT + o_t)
+                b_x_tv50 = 2.0 * b_x_tv39 * b_x_t8[:, None]
+                b_x_tv51 = b_x_tv49 + b_x_tv50
+                b_x_tv52 = b_x_tv48 + b_x_tv51
+                b_x_tv53 = b_x_tv46 + b_x_tv52
+                b_sum_t17 = tl.sum(b_x_tv53, 1)
+                b_x_t31 = -(b_sum_t17 / 64.0)
+                b_x_tv54 = b_x_tv53 + b_x_t31[:, None]
+                tl.store(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 12 * BT * BV + 17 * BT + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv54,
+                )
+                b_x_tk11 = tl.zeros([BT, BK], tl.float32)
+                tl.debug_barrier()
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_x_jh8 = tl.load(
+                        p_rows + 12 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_th3 = tl.load(
+                        p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_x_th24 = (
+                        b_x_jh8
+                        * b_x_th3
+                        * (
+                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
+                            - 1.4142135623730951
+                            * b_x_th
+                            * b_x_th
+                            * tl.exp(-(b_x_th * b_x_th / 2.0))
+                            / 3.544907701811032
+                        )
+                    )
+                    b_x_th10 = tl.load(
+                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tj9 = tl.load(
+                        p_rows + 15 * BT * F + 3 * BT * BT + 4 * BT * BV + 2 * BT + (o_t[:, None] * BT + o_t[None, :])
+                    )
+                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj9), b_x_th10, one, PREC)
+                    b_x_jh10 = b_x_jh9 / 2.0
+                    b_d_S_2_next = tl.load(
+                        p_d_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_tv15 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                    b_x_jh11 = _tile_dot(b_x_tv15, tl.trans(b_d_S_2_next), one, PREC)
+                    b_x_jh12 = b_x_j4[:, None] * b_x_jh11
+                    b_d_M_2_next = tl.load(
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_jh13 = _tile_dot(b_x_tv15, tl.trans(b_d_M_2_next), one, PREC)
+                    b_x_jh14 = b_x_j7[:, None] * b_x_jh13
+                    b_x_jh15 = b_x_jh12 + b_x_jh14
+                    b_x_jh16 = b_x_jh10 + b_x_jh15
+                    b_x_tv54 = tl.load(
+                        p_rows
+                        + 15 * BT * F
+                        + 10 * BT * BT
+                        + 12 * BT * BV
+                        + 17 * BT
+                        + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_M_2 = tl.load(
+                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_th28 = _tile_dot_add(b_x_jh16, b_x_tv54, tl.trans(b_M_2), one, PREC)
+                    b_x_th29 = b_x_th28 * (
+                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                        + 0.5
+                    )
+                    b_x_th30 = b_x_th24 + b_x_th29
+                    tl.store(p_rows + 14 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th30, mask=m_h1[None, :])
+                    b_M_1 = tl.load(
+                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_tk11 = _tile_dot_add(b_x_tk11, b_x_th30, tl.trans(b_M_1), one, PREC)
+                b_decay_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t)
+                b_x_t = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 4 * BT + o_t)
+                b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+                b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+                b_x_tv32 = tl.load(
+                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_tv55 = b_x_tv32 * b_decay_t[:, None]
+                tl.store(
+                    p_rows
+                    + 15 * BT * F
+                    + 11 * BT * BT
+                    + 14 * BT * BV
+                    + 18 * BT
+                    + 2 * BT * BK
+                    + (o_t[:, None] * BV + o_v[None, :]),
+                    b_x_tv55,
+                )
+                b_x_tv47 = tl.load(
+                    p_rows + 15 * BT * F + 11 * BT * BT + 13 * BT * BV + 17 * BT + (o_t[:, None] * BV + o_v[None, :])
+                )
+                b_x_tk13 = b_x_tk11 + b_x_tv47
+                b_d_pool_next = tl.load(p_d_next + 2 * K * F + 2 * F * V + o_k, mask=m_k, other=0.0)
+                b_x_j4 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 10 * BT + o_t)
+                b_x_jk4 = tl.load(
+                    p_rows + 15 * BT * F + 11 * BT * BT + 14 * BT * BV + 18 * BT + (o_t[:, None] * BK + o_k[None, :])
+                )
+                b_x_jk5 = b_x_j4[:, None] * b_x_jk4
+                b_x_j7 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 11 * BT + o_t)
+                b_x_jk6 = tl.load(
+                    p_rows
+                    + 15 * BT * F
+                    + 11 * BT * BT
+                    + 14 * BT * BV
+                    + 18 * BT
+                    + BT * BK
+                    + (o_t[:, None] * BK + o_k[None, :])
+                )
+                b_x_jk7 = b_x_j7[:, None] * b_x_jk6
+                b_x_jk8 = b_x_jk5 + b_x_jk7
+                b_x_jk9 = b_d_pool_next[None, :] + b_x_jk8
+                b_u = tl.load(
+                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_t43 = tl.load(p_rows + 15 * BT * F + 11 * BT * BT + 14 * BT * BV + 17 * BT + o_t)
+                b_at_t = o_t
+                b_at_j = o_t
+                b_x_tj19 = b_x_t43[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+                b_x_jk10 = _tile_dot_add(b_x_jk9, tl.trans(b_x_tj19), b_u.to(tl.float32), one, PREC)
+                b_x_jk11 = b_x_tk13 + b_x_jk10
+                b_q = tl.load(
+                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_x_tj11 = tl.load(
+                    p_rows + 15 * BT * F + 10 * BT * BT + 13 * BT * BV + 17 * BT + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_d_k = _tile_dot_add(b_x_jk11, tl.trans(b_x_tj11), b_q.to(tl.float32), one, PREC)
+                tl.store(
+                    d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    b_d_k.to(d_k.dtype.element_ty),
                     mask=m_t[:, None] & m_k[None, :],
                 )
-                b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t43[:, None], 0)
-                b_d_pool = b_d_pool_next + b_x_k
-                tl.store(p_d_state + 65536 + o_k, b_d_pool, mask=m_k)
+                tl.debug_barrier()
+                for i_h1 in range(n_tiles):
+                    o_h1 = i_h1 * BF + tl.arange(0, BF)
+                    m_h1 = o_h1 < F
+                    tl.debug_barrier()
+                    b_q = tl.load(
+                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
+                    b_x_th19 = tl.load(
+                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_th22 = b_x_th19 * b_decay_t[:, None]
+                    b_k = tl.load(
+                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                        mask=m_t[:, None] & m_k[None, :],
+                        other=0.0,
+                    ).to(IN)
+                    b_x_th30 = tl.load(
+                        p_rows + 14 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_d_M_1_next = tl.load(
+                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+                    )
+                    b_x_kh5 = b_d_M_1_next * b_decay_all
+                    b_x_kh6 = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_th30, one, PREC)
+                    b_d_M_1 = _tile_dot_add(b_x_kh6, tl.trans(b_q.to(tl.float32)), b_x_th22, one, PREC)
+                    tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
+                    b_x_th2 = tl.load(
+                        p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tv54 = tl.load(
+                        p_rows
+                        + 15 * BT * F
+                        + 10 * BT * BT
+                        + 12 * BT * BV
+                        + 17 * BT
+                        + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_x_hv4 = _tile_dot(tl.trans(b_x_th2), b_x_tv54, one, PREC)
+                    b_x_hv5 = b_x_hv4 / 2.0
+                    b_x_tv15 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                    b_x_th26 = tl.load(
+                        p_rows + 13 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_th10 = tl.load(
+                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_x_tv55 = tl.load(
+                        p_rows
+                        + 15 * BT * F
+                        + 11 * BT * BT
+                        + 14 * BT * BV
+                        + 18 * BT
+                        + 2 * BT * BK
+                        + (o_t[:, None] * BV + o_v[None, :])
+                    )
+                    b_x_hv7 = _tile_dot(tl.trans(b_x_th10), b_x_tv55, one, PREC)
+                    b_x_hv8 = b_x_hv7 / 2.0
+                    b_d_M_2_next = tl.load(
+                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        mask=m_h1[:, None] & m_v[None, :],
+                        other=0.0,
+                    )
+                    b_x_hv9 = b_d_M_2_next * b_decay_all
+                    b_x_hv10 = b_x_hv8 + b_x_hv9
+                    b_x_hv11 = _tile_dot_add(b_x_hv10, tl.trans(b_x_th26), b_x_tv15, one, PREC)
+                    b_d_M_2 = b_x_hv5 + b_x_hv11
+                    tl.store(
+                        p_d_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                        b_d_M_2,
+                        mask=m_h1[:, None] & m_v[None, :],
+                    )
                 tl.debug_barrier()
         _copy(d_theta + (i_c.to(tl.int64) * BH + i_bh) * MEMORY, p_d + (i_last - i_first) % 2 * STATE, MEMORY)
         tl.debug_barrier()
 
 
-STATE, MEMORY, ROWS = 65600, 32768, 0  # numbers of a state, of its memory, and of rows between loops
+STATE, MEMORY, ROWS = 65600, 32768, 361600  # numbers of a state, of its memory, and of rows between loops
 CHUNK = 16  # tokens of a gradient chunk
 BLOCK = 64  # tokens of a block of rows
 

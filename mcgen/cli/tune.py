@@ -21,9 +21,7 @@ from mcgen.spec.shipped import find, shipped
 if TYPE_CHECKING:
     from mcgen.tune.search import Found
 
-COLUMNS = ("kernel", "head", "type", "for", "rows x columns", "warps", "registers", "shared bytes", "tried")
-SHIPPED_HEADS = (64, 128)
-"""Sizes of heads that the shipped tables have configurations for."""
+COLUMNS = ("kernel", "head", "type", "for", "rows x columns", "warps", "registers", "shared bytes", "spills", "tried")
 
 
 @click.command()
@@ -54,7 +52,8 @@ def tune(
     """Find launch configurations for the kernels of specs, and keep them for `mcgen build`.
 
     SPEC is a file, or the name of a shipped spec. Candidates are tried larger tiles first; the first that keeps all
-    values in registers and fits the GPU's shared memory is taken. Exit 1 where a kernel has none.
+    values in registers (of a deep memory's kernels: all in loops over tiles) and fits the GPU's shared memory is taken.
+    Where a kernel has none, the one that spills least is, and the exit is 1.
 
     \b
     Example:
@@ -68,22 +67,22 @@ def tune(
     targets = [lookup(name) for name in target_names or configurations.SHIPPED]
     chosen = [load(find(name)) for name in specs] if specs else [load(path) for path in shipped().values()]
     known = configurations.read(configurations.shipped_folder()) if ships and not again else {}
-    found = _search(_with_heads(chosen) if ships else chosen, targets, processes, known)
+    found = _search(_variants(chosen) if ships else chosen, targets, processes, known)
     folder = configurations.shipped_folder() if ships else configurations.user_folder()
     configurations.keep(folder, {one.subject.key: one.entry for one in found if one.entry is not None})
     if ships:
-        configurations.drop(folder, _kernels_of(_with_heads(map(load, shipped().values()))))
+        configurations.drop(folder, _kernels_of(_variants(map(load, shipped().values()))))
     if as_json:
         print_json([_plain(one) for one in found])
     else:
         print_table(COLUMNS, map(_row, found), "launch configurations")
-    return DONE if all(one.entry for one in found) else DOES_NOT_HOLD
+    return DONE if all(one.good for one in found) else DOES_NOT_HOLD
 
 
-def _with_heads(specs: Iterable[Spec]) -> list[Spec]:
-    from mcgen.tune.search import with_head
+def _variants(specs: Iterable[Spec]) -> list[Spec]:
+    from mcgen.tune.search import variants
 
-    return [with_head(spec, size) for spec in specs for size in SHIPPED_HEADS]
+    return [one for spec in specs for one in variants(spec)]
 
 
 def _kernels_of(specs: Iterable[Spec]) -> set[str]:
@@ -106,11 +105,11 @@ def _row(one: Found) -> tuple[str, ...]:
     key, entry, best = one.subject.key, one.entry, one.best
     place = one.subject.kernel, f"{key.key_dim}x{key.value_dim}", key.element, key.architecture
     if entry is None:
-        why = best.failure or f"spills {best.spill_loads} bytes"
-        return *place, "none", "", str(best.registers), why, str(len(one.subject.jobs))
+        return *place, "none", "", "", "", str(best.failure), str(len(one.subject.jobs))
     tiles = f"{entry.configuration.rows} x {entry.configuration.columns}"
-    numbers = entry.configuration.warps, entry.registers, entry.shared_bytes, entry.tried
-    return *place, tiles, *map(str, numbers)
+    spills = f"{entry.spills} bytes, reloads in loops {entry.loop_loads}, innermost {entry.inner_loads}"
+    numbers = entry.configuration.warps, entry.registers, entry.shared_bytes
+    return *place, tiles, *map(str, numbers), spills if entry.spills else "", str(entry.tried)
 
 
 def _plain(one: Found) -> dict[str, Any]:
@@ -118,12 +117,15 @@ def _plain(one: Found) -> dict[str, Any]:
     place = {"kernel": one.subject.kernel, "digest": key.digest, "head": [key.key_dim, key.value_dim]}
     place |= {"type": key.element, "architecture": key.architecture}
     if entry is None:
-        return {**place, "configuration": None, "spills": one.best.spill_loads, "failure": one.best.failure}
+        return {**place, "configuration": None, "failure": one.best.failure}
     chosen = entry.configuration
     return {
         **place,
         "configuration": {"rows": chosen.rows, "columns": chosen.columns, "warps": chosen.warps},
         "registers": entry.registers,
         "shared_bytes": entry.shared_bytes,
+        "spills": entry.spills,
+        "loop_loads": entry.loop_loads,
+        "inner_loads": entry.inner_loads,
         "tried": entry.tried,
     }

@@ -12,17 +12,19 @@ from mcgen.spec import Spec
 ByType = dict[str, dict[str, tuple[int, ...]]]
 
 
-def launch_configurations(spec: Spec, kernels: str, axes: Mapping[str, str]) -> dict[str, ByType]:
+def launch_configurations(
+    spec: Spec, kernels: str, axes: Mapping[str, str], rows: Mapping[str, int] = {}
+) -> dict[str, ByType]:
     """BT, BK, BV, num_warps and num_stages by architecture, type and kernel, of the kernels that some table has.
 
-    `kernels` is their text, `axes` what each takes in tiles.
+    `kernels` is their text, `axes` what each takes in tiles, `rows` how many it takes at once where that is given.
     """
     found: dict[str, ByType] = {}
     head, digest = (spec.head.key_dim, spec.head.value_dim), digests(kernels)
     for architecture in configurations.architectures():
         for element in configurations.ELEMENTS:
             for kernel, axis in axes.items():
-                entry = configurations.find(Key(digest[kernel], *head, element, architecture))
+                entry = configurations.find(Key(digest[kernel], *head, element, architecture, rows.get(kernel)))
                 if entry is not None:
                     row = found.setdefault(architecture, {}).setdefault(element, {})
                     row[kernel] = entry.configuration.launch(axis, *head)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import sympy
 
-from mcgen.emit.triton_printer import Binding, Printer, aligned, is_tile_product, laid, offset, zeros
+from mcgen.emit.triton_printer import Binding, Printer, aligned, is_tile_product, laid, offset, room, size, zeros
 from mcgen.ir.program import Contract, Decay, Input, Map, Node, Program, in_order, placeholder
-from mcgen.passes.phases import SEGMENTS, Phase, Phases, cone, is_crossing, long_axes, summed
+from mcgen.passes.phases import (
+    SEGMENTS,
+    Phase,
+    Phases,
+    Section,
+    cone,
+    is_at_hand,
+    is_crossing,
+    is_tile,
+    long_axes,
+    summed,
+)
 from mcgen.passes.schedule import alias
 
 BARRIER = "tl.debug_barrier()"
@@ -18,10 +30,13 @@ BARRIER = "tl.debug_barrier()"
 
 @dataclass(frozen=True)
 class Rows:
-    """Where rows along a long axis are kept: text that loads, and statements that store, the tile of the n-th."""
+    """Where values that pass between loops are kept: text that loads, and statements that store, a tile of the n-th row
+    along a long axis, or a whole value, of given axes, that lies along none."""
 
     load: Callable[[int, str], str]
     store: Callable[[int, str, str], list[str]]
+    load_whole: Callable[[str, tuple[str, ...]], str]
+    store_whole: Callable[[str, tuple[str, ...], str], list[str]]
 
 
 @dataclass
@@ -32,6 +47,7 @@ class PhasedPrinter(Printer):
     ragged: frozenset[str] = frozenset()
     phases: Phases = field(init=False)
     have: set[Node] = field(default_factory=set)
+    made: set[Node] = field(default_factory=set)
     outer: list[set[Node]] = field(default_factory=list)
     indent: int = 0
 
@@ -40,6 +56,7 @@ class PhasedPrinter(Printer):
         self.phases = Phases(self.program)
         self.added = {node: product for node, product in self.added.items() if self._fusible(product)}
         self.places = {node: place for place, node in enumerate(n for n in self.phases.nodes if n in self.phases.rows)}
+        self.whole = dict(whole_places(self.phases))
 
     def _ordered(self) -> list[Node]:
         return list(self.program.nodes)
@@ -48,20 +65,20 @@ class PhasedPrinter(Printer):
         return not summed(product) and product not in self.phases.rows
 
     def statements(self) -> list[str]:
-        written: set[Node] = set()
-        for phase in self.phases.phases:
-            inside, outside = cone([*phase.roots, *self._nodes(phase.outputs)], phase.axis)
-            self._values(node for node in outside if not long_axes(node))
-            if written.intersection([*inside, *outside]):
-                self._line(BARRIER)
-                written = set()
-            self._phase(phase)
-            written |= set(phase.rows)
-        whole = {label: node for label, node in self.program.outputs.items() if not long_axes(node)}
-        for label, node in whole.items():
-            self._values([alias(node)])
-            self.lines += self.binding.store[label](self.names[alias(node)])
+        for section, phase in zip(self.phases.sections, (*self.phases.phases, None), strict=True):
+            self._section(section)
+            if phase is not None:
+                self._phase(phase)
         return self.lines
+
+    def _section(self, section: Section) -> None:
+        """Statements between two loops. What is stored in them is there for the next loop after a barrier."""
+        self.runs.clear()
+        self._values(node for node in section.wanted if not (is_tile(node) and (node in self.made or is_at_hand(node))))
+        for label in section.outputs:
+            node = alias(self.program.outputs[label])
+            self._values([node])
+            self.lines += self.binding.store[label](self.names[node])
 
     def _nodes(self, labels: Iterable[str]) -> list[Node]:
         return [alias(self.program.outputs[label]) for label in labels]
@@ -74,11 +91,29 @@ class PhasedPrinter(Printer):
         for node in map(alias, nodes):
             if node in self.have:
                 continue
-            self.have.add(node)
-            operands = [o for o in map(alias, node.operands) if not self._is_folded(o)]
-            folded = [p for o in map(alias, node.operands) if self._is_folded(o) for p in map(alias, o.operands)]
-            self._values([*operands, *folded])
-            self._value(node)
+            if node not in self.made and not is_at_hand(node):
+                operands = [o for o in map(alias, node.operands) if not self._is_folded(o)]
+                folded = [p for o in map(alias, node.operands) if self._is_folded(o) for p in map(alias, o.operands)]
+                self._values([*operands, *folded])
+            self._near(node)
+
+    def _near(self, node: Node) -> None:
+        """A value along no long axis as a name: made, or loaded if it has been made elsewhere."""
+        if node in self.have:
+            return
+        self.have.add(node)
+        if node in self.made:
+            self._line(f"{self.names[node]} = {self.rows.load_whole(self.whole[node], laid(node))}")
+            return
+        self._value(node)
+        if not is_at_hand(node):
+            self.made.add(node)
+            self._keep(node)
+
+    def _keep(self, node: Node) -> None:
+        if node in self.whole:
+            for line in self.rows.store_whole(self.whole[node], laid(node), self.names[node]):
+                self._line(line)
 
     def _is_folded(self, node: Node) -> bool:
         return node in self.added.values()
@@ -93,8 +128,12 @@ class PhasedPrinter(Printer):
     # -- loops --------------------------------------------------------------------------------------------------------
 
     def _phase(self, phase: Phase) -> None:
+        """A loop. Before it there are vectors in registers, and numbers; after it, its sums and numbers."""
         self._zeros(phase.sums)
+        self._line(BARRIER)
+        self.have = {node for node in self.have if not is_tile(node)}
         self._open(phase.axis)
+        self._line(BARRIER)
         outputs = dict(zip(phase.outputs, self._nodes(phase.outputs), strict=True))
         inside, _ = cone([*phase.roots, *outputs.values()], phase.axis)
         wanted = [node for node in inside if node in phase.roots or node in outputs.values()]
@@ -103,7 +142,10 @@ class PhasedPrinter(Printer):
             for label in [label for label, output in outputs.items() if output is node and not self._is_square(node)]:
                 self._store(label, node)
         self._close()
-        self.have |= set(phase.sums)
+        self.have = {node for node in self.have if not node.axes} | set(phase.sums)
+        self.made |= set(phase.sums)
+        for node in phase.sums:
+            self._keep(node)
 
     def _make(self, node: Node, phase: Phase) -> None:
         """A root of a phase, in its loop."""
@@ -153,7 +195,7 @@ class PhasedPrinter(Printer):
         if node in self.have or (len(long_axes(node)) == 2 and isinstance(node, Input)):
             return
         if not long_axes(node):
-            assert node in self.have, "values along no axis are made before the loop"
+            self._near(node)
             return
         if self._is_folded(node):
             self._rows(node.operands, axis)
@@ -219,6 +261,9 @@ class PhasedPrinter(Printer):
         for node in map(alias, nodes):
             if node in self.have:
                 continue
+            if not long_axes(node):
+                self._near(node)
+                continue
             if self._is_folded(node):
                 self._inner(node.operands)
                 continue
@@ -262,6 +307,14 @@ def _vanishes(node: Map, axis: str) -> bool:
     """Whether a function is 0 wherever its values along an axis are."""
     zeros = {placeholder(i): sympy.S.Zero for i, value in enumerate(node.values) if axis in value.axes}
     return bool(zeros) and node.expression.subs(zeros) == 0
+
+
+def whole_places(phases: Phases) -> Iterator[tuple[Node, str]]:
+    """Where what passes between loops whole is kept, as the text of an offset: one after another."""
+    before = Counter({"BT * F": len(phases.rows)} if phases.rows else {})
+    for node in phases.kept:
+        yield node, room(before)
+        before[" * ".join(map(size, laid(node)))] += 1
 
 
 def phased_statements(program: Program, binding: Binding, rows: Rows, ragged: Iterable[str]) -> list[str]:

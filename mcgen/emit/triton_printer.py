@@ -48,6 +48,11 @@ class Binding:
     stream: str = ""
 
 
+def room(before: Mapping[str, int]) -> str:
+    """Where something lies behind so many things of each size, as text: `2 * K * F + V`."""
+    return " + ".join(f"{count} * {size}" if count > 1 else size for size, count in before.items()) or "0"
+
+
 def size(axis: str) -> str:
     if axis in HIDDEN:
         return "BF"

@@ -7,6 +7,7 @@ and bindings, other loop nests.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,18 +18,20 @@ from mcgen.emit.torch_path import tensor_inputs
 from mcgen.emit.triton_choice import gathered
 from mcgen.emit.triton_path import Kernels, idle, prelude
 from mcgen.emit.triton_phases import Rows, phased_statements
-from mcgen.emit.triton_printer import Binding
+from mcgen.emit.triton_printer import Binding, offset, room, size
 from mcgen.emit.unused import without_unused
 from mcgen.ir.layers import sizes
 from mcgen.ir.program import Program
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
 from mcgen.passes.simplify import select
 from mcgen.plan.configurations import ELEMENTS, FAMILIES, HIDDEN, tile
-from mcgen.plan.streamed import LONGEST_STEP, StreamedPlan
+from mcgen.plan.streamed import StreamedPlan
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
 
 Text = tuple[list[str], str]
+STEPPING = ("walk", "read_soup", "through_layers", "reverse")
+"""The kernels that go step by step: each takes the rows of a gradient chunk at once."""
 BF = 32
 """Hidden units of a tile, where no configuration says otherwise."""
 
@@ -49,9 +52,15 @@ class StreamedKernels(Kernels):
     def state(self) -> Mapping[str, tuple[str, ...]]:
         return self.streamed.state
 
-    @property
-    def places(self) -> Mapping[str, int]:
-        return self.streamed.places
+    @cached_property
+    def places(self) -> Mapping[str, str]:
+        """Where each part of the state begins in a buffer, as text."""
+        found: dict[str, str] = {}
+        before: Counter[str] = Counter()
+        for name, axes in self.state.items():
+            found[name] = room(before)
+            before[" * ".join(map(_width, axes))] += 1
+        return found
 
     @property
     def between(self) -> Mapping[str, str]:
@@ -75,7 +84,7 @@ class StreamedKernels(Kernels):
             return _loaded(pointer, axes, part)
         return super().load(name)
 
-    def _buffers(self, name: str) -> list[tuple[str, int, tuple[str, ...]]]:
+    def _buffers(self, name: str) -> list[tuple[str, str, tuple[str, ...]]]:
         """The buffer that holds an input or output, where it begins there, and its axes; none for a tensor's."""
         if name.removeprefix("d_").startswith("cached_"):
             part = name.removeprefix("d_").replace("cached", MEMORY, 1)
@@ -102,11 +111,19 @@ class StreamedKernels(Kernels):
     @property
     def rows_between(self) -> Rows:
         def place(n: int, axis: str) -> str:
-            return f"p_rows + {n} * BT * F + (o_t[:, None] * F + o_{axis}[None, :])"
+            at = f"p_rows + {room({'BT * F': n})}" if n else "p_rows"
+            return f"{at} + (o_t[:, None] * F + o_{axis}[None, :])"
+
+        def whole(at: str, axes: tuple[str, ...]) -> str:
+            first, *second = map(offset, axes)
+            tile = f"({first}[:, None] * {size(axes[1])} + {second[0]}[None, :])" if second else first
+            return f"p_rows + {at} + {tile}" if at != "0" else f"p_rows + {tile}"
 
         return Rows(
             lambda n, axis: f"tl.load({place(n, axis)}, mask=m_{axis}[None, :], other=0.0)",
             lambda n, axis, tile: [f"tl.store({place(n, axis)}, {tile}, mask=m_{axis}[None, :])"],
+            lambda at, axes: f"tl.load({whole(at, axes)})",
+            lambda at, axes, value: [f"tl.store({whole(at, axes)}, {value})"],
         )
 
     @cached_property
@@ -236,7 +253,7 @@ class StreamedKernels(Kernels):
             routes=meaning.routes,
             keeps=meaning.reads_cached,
             chained=meaning.chained,
-            barrier=bool(self.streamed.most_rows),
+            barrier=bool(self.streamed.between_loops),
             pool_at=self.places.get("pool"),
             mean_pool=meaning.spec.aggregate.pool == "mean",
             **more,
@@ -291,24 +308,27 @@ class StreamedKernels(Kernels):
         return {name: getattr(self, name)() for name in [*forward, *every, *backwards]}
 
 
+def _width(axis: str) -> str:
+    return "F" if axis in HIDDEN_AXES else axis.upper()
+
+
 def _row(tensor: str, axis: str) -> tuple[str, str]:
     """The text of the addresses of a tile of rows along an axis, and of their mask."""
-    width = "F" if axis in HIDDEN_AXES else axis.upper()
+    width = _width(axis)
     place = f"{tensor} + i_row * {width} + (o_t[:, None] * (H * {width}) + o_{axis}[None, :])"
     return place, f"m_t[:, None] & m_{axis}[None, :]"
 
 
-def _place(pointer: str, axes: tuple[str, ...], at: int) -> tuple[str, str]:
+def _place(pointer: str, axes: tuple[str, ...], at: str) -> tuple[str, str]:
     """The text of the addresses of a tile of a buffer's part, and of their mask."""
-    base = f"{pointer} + {at}" if at else pointer
+    base = f"{pointer} + {at}" if at != "0" else pointer
     if len(axes) == 1:
         return f"{base} + o_{axes[0]}", f"m_{axes[0]}"
     into, out = axes
-    width = "F" if out in HIDDEN_AXES else out.upper()
-    return f"{base} + (o_{into}[:, None] * {width} + o_{out}[None, :])", f"m_{into}[:, None] & m_{out}[None, :]"
+    return f"{base} + (o_{into}[:, None] * {_width(out)} + o_{out}[None, :])", f"m_{into}[:, None] & m_{out}[None, :]"
 
 
-def _loaded(pointer: str, axes: tuple[str, ...], at: int) -> str:
+def _loaded(pointer: str, axes: tuple[str, ...], at: str) -> str:
     place, mask = _place(pointer, axes, at)
     return f"tl.load({place}, mask={mask}, other=0.0)"
 
@@ -323,11 +343,12 @@ def streamed_source(meaning: Meaning) -> str:
     parts = kernels.kernels()
     text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
     shapes = {name: ", ".join(map(str, kernels.streamed.shape(name))) for name in kernels.state}
-    layout = [f"{name} ({shapes[name]}) at {at}" for name, at in kernels.places.items()]
+    layout = [f"{name} ({shapes[name]}) at {at}" for name, at in kernels.streamed.places.items()]
     own = render("triton/streamed/prelude.py.jinja", layout=layout)
     kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{own.strip()}\n\n\n{text}\n")
     axes = dict.fromkeys(parts, HIDDEN)
-    found = launch_configurations(meaning.spec, kernels_text, axes)
+    rows = dict.fromkeys(STEPPING, kernels.streamed.least_rows)
+    found = launch_configurations(meaning.spec, kernels_text, axes, rows)
     return f"{kernels_text}\n\n{_host(kernels, parts, axes, found).strip()}"
 
 
@@ -336,11 +357,10 @@ def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str
     reads, routes = meaning.reads_cached, meaning.routes
     shapes = {"cached": "B, H, N, MEMORY"} if reads else {}
     shapes |= {"pools": "B, H, N, K", "lse": "B, T, H", "online": "B, T, H"} if routes else {}
-    rows = LONGEST_STEP * plan.hidden * plan.most_rows
     saved = [*(["y"] if routes and not kernels.soup else []), *shapes]
     return render(
         "triton/streamed/host.py.jinja",
-        sizes={"state": plan.total, "memory": plan.memory, "rows": rows},
+        sizes={"state": plan.total, "memory": plan.memory, "rows": plan.between_loops},
         gradient=meaning.gradient_chunk,
         chained=meaning.chained,
         keeps=reads,
@@ -360,7 +380,7 @@ def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str
         tensors=lambda kernel: ", ".join(f'x["{name}"]' for name in parts[kernel][0]),
         outputs=", ".join(f'"{name}"' for name in ["y", *shapes]),
         saved=", ".join(f'"{name}"' for name in saved),
-        between={name: "F" if axis in HIDDEN_AXES else axis.upper() for name, axis in kernels.between.items()},
+        between={name: _width(axis) for name, axis in kernels.between.items()},
         queries=kernels.queries,
         gradients=tensor_inputs(meaning),
         gates=list(spec.tensor_gates),

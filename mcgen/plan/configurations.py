@@ -45,9 +45,10 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Entry:
-    """A configuration with what the kernel takes in it: registers a thread, bytes spilled, bytes of shared memory.
+    """A configuration with what the kernel takes in it: registers a thread, bytes reloaded, bytes of shared memory.
 
-    `tried` is its place among the candidates, from 1.
+    `tried` is its place among the candidates, from 1. Of the reloads, `loop_loads` stand in loops and `inner_loads` in
+    loops that hold no other.
     """
 
     kernel: str
@@ -56,17 +57,21 @@ class Entry:
     spills: int
     shared_bytes: int
     tried: int
+    loop_loads: int = 0
+    inner_loads: int = 0
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a configuration is kept by: a kernel's digest, the head's sizes, the inputs' type, the architecture."""
+    """What a configuration is kept by: a kernel's digest, the head's sizes, the inputs' type, the architecture, and
+    where a kernel goes by gradient chunks, the rows that it takes at once."""
 
     digest: str
     key_dim: int
     value_dim: int
     element: str
     architecture: str
+    rows: int | None = None
 
 
 Table = Mapping[Key, Entry]
@@ -146,11 +151,12 @@ def drop(folder: Path, kernels: Collection[str]) -> None:
 def write(path: Path, table: Table) -> None:
     """A table as JSON: an object a kernel, a line a head and type, in an order of its own."""
     kernels: dict[tuple[str, str], dict[str, list[int]]] = {}
-    for key, entry in sorted(table.items(), key=lambda item: (item[1].kernel, *asdict(item[0]).values())):
-        place = f"{key.key_dim}x{key.value_dim} {key.element}"
+    for key, entry in sorted(table.items(), key=lambda item: (item[1].kernel, *map(str, asdict(item[0]).values()))):
+        place = f"{key.key_dim}x{key.value_dim} {key.element}" + (f" {key.rows}" if key.rows else "")
         chosen = entry.configuration
         numbers = [chosen.rows, chosen.columns, chosen.warps, chosen.stages]
         numbers += [entry.registers, entry.spills, entry.shared_bytes, entry.tried]
+        numbers += [entry.loop_loads, entry.inner_loads] if entry.spills else []
         kernels.setdefault((entry.kernel, key.digest), {})[place] = numbers
     blocks = [
         f"  {json.dumps(f'{kernel} {digest}')}: {{\n"
@@ -176,12 +182,12 @@ def _read(path: Path) -> Table:
 def _parsed(path: Path, _: int) -> Table:
     rows: Iterable = json.loads(path.read_text(encoding="utf-8")).items()
     return {
-        Key(digest, *map(int, head.split("x")), element, path.stem): _entry(kernel, numbers)
+        Key(digest, *map(int, head.split("x")), element, path.stem, *map(int, more)): _entry(kernel, numbers)
         for (kernel, digest), places in ((title.split(), places) for title, places in rows)
-        for (head, element), numbers in ((place.split(), numbers) for place, numbers in places.items())
+        for (head, element, *more), numbers in ((place.split(), numbers) for place, numbers in places.items())
     }
 
 
 def _entry(kernel: str, numbers: list[int]) -> Entry:
-    rows, columns, warps, stages, registers, spills, shared, tried = numbers
-    return Entry(kernel, Configuration(rows, columns, warps, stages), registers, spills, shared, tried)
+    rows, columns, warps, stages, *taken = numbers
+    return Entry(kernel, Configuration(rows, columns, warps, stages), *taken)

@@ -19,6 +19,7 @@ from mcgen.ir.program import Program
 from mcgen.ir.step import state_axes, step
 from mcgen.passes.factors import FACTORS, WEIGHTED_SUM
 from mcgen.passes.phases import Phase, Phases
+from mcgen.passes.schedule import chained
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.configurations import tile
 from mcgen.symbolic.meaning import Meaning
@@ -86,9 +87,15 @@ class StreamedPlan:
         return self.meaning.spec.memory.expansion * self.meaning.spec.head.key_dim
 
     @cached_property
-    def most_rows(self) -> int:
-        """Rows between loops that a kernel's buffer has room for."""
-        return max(len(Phases(program).rows) for program in self.programs.values())
+    def between_loops(self) -> int:
+        """Numbers that a kernel's buffer has room for, of what passes between its loops."""
+        return max(map(self._between_loops, self.programs.values()))
+
+    def _between_loops(self, program: Program) -> int:
+        head, phases = self.meaning.spec.head, Phases(program)
+        widths = {"k": tile(head.key_dim), "v": tile(head.value_dim)}
+        whole = sum(prod(widths.get(axis, LONGEST_STEP) for axis in node.axes) for node in phases.kept)
+        return len(phases.rows) * LONGEST_STEP * self.hidden + whole
 
     @cached_property
     def between(self) -> Mapping[str, str]:
@@ -112,7 +119,7 @@ class StreamedPlan:
             read = soup if self.soup else backward
             found["read_segment"] = aggregate.program(aggregate.read_segment, meaning)
             found |= {"rows": read.rows(meaning), "segment": read.segment(meaning)}
-        return {name: simplify(program, RULES) for name, program in found.items()}
+        return {name: chained(simplify(program, RULES)) for name, program in found.items()}
 
     @cached_property
     def launches(self) -> tuple[list[str], list[str]]:

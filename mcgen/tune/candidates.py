@@ -18,8 +18,6 @@ ROWS = {"bfloat16": (64, 32, 16), "float32": (32, 16)}
 COLUMNS = (64, 32, 16)
 WARPS = {"cuda": (4, 8), "hip": (4,)}
 """On AMD a thread of an 8-wave program has half the registers of one with 4, which hold as much of a tile."""
-STAGES = (1, 2)
-"""A second stage of a loop's pipeline takes shared memory, and in some kernels fewer registers."""
 MOST_OF_CHUNK, MOST_OF_STATE, LEAST = 16, 32, 1
 """Elements a thread of the chunk's tile and of the state's; more of either spilled wherever several are alive."""
 
@@ -40,11 +38,11 @@ def candidates(axis: str, key_dim: int, value_dim: int, element: str, target: Ta
 def streamed_candidates(rows: int | None, hidden: int, element: str, target: Target) -> Iterator[Configuration]:
     """Configurations of a kernel that takes a layer's hidden units in tiles, in the order to try them.
 
-    One that goes by gradient chunks takes `rows` at once, all others as many as they can.
+    One that goes by gradient chunks takes `rows` at once, all others as many as they can. A barrier in each turn of
+    their loops leaves nothing to a pipeline, so there is one stage.
     """
     widths = [width for width in COLUMNS if width <= tile(hidden)]
     for count in (rows,) if rows else ROWS[element]:
         for width in widths:
             for warps in WARPS[target.backend]:
-                for stages in STAGES:
-                    yield Configuration(count, width, warps, stages)
+                yield Configuration(count, width, warps)

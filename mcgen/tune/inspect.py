@@ -6,18 +6,22 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import networkx
+
 
 @dataclass(frozen=True)
 class Usage:
     """Registers a thread; bytes a thread spilled and reloaded; reloads that stand in a loop; scalar registers spilled.
 
-    `scalar_spills` is AMD's alone: those go to lanes of vector registers, never to memory.
+    `inner_spill_loads` are those of the reloads in loops that stand in one which holds no other loop. `scalar_spills`
+    is AMD's alone: those go to lanes of vector registers, never to memory.
     """
 
     registers: int
     spill_stores: int
     spill_loads: int
     loop_spill_loads: int = 0
+    inner_spill_loads: int = 0
     scalar_spills: int = 0
 
 
@@ -44,22 +48,27 @@ def from_amdgcn(listing: str) -> Usage:
     """Registers (vector and accumulation together), spills and reloads in loops of an amdgcn listing."""
     lines = amdgcn_instructions(listing)
     stores, loads = (_amdgcn_bytes(lines, word) for word in ("store", "load"))
+    in_loops, inner = count_in_loops(lines, _is_amdgcn_reload)
     return Usage(
         registers=_amdgcn_field(listing, "vgpr_count"),
         spill_stores=max(stores, 4 * _amdgcn_field(listing, "vgpr_spill_count")),
         spill_loads=loads,
-        loop_spill_loads=count_in_loops(lines, _is_amdgcn_reload),
+        loop_spill_loads=in_loops,
+        inner_spill_loads=inner,
         scalar_spills=_amdgcn_field(listing, "sgpr_spill_count"),
     )
 
 
-def sass_loop_loads(listing: str) -> int:
-    """How many loads from local memory (`LDL`) stand in a loop of a SASS listing."""
+def sass_loop_loads(listing: str) -> tuple[int, int]:
+    """How many loads from local memory (`LDL`) stand in a loop of a SASS listing, and in an innermost one."""
     return count_in_loops(sass_instructions(listing), lambda line: re.search(r"\bLDL\b", line.text) is not None)
 
 
 def sass_instructions(listing: str) -> list[Instruction]:
-    """The instructions of nvdisasm's text. A call is taken to return, so its target is no jump."""
+    """The instructions of nvdisasm's text.
+
+    A call of a function is taken to return, so its target is no jump; ptxas also writes calls of labels, for jumps.
+    """
     return _instructions(listing, re.compile(r"^(\.L_\w+):"), _sass_instruction)
 
 
@@ -68,15 +77,34 @@ def amdgcn_instructions(listing: str) -> list[Instruction]:
     return _instructions(listing, re.compile(r"^(\.L\w+):"), _amdgcn_instruction)
 
 
-def count_in_loops(lines: list[Instruction], wanted: Callable[[Instruction], bool]) -> int:
-    """How many of the wanted instructions lie on a cycle of the control flow.
+def count_in_loops(lines: list[Instruction], wanted: Callable[[Instruction], bool]) -> tuple[int, int]:
+    """How many of the wanted instructions lie on a cycle of the control flow, and how many on an innermost one.
 
     Cycles, not backward branches: a block moved out of line jumps back without being a loop.
     """
     starts, successors = _flow(lines)
     ends = [*starts[1:], len(lines)]
     counts = [sum(map(wanted, lines[start:end])) for start, end in zip(starts, ends, strict=True)]
-    return sum(count for block, count in enumerate(counts) if count and _on_cycle(block, successors))
+    loops = _loops(successors)
+    inner = [loop for loop in loops if not any(other < loop for other in loops)]
+    return tuple(sum(counts[block] for block in set().union(*some)) for some in (loops, inner))
+
+
+def _loops(successors: list[list[int]]) -> list[frozenset[int]]:
+    """The loops of a control flow, as sets of blocks, those inside others too.
+
+    A loop is what lies on cycles together; without the blocks by which it is entered, the loops inside it remain.
+    """
+    graph = networkx.DiGraph((block, after) for block, some in enumerate(successors) for after in some)
+    found, stack = [], [graph]
+    while stack:
+        part = stack.pop()
+        for blocks in networkx.strongly_connected_components(part):
+            if len(blocks) > 1 or part.has_edge(*blocks, *blocks):
+                found.append(frozenset(blocks))
+                entries = [b for b in blocks if b == 0 or any(before not in blocks for before in graph.predecessors(b))]
+                stack.append(part.subgraph(blocks - set(entries or blocks)))
+    return found
 
 
 def _flow(lines: list[Instruction]) -> tuple[list[int], list[list[int]]]:
@@ -93,19 +121,6 @@ def _flow(lines: list[Instruction]) -> tuple[list[int], list[list[int]]]:
 
 def _ends_block(line: Instruction) -> bool:
     return line.target is not None or not line.falls_through
-
-
-def _on_cycle(block: int, successors: list[list[int]]) -> bool:
-    seen: set[int] = set()
-    stack = list(successors[block])
-    while stack:
-        at = stack.pop()
-        if at == block:
-            return True
-        if at not in seen:
-            seen.add(at)
-            stack.extend(successors[at])
-    return False
 
 
 def _instructions(
@@ -128,7 +143,7 @@ def _sass_instruction(line: str, labels: tuple[str, ...]) -> Instruction | None:
         return None
     predicate, opcode, operands = matched.groups()
     name = opcode.partition(".")[0]
-    target = re.search(r"`\((\.L_\w+)\)", operands) if name in ("BRA", "UBRA", "JMP") else None
+    target = re.search(r"`\((\.L_\w+)\)", operands) if name in ("BRA", "UBRA", "JMP", "CALL") else None
     # `BRA.U !UP0, ...` and `BRA P1, ...` carry their condition as an operand.
     conditional = predicate is not None or (target is not None and operands[: target.start()].strip() != "")
     leaves = target is not None or name in ("EXIT", "RET")

@@ -48,7 +48,8 @@ FAILED_ALLOCATION = (32, 1024)
 class Resources:
     """What one compiled kernel takes. Registers a thread; spills in bytes a thread; shared memory in bytes a block.
 
-    `loop_spill_loads` counts reloads that stand inside a loop; `scalar_spills` (AMD) are scalar registers kept in lanes
+    `loop_spill_loads` counts reloads that stand inside a loop, `inner_spill_loads` those of them inside a loop that
+    holds no other: one over the tiles of a step. `scalar_spills` (AMD) are scalar registers kept in lanes
     of vector registers; `tmem` is columns of tensor memory; `seconds` the compilation's. `failure` says why the kernel
     cannot be launched at all, None where it can.
     """
@@ -57,6 +58,7 @@ class Resources:
     spill_stores: int = 0
     spill_loads: int = 0
     loop_spill_loads: int = 0
+    inner_spill_loads: int = 0
     scalar_spills: int = 0
     shared_bytes: int = 0
     tmem: int = 0
@@ -230,7 +232,8 @@ def _usage(kernel: CompiledKernel, target: Target, log: str) -> inspect.Usage:
     usage = inspect.from_ptxas(log)
     if usage.spill_loads == 0:
         return usage
-    return replace(usage, loop_spill_loads=inspect.sass_loop_loads(_disassembled(kernel.asm["cubin"])))
+    in_loops, inner = inspect.sass_loop_loads(_disassembled(kernel.asm["cubin"]))
+    return replace(usage, loop_spill_loads=in_loops, inner_spill_loads=inner)
 
 
 def _disassembled(cubin: bytes) -> str:
@@ -344,9 +347,11 @@ def _sha256(text: str) -> str:
 
 
 def _read(path: Path) -> Resources | None:
+    """What is kept in a file; None where it is missing, or another version kept other figures."""
     try:
-        return Resources(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        found = json.loads(path.read_text())
+        return Resources(**found) if found.keys() == asdict(Resources()).keys() else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -1,9 +1,10 @@
-"""Finding launch configurations without the GPU: candidates are compiled for it until one spills nothing and fits."""
+"""Finding launch configurations without the GPU: candidates are compiled for it until one is good: it spills nothing
+where that would matter, and fits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +12,18 @@ from mcgen import pipeline
 from mcgen.plan import configurations
 from mcgen.plan.configurations import HIDDEN, Configuration, Entry, Key
 from mcgen.plan.kernels import SUFFIX, digests
+from mcgen.plan.streamed import LONGEST_STEP
 from mcgen.plan.targets import Target
 from mcgen.spec import Spec
+from mcgen.spec.model import Chunk
 from mcgen.tune import offline
 from mcgen.tune.candidates import candidates, streamed_candidates
 from mcgen.tune.launches import Specialisation, specialisations
 from mcgen.tune.offline import Job, Resources
+
+
+HEADS = (64, 128)
+"""Sizes of heads that the shipped tables have configurations for."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Found:
-    """What became of a subject: the entry kept, or None where no candidate was clean; then `best` is the least bad."""
+    """What became of a subject: the entry of the best candidate, and whether that one is good.
+
+    `best` is what that candidate takes; there is no entry where nothing can be launched.
+    """
 
     subject: Subject
     entry: Entry | None
     best: Resources
+    good: bool
 
 
 def modules(specs: Iterable[Spec], folder: Path, elements: Sequence[str] = configurations.ELEMENTS) -> list[Module]:
@@ -59,8 +70,22 @@ def with_head(spec: Spec, size: int) -> Spec:
     return replace(spec, head=spec.head.model_copy(update={"key_dim": size, "value_dim": size}))
 
 
+def with_gradient_chunk(spec: Spec, size: int) -> Spec:
+    """The same spec with gradients taken for that many tokens at once."""
+    return replace(spec, update=spec.update.model_copy(update={"gradient": Chunk(chunk=size)}))
+
+
+def variants(spec: Spec) -> Iterator[Spec]:
+    """What the shipped tables have of a spec: heads of two sizes, gradients of a deep memory by its chunk and by 64."""
+    for size in HEADS:
+        one = with_head(spec, size)
+        yield one
+        if spec.memory.kind == "mlp" and (spec.gradient_chunk or 0) < LONGEST_STEP:
+            yield with_gradient_chunk(one, LONGEST_STEP)
+
+
 def _module(spec: Spec, folder: Path, elements: Sequence[str]) -> Module:
-    path = folder / f"{spec.name}_{spec.head.key_dim}_{spec.head.value_dim}.py"
+    path = folder / f"{spec.name}_{spec.head.key_dim}_{spec.head.value_dim}_{spec.gradient_chunk}.py"
     text = pipeline.source(spec)
     path.write_text(text, encoding="utf-8")
     return Module(spec, path, digests(text), {element: specialisations(path, element) for element in elements})
@@ -80,7 +105,7 @@ def subjects(built: Iterable[Module], targets: Sequence[Target]) -> list[Subject
 
 def _subject(module: Module, element: str, kernel: Specialisation, target: Target) -> Subject:
     head, name = module.spec.head, kernel.kernel.removesuffix(SUFFIX)
-    key = Key(module.digests[name], head.key_dim, head.value_dim, element, target.architecture)
+    key = Key(module.digests[name], head.key_dim, head.value_dim, element, target.architecture, kernel.rows)
     tried = tuple(candidates(kernel.axis, head.key_dim, head.value_dim, element, target))
     if kernel.axis == HIDDEN:
         tried = tuple(streamed_candidates(kernel.rows, kernel.constexprs["F"], element, target))
@@ -101,7 +126,7 @@ def job(path: Path, kernel: Specialisation, element: str, chosen: Configuration,
 
 
 def search(wanted: Sequence[Subject], processes: int = 2, progress: bool = True) -> list[Found]:
-    """The first clean candidate of every subject, in their order.
+    """The first good candidate of every subject, in their order, or else the best.
 
     Subjects that differ in their target alone have the same candidates, and are searched one after another: each begins
     where the one before it found its own, which is seldom far off, and spares what would have been tried in vain.
@@ -109,33 +134,52 @@ def search(wanted: Sequence[Subject], processes: int = 2, progress: bool = True)
     alike: dict[tuple, list[Subject]] = {}
     for subject in wanted:
         alike.setdefault((replace(subject.key, architecture=""), subject.candidates), []).append(subject)
-    jobs = [[subject.jobs for subject in group] for group in alike.values()]
-    results = offline.in_workers(first_clean_of_each, jobs, processes, progress)
-    found = {
-        subject.key: _found(subject, *result)
-        for group, some in zip(alike.values(), results, strict=True)
-        for subject, result in zip(group, some or [(0, _CRASHED)] * len(group), strict=True)
-    }
-    return [found[subject.key] for subject in wanted]
+    results = _in_workers(list(alike.values()), processes, progress)
+    lost = [[subject] for group in alike.values() for subject in group if subject.key not in results]
+    results |= _in_workers(lost, 1, progress)  # a crash takes a group's other targets along
+    return [_found(subject, *results.get(subject.key, (0, _CRASHED))) for subject in wanted]
+
+
+def _in_workers(
+    groups: Sequence[Sequence[Subject]], processes: int, progress: bool
+) -> dict[Key, tuple[int, Resources]]:
+    jobs = [[subject.jobs for subject in group] for group in groups]
+    results = offline.in_workers(first_good_of_each, jobs, processes, progress) if jobs else []
+    kept = [zip(group, some, strict=True) for group, some in zip(groups, results, strict=True) if some is not None]
+    return {subject.key: result for pairs in kept for subject, result in pairs}
 
 
 HOPELESS = 2048
 """Spilled bytes a thread, twice what its registers hold."""
+BETWEEN_LOOPS = 128
+"""Reloads a step that a streamed kernel may have outside its loops over tiles: a small part of what a step does."""
 _CRASHED = Resources(failure="the compiler crashed")
 
 
-def first_clean_of_each(alike: Sequence[Sequence[Job]]) -> list[tuple[int, Resources]]:
-    """`first_clean` of jobs for one target after another, from the place on that was found for the one before."""
+def is_good(job: Job, found: Resources) -> bool:
+    """Whether a kernel spills nothing; of one that streams tiles, nothing inside its loops over them."""
+    if found.clean or "BF" not in job.constexprs:
+        return found.clean
+    return found.failure is None and not found.inner_spill_loads and found.loop_spill_loads <= BETWEEN_LOOPS
+
+
+def first_good_of_each(alike: Sequence[Sequence[Job]]) -> list[tuple[int, Resources]]:
+    """`first_good` of jobs for one target after another, from the place on that was found for the one before."""
     found: list[tuple[int, Resources]] = []
+    begin = 0
     for jobs in alike:
-        begin = found[-1][0] if found and found[-1][1].clean else 0
-        at, best = first_clean(jobs[begin:])
-        found.append((begin + at, best) if best.clean or not begin else first_clean(jobs))
+        at, best = first_good(jobs[begin:])
+        at, good = begin + at, is_good(jobs[begin + at], best)
+        if begin and not good:
+            at, best = first_good(jobs)
+            good = is_good(jobs[at], best)
+        begin = at if good else 0
+        found.append((at, best))
     return found
 
 
-def first_clean(jobs: Sequence[Job]) -> tuple[int, Resources]:
-    """The place and resources of the first job that is clean, or else of the one that spills least.
+def first_good(jobs: Sequence[Job]) -> tuple[int, Resources]:
+    """The place and resources of the first job that is good, or else of the one that spills least where it matters.
 
     One whose warps have as much of a tile to hold as those of another that spilled is not tried, and none with as many
     rows as one that spilled HOPELESS: what does not fit then are values of rows by rows.
@@ -147,12 +191,14 @@ def first_clean(jobs: Sequence[Job]) -> tuple[int, Resources]:
         if load >= spilled.get(kind, math.inf):
             continue
         tried[at] = offline.compile_job(one)
-        if tried[at].clean:
+        if is_good(one, tried[at]):
             return at, tried[at]
         spilled[kind] = load if tried[at].spill_loads < HOPELESS else 0
-    return min(
-        tried.items(), key=lambda pair: (pair[1].failure is not None, pair[1].spill_loads), default=(0, _CRASHED)
-    )
+    return min(tried.items(), key=lambda pair: _badness(pair[1]), default=(0, _CRASHED))
+
+
+def _badness(found: Resources) -> tuple:
+    return found.failure is not None, found.inner_spill_loads, found.loop_spill_loads, found.spill_loads
 
 
 def _tile_per_warp(job: Job) -> float:
@@ -161,7 +207,8 @@ def _tile_per_warp(job: Job) -> float:
 
 
 def _found(subject: Subject, at: int, best: Resources) -> Found:
-    if not best.clean:
-        return Found(subject, None, best)
-    chosen = subject.candidates[at]
-    return Found(subject, Entry(subject.kernel, chosen, best.registers, 0, best.shared_bytes, at + 1), best)
+    if best.failure is not None:
+        return Found(subject, None, best, False)
+    loads = best.spill_loads, best.shared_bytes, at + 1, best.loop_spill_loads, best.inner_spill_loads
+    entry = Entry(subject.kernel, subject.candidates[at], best.registers, *loads)
+    return Found(subject, entry, best, is_good(subject.jobs[at], best))

@@ -65,7 +65,30 @@ def test_a_log_without_figures_is_refused() -> None:
 
 
 def test_reloads_in_loops_of_sass() -> None:
-    assert inspect.sass_loop_loads(SASS) == 2
+    assert inspect.sass_loop_loads(SASS) == (2, 2)
+
+
+NESTED = """\
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDL R4, [R1] ;
+.L_x_2:
+        /*0020*/                   LDL R5, [R1+0x4] ;
+        /*0030*/               @P1 BRA `(.L_x_2) ;
+.L_x_3:
+        /*0040*/                   MOV R6, R5 ;
+        /*0050*/               @P2 BRA `(.L_x_3) ;
+        /*0060*/                   LDL R7, [R1+0x8] ;
+        /*0068*/                   CALL.REL.NOINC `($__internal_0_$__cuda_sm3x_div_rn_noftz_f32_slowpath) ;
+        /*0070*/               @P3 CALL.REL.NOINC `(.L_x_4) ;
+        /*0078*/                   BRA `(.L_x_1) ;
+.L_x_4:
+        /*0080*/                   EXIT ;
+"""
+
+
+def test_reloads_between_inner_loops_are_told_from_those_in_them() -> None:
+    assert inspect.sass_loop_loads(NESTED) == (3, 1)
 
 
 def test_a_branch_is_known_from_a_conditional_one() -> None:
@@ -76,5 +99,5 @@ def test_a_branch_is_known_from_a_conditional_one() -> None:
 
 def test_amdgcn_listing() -> None:
     assert inspect.from_amdgcn(AMDGCN) == inspect.Usage(
-        registers=256, spill_stores=16, spill_loads=20, loop_spill_loads=1, scalar_spills=3
+        registers=256, spill_stores=16, spill_loads=20, loop_spill_loads=1, inner_spill_loads=1, scalar_spills=3
     )

@@ -10,7 +10,7 @@ import pytest
 from mcgen.plan.targets import Target, lookup
 from mcgen.tune import offline
 from mcgen.tune.offline import Job, Resources
-from mcgen.tune.search import HOPELESS, first_clean, first_clean_of_each
+from mcgen.tune.search import HOPELESS, first_good, first_good_of_each
 
 SM80, SM90 = lookup("cuda:80"), lookup("cuda:90")
 PLACES = [(64, 64, 8), (64, 32, 8), (32, 64, 8), (32, 32, 8), (16, 32, 8)]
@@ -47,29 +47,29 @@ def set_spills(table: dict[tuple[str, int], int], target: Target, of: Mapping[in
 
 def test_the_first_that_spills_nothing_is_taken(spills: dict) -> None:
     set_spills(spills, SM80, {0: 8, 1: 4})
-    assert first_clean(jobs(SM80)) == (2, Resources())
+    assert first_good(jobs(SM80)) == (2, Resources())
 
 
 def test_narrower_tiles_are_not_tried_where_rows_are_too_many(spills: dict) -> None:
     set_spills(spills, SM80, {0: HOPELESS, 2: 4})
-    assert first_clean(jobs(SM80))[0] == 3
+    assert first_good(jobs(SM80))[0] == 3
     assert [place for _, place in compiled] == [0, 2, 3]
 
 
 def test_the_least_bad_is_taken_where_none_is_clean(spills: dict) -> None:
     set_spills(spills, SM80, {0: 40, 1: 30, 2: 20, 3: 5, 4: 9})
-    at, best = first_clean(jobs(SM80))
+    at, best = first_good(jobs(SM80))
     assert (at, best.spill_loads) == (3, 5)
 
 
 def test_a_target_begins_where_the_one_before_it_ended(spills: dict) -> None:
     set_spills(spills, SM80, {0: 8, 1: 8})
     set_spills(spills, SM90, {2: 8})
-    assert [at for at, _ in first_clean_of_each([jobs(SM80), jobs(SM90)])] == [2, 3]
+    assert [at for at, _ in first_good_of_each([jobs(SM80), jobs(SM90)])] == [2, 3]
     assert compiled == [("cuda:80", 0), ("cuda:80", 1), ("cuda:80", 2), ("cuda:90", 2), ("cuda:90", 3)]
 
 
 def test_what_was_passed_over_is_tried_where_nothing_else_is_clean(spills: dict) -> None:
     set_spills(spills, SM80, {0: 8, 1: 8, 2: 8})
     set_spills(spills, SM90, {3: 8, 4: 8})
-    assert [at for at, _ in first_clean_of_each([jobs(SM80), jobs(SM90)])] == [3, 0]
+    assert [at for at, _ in first_good_of_each([jobs(SM80), jobs(SM90)])] == [3, 0]
