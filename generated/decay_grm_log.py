@@ -214,12 +214,15 @@ def _writes(*, alpha, k, v, **_):
     alpha_runs_to = _runs_to(alpha)
     decay_all = alpha_runs_to[..., 0]
     decay_j = alpha_runs_to[..., 1:]
-    k_decayed_v = k.mT @ (decay_j[..., :, None] * v)  # [k v]
+    decayed_v = decay_j[..., :, None] * v  # [j v]
+    k_decayed_v = k.mT @ decayed_v  # [k v]
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
         "k_decayed_v": k_decayed_v,
         "sum_k": sum_k,
+        "decay_j": decay_j,
+        "decayed_v": decayed_v,
     }
 
 
@@ -261,11 +264,13 @@ def _pulls(*, q, d_o, alpha, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs_from = _runs_from(alpha)
     decay_t = alpha_runs_from[..., 1:]
-    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    d_q_M = d_o * decay_t[..., :, None]  # [t v]
+    q_d_q_M = q.mT @ d_q_M  # [k v]
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "q_d_q_M": q_d_q_M,
         "u_d_r_count": u_d_r_count,
+        "d_q_M": d_q_M,
     }
 
 
@@ -280,22 +285,21 @@ def _carry_vjp(*, d_M_next, decay_all, q_d_q_M, d_pool_next, u_d_r_count, **_):
     }
 
 
-def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, d_pool_next, u, d_r, count, pool, **_):
+def _inputs_vjp(*, decay_j, d_M_next, M, alpha, d_o, q, k, v, d_q_M, decayed_v, d_pool_next, u, d_r, count, pool, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = count.shape[-1]
-    n_j = v.shape[-2]
+    n_j = decayed_v.shape[-2]
     # d_alpha
-    alpha_runs = _runs(alpha)
-    decay_j = alpha_runs[..., -1, 1:]
     d_M_next_M = (d_M_next * M).sum((-2, -1))
-    d_m = decay_j * d_M_next_M[..., None]
+    decay_d_M_next_M = decay_j * d_M_next_M[..., None]  # [m]
+    alpha_runs = _runs(alpha)
     before_t = alpha_runs[..., :-1, 0]
-    decayed_d_m = d_m * before_t
+    d_m = decay_d_M_next_M * before_t
     decay_tj = alpha_runs[..., 1:, 1:]
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
     decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m2 = decayed_d_o_q_M * before_t
+    d_m3 = decayed_d_o_q_M * before_t
     k_d_M_next = k @ d_M_next  # [j v]
     k_d_M_next_v = (k_d_M_next * v).sum(-1)  # [j]
     d_mj = decay_j[..., :, None] * k_d_M_next_v[..., None, :]
@@ -306,22 +310,21 @@ def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, d_pool_next, u, d_r, count,
     d_mj2 = decay_tj.mT @ (d_o_v * q_k)
     decayed_d_mj22 = (d_mj2 * before_tj).sum(-1)  # [m]
     d_t = decayed_d_mj + decayed_d_mj22
-    d_alpha = decayed_d_m + d_m2 + d_t  # [t]
+    d_alpha = d_m + d_m3 + d_t  # [t]
     # d_q
     d_q_k = d_o_v * decay_tj  # [t j]
-    decay_t = alpha_runs[..., 1:, 0]
-    d_q = _products((d_q_k, k), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    d_q = _products((d_q_k, k), (d_q_M, M.mT))  # [t k]
     # d_k
-    d_jk = (decay_j[..., :, None] * v) @ d_M_next.mT
+    d_jk = decayed_v @ d_M_next.mT
     d_r_count = d_r / count  # [t]
-    causal = torch.ones(n_t, n_j, dtype=alpha.dtype, device=alpha.device).tril()  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=decay_j.dtype, device=decay_j.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
     d_jk2 = _products((d_u_k.mT, u), (d_q_k.mT, q))
     d_k = d_jk + d_pool_next[..., None, :] + d_jk2  # [j k]
     # d_v
-    d_jv = k_d_M_next * decay_j[..., :, None]
+    decay_k_d_M_next = k_d_M_next * decay_j[..., :, None]  # [j v]
     decayed_q_k_d_o = (decay_tj * q_k).mT @ d_o  # [j v]
-    d_v = d_jv + decayed_q_k_d_o  # [j v]
+    d_v = decay_k_d_M_next + decayed_q_k_d_o  # [j v]
     # d_u
     d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
     d_u_k_k = d_u_k @ k  # [t k]
@@ -414,7 +417,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -557,13 +560,19 @@ def _saved_torch(tensors):
     o (B, H, T, V): online read-outs
     r (B, H, T): online logits
     kept_M (B, H, N, 64, 64): M at the ends of segments
+    inner_M (B, H, P, 64, 64): M before panels inside segments
+    inner_pool (B, H, P, 64): pool before panels inside segments
     pools (B, H, N, 64): pooled keys
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
     B, T, H, _ = q.shape
     V = v.shape[3]
     N = len(_segments(T))
-    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
+    P = sum(len(run) - 1 for run in _panels(T, B * H))
+    return [
+        q.new_empty(shape, dtype=dtype)
+        for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, P, 64, 64), (B, H, P, 64), (B, H, N, 64)]
+    ]
 
 
 def _run_forward_torch(tensors):
@@ -571,12 +580,17 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_M, inner_pool, pools = saved
     bank = {"cached": kept_M}
+    at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        if panel.offset:
+            inner_M[:, :, at : at + 1] = state["M"]
+            inner_pool[:, :, at : at + 1] = state["pool"]
+            at += 1
         x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, 1)
         if ends:
@@ -594,17 +608,19 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_M, inner_pool, pools = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     bank = {"cached": kept_M}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
+    at = inner_M.shape[2]
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        at -= len(run) - 1
+        for p in range(at, at + len(run) - 1):
+            states.append({"M": inner_M[:, :, p : p + 1], "pool": inner_pool[:, :, p : p + 1]})
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

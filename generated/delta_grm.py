@@ -229,10 +229,10 @@ def _writes(*, eta, k, v, **_):
     causal = torch.ones(n_t, n_j, dtype=eta.dtype, device=eta.device).tril(-1)  # [t j]
     causal_x_t = causal * x_t[..., None, :]  # [t j]
     k_k = k @ k.mT  # [t j]
-    causal_x_t_k_k = causal_x_t * k_k  # [t j]
-    causal_x_t_k_k_inverses = _inverses(causal_x_t_k_k)
-    rows = _solve(causal_x_t_k_k, causal_x_t_k_k_inverses, k)  # [t k]
-    rows2 = _solve(causal_x_t_k_k, causal_x_t_k_k_inverses, -v)  # [t v]
+    causal2_x_t_k_k = causal_x_t * k_k  # [t j]
+    causal2_x_t_k_k_inverses = _inverses(causal2_x_t_k_k)
+    rows = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, k)  # [t k]
+    rows2 = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, -v)  # [t v]
     sum_k = k.sum(-2)
     return {
         "x_t2": x_t,
@@ -240,6 +240,7 @@ def _writes(*, eta, k, v, **_):
         "rows2": rows2,
         "sum_k": sum_k,
         "k_k": k_k,
+        "causal2_x_t_k_k": causal2_x_t_k_k,
     }
 
 
@@ -278,21 +279,18 @@ def _read_online(*, q, M, x_t2, k, x_tv2, u, pool, count, **_):
     }
 
 
-def _pulls(*, x_t2, k_k, k, q, d_o, u, d_r, count, **_):
+def _pulls(*, causal2_x_t_k_k, x_t2, k, q, d_o, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     n_t = count.shape[-1]
     n_j = k.shape[-2]
-    causal = torch.ones(n_t, n_j, dtype=x_t2.dtype, device=x_t2.device).tril(-1)  # [t j]
-    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
-    causal_x_t2_k_k = causal_x_t2 * k_k  # [t j]
     x_t2_k = x_t2[..., :, None] * k  # [j k]
-    causal_x_t2_k_k_inverses = _inverses(causal_x_t2_k_k)
-    rows3 = _solve(causal_x_t2_k_k, causal_x_t2_k_k_inverses, x_t2_k, transposed=True)  # [t k]
-    causal2 = torch.ones(n_t, n_j, dtype=x_t2.dtype, device=x_t2.device).tril()  # [t j]
-    causal2_x_t2 = causal2 * x_t2[..., None, :]  # [t j]
+    causal2_x_t_k_k_inverses = _inverses(causal2_x_t_k_k)
+    rows3 = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, x_t2_k, transposed=True)  # [t k]
+    causal = torch.ones(n_t, n_j, dtype=causal2_x_t_k_k.dtype, device=causal2_x_t_k_k.device).tril()  # [t j]
+    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
     q_k = q @ k.mT  # [t j]
-    d_jv = (causal2_x_t2 * q_k).mT @ d_o
-    rows4 = _solve(causal_x_t2_k_k, causal_x_t2_k_k_inverses, d_jv, transposed=True)  # [t v]
+    d_jv = (causal_x_t2 * q_k).mT @ d_o
+    rows4 = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, d_jv, transposed=True)  # [t v]
     q_d_o = q.mT @ d_o  # [k v]
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
@@ -442,7 +440,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -586,13 +584,19 @@ def _saved_torch(tensors):
     o (B, H, T, V): online read-outs
     r (B, H, T): online logits
     kept_M (B, H, N, 64, 64): M at the ends of segments
+    inner_M (B, H, P, 64, 64): M before panels inside segments
+    inner_pool (B, H, P, 64): pool before panels inside segments
     pools (B, H, N, 64): pooled keys
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
     B, T, H, _ = q.shape
     V = v.shape[3]
     N = len(_segments(T))
-    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
+    P = sum(len(run) - 1 for run in _panels(T, B * H))
+    return [
+        q.new_empty(shape, dtype=dtype)
+        for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, P, 64, 64), (B, H, P, 64), (B, H, N, 64)]
+    ]
 
 
 def _run_forward_torch(tensors):
@@ -600,12 +604,17 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_M, inner_pool, pools = saved
     bank = {"cached": kept_M}
+    at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        if panel.offset:
+            inner_M[:, :, at : at + 1] = state["M"]
+            inner_pool[:, :, at : at + 1] = state["pool"]
+            at += 1
         x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, 1)
         if ends:
@@ -623,17 +632,19 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_M, inner_pool, pools = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     bank = {"cached": kept_M}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
+    at = inner_M.shape[2]
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        at -= len(run) - 1
+        for p in range(at, at + len(run) - 1):
+            states.append({"M": inner_M[:, :, p : p + 1], "pool": inner_pool[:, :, p : p + 1]})
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

@@ -213,15 +213,16 @@ def _writes(*, eta, k, v, **_):
     causal = torch.ones(n_t, n_j, dtype=eta.dtype, device=eta.device).tril(-1)  # [t j]
     causal_x_t = causal * x_t[..., None, :]  # [t j]
     k_k = k @ k.mT  # [t j]
-    causal_x_t_k_k = causal_x_t * k_k  # [t j]
-    causal_x_t_k_k_inverses = _inverses(causal_x_t_k_k)
-    rows = _solve(causal_x_t_k_k, causal_x_t_k_k_inverses, k)  # [t k]
-    rows2 = _solve(causal_x_t_k_k, causal_x_t_k_k_inverses, -v)  # [t v]
+    causal2_x_t_k_k = causal_x_t * k_k  # [t j]
+    causal2_x_t_k_k_inverses = _inverses(causal2_x_t_k_k)
+    rows = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, k)  # [t k]
+    rows2 = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, -v)  # [t v]
     return {
         "x_t2": x_t,
         "rows": rows,
         "rows2": rows2,
         "k_k": k_k,
+        "causal2_x_t_k_k": causal2_x_t_k_k,
     }
 
 
@@ -252,21 +253,18 @@ def _read_online(*, q, M, x_t2, k, x_tv2, **_):
     }
 
 
-def _pulls(*, x_t2, k_k, k, q, d_o, **_):
+def _pulls(*, causal2_x_t_k_k, x_t2, k, q, d_o, **_):
     """What the read-outs of chunks owe to the states before them."""
     n_t = d_o.shape[-2]
     n_j = k.shape[-2]
-    causal = torch.ones(n_t, n_j, dtype=x_t2.dtype, device=x_t2.device).tril(-1)  # [t j]
-    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
-    causal_x_t2_k_k = causal_x_t2 * k_k  # [t j]
     x_t2_k = x_t2[..., :, None] * k  # [j k]
-    causal_x_t2_k_k_inverses = _inverses(causal_x_t2_k_k)
-    rows3 = _solve(causal_x_t2_k_k, causal_x_t2_k_k_inverses, x_t2_k, transposed=True)  # [t k]
-    causal2 = torch.ones(n_t, n_j, dtype=x_t2.dtype, device=x_t2.device).tril()  # [t j]
-    causal2_x_t2 = causal2 * x_t2[..., None, :]  # [t j]
+    causal2_x_t_k_k_inverses = _inverses(causal2_x_t_k_k)
+    rows3 = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, x_t2_k, transposed=True)  # [t k]
+    causal = torch.ones(n_t, n_j, dtype=causal2_x_t_k_k.dtype, device=causal2_x_t_k_k.device).tril()  # [t j]
+    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
     q_k = q @ k.mT  # [t j]
-    d_jv = (causal2_x_t2 * q_k).mT @ d_o
-    rows4 = _solve(causal_x_t2_k_k, causal_x_t2_k_k_inverses, d_jv, transposed=True)  # [t v]
+    d_jv = (causal_x_t2 * q_k).mT @ d_o
+    rows4 = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, d_jv, transposed=True)  # [t v]
     q_d_o = q.mT @ d_o  # [k v]
     return {
         "rows3": rows3,
@@ -346,7 +344,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -476,8 +474,6 @@ def _run_backward_torch(tensors, saved, d_y):
         states = [_fresh(tensors, 1, dtype)]
         if i > 0:
             states[0] |= {"M": kept_M[:, :, i - 1 : i]}
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

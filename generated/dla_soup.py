@@ -210,26 +210,28 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
 TOKENS = 16  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
-    "k": 2,
-    "x_t2": 1,
     "x_tv": 2,
+    "k": 2,
+    "x_t_k": 2,
+    "x_t2": 1,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
 CARRY_VJP = {
     "k": 2,
-    "x_t2": 1,
+    "x_t_k": 2,
     "d_jh": 2,
     "x_th7": 2,
     "x_t_x_tv7": 2,
     "x_th5_d_tj": 2,
     "x_th6": 2,
+    "x_t2": 1,
     "x_tj_d_tv4": 2,
     "k_M_1": 2,
     "M_2": 2,
     "x_t3": 1,
     "x_tv2": 2,
     "x_tv12": 2,
-    "sum_x_tv13_tv": 1,
+    "x_t5": 1,
     "q_d_q_M_1": 2,
     "x_th5_d_tv4": 2,
     "x_tv7": 2,
@@ -238,7 +240,7 @@ CARRY_VJP = {
 }
 ROWS_READ = ("k_M_1", "x_th_M_2", "x_tv7_M_2")  # what `_carry` reads of the state, and others need
 ROWS_OWED = (
-    "k_d_M_1_next",
+    "d_jh2",
     "d_jh4",
     "x_th_d_M_2_next",
     "d_tv5",
@@ -265,19 +267,21 @@ def _products(first, *others):
     return total
 
 
-def _writes(*, eta, v, k, **_):
+def _writes(*, v, eta, k, **_):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
-    x_t = -eta
     x_tv = -v
+    x_t = -eta
+    x_t_k = x_t[..., :, None] * k  # [j k]
     sum_k = k.sum(-2)
     return {
-        "x_t2": x_t,
         "x_tv": x_tv,
+        "x_t2": x_t,
+        "x_t_k": x_t_k,
         "sum_k": sum_k,
     }
 
 
-def _carry(*, M_1, k, x_t2, x_tv, M_2, pool, sum_k, **_):
+def _carry(*, M_1, x_tv, k, M_2, x_t_k, x_t2, pool, sum_k, **_):
     """The state after a chunk."""
     k_M_1 = k @ M_1  # [t h1]
     x_th = F.gelu(k_M_1)
@@ -290,13 +294,13 @@ def _carry(*, M_1, k, x_t2, x_tv, M_2, pool, sum_k, **_):
     x_t = -(x_tv_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
     x_tv5 = 2.0 * x_t[..., :, None] * x_tv2
     x_tv6 = x_tv4 + x_tv5
-    sum_x_tv6_tv = x_tv6.sum(-1)  # [t]
-    x_t3 = -(sum_x_tv6_tv / 64.0)
+    sum_x_tv6 = x_tv6.sum(-1)  # [t]
+    x_t3 = -(sum_x_tv6 / 64.0)
     x_tv7 = x_tv6 + x_t3[..., :, None]
     x_tv7_M_2 = x_tv7 @ M_2.mT  # [t h1]
     x_th2 = _gelu_vjp(x_tv7_M_2, k_M_1)
-    k_x_t2_x_th2 = k.mT @ (x_t2[..., :, None] * x_th2)  # [k h1]
-    M_1_next = M_1 + k_x_t2_x_th2  # [k h1]
+    x_th2_x_t_k = x_t_k.mT @ x_th2  # [k h1]
+    M_1_next = M_1 + x_th2_x_t_k  # [k h1]
     x_th_x_t2_x_tv7 = x_th.mT @ (x_t2[..., :, None] * x_tv7)  # [h1 v]
     M_2_next = M_2 + x_th_x_t2_x_tv7  # [h1 v]
     pool_next = pool + sum_k  # [k]
@@ -330,8 +334,8 @@ def _read_online(*, q, M_1, x_t2, k, x_tv7_M_2, k_M_1, M_2, x_tv, x_th_M_2, u, p
     x_t = -(x_tv_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
     x_tv5 = 2.0 * x_t[..., :, None] * x_tv2
     x_tv6 = x_tv4 + x_tv5
-    sum_x_tv6_tv = x_tv6.sum(-1)  # [t]
-    x_t3 = -(sum_x_tv6_tv / 64.0)
+    sum_x_tv6 = x_tv6.sum(-1)  # [t]
+    x_t3 = -(sum_x_tv6 / 64.0)
     x_tv7 = x_tv6 + x_t3[..., :, None]
     x_tv8 = _products((x_th5, M_2), ((causal_x_t2 * x_th5_x_th6), x_tv7))
     sum_x_tv8 = x_tv8.sum(-1)  # [t]
@@ -362,23 +366,19 @@ def _pulls(*, k_M_1, x_th_M_2, x_tv, x_t2, q, k, d_o, M_1, x_tv7_M_2, M_2, u, d_
     x_tv4 = x_tv / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
     x_tv5 = 2.0 * x_t3[..., :, None] * x_tv2
     x_tv6 = x_tv4 + x_tv5
-    sum_x_tv6_tv = x_tv6.sum(-1)  # [t]
-    x_t = -(sum_x_tv6_tv / 64.0)
+    sum_x_tv6 = x_tv6.sum(-1)  # [t]
+    x_t = -(sum_x_tv6 / 64.0)
     x_tv7 = x_tv6 + x_t[..., :, None]
     causal = torch.ones(n_t, n_j, dtype=k_M_1.dtype, device=k_M_1.device).tril()  # [t j]
     causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
     q_k = q @ k.mT  # [t j]
     causal_x_t2_q_k = causal_x_t2 * q_k  # [t j]
-    q_M_1 = q @ M_1  # [t h1]
     x_th2 = _gelu_vjp(x_tv7_M_2, k_M_1)
-    x_th3 = causal_x_t2_q_k @ x_th2
-    x_th4 = q_M_1 + x_th3
+    x_th4 = _products((q, M_1), (causal_x_t2_q_k, x_th2))
     x_th5 = F.gelu(x_th4)
-    x_th5_M_2 = x_th5 @ M_2  # [t v]
     x_th5_x_th = x_th5 @ x_th.mT  # [t j]
     x_tj = causal_x_t2 * x_th5_x_th
-    x_tj_x_tv7 = x_tj @ x_tv7
-    x_tv8 = x_th5_M_2 + x_tj_x_tv7
+    x_tv8 = _products((x_th5, M_2), (x_tj, x_tv7))
     sum_x_tv8 = x_tv8.sum(-1)  # [t]
     x_tv9 = x_tv8 - sum_x_tv8[..., :, None] / 64.0
     sum_x_tv10 = (x_tv9 * x_tv9).sum(-1)  # [t]
@@ -387,24 +387,21 @@ def _pulls(*, k_M_1, x_th_M_2, x_tv, x_t2, q, k, d_o, M_1, x_tv7_M_2, M_2, u, d_
     d_t = -(d_o_x_tv9 / (128.0 * (sum_x_tv10 / 64.0 + 1e-05) ** 1.5))
     d_tv2 = 2.0 * d_t[..., :, None] * x_tv9
     d_tv3 = d_tv + d_tv2
-    sum_d_tv3_tv = d_tv3.sum(-1)  # [t]
-    d_t2 = -(sum_d_tv3_tv / 64.0)
+    sum_d_tv3 = d_tv3.sum(-1)  # [t]
+    d_t2 = -(sum_d_tv3 / 64.0)
     d_tv4 = d_tv3 + d_t2[..., :, None]
     d_tv4_x_tv7 = d_tv4 @ x_tv7.mT  # [t j]
     d_tj = d_tv4_x_tv7 * causal_x_t2
-    d_tj_x_th = d_tj @ x_th
-    d_tv4_M_2 = d_tv4 @ M_2.mT  # [t h1]
-    d_th = d_tj_x_th + d_tv4_M_2
-    d_th2 = _gelu_vjp(d_th, x_th4)
-    d_jh = causal_x_t2_q_k.mT @ d_th2
+    d_th = _products((d_tj, x_th), (d_tv4, M_2.mT))
+    d_q_M_1 = _gelu_vjp(d_th, x_th4)  # [t h1]
+    d_jh = causal_x_t2_q_k.mT @ d_q_M_1
     x_th7 = 0.3989422804014327 * x_tv7_M_2 * (2.0 - k_M_1 * k_M_1) * torch.exp(-(k_M_1 * k_M_1 / 2.0))
     x_t_x_tv7 = x_t2[..., :, None] * x_tv7  # [j v]
     x_th5_d_tj = d_tj.mT @ x_th5  # [j h1]
     x_tj_d_tv4 = x_tj.mT @ d_tv4  # [j v]
     x_tv12 = -(x_tv / (128.0 * (sum_x_tv3[..., :, None] / 64.0 + 1e-05) ** 1.5))
-    x_tv11 = 3.0 * x_tv * x_tv2 / (16384.0 * (sum_x_tv3[..., :, None] / 64.0 + 1e-05) ** 2.5)
-    sum_x_tv13_tv = x_tv11.sum(-1)  # [t]
-    q_d_q_M_1 = q.mT @ d_th2  # [k h1]
+    x_t5 = 3.0 * x_tv_x_tv2 / (16384.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 2.5)
+    q_d_q_M_1 = q.mT @ d_q_M_1  # [k h1]
     x_th5_d_tv4 = x_th5.mT @ d_tv4  # [h1 v]
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
@@ -419,19 +416,14 @@ def _pulls(*, k_M_1, x_th_M_2, x_tv, x_t2, q, k, d_o, M_1, x_tv7_M_2, M_2, u, d_
         "x_th5_d_tj": x_th5_d_tj,
         "x_tj_d_tv4": x_tj_d_tv4,
         "x_tv12": x_tv12,
-        "sum_x_tv13_tv": sum_x_tv13_tv,
+        "x_t5": x_t5,
         "q_d_q_M_1": q_d_q_M_1,
         "x_th5_d_tv4": x_th5_d_tv4,
         "u_d_r_count": u_d_r_count,
         "q_k": q_k,
-        "q_M_1": q_M_1,
-        "x_th3": x_th3,
-        "x_th5_M_2": x_th5_M_2,
         "x_th5_x_th": x_th5_x_th,
-        "x_tj_x_tv7": x_tj_x_tv7,
         "d_tv4_x_tv7": d_tv4_x_tv7,
-        "d_tj_x_th": d_tj_x_th,
-        "d_tv4_M_2": d_tv4_M_2,
+        "d_q_M_1": d_q_M_1,
     }
 
 
@@ -439,20 +431,21 @@ def _carry_vjp(
     *,
     d_M_1_next,
     k,
-    x_t2,
+    x_t_k,
     d_jh,
     x_th7,
     d_M_2_next,
     x_t_x_tv7,
     x_th5_d_tj,
     x_th6,
+    x_t2,
     x_tj_d_tv4,
     k_M_1,
     M_2,
     x_t3,
     x_tv2,
     x_tv12,
-    sum_x_tv13_tv,
+    x_t5,
     q_d_q_M_1,
     x_th5_d_tv4,
     x_tv7,
@@ -463,16 +456,15 @@ def _carry_vjp(
 ):
     """The cotangent of the state before a chunk, from that after it."""
     n_v = x_tv7.shape[-1]
-    k_d_M_1_next = k @ d_M_1_next  # [j h1]
-    d_jh2 = k_d_M_1_next * x_t2[..., :, None]
-    d_jh3 = d_jh2 + d_jh
-    d_jh3_x_th7 = d_jh3 * x_th7
-    d_jh5 = x_t_x_tv7 @ d_M_2_next.mT
-    d_jh4 = d_jh5 + x_th5_d_tj
+    x_t_k_d_M_1_next = x_t_k @ d_M_1_next  # [j h1]
+    d_jh2 = x_t_k_d_M_1_next + d_jh
+    d_jh2_x_th7 = d_jh2 * x_th7
+    d_jh3 = x_t_x_tv7 @ d_M_2_next.mT
+    d_jh4 = d_jh3 + x_th5_d_tj
     x_th_d_M_2_next = x_th6 @ d_M_2_next  # [j v]
     d_jv = x_th_d_M_2_next * x_t2[..., :, None]
     d_jv2 = d_jv + x_tj_d_tv4
-    d_x_tv7_M_2 = _gelu_vjp(d_jh3, k_M_1)  # [t h1]
+    d_x_tv7_M_2 = _gelu_vjp(d_jh2, k_M_1)  # [t h1]
     d_x_tv7_M_2_M_2 = d_x_tv7_M_2 @ M_2  # [t v]
     d_tv5 = d_jv2 + d_x_tv7_M_2_M_2
     sum_d_tv5 = d_tv5.sum(-1)  # [t]
@@ -482,18 +474,18 @@ def _carry_vjp(
     d_tv2_x_tv2 = (d_tv2 * x_tv2).sum(-1)  # [t]
     d_t = 2.0 * d_tv2_x_tv2
     d_t_x_tv12 = d_t[..., :, None] * x_tv12
-    d_t2 = d_t * sum_x_tv13_tv
+    d_t_x_t5 = d_t * x_t5
     d_tv2_x_tv12 = (d_tv2 * x_tv12).sum(-1)  # [t]
-    d_t3 = d_t2 + d_tv2_x_tv12
-    d_tv4 = 2.0 * d_t3[..., :, None] * x_tv2
+    d_t2 = d_t_x_t5 + d_tv2_x_tv12
+    d_tv4 = 2.0 * d_t2[..., :, None] * x_tv2
     d_tv6 = d_tv3 + d_t_x_tv12 + d_tv4
-    sum_d_tv6_tv = d_tv6.sum(-1)  # [t]
-    d_t4 = -(sum_d_tv6_tv / 64.0)
-    d_x_th_M_2 = d_tv6 + d_t4[..., :, None]  # [t v]
+    sum_d_tv6 = d_tv6.sum(-1)  # [t]
+    d_t3 = -(sum_d_tv6 / 64.0)
+    d_x_th_M_2 = d_tv6 + d_t3[..., :, None]  # [t v]
     d_x_th_M_2_M_2 = d_x_th_M_2 @ M_2.mT  # [t h1]
     d_th3 = d_jh4 + d_x_th_M_2_M_2
     d_th = _gelu_vjp(d_th3, k_M_1)
-    k_d_th2 = k.mT @ (d_jh3_x_th7 + d_th)  # [k h1]
+    k_d_th2 = k.mT @ (d_jh2_x_th7 + d_th)  # [k h1]
     d_M_1 = d_M_1_next + k_d_th2 + q_d_q_M_1  # [k h1]
     d_M_2 = _products((d_x_tv7_M_2.mT, x_tv7), (x_th.mT, d_x_th_M_2)) + d_M_2_next + x_th5_d_tv4  # [h1 v]
     d_pool = d_pool_next + u_d_r_count  # [k]
@@ -501,7 +493,7 @@ def _carry_vjp(
         "d_M_1": d_M_1,
         "d_M_2": d_M_2,
         "d_pool": d_pool,
-        "k_d_M_1_next": k_d_M_1_next,
+        "d_jh2": d_jh2,
         "d_jh4": d_jh4,
         "x_th_d_M_2_next": x_th_d_M_2_next,
         "d_tv5": d_tv5,
@@ -511,10 +503,7 @@ def _carry_vjp(
 
 def _inputs_vjp(
     *,
-    d_tj_x_th,
-    d_tv4_M_2,
-    q_M_1,
-    x_th3,
+    d_q_M_1,
     x_tv7_M_2,
     k_M_1,
     x_t2,
@@ -523,12 +512,11 @@ def _inputs_vjp(
     d_o,
     x_th_d_M_2_next,
     x_tv7,
-    k_d_M_1_next,
+    d_M_1_next,
     d_tv4_x_tv7,
     x_th5_x_th,
     q_k,
-    d_M_1_next,
-    d_jh,
+    d_jh2,
     x_th7,
     d_th3,
     q,
@@ -543,36 +531,34 @@ def _inputs_vjp(
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = x_tv2.shape[-2]
-    n_j = d_jh.shape[-2]
+    n_j = d_jh2.shape[-2]
     n_v = x_tv2.shape[-1]
-    d_th = d_tj_x_th + d_tv4_M_2
-    x_th = q_M_1 + x_th3
-    d_th2 = _gelu_vjp(d_th, x_th)
-    x_th2 = _gelu_vjp(x_tv7_M_2, k_M_1)
-    d_th2_x_th2 = d_th2 @ x_th2.mT  # [t j]
-    causal = torch.ones(n_t, n_j, dtype=d_tj_x_th.dtype, device=d_tj_x_th.device).tril()  # [t j]
+    x_th = _gelu_vjp(x_tv7_M_2, k_M_1)
+    d_q_M_1_x_th = d_q_M_1 @ x_th.mT  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=d_q_M_1.dtype, device=d_q_M_1.device).tril()  # [t j]
     causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
-    d_q_k = d_th2_x_th2 * causal_x_t2  # [t j]
-    d_q = _products((d_q_k, k), (d_th2, M_1.mT)) + d_o  # [t k]
+    d_q_k = d_q_M_1_x_th * causal_x_t2  # [t j]
+    d_q = _products((d_q_k, k), (d_q_M_1, M_1.mT)) + d_o  # [t k]
     x_j = (x_th_d_M_2_next * x_tv7).sum(-1)
-    x_j2 = (k_d_M_1_next * x_th2).sum(-1)
-    x_j3 = x_j + x_j2
+    x_th_d_M_1_next = x_th @ d_M_1_next.mT  # [j k]
+    d_j = (k * x_th_d_M_1_next).sum(-1)
+    d_j2 = x_j + d_j
     d_tj = d_tv4_x_tv7 * x_th5_x_th
-    d_th2_x_th2_q_k = d_th2_x_th2 * q_k  # [t j]
-    d_tj2 = d_tj + d_th2_x_th2_q_k
+    d_q_M_1_x_th_q_k = d_q_M_1_x_th * q_k  # [t j]
+    d_tj2 = d_tj + d_q_M_1_x_th_q_k
     d_tj2_causal = (d_tj2 * causal).sum(-2)  # [j]
-    d_j = x_j3 + d_tj2_causal
-    d_eta = -d_j  # [t]
-    x_jh = k_d_M_1_next * x_t2[..., :, None]
-    d_jh2 = x_jh + d_jh
+    d_j3 = d_j2 + d_tj2_causal
+    d_eta = -d_j3  # [t]
+    d_jk = x_t2[..., :, None] * x_th_d_M_1_next
     d_jh2_x_th7 = d_jh2 * x_th7
-    d_th4 = _gelu_vjp(d_th3, k_M_1)
-    d_th5_M_1 = (d_jh2_x_th7 + d_th4) @ M_1.mT  # [t k]
+    d_th = _gelu_vjp(d_th3, k_M_1)
+    d_th2_M_1 = (d_jh2_x_th7 + d_th) @ M_1.mT  # [t k]
+    q_d_q_k = d_q_k.mT @ q  # [j k]
     d_r_count = d_r / count  # [t]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
     u_d_u_k = d_u_k.mT @ u  # [j k]
     d_jk2 = d_pool_next[..., None, :] + u_d_u_k
-    d_k = _products(((x_t2[..., :, None] * x_th2), d_M_1_next.mT), (d_q_k.mT, q)) + d_th5_M_1 + d_jk2  # [j k]
+    d_k = d_jk + d_th2_M_1 + q_d_q_k + d_jk2  # [j k]
     sum_d_tv5 = d_tv5.sum(-1)  # [t]
     d_tv = _spread(-(sum_d_tv5[..., :, None] / 64.0), -1, n_v)
     d_tv2 = d_tv + d_tv5
@@ -830,7 +816,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -977,12 +963,26 @@ def _saved_torch(tensors):
 
     kept_M_1 (B, H, N, 64, 256): M_1 at the ends of segments
     kept_M_2 (B, H, N, 256, 64): M_2 at the ends of segments
+    inner_M_1 (B, H, P, 64, 256): M_1 before panels inside segments
+    inner_M_2 (B, H, P, 256, 64): M_2 before panels inside segments
+    inner_pool (B, H, P, 64): pool before panels inside segments
     pools (B, H, N, 64): pooled keys
     """
     q, dtype = tensors[INPUTS.index("q")], _compute_type(tensors)
     B, T, H, _ = q.shape
     N = len(_segments(T))
-    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, N, 64, 256), (B, H, N, 256, 64), (B, H, N, 64)]]
+    P = sum(len(run) - 1 for run in _panels(T, B * H))
+    return [
+        q.new_empty(shape, dtype=dtype)
+        for shape in [
+            (B, H, N, 64, 256),
+            (B, H, N, 256, 64),
+            (B, H, P, 64, 256),
+            (B, H, P, 256, 64),
+            (B, H, P, 64),
+            (B, H, N, 64),
+        ]
+    ]
 
 
 def _run_forward_torch(tensors):
@@ -990,12 +990,18 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    kept_M_1, kept_M_2, pools = saved
+    kept_M_1, kept_M_2, inner_M_1, inner_M_2, inner_pool, pools = saved
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
+    at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        if panel.offset:
+            inner_M_1[:, :, at : at + 1] = state["M_1"]
+            inner_M_2[:, :, at : at + 1] = state["M_2"]
+            inner_pool[:, :, at : at + 1] = state["pool"]
+            at += 1
         x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, 1)
         if ends:
@@ -1012,19 +1018,27 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    kept_M_1, kept_M_2, pools = saved
+    kept_M_1, kept_M_2, inner_M_1, inner_M_2, inner_pool, pools = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     d = d[: len(INPUTS)]
     d_theta = [torch.zeros_like(t, dtype=dtype) for t in tensors[len(INPUTS) :]]
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
+    at = inner_M_1.shape[2]
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        at -= len(run) - 1
+        for p in range(at, at + len(run) - 1):
+            states.append(
+                {
+                    "M_1": inner_M_1[:, :, p : p + 1],
+                    "M_2": inner_M_2[:, :, p : p + 1],
+                    "pool": inner_pool[:, :, p : p + 1],
+                }
+            )
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

@@ -221,11 +221,6 @@ def _runs(gate):
     return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
 
 
-def _runs_from(gate):
-    """The products of gate[m] over m < r, for r from 0 to n."""
-    return F.pad(gate.cumprod(-1), (1, 0), value=1.0)
-
-
 def _runs_to(gate):
     """The products of gate[m] over c <= m, for c from 0 to n."""
     return F.pad(gate.flip(-1).cumprod(-1).flip(-1), (0, 1), value=1.0)
@@ -236,20 +231,23 @@ def _writes(*, gamma, k_1, v, alpha, lam, k, mu, **_):
     gamma_runs = _runs(gamma)
     decay_all = gamma_runs[..., -1, 0]
     decay_j = gamma_runs[..., -1, 1:]
-    k_1_decayed_v = k_1.mT @ (decay_j[..., :, None] * v)  # [k v]
+    decayed_v = decay_j[..., :, None] * v  # [j v]
+    k_1_decayed_v = k_1.mT @ decayed_v  # [k v]
     alpha_runs_to = _runs_to(alpha)
     decay_all2 = alpha_runs_to[..., 0]
     decay_j2 = alpha_runs_to[..., 1:]
     gamma_lam = gamma * lam  # [t]
-    C_s = decay_j2 * gamma_lam
+    C_s2 = decay_j2 * gamma_lam
     before_t = gamma_runs[..., :-1, 0]
-    R = (C_s * before_t).sum(-1)
+    R = (C_s2 * before_t).sum(-1)
     C_j = decay_j2 * lam
     before_tj = gamma_runs[..., :-1, 1:]
-    C_j2 = (C_s[..., None, :] @ before_tj).squeeze(-2)
+    C_j2 = (C_s2[..., None, :] @ before_tj).squeeze(-2)
     C_j3 = C_j + C_j2
+    C_v = C_j3[..., :, None] * v  # [j v]
     C_j4 = decay_j2 * mu
-    x_kv = _products((k_1.mT, (C_j3[..., :, None] * v)), (k.mT, (C_j4[..., :, None] * v)))
+    C_v2 = C_j4[..., :, None] * v  # [j v]
+    x_kv = _products((k_1.mT, C_v), (k.mT, C_v2))
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
@@ -258,7 +256,19 @@ def _writes(*, gamma, k_1, v, alpha, lam, k, mu, **_):
         "R": R,
         "x_kv": x_kv,
         "sum_k": sum_k,
-        "C_j2": C_j2,
+        "decay_j": decay_j,
+        "decayed_v": decayed_v,
+        "decay_j2": decay_j2,
+        "decay_j22": decay_j2,
+        "C_s2": C_s2,
+        "before_t": before_t,
+        "before_t2": before_t,
+        "before_tj": before_tj,
+        "before_tj2": before_tj,
+        "C_j3": C_j3,
+        "C_v": C_v,
+        "C_j4": C_j4,
+        "C_v2": C_v2,
     }
 
 
@@ -279,7 +289,7 @@ def _carry(*, decay_all, S, k_1_decayed_v, decay_all2, M, R, x_kv, pool, sum_k, 
     }
 
 
-def _read_online(*, alpha, q, M, gamma, lam, S, k_1, v, mu, k, u, pool, count, **_):
+def _read_online(*, alpha, q, M, gamma, lam, before_t2, S, before_tj2, k_1, v, mu, k, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
@@ -288,15 +298,11 @@ def _read_online(*, alpha, q, M, gamma, lam, S, k_1, v, mu, k, u, pool, count, *
     decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
     gamma_lam = gamma * lam  # [t]
-    C_ts = decay_tj * gamma_lam[..., None, :]
-    gamma_runs = _runs(gamma)
-    before_t = gamma_runs[..., :-1, 0]
-    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
+    R_t = ((gamma_lam * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
     q_S = q @ S  # [t v]
     R_q_S = R_t[..., :, None] * q_S  # [t v]
     C_tj = decay_tj * lam[..., None, :]
-    before_tj = gamma_runs[..., :-1, 1:]
-    C_tj2 = C_ts @ before_tj
+    C_tj2 = (decay_tj * gamma_lam[..., None, :]) @ before_tj2
     C_tj3 = C_tj + C_tj2
     q_k_1 = q @ k_1.mT  # [t j]
     C_tj4 = decay_tj * mu[..., None, :]
@@ -314,23 +320,26 @@ def _read_online(*, alpha, q, M, gamma, lam, S, k_1, v, mu, k, u, pool, count, *
     }
 
 
-def _pulls(*, q, d_o, alpha, gamma, lam, u, d_r, count, **_):
+def _pulls(*, q, d_o, alpha, gamma, lam, before_t2, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
     decay_tj = alpha_runs[..., 1:, 1:]
     gamma_lam = gamma * lam  # [t]
-    gamma_runs_from = _runs_from(gamma)
-    before_t = gamma_runs_from[..., :-1]
-    R_t = (before_t[..., None, :] @ (decay_tj * gamma_lam[..., None, :]).mT).squeeze(-2)
-    q_d_q_S = q.mT @ (d_o * R_t[..., :, None])  # [k v]
+    R_t = ((gamma_lam * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    d_q_S = d_o * R_t[..., :, None]  # [t v]
+    q_d_q_S = q.mT @ d_q_S  # [k v]
     decay_t = alpha_runs[..., 1:, 0]
-    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    d_q_M = d_o * decay_t[..., :, None]  # [t v]
+    q_d_q_M = q.mT @ d_q_M  # [k v]
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "q_d_q_S": q_d_q_S,
         "q_d_q_M": q_d_q_M,
         "u_d_r_count": u_d_r_count,
-        "R_t": R_t,
+        "decay_tj": decay_tj,
+        "decay_tj2": decay_tj,
+        "d_q_S": d_q_S,
+        "d_q_M": d_q_M,
     }
 
 
@@ -351,21 +360,36 @@ def _carry_vjp(*, d_M_next, R, d_S_next, decay_all, q_d_q_S, decay_all2, q_d_q_M
 
 def _inputs_vjp(
     *,
-    alpha,
+    decay_j2,
     k_1,
     d_M_next,
     v,
-    gamma,
+    before_tj2,
     S,
+    before_t2,
+    gamma,
     lam,
+    alpha,
     M,
     k,
     mu,
+    decay_tj,
     d_o,
     q,
-    R_t,
+    d_q_S,
+    d_q_M,
+    decay_tj2,
+    decay_j,
     d_S_next,
-    C_j2,
+    before_t,
+    before_tj,
+    C_s2,
+    decay_j22,
+    C_v,
+    decayed_v,
+    C_j4,
+    C_j3,
+    C_v2,
     d_pool_next,
     u,
     d_r,
@@ -375,37 +399,32 @@ def _inputs_vjp(
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = count.shape[-1]
-    n_j = C_j2.shape[-1]
+    n_j = C_v2.shape[-2]
     # d_alpha
-    alpha_runs = _runs(alpha)
-    decay_j = alpha_runs[..., -1, 1:]
     k_1_d_M_next = k_1 @ d_M_next  # [j v]
     k_1_d_M_next_v = (k_1_d_M_next * v).sum(-1)  # [j]
-    gamma_runs = _runs(gamma)
-    before_tj = gamma_runs[..., :-1, 1:]
-    d_s = (k_1_d_M_next_v[..., None, :] @ before_tj.mT).squeeze(-2)
+    d_s = (k_1_d_M_next_v[..., None, :] @ before_tj2.mT).squeeze(-2)
     d_M_next_S = (d_M_next * S).sum((-2, -1))
-    before_t = gamma_runs[..., :-1, 0]
-    d_s2 = d_M_next_S[..., None] * before_t
+    d_s2 = d_M_next_S[..., None] * before_t2
     d_s3 = d_s + d_s2
     gamma_lam = gamma * lam  # [t]
     d_s3_gamma_lam = d_s3 * gamma_lam  # [s]
-    d_sm = decay_j[..., None, :] * d_s3_gamma_lam[..., :, None]
+    d_sm = decay_j2[..., None, :] * d_s3_gamma_lam[..., :, None]
+    alpha_runs = _runs(alpha)
     before_sm = alpha_runs[..., :-1, 1:].mT
     decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
     d_M_next_M = (d_M_next * M).sum((-2, -1))
-    d_m = decay_j * d_M_next_M[..., None]
+    decay_d_M_next_M = decay_j2 * d_M_next_M[..., None]  # [m]
     before_t3 = alpha_runs[..., :-1, 0]
-    decayed_d_m = d_m * before_t3
+    d_m = decay_d_M_next_M * before_t3
     k_d_M_next = k @ d_M_next  # [j v]
     k_d_M_next_v = (k_d_M_next * v).sum(-1)  # [j]
     k_d_M_next_v_mu = k_d_M_next_v * mu  # [j]
     d_j = k_1_d_M_next_v * lam
     d_j2 = k_d_M_next_v_mu + d_j
-    decayed_d_j2 = decay_j[..., :, None] * d_j2[..., None, :]  # [m j]
+    decay_d_j2 = decay_j2[..., :, None] * d_j2[..., None, :]  # [m j]
     before_tj3 = alpha_runs[..., :-1, 1:]
-    d_m2 = (decayed_d_j2 * before_tj3).sum(-1)
-    decay_tj = alpha_runs[..., 1:, 1:]
+    d_m3 = (decay_d_j2 * before_tj3).sum(-1)
     d_o_v = d_o @ v.mT  # [t j]
     q_k = q @ k.mT  # [t j]
     d_o_v_q_k = d_o_v * q_k  # [t j]
@@ -413,86 +432,79 @@ def _inputs_vjp(
     q_k_1 = q @ k_1.mT  # [t j]
     d_o_v_q_k_1 = d_o_v * q_k_1  # [t j]
     d_o_v_q_k_1_lam = d_o_v_q_k_1 * lam[..., None, :]  # [t j]
-    decayed_d_tj = decay_tj.mT @ (d_o_v_q_k_mu + d_o_v_q_k_1_lam)  # [m j]
-    d_m3 = (decayed_d_tj * before_tj3).sum(-1)
-    d_t = d_m2 + d_m3
-    d_ts = d_o_v_q_k_1 @ before_tj.mT
+    decay_d_tj = decay_tj.mT @ (d_o_v_q_k_mu + d_o_v_q_k_1_lam)  # [m j]
+    d_m4 = (decay_d_tj * before_tj3).sum(-1)
+    d_t = d_m3 + d_m4
+    d_ts = d_o_v_q_k_1 @ before_tj2.mT
     q_S = q @ S  # [t v]
     d_o_q_S = (d_o * q_S).sum(-1)  # [t]
-    decayed_d_o_q_S = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
-    d_ts2 = d_ts + decayed_d_o_q_S
-    d_sm2 = (d_ts2 * gamma_lam[..., None, :]).mT @ decay_tj
+    d_ts2 = d_o_q_S[..., :, None] * before_t2[..., None, :]
+    d_ts3 = d_ts + d_ts2
+    d_sm2 = (d_ts3 * gamma_lam[..., None, :]).mT @ decay_tj
     decayed_d_sm22 = (d_sm2 * before_sm).sum(-2)  # [m]
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
-    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m4 = decayed_d_o_q_M * before_t3
-    d_t2 = decayed_d_sm22 + d_m4
-    d_alpha = decayed_d_sm + decayed_d_m + d_t + d_t2  # [t]
+    decay_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m5 = decay_d_o_q_M * before_t3
+    d_t2 = decayed_d_sm22 + d_m5
+    d_alpha = decayed_d_sm + d_m + d_t + d_t2  # [t]
     # d_q
-    decay_t = alpha_runs[..., 1:, 0]
     C_tj = decay_tj * mu[..., None, :]
     d_q_k = d_o_v * C_tj  # [t j]
     C_tj2 = decay_tj * lam[..., None, :]
-    C_ts = decay_tj * gamma_lam[..., None, :]
-    C_tj3 = C_ts @ before_tj
+    C_ts = decay_tj2 * gamma_lam[..., None, :]
+    C_tj3 = C_ts @ before_tj2
     C_tj4 = C_tj2 + C_tj3
     d_q_k_1 = d_o_v * C_tj4  # [t j]
     d_tk = _products((d_q_k, k), (d_q_k_1, k_1))
-    d_q = _products(((d_o * R_t[..., :, None]), S.mT), ((d_o * decay_t[..., :, None]), M.mT)) + d_tk  # [t k]
+    d_q = _products((d_q_S, S.mT), (d_q_M, M.mT)) + d_tk  # [t k]
     # d_gamma
-    decay_j3 = gamma_runs[..., -1, 1:]
     d_S_next_S = (d_S_next * S).sum((-2, -1))
-    d_m5 = decay_j3 * d_S_next_S[..., None]
-    decayed_d_m5 = d_m5 * before_t
-    C_s = decay_j * gamma_lam
-    C_d_M_next_S = C_s * d_M_next_S[..., None]  # [s]
-    C_d_o_q_S = (d_o_q_S[..., None, :] @ C_ts).squeeze(-2)  # [s]
-    d_s4 = C_d_M_next_S + C_d_o_q_S
-    decayed_d_s4 = (d_s4[..., None, :] @ before_tj).squeeze(-2)  # [m]
-    d_m6 = decayed_d_s4 * before_t
+    decay_d_S_next_S = decay_j * d_S_next_S[..., None]  # [m]
+    d_m6 = decay_d_S_next_S * before_t
+    C_d_M_next_S = C_s2 * d_M_next_S[..., None]  # [s]
+    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj2).squeeze(-2)  # [s]
+    d_s4 = gamma_lam * decay_d_o_q_S
+    d_s5 = C_d_M_next_S + d_s4
+    before_tj_d_s5 = (d_s5[..., None, :] @ before_tj).squeeze(-2)  # [m]
+    d_m7 = before_tj_d_s5 * before_t
     k_1_d_S_next = k_1 @ d_S_next  # [j v]
     k_1_d_S_next_v = (k_1_d_S_next * v).sum(-1)  # [j]
-    d_mj = decay_j3[..., :, None] * k_1_d_S_next_v[..., None, :]
-    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
-    C_k_1_d_M_next_v = C_s[..., :, None] * k_1_d_M_next_v[..., None, :]  # [s j]
+    d_mj = decay_j[..., :, None] * k_1_d_S_next_v[..., None, :]
+    d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
+    C_k_1_d_M_next_v = C_s2[..., :, None] * k_1_d_M_next_v[..., None, :]  # [s j]
     C_d_o_v_q_k_1 = C_ts.mT @ d_o_v_q_k_1  # [s j]
     d_sj = C_k_1_d_M_next_v + C_d_o_v_q_k_1
-    decayed_d_sj = before_tj.mT @ d_sj  # [m j]
-    d_m7 = (decayed_d_sj * before_tj).sum(-1)
-    d_t3 = decayed_d_mj + d_m7
-    d_t4 = decayed_d_m5 + d_m6 + d_t3
-    decayed_d_s3 = d_s3 * decay_j
-    decayed_d_ts2 = (d_ts2 * decay_tj).sum(-2)  # [s]
-    d_s5 = decayed_d_s3 + decayed_d_ts2
-    d_s5_lam = d_s5 * lam  # [t]
-    d_gamma = d_t4 + d_s5_lam  # [t]
+    before_tj_d_sj = before_tj.mT @ d_sj  # [m j]
+    d_m8 = (before_tj_d_sj * before_tj).sum(-1)
+    d_t3 = d_mj_before_tj + d_m8
+    d_t4 = d_m6 + d_m7 + d_t3
+    decay_d_s3 = d_s3 * decay_j22
+    decay_d_ts3 = (d_ts3 * decay_tj2).sum(-2)  # [s]
+    d_s6 = decay_d_s3 + decay_d_ts3
+    d_s6_lam = d_s6 * lam  # [t]
+    d_gamma = d_t4 + d_s6_lam  # [t]
     # d_lam
-    d_j3 = k_1_d_M_next_v * decay_j
+    d_j3 = k_1_d_M_next_v * decay_j2
     d_j4 = (d_o_v_q_k_1 * decay_tj).sum(-2)
     d_j5 = d_j3 + d_j4
-    d_s5_gamma = d_s5 * gamma  # [t]
-    d_lam = d_j5 + d_s5_gamma  # [t]
-    C_j = decay_j * lam
-    C_j3 = C_j + C_j2
-    d_k_1 = _products(
-        ((C_j3[..., :, None] * v), d_M_next.mT), ((decay_j3[..., :, None] * v), d_S_next.mT), (d_q_k_1.mT, q)
-    )
+    d_s6_gamma = d_s6 * gamma  # [t]
+    d_lam = d_j5 + d_s6_gamma  # [t]
+    d_k_1 = _products((C_v, d_M_next.mT), (decayed_v, d_S_next.mT), (d_q_k_1.mT, q))  # [j k]
     # d_v
-    C_j4 = decay_j * mu
     C_k_d_M_next = k_d_M_next * C_j4[..., :, None]  # [j v]
     C_k_1_d_M_next = k_1_d_M_next * C_j3[..., :, None]  # [j v]
-    d_jv = k_1_d_S_next * decay_j3[..., :, None]
+    d_jv = k_1_d_S_next * decay_j[..., :, None]
     d_jv2 = _products(((C_tj * q_k).mT, d_o), ((C_tj4 * q_k_1).mT, d_o))
     d_v = C_k_d_M_next + C_k_1_d_M_next + d_jv + d_jv2  # [j v]
     # d_mu
-    d_j6 = k_d_M_next_v * decay_j
-    d_j7 = (d_o_v_q_k * decay_tj).sum(-2)
-    d_j8 = d_j6 + d_j7
+    d_j6 = k_d_M_next_v * decay_j2
+    decay_d_o_v_q_k = (d_o_v_q_k * decay_tj).sum(-2)  # [j]
+    d_j7 = d_j6 + decay_d_o_v_q_k
     # d_k
-    d_M_next_C_v2 = (C_j4[..., :, None] * v) @ d_M_next.mT  # [j k]
+    d_M_next_C_v2 = C_v2 @ d_M_next.mT  # [j k]
     d_r_count = d_r / count  # [t]
-    causal = torch.ones(n_t, n_j, dtype=alpha.dtype, device=alpha.device).tril()  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=decay_j2.dtype, device=decay_j2.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
     d_jk2 = _products((d_u_k.mT, u), (d_q_k.mT, q))
     d_k = d_M_next_C_v2 + d_pool_next[..., None, :] + d_jk2  # [j k]
@@ -507,7 +519,7 @@ def _inputs_vjp(
         "d_lam": d_lam,
         "d_k_1": d_k_1,
         "d_v": d_v,
-        "d_mu": d_j8,
+        "d_mu": d_j7,
         "d_k": d_k,
         "d_u": d_u,
     }
@@ -592,7 +604,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -752,13 +764,28 @@ def _saved_torch(tensors):
     o (B, H, T, V): online read-outs
     r (B, H, T): online logits
     kept_M (B, H, N, 64, 64): M at the ends of segments
+    inner_S (B, H, P, 64, 64): S before panels inside segments
+    inner_M (B, H, P, 64, 64): M before panels inside segments
+    inner_pool (B, H, P, 64): pool before panels inside segments
     pools (B, H, N, 64): pooled keys
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
     B, T, H, _ = q.shape
     V = v.shape[3]
     N = len(_segments(T))
-    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
+    P = sum(len(run) - 1 for run in _panels(T, B * H))
+    return [
+        q.new_empty(shape, dtype=dtype)
+        for shape in [
+            (B, H, T, V),
+            (B, H, T),
+            (B, H, N, 64, 64),
+            (B, H, P, 64, 64),
+            (B, H, P, 64, 64),
+            (B, H, P, 64),
+            (B, H, N, 64),
+        ]
+    ]
 
 
 def _run_forward_torch(tensors):
@@ -766,12 +793,18 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_S, inner_M, inner_pool, pools = saved
     bank = {"cached": kept_M}
+    at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        if panel.offset:
+            inner_S[:, :, at : at + 1] = state["S"]
+            inner_M[:, :, at : at + 1] = state["M"]
+            inner_pool[:, :, at : at + 1] = state["pool"]
+            at += 1
         x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, 1)
         if ends:
@@ -789,17 +822,21 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_S, inner_M, inner_pool, pools = saved
     d = [torch.zeros_like(t, dtype=dtype, memory_format=torch.contiguous_format) for t in tensors]
     bank = {"cached": kept_M}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
+    at = inner_S.shape[2]
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        at -= len(run) - 1
+        for p in range(at, at + len(run) - 1):
+            states.append(
+                {"S": inner_S[:, :, p : p + 1], "M": inner_M[:, :, p : p + 1], "pool": inner_pool[:, :, p : p + 1]}
+            )
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

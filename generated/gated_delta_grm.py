@@ -249,10 +249,10 @@ def _writes(*, alpha, eta, k, v, **_):
     x_t = -eta
     C_j = decay_j * x_t
     before_tj = alpha_runs[..., :-1, 1:]
-    C_tj = before_tj * x_t[..., None, :]
-    C_tj2 = alpha[..., :, None] * C_tj
+    C_tj2 = before_tj * x_t[..., None, :]
+    C_tj3 = alpha[..., :, None] * C_tj2
     k_k = k @ k.mT  # [t j]
-    C_k_k = C_tj2 * k_k  # [t j]
+    C_k_k = C_tj3 * k_k  # [t j]
     before_t = alpha_runs[..., :-1, 0]
     R_t = alpha * before_t
     C_k_k_inverses = _inverses(C_k_k)
@@ -265,7 +265,14 @@ def _writes(*, alpha, eta, k, v, **_):
         "rows": rows,
         "rows2": rows2,
         "sum_k": sum_k,
+        "decay_j": decay_j,
+        "before_tj": before_tj,
+        "C_tj2": C_tj2,
+        "C_tj3": C_tj3,
         "k_k": k_k,
+        "C_k_k": C_k_k,
+        "before_t": before_t,
+        "R_t": R_t,
     }
 
 
@@ -309,34 +316,31 @@ def _read_online(*, alpha, q, M, eta, k, x_tv2, u, pool, count, **_):
     }
 
 
-def _pulls(*, alpha, eta, k_k, C_j, k, q, d_o, u, d_r, count, **_):
+def _pulls(*, C_k_k, C_j, k, alpha, eta, q, d_o, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
-    alpha_runs = _runs(alpha)
-    before_tj = alpha_runs[..., :-1, 1:]
-    x_t = -eta
-    C_tj = before_tj * x_t[..., None, :]
-    C_tj2 = alpha[..., :, None] * C_tj
-    C_tj3 = C_tj2 * k_k
     C_k = C_j[..., :, None] * k  # [j k]
-    C_tj3_inverses = _inverses(C_tj3)
-    rows3 = _solve(C_tj3, C_tj3_inverses, C_k, transposed=True)  # [t k]
+    C_k_k_inverses = _inverses(C_k_k)
+    rows3 = _solve(C_k_k, C_k_k_inverses, C_k, transposed=True)  # [t k]
+    alpha_runs = _runs(alpha)
     decay_tj = alpha_runs[..., 1:, 1:]
-    C_tj4 = decay_tj * x_t[..., None, :]
+    x_t = -eta
+    C_tj = decay_tj * x_t[..., None, :]
     q_k = q @ k.mT  # [t j]
-    C_q_k_d_o = (C_tj4 * q_k).mT @ d_o  # [j v]
-    rows4 = _solve(C_tj3, C_tj3_inverses, C_q_k_d_o, transposed=True)  # [t v]
-    before_t = alpha_runs[..., :-1, 0]
-    R_t = alpha * before_t
+    C_q_k_d_o = (C_tj * q_k).mT @ d_o  # [j v]
+    rows4 = _solve(C_k_k, C_k_k_inverses, C_q_k_d_o, transposed=True)  # [t v]
     decay_t = alpha_runs[..., 1:, 0]
-    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    d_q_M = d_o * decay_t[..., :, None]  # [t v]
+    q_d_q_M = q.mT @ d_q_M  # [k v]
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "rows3": rows3,
         "rows4": rows4,
-        "R_t": R_t,
         "q_d_q_M": q_d_q_M,
         "u_d_r_count": u_d_r_count,
+        "decay_tj": decay_tj,
+        "C_tj": C_tj,
         "q_k": q_k,
+        "d_q_M": d_q_M,
     }
 
 
@@ -356,65 +360,83 @@ def _carry_vjp(*, d_M_next, decay_all, k, rows3, rows4, R_t, q_d_q_M, d_pool_nex
 
 
 def _inputs_vjp(
-    *, alpha, k, d_M_next, x_tv2, eta, M, d_tv, k_k, d_o, q_k, q, C_j, R_t, d_pool_next, u, d_r, count, pool, **_
+    *,
+    decay_j,
+    k,
+    d_M_next,
+    x_tv2,
+    eta,
+    before_tj,
+    M,
+    before_t,
+    d_tv,
+    alpha,
+    k_k,
+    C_tj2,
+    decay_tj,
+    d_o,
+    q_k,
+    q,
+    C_tj,
+    d_q_M,
+    C_j,
+    C_tj3,
+    R_t,
+    d_pool_next,
+    u,
+    d_r,
+    count,
+    pool,
+    **_,
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = count.shape[-1]
-    n_j = C_j.shape[-1]
+    n_j = C_tj3.shape[-1]
     # d_alpha
-    alpha_runs = _runs(alpha)
-    decay_j = alpha_runs[..., -1, 1:]
     k_d_M_next = k @ d_M_next  # [j v]
     k_d_M_next_x_tv2 = (k_d_M_next * x_tv2).sum(-1)  # [j]
     x_t = -eta
     d_j = k_d_M_next_x_tv2 * x_t
-    decayed_d_j = decay_j[..., :, None] * d_j[..., None, :]  # [m j]
-    before_tj = alpha_runs[..., :-1, 1:]
-    d_m = (decayed_d_j * before_tj).sum(-1)
+    decay_d_j = decay_j[..., :, None] * d_j[..., None, :]  # [m j]
+    d_m = (decay_d_j * before_tj).sum(-1)
     d_M_next_M = (d_M_next * M).sum((-2, -1))
-    d_m3 = decay_j * d_M_next_M[..., None]
-    before_t = alpha_runs[..., :-1, 0]
-    decayed_d_m3 = d_m3 * before_t
+    decay_d_M_next_M = decay_j * d_M_next_M[..., None]  # [m]
+    d_m3 = decay_d_M_next_M * before_t
     k_M = k @ M  # [t v]
     d_tv_k_M = (d_tv * k_M).sum(-1)  # [t]
-    decayed_d_tv_k_M = d_tv_k_M * before_t  # [t]
+    d_t = d_tv_k_M * before_t
     d_m4 = ((d_tv_k_M * alpha)[..., None, :] @ before_tj).squeeze(-2)
-    decayed_d_m4 = d_m4 * before_t
+    d_m4_before_t = d_m4 * before_t  # [m]
     d_tv_x_tv2 = d_tv @ x_tv2.mT  # [t j]
     d_tv_x_tv2_k_k = d_tv_x_tv2 * k_k  # [t j]
-    C_tj = before_tj * x_t[..., None, :]
-    C_d_tv_x_tv2_k_k = (d_tv_x_tv2_k_k * C_tj).sum(-1)  # [t]
+    C_d_tv_x_tv2_k_k = (d_tv_x_tv2_k_k * C_tj2).sum(-1)  # [t]
     d_tj = d_tv_x_tv2_k_k * alpha[..., :, None]
-    decayed_d_tj_x_t = before_tj.mT @ (d_tj * x_t[..., None, :])  # [m j]
-    d_m5 = (decayed_d_tj_x_t * before_tj).sum(-1)
-    decay_tj = alpha_runs[..., 1:, 1:]
+    d_mj = before_tj.mT @ (d_tj * x_t[..., None, :])
+    d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
     d_o_x_tv2 = d_o @ x_tv2.mT  # [t j]
     d_o_x_tv2_q_k = d_o_x_tv2 * q_k  # [t j]
-    decayed_d_tj2 = decay_tj.mT @ (d_o_x_tv2_q_k * x_t[..., None, :])  # [m j]
-    d_m6 = (decayed_d_tj2 * before_tj).sum(-1)
+    decay_d_tj2 = decay_tj.mT @ (d_o_x_tv2_q_k * x_t[..., None, :])  # [m j]
+    d_m5 = (decay_d_tj2 * before_tj).sum(-1)
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
-    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m7 = decayed_d_o_q_M * before_t
-    d_t = d_m6 + d_m7
-    d_alpha = d_m + decayed_d_m3 + decayed_d_tv_k_M + decayed_d_m4 + C_d_tv_x_tv2_k_k + d_m5 + d_t  # [t]
+    decay_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m6 = decay_d_o_q_M * before_t
+    d_t2 = d_m5 + d_m6
+    d_alpha = d_m + d_m3 + d_t + d_m4_before_t + C_d_tv_x_tv2_k_k + d_mj_before_tj + d_t2  # [t]
     # d_q
-    C_tj2 = decay_tj * x_t[..., None, :]
-    d_q_k = d_o_x_tv2 * C_tj2  # [t j]
-    decay_t = alpha_runs[..., 1:, 0]
-    d_q = _products((d_q_k, k), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    d_q_k = d_o_x_tv2 * C_tj  # [t j]
+    d_q = _products((d_q_k, k), (d_q_M, M.mT))  # [t k]
     # d_eta
     d_j2 = k_d_M_next_x_tv2 * decay_j
-    decayed_d_tj = (d_tj * before_tj).sum(-2)  # [j]
+    d_tj_before_tj = (d_tj * before_tj).sum(-2)  # [j]
     d_j3 = (d_o_x_tv2_q_k * decay_tj).sum(-2)
-    d_j4 = d_j2 + decayed_d_tj + d_j3
+    d_j4 = d_j2 + d_tj_before_tj + d_j3
     d_eta = -d_j4  # [t]
     # d_k
-    C_tj3 = alpha[..., :, None] * C_tj
     C_d_tv_x_tv2 = d_tv_x_tv2 * C_tj3  # [t j]
     d_tk = _products(((d_tv * R_t[..., :, None]), M.mT), (C_d_tv_x_tv2, k))
     d_r_count = d_r / count  # [t]
-    causal = torch.ones(n_t, n_j, dtype=alpha.dtype, device=alpha.device).tril()  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=decay_j.dtype, device=decay_j.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
     u_d_u_k = d_u_k.mT @ u  # [j k]
     d_jk = d_pool_next[..., None, :] + u_d_u_k
@@ -514,7 +536,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -658,13 +680,19 @@ def _saved_torch(tensors):
     o (B, H, T, V): online read-outs
     r (B, H, T): online logits
     kept_M (B, H, N, 64, 64): M at the ends of segments
+    inner_M (B, H, P, 64, 64): M before panels inside segments
+    inner_pool (B, H, P, 64): pool before panels inside segments
     pools (B, H, N, 64): pooled keys
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
     B, T, H, _ = q.shape
     V = v.shape[3]
     N = len(_segments(T))
-    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
+    P = sum(len(run) - 1 for run in _panels(T, B * H))
+    return [
+        q.new_empty(shape, dtype=dtype)
+        for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, P, 64, 64), (B, H, P, 64), (B, H, N, 64)]
+    ]
 
 
 def _run_forward_torch(tensors):
@@ -672,12 +700,17 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_M, inner_pool, pools = saved
     bank = {"cached": kept_M}
+    at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        if panel.offset:
+            inner_M[:, :, at : at + 1] = state["M"]
+            inner_pool[:, :, at : at + 1] = state["pool"]
+            at += 1
         x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, 1)
         if ends:
@@ -695,17 +728,19 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_M, inner_pool, pools = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     bank = {"cached": kept_M}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
+    at = inner_M.shape[2]
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        at -= len(run) - 1
+        for p in range(at, at + len(run) - 1):
+            states.append({"M": inner_M[:, :, p : p + 1], "pool": inner_pool[:, :, p : p + 1]})
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

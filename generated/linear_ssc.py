@@ -460,7 +460,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -719,6 +719,8 @@ def _saved_torch(tensors):
     o (B, H, T, V): online read-outs
     r (B, H, T): online logits
     kept_M (B, H, N, 64, 64): M at the ends of segments
+    inner_M (B, H, P, 64, 64): M before panels inside segments
+    inner_pool (B, H, P, 64): pool before panels inside segments
     pools (B, H, N, 64): pooled keys
     chosen (B, H, T, TOP_K): the segments each row reads, where it chooses
     """
@@ -726,7 +728,11 @@ def _saved_torch(tensors):
     B, T, H, _ = q.shape
     V = v.shape[3]
     N = len(_segments(T))
-    saved = [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
+    P = sum(len(run) - 1 for run in _panels(T, B * H))
+    saved = [
+        q.new_empty(shape, dtype=dtype)
+        for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, P, 64, 64), (B, H, P, 64), (B, H, N, 64)]
+    ]
     return [*saved, q.new_empty((B, H, T, TOP_K if N - 1 > TOP_K else 0), dtype=torch.int32)]
 
 
@@ -735,13 +741,18 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, r, kept_M, pools, chosen = saved
+    o, r, kept_M, inner_M, inner_pool, pools, chosen = saved
     bank = {"cached": kept_M}
     chosen.zero_()
+    at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        if panel.offset:
+            inner_M[:, :, at : at + 1] = state["M"]
+            inner_pool[:, :, at : at + 1] = state["pool"]
+            at += 1
         x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, 1)
         if ends:
@@ -759,17 +770,19 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, r, kept_M, pools, chosen = saved
+    o, r, kept_M, inner_M, inner_pool, pools, chosen = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     bank = {"cached": kept_M}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
+    at = inner_M.shape[2]
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        at -= len(run) - 1
+        for p in range(at, at + len(run) - 1):
+            states.append({"M": inner_M[:, :, p : p + 1], "pool": inner_pool[:, :, p : p + 1]})
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

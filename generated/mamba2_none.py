@@ -202,10 +202,14 @@ def _writes(*, alpha, k, dt, v, **_):
     decay_all = alpha_runs_to[..., 0]
     decay_j = alpha_runs_to[..., 1:]
     C_j = decay_j * dt
-    k_C_v = k.mT @ (C_j[..., :, None] * v)  # [k v]
+    C_v = C_j[..., :, None] * v  # [j v]
+    k_C_v = k.mT @ C_v  # [k v]
     return {
         "decay_all": decay_all,
         "k_C_v": k_C_v,
+        "decay_j": decay_j,
+        "C_j": C_j,
+        "C_v": C_v,
     }
 
 
@@ -240,9 +244,11 @@ def _pulls(*, q, d_o, alpha, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs_from = _runs_from(alpha)
     decay_t = alpha_runs_from[..., 1:]
-    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    d_q_M = d_o * decay_t[..., :, None]  # [t v]
+    q_d_q_M = q.mT @ d_q_M  # [k v]
     return {
         "q_d_q_M": q_d_q_M,
+        "d_q_M": d_q_M,
     }
 
 
@@ -255,20 +261,19 @@ def _carry_vjp(*, d_M_next, decay_all, q_d_q_M, **_):
     }
 
 
-def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, dt, **_):
+def _inputs_vjp(*, decay_j, d_M_next, M, alpha, d_o, q, k, v, dt, d_q_M, C_v, C_j, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     # d_alpha
-    alpha_runs = _runs(alpha)
-    decay_j = alpha_runs[..., -1, 1:]
     d_M_next_M = (d_M_next * M).sum((-2, -1))
-    d_m = decay_j * d_M_next_M[..., None]
+    decay_d_M_next_M = decay_j * d_M_next_M[..., None]  # [m]
+    alpha_runs = _runs(alpha)
     before_t = alpha_runs[..., :-1, 0]
-    decayed_d_m = d_m * before_t
+    d_m = decay_d_M_next_M * before_t
     decay_tj = alpha_runs[..., 1:, 1:]
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
     decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m2 = decayed_d_o_q_M * before_t
+    d_m3 = decayed_d_o_q_M * before_t
     k_d_M_next = k @ d_M_next  # [j v]
     k_d_M_next_v = (k_d_M_next * v).sum(-1)  # [j]
     k_d_M_next_v_dt = k_d_M_next_v * dt  # [j]
@@ -281,19 +286,17 @@ def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, dt, **_):
     d_mj2 = decay_tj.mT @ (d_o_v_q_k * dt[..., None, :])
     decayed_d_mj22 = (d_mj2 * before_tj).sum(-1)  # [m]
     d_t = decayed_d_mj + decayed_d_mj22
-    d_alpha = decayed_d_m + d_m2 + d_t  # [t]
+    d_alpha = d_m + d_m3 + d_t  # [t]
     # d_q
     C_tj = decay_tj * dt[..., None, :]
     d_q_k = d_o_v * C_tj  # [t j]
-    decay_t = alpha_runs[..., 1:, 0]
-    d_q = _products((d_q_k, k), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    d_q = _products((d_q_k, k), (d_q_M, M.mT))  # [t k]
     # d_dt
     d_j = k_d_M_next_v * decay_j
     d_j2 = (d_o_v_q_k * decay_tj).sum(-2)
     d_j3 = d_j + d_j2
     # d_k
-    C_j = decay_j * dt
-    d_k = _products(((C_j[..., :, None] * v), d_M_next.mT), (d_q_k.mT, q))  # [j k]
+    d_k = _products((C_v, d_M_next.mT), (d_q_k.mT, q))  # [j k]
     # d_v
     C_k_d_M_next = k_d_M_next * C_j[..., :, None]  # [j v]
     C_q_k_d_o = (C_tj * q_k).mT @ d_o  # [j v]
@@ -329,7 +332,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -458,8 +461,6 @@ def _run_backward_torch(tensors, saved, d_y):
         states = [_fresh(tensors, 1, dtype)]
         if i > 0:
             states[0] |= {"M": kept_M[:, :, i - 1 : i]}
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

@@ -258,30 +258,31 @@ def _writes(*, beta, eta, alpha, lam, k, v, **_):
     decay_j = beta_runs[..., -1, 1:]
     C_j = decay_j * eta
     alpha_runs = _runs(alpha)
-    before_tj = alpha_runs[..., :-1, 1:]
+    before_tj2 = alpha_runs[..., :-1, 1:]
     x_t = -(eta * lam)
-    C_tj = before_tj * x_t[..., None, :]
+    C_tj = before_tj2 * x_t[..., None, :]
     x_t3 = -(beta * lam)
-    C_ts = before_tj * x_t3[..., None, :]
-    before_tj3 = beta_runs[..., :-1, 1:]
-    C_tj2 = before_tj3 * eta[..., None, :]
-    C_tj6 = C_ts @ C_tj2
-    C_tj3 = C_tj + C_tj6
+    C_ts2 = before_tj2 * x_t3[..., None, :]
+    before_tj = beta_runs[..., :-1, 1:]
+    C_tj2 = before_tj * eta[..., None, :]
+    C_tj3 = C_ts2 @ C_tj2
+    C_tj7 = C_tj + C_tj3
     k_k = k @ k.mT  # [t j]
-    C_k_k = C_tj3 * k_k  # [t j]
-    before_t = alpha_runs[..., :-1, 0]
+    C_k_k = C_tj7 * k_k  # [t j]
+    before_t3 = alpha_runs[..., :-1, 0]
     C_k_k_inverses = _inverses(C_k_k)
-    rows = _solve(C_k_k, C_k_k_inverses, before_t[..., :, None] * k)  # [t k]
-    before_t2 = beta_runs[..., :-1, 0]
-    R_t2 = (before_t2[..., None, :] @ C_ts.mT).squeeze(-2)
+    rows = _solve(C_k_k, C_k_k_inverses, before_t3[..., :, None] * k)  # [t k]
+    before_t = beta_runs[..., :-1, 0]
+    C_s = x_t3 * before_t
+    R_t2 = (C_s[..., None, :] @ before_tj2.mT).squeeze(-2)
     rows2 = _solve(C_k_k, C_k_k_inverses, R_t2[..., :, None] * k)  # [t k]
     rows3 = _solve(C_k_k, C_k_k_inverses, -v)  # [t v]
     decay_all2 = alpha_runs[..., -1, 0]
     decay_j2 = alpha_runs[..., -1, 1:]
-    C_s = decay_j2 * x_t3
-    R = (C_s * before_t2).sum(-1)
+    C_s2 = decay_j2 * x_t3
+    R = (C_s2 * before_t).sum(-1)
     C_j2 = decay_j2 * x_t
-    C_j3 = (C_s[..., None, :] @ C_tj2).squeeze(-2)
+    C_j3 = (C_s2[..., None, :] @ C_tj2).squeeze(-2)
     C_j4 = C_j2 + C_j3
     return {
         "decay_all": decay_all,
@@ -292,9 +293,23 @@ def _writes(*, beta, eta, alpha, lam, k, v, **_):
         "decay_all2": decay_all2,
         "R": R,
         "C_j4": C_j4,
-        "C_tj6": C_tj6,
+        "decay_j": decay_j,
+        "before_tj2": before_tj2,
+        "before_tj22": before_tj2,
+        "C_ts2": C_ts2,
+        "before_tj": before_tj,
+        "C_tj22": C_tj2,
+        "C_tj7": C_tj7,
         "k_k": k_k,
+        "C_k_k": C_k_k,
+        "before_t3": before_t3,
+        "before_t": before_t,
+        "before_t2": before_t,
+        "C_s": C_s,
         "R_t2": R_t2,
+        "decay_j2": decay_j2,
+        "decay_j22": decay_j2,
+        "C_s2": C_s2,
     }
 
 
@@ -317,7 +332,7 @@ def _carry(*, decay_all, S, k, C_j, rows, M, rows2, rows3, decay_all2, R, C_j4, 
     }
 
 
-def _read_online(*, alpha, q, M, beta, lam, S, eta, k, x_tv2, **_):
+def _read_online(*, alpha, q, M, C_s, S, eta, lam, beta, C_tj22, k, x_tv2, **_):
     """The online read-outs of chunks, from the states before them."""
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
@@ -325,68 +340,59 @@ def _read_online(*, alpha, q, M, beta, lam, S, eta, k, x_tv2, **_):
     q_M = q @ M  # [t v]
     decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
-    x_t = -(beta * lam)
-    C_ts = decay_tj * x_t[..., None, :]
-    beta_runs = _runs(beta)
-    before_t = beta_runs[..., :-1, 0]
-    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
+    R_t = (C_s[..., None, :] @ decay_tj.mT).squeeze(-2)
     q_S = q @ S  # [t v]
     R_q_S = R_t[..., :, None] * q_S  # [t v]
-    x_t3 = -(eta * lam)
-    C_tj = decay_tj * x_t3[..., None, :]
-    before_tj = beta_runs[..., :-1, 1:]
-    C_tj2 = before_tj * eta[..., None, :]
-    C_tj3 = C_ts @ C_tj2
-    C_tj4 = C_tj + C_tj3
+    x_t = -(eta * lam)
+    C_tj = decay_tj * x_t[..., None, :]
+    x_t3 = -(beta * lam)
+    C_tj2 = (decay_tj * x_t3[..., None, :]) @ C_tj22
+    C_tj3 = C_tj + C_tj2
     q_k = q @ k.mT  # [t j]
-    C_q_k_x_tv2 = (C_tj4 * q_k) @ x_tv2
+    C_q_k_x_tv2 = (C_tj3 * q_k) @ x_tv2
     o = decayed_q_M + R_q_S + C_q_k_x_tv2  # [t v]
     return {
         "o": o,
     }
 
 
-def _pulls(*, alpha, eta, lam, C_tj6, k_k, C_j4, k, C_j, beta, q, d_o, **_):
+def _pulls(*, C_k_k, C_j4, k, C_j, alpha, eta, lam, beta, C_tj22, q, d_o, C_s, **_):
     """What the read-outs of chunks owe to the states before them."""
-    alpha_runs = _runs(alpha)
-    before_tj = alpha_runs[..., :-1, 1:]
-    x_t = -(eta * lam)
-    C_tj = before_tj * x_t[..., None, :]
-    C_tj2 = C_tj + C_tj6
-    C_tj4 = C_tj2 * k_k
     C_k = C_j4[..., :, None] * k  # [j k]
-    C_tj4_inverses = _inverses(C_tj4)
-    rows4 = _solve(C_tj4, C_tj4_inverses, C_k, transposed=True)  # [t k]
+    C_k_k_inverses = _inverses(C_k_k)
+    rows4 = _solve(C_k_k, C_k_k_inverses, C_k, transposed=True)  # [t k]
     C_k3 = C_j[..., :, None] * k  # [j k]
-    rows5 = _solve(C_tj4, C_tj4_inverses, C_k3, transposed=True)  # [t k]
+    rows5 = _solve(C_k_k, C_k_k_inverses, C_k3, transposed=True)  # [t k]
+    alpha_runs = _runs(alpha)
     decay_tj = alpha_runs[..., 1:, 1:]
-    C_tj5 = decay_tj * x_t[..., None, :]
+    x_t = -(eta * lam)
+    C_tj = decay_tj * x_t[..., None, :]
     x_t3 = -(beta * lam)
     C_ts = decay_tj * x_t3[..., None, :]
-    beta_runs = _runs(beta)
-    before_tj2 = beta_runs[..., :-1, 1:]
-    C_tj7 = before_tj2 * eta[..., None, :]
-    C_tj3 = C_ts @ C_tj7
-    C_tj8 = C_tj5 + C_tj3
+    C_tj2 = C_ts @ C_tj22
+    C_tj4 = C_tj + C_tj2
     q_k = q @ k.mT  # [t j]
-    C_q_k_d_o = (C_tj8 * q_k).mT @ d_o  # [j v]
-    rows6 = _solve(C_tj4, C_tj4_inverses, C_q_k_d_o, transposed=True)  # [t v]
-    before_t = beta_runs[..., :-1, 0]
-    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
-    q_d_q_S = q.mT @ (d_o * R_t[..., :, None])  # [k v]
-    before_t3 = alpha_runs[..., :-1, 0]
+    C_q_k_d_o = (C_tj4 * q_k).mT @ d_o  # [j v]
+    rows6 = _solve(C_k_k, C_k_k_inverses, C_q_k_d_o, transposed=True)  # [t v]
+    R_t = (C_s[..., None, :] @ decay_tj.mT).squeeze(-2)
+    d_q_S = d_o * R_t[..., :, None]  # [t v]
+    q_d_q_S = q.mT @ d_q_S  # [k v]
     decay_t = alpha_runs[..., 1:, 0]
-    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    d_q_M = d_o * decay_t[..., :, None]  # [t v]
+    q_d_q_M = q.mT @ d_q_M  # [k v]
     return {
         "rows4": rows4,
         "rows5": rows5,
         "rows6": rows6,
         "q_d_q_S": q_d_q_S,
-        "before_t3": before_t3,
         "q_d_q_M": q_d_q_M,
-        "C_tj3": C_tj3,
+        "decay_tj": decay_tj,
+        "decay_tj2": decay_tj,
+        "C_ts": C_ts,
+        "C_tj4": C_tj4,
         "q_k": q_k,
-        "R_t": R_t,
+        "d_q_S": d_q_S,
+        "d_q_M": d_q_M,
     }
 
 
@@ -411,144 +417,145 @@ def _carry_vjp(
 
 def _inputs_vjp(
     *,
-    alpha,
+    decay_j2,
     k,
     d_M_next,
     x_tv2,
     eta,
     lam,
-    beta,
+    before_tj2,
+    C_tj22,
     S,
+    before_t2,
+    beta,
+    alpha,
     M,
     before_t3,
     d_tv,
     k_k,
+    decay_tj,
     d_o,
     q_k,
     q,
-    C_tj3,
-    R_t,
+    C_tj4,
+    d_q_S,
+    d_q_M,
+    decay_j,
     d_S_next,
+    before_tj,
+    before_t,
+    C_s2,
+    C_ts2,
+    C_ts,
+    before_tj22,
+    decay_tj2,
+    decay_j22,
     C_j4,
     C_j,
-    C_tj6,
+    C_tj7,
     R_t2,
     **_,
 ):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     # d_alpha
-    alpha_runs = _runs(alpha)
-    decay_j = alpha_runs[..., -1, 1:]
     k_d_M_next = k @ d_M_next  # [j v]
     k_d_M_next_x_tv2 = (k_d_M_next * x_tv2).sum(-1)  # [j]
     x_t = -(eta * lam)
     d_j = k_d_M_next_x_tv2 * x_t
-    decayed_d_j = decay_j[..., :, None] * d_j[..., None, :]  # [m j]
-    before_tj = alpha_runs[..., :-1, 1:]
-    d_m = (decayed_d_j * before_tj).sum(-1)
-    beta_runs = _runs(beta)
-    before_tj3 = beta_runs[..., :-1, 1:]
-    C_tj = before_tj3 * eta[..., None, :]
-    d_s = (k_d_M_next_x_tv2[..., None, :] @ C_tj.mT).squeeze(-2)
+    decay_d_j = decay_j2[..., :, None] * d_j[..., None, :]  # [m j]
+    d_m = (decay_d_j * before_tj2).sum(-1)
+    d_s = (k_d_M_next_x_tv2[..., None, :] @ C_tj22.mT).squeeze(-2)
     d_M_next_S = (d_M_next * S).sum((-2, -1))
-    before_t = beta_runs[..., :-1, 0]
-    d_s2 = d_M_next_S[..., None] * before_t
+    d_s2 = d_M_next_S[..., None] * before_t2
     d_s3 = d_s + d_s2
     x_t3 = -(beta * lam)
     d_s3_x_t3 = d_s3 * x_t3  # [s]
-    d_sm = decay_j[..., None, :] * d_s3_x_t3[..., :, None]
+    decay_d_s3_x_t3 = decay_j2[..., None, :] * d_s3_x_t3[..., :, None]  # [s m]
+    alpha_runs = _runs(alpha)
     before_sm = alpha_runs[..., :-1, 1:].mT
-    decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
+    d_m3 = (decay_d_s3_x_t3 * before_sm).sum(-2)
     d_M_next_M = (d_M_next * M).sum((-2, -1))
-    d_m3 = decay_j * d_M_next_M[..., None]
-    d_m3_before_t3 = d_m3 * before_t3  # [m]
+    decay_d_M_next_M = decay_j2 * d_M_next_M[..., None]  # [m]
+    d_m4 = decay_d_M_next_M * before_t3
     k_M = k @ M  # [t v]
     d_tv_k_M = (d_tv * k_M).sum(-1)  # [t]
-    decayed_d_tv_k_M = (d_tv_k_M[..., None, :] @ before_tj).squeeze(-2)  # [m]
-    d_m4 = decayed_d_tv_k_M * before_t3
+    d_m5 = (d_tv_k_M[..., None, :] @ before_tj2).squeeze(-2)
+    d_m5_before_t3 = d_m5 * before_t3  # [m]
     k_S = k @ S  # [t v]
     d_tv_k_S = (d_tv * k_S).sum(-1)  # [t]
-    decayed_d_tv_k_S = d_tv_k_S[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts = d_tv_k_S[..., :, None] * before_t2[..., None, :]
     d_tv_x_tv2 = d_tv @ x_tv2.mT  # [t j]
-    d_tv_x_tv2_k_k = d_tv_x_tv2 * k_k  # [t j]
-    C_d_tv_x_tv2_k_k = d_tv_x_tv2_k_k @ C_tj.mT  # [t s]
-    d_ts = decayed_d_tv_k_S + C_d_tv_x_tv2_k_k
-    d_sm2 = (d_ts * x_t3[..., None, :]).mT @ before_tj
-    decayed_d_sm22 = (d_sm2 * before_sm).sum(-2)  # [m]
-    decayed_d_tj = before_tj.mT @ (d_tv_x_tv2_k_k * x_t[..., None, :])  # [m j]
-    d_m5 = (decayed_d_tj * before_tj).sum(-1)
-    decay_tj = alpha_runs[..., 1:, 1:]
+    d_C_ts2_C_tj22 = d_tv_x_tv2 * k_k
+    C_d_C_ts2_C_tj22 = d_C_ts2_C_tj22 @ C_tj22.mT  # [t s]
+    d_ts2 = d_ts + C_d_C_ts2_C_tj22
+    d_sm = (d_ts2 * x_t3[..., None, :]).mT @ before_tj2
+    decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
+    before_tj2_d_tj = before_tj2.mT @ (d_C_ts2_C_tj22 * x_t[..., None, :])  # [m j]
+    d_m6 = (before_tj2_d_tj * before_tj2).sum(-1)
     d_o_x_tv2 = d_o @ x_tv2.mT  # [t j]
-    d_o_x_tv2_q_k = d_o_x_tv2 * q_k  # [t j]
-    decayed_d_tj2 = decay_tj.mT @ (d_o_x_tv2_q_k * x_t[..., None, :])  # [m j]
-    d_m6 = (decayed_d_tj2 * before_tj).sum(-1)
-    C_d_o_x_tv2_q_k = d_o_x_tv2_q_k @ C_tj.mT  # [t s]
+    d_C_ts_C_tj22 = d_o_x_tv2 * q_k
+    decay_d_tj2 = decay_tj.mT @ (d_C_ts_C_tj22 * x_t[..., None, :])  # [m j]
+    d_m7 = (decay_d_tj2 * before_tj2).sum(-1)
+    C_d_C_ts_C_tj22 = d_C_ts_C_tj22 @ C_tj22.mT  # [t s]
     q_S = q @ S  # [t v]
     d_o_q_S = (d_o * q_S).sum(-1)  # [t]
-    decayed_d_o_q_S = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
-    d_ts2 = C_d_o_x_tv2_q_k + decayed_d_o_q_S
-    d_sm3 = (d_ts2 * x_t3[..., None, :]).mT @ decay_tj
-    decayed_d_sm3 = (d_sm3 * before_sm).sum(-2)  # [m]
+    d_ts3 = d_o_q_S[..., :, None] * before_t2[..., None, :]
+    d_ts4 = C_d_C_ts_C_tj22 + d_ts3
+    decay_d_ts4_x_t3 = (d_ts4 * x_t3[..., None, :]).mT @ decay_tj  # [s m]
+    d_m8 = (decay_d_ts4_x_t3 * before_sm).sum(-2)
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
-    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m7 = decayed_d_o_q_M * before_t3
-    d_t = d_m6 + decayed_d_sm3 + d_m7
-    d_alpha = d_m + decayed_d_sm + d_m3_before_t3 + d_m4 + decayed_d_sm22 + d_m5 + d_t  # [t]
+    decay_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m9 = decay_d_o_q_M * before_t3
+    d_t = d_m7 + d_m8 + d_m9
+    d_alpha = d_m + d_m3 + d_m4 + d_m5_before_t3 + decayed_d_sm + d_m6 + d_t  # [t]
     # d_q
-    C_tj4 = decay_tj * x_t[..., None, :]
-    C_tj5 = C_tj4 + C_tj3
-    d_q_k = d_o_x_tv2 * C_tj5  # [t j]
-    decay_t = alpha_runs[..., 1:, 0]
-    d_q = _products((d_q_k, k), ((d_o * R_t[..., :, None]), S.mT), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    d_q_k = d_o_x_tv2 * C_tj4  # [t j]
+    d_q = _products((d_q_k, k), (d_q_S, S.mT), (d_q_M, M.mT))  # [t k]
     # d_beta
-    decay_j3 = beta_runs[..., -1, 1:]
     k_d_S_next = k @ d_S_next  # [j v]
     k_d_S_next_x_tv2 = (k_d_S_next * x_tv2).sum(-1)  # [j]
     d_j2 = k_d_S_next_x_tv2 * eta
-    decayed_d_j2 = decay_j3[..., :, None] * d_j2[..., None, :]  # [m j]
-    d_m8 = (decayed_d_j2 * before_tj3).sum(-1)
+    decay_d_j2 = decay_j[..., :, None] * d_j2[..., None, :]  # [m j]
+    d_m10 = (decay_d_j2 * before_tj).sum(-1)
     d_S_next_S = (d_S_next * S).sum((-2, -1))
-    d_m9 = decay_j3 * d_S_next_S[..., None]
-    decayed_d_m9 = d_m9 * before_t
-    C_s = decay_j * x_t3
-    d_sj = C_s[..., :, None] * k_d_M_next_x_tv2[..., None, :]
-    C_ts = before_tj * x_t3[..., None, :]
-    C_ts2 = decay_tj * x_t3[..., None, :]
-    d_sj2 = _products((C_ts.mT, d_tv_x_tv2_k_k), (C_ts2.mT, d_o_x_tv2_q_k)) + d_sj
-    d_mj = before_tj3.mT @ (d_sj2 * eta[..., None, :])
-    decayed_d_mj = (d_mj * before_tj3).sum(-1)  # [m]
-    C_d_M_next_S = C_s * d_M_next_S[..., None]  # [s]
-    C_d_tv_k_S = (d_tv_k_S[..., None, :] @ C_ts).squeeze(-2)  # [s]
-    C_d_o_q_S = (d_o_q_S[..., None, :] @ C_ts2).squeeze(-2)  # [s]
-    d_s4 = C_d_M_next_S + C_d_tv_k_S + C_d_o_q_S
-    decayed_d_s4 = (d_s4[..., None, :] @ before_tj3).squeeze(-2)  # [m]
-    d_m10 = decayed_d_s4 * before_t
-    d_t2 = d_m8 + decayed_d_m9 + decayed_d_mj + d_m10
-    decayed_d_s3 = d_s3 * decay_j
-    decayed_d_ts = (d_ts * before_tj).sum(-2)  # [s]
-    decayed_d_ts2 = (d_ts2 * decay_tj).sum(-2)  # [s]
-    d_s5 = decayed_d_s3 + decayed_d_ts + decayed_d_ts2
-    d_t3 = -(d_s5 * lam)
+    decay_d_S_next_S = decay_j * d_S_next_S[..., None]  # [m]
+    d_m11 = decay_d_S_next_S * before_t
+    d_sj = C_s2[..., :, None] * k_d_M_next_x_tv2[..., None, :]
+    d_sj2 = _products((C_ts2.mT, d_C_ts2_C_tj22), (C_ts.mT, d_C_ts_C_tj22)) + d_sj
+    d_mj = before_tj.mT @ (d_sj2 * eta[..., None, :])
+    d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
+    C_d_M_next_S = C_s2 * d_M_next_S[..., None]  # [s]
+    d_s4 = (d_tv_k_S[..., None, :] @ before_tj22).squeeze(-2)
+    x_t3_d_s4 = x_t3 * d_s4
+    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj2).squeeze(-2)  # [s]
+    d_s5 = x_t3 * decay_d_o_q_S
+    d_s6 = C_d_M_next_S + x_t3_d_s4 + d_s5
+    before_tj_d_s6 = (d_s6[..., None, :] @ before_tj).squeeze(-2)  # [m]
+    d_m12 = before_tj_d_s6 * before_t
+    d_t2 = d_m10 + d_m11 + d_mj_before_tj + d_m12
+    decay_d_s3 = d_s3 * decay_j22
+    d_s7 = (d_ts2 * before_tj22).sum(-2)
+    decay_d_ts4 = (d_ts4 * decay_tj2).sum(-2)  # [s]
+    d_s8 = decay_d_s3 + d_s7 + decay_d_ts4
+    d_t3 = -(d_s8 * lam)
     d_beta = d_t2 + d_t3  # [t]
     # d_lam
-    d_j3 = k_d_M_next_x_tv2 * decay_j
-    d_j4 = (d_tv_x_tv2_k_k * before_tj).sum(-2)
-    d_j5 = (d_o_x_tv2_q_k * decay_tj).sum(-2)
+    d_j3 = k_d_M_next_x_tv2 * decay_j2
+    d_j4 = (d_C_ts2_C_tj22 * before_tj2).sum(-2)
+    d_j5 = (d_C_ts_C_tj22 * decay_tj).sum(-2)
     d_j6 = d_j3 + d_j4 + d_j5
     d_t4 = -(d_j6 * eta)
-    d_t5 = -(d_s5 * beta)
+    d_t5 = -(d_s8 * beta)
     d_lam = d_t4 + d_t5  # [t]
     # d_eta
-    d_j7 = k_d_S_next_x_tv2 * decay_j3
-    decayed_d_sj2 = (d_sj2 * before_tj3).sum(-2)  # [j]
-    d_j8 = d_j7 + decayed_d_sj2
+    d_j7 = k_d_S_next_x_tv2 * decay_j
+    d_sj2_before_tj = (d_sj2 * before_tj).sum(-2)  # [j]
+    d_j8 = d_j7 + d_sj2_before_tj
     d_t6 = -(d_j6 * lam)
     d_eta = d_j8 + d_t6  # [t]
     # d_k
-    C_tj7 = before_tj * x_t[..., None, :]
-    C_tj8 = C_tj7 + C_tj6
-    C_d_tv_x_tv2 = d_tv_x_tv2 * C_tj8  # [t j]
+    C_d_tv_x_tv2 = d_tv_x_tv2 * C_tj7  # [t j]
     d_tk = _products(((d_tv * R_t2[..., :, None]), S.mT), ((d_tv * before_t3[..., :, None]), M.mT), (C_d_tv_x_tv2, k))
     d_k = (
         _products(
@@ -594,7 +601,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -726,8 +733,6 @@ def _run_backward_torch(tensors, saved, d_y):
         states = [_fresh(tensors, 1, dtype)]
         if i > 0:
             states[0] |= {"S": kept_S[:, :, i - 1 : i], "M": kept_M[:, :, i - 1 : i]}
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

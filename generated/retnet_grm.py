@@ -214,12 +214,15 @@ def _writes(*, head, k, v, **_):
     x_t_runs_to = _runs_to(x_t)
     decay_all = x_t_runs_to[..., 0]
     decay_j = x_t_runs_to[..., 1:]
-    k_decayed_v = k.mT @ (decay_j[..., :, None] * v)  # [k v]
+    decayed_v = decay_j[..., :, None] * v  # [j v]
+    k_decayed_v = k.mT @ decayed_v  # [k v]
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
         "k_decayed_v": k_decayed_v,
         "sum_k": sum_k,
+        "decay_j": decay_j,
+        "decayed_v": decayed_v,
     }
 
 
@@ -267,11 +270,13 @@ def _pulls(*, q, d_o, head, u, d_r, count, **_):
     x_t = _spread(x[..., None], n_t)
     x_t_runs_from = _runs_from(x_t)
     decay_t = x_t_runs_from[..., 1:]
-    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    d_q_M = d_o * decay_t[..., :, None]  # [t v]
+    q_d_q_M = q.mT @ d_q_M  # [k v]
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "q_d_q_M": q_d_q_M,
         "u_d_r_count": u_d_r_count,
+        "d_q_M": d_q_M,
     }
 
 
@@ -286,10 +291,10 @@ def _carry_vjp(*, d_M_next, decay_all, q_d_q_M, d_pool_next, u_d_r_count, **_):
     }
 
 
-def _inputs_vjp(*, d_o, v, head, k, M, d_M_next, d_pool_next, u, d_r, count, q, pool, **_):
+def _inputs_vjp(*, d_o, v, head, k, d_q_M, M, d_M_next, decayed_v, d_pool_next, u, d_r, count, q, decay_j, pool, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = q.shape[-2]
-    n_j = k.shape[-2]
+    n_j = decay_j.shape[-1]
     # d_q
     d_o_v = d_o @ v.mT  # [t j]
     x = 1.0 - torch.pow(2.0, -head - 5.0)
@@ -297,11 +302,9 @@ def _inputs_vjp(*, d_o, v, head, k, M, d_M_next, d_pool_next, u, d_r, count, q, 
     x_t_runs = _runs(x_t)
     decay_tj = x_t_runs[..., 1:, 1:]
     d_q_k = d_o_v * decay_tj  # [t j]
-    decay_t = x_t_runs[..., 1:, 0]
-    d_q = _products((d_q_k, k), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    d_q = _products((d_q_k, k), (d_q_M, M.mT))  # [t k]
     # d_k
-    decay_j = x_t_runs[..., -1, 1:]
-    d_jk = (decay_j[..., :, None] * v) @ d_M_next.mT
+    d_jk = decayed_v @ d_M_next.mT
     d_r_count = d_r / count  # [t]
     causal = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
@@ -309,10 +312,10 @@ def _inputs_vjp(*, d_o, v, head, k, M, d_M_next, d_pool_next, u, d_r, count, q, 
     d_k = d_jk + d_pool_next[..., None, :] + d_jk2  # [j k]
     # d_v
     k_d_M_next = k @ d_M_next  # [j v]
-    d_jv = k_d_M_next * decay_j[..., :, None]
+    decay_k_d_M_next = k_d_M_next * decay_j[..., :, None]  # [j v]
     q_k = q @ k.mT  # [t j]
     decayed_q_k_d_o = (decay_tj * q_k).mT @ d_o  # [j v]
-    d_v = d_jv + decayed_q_k_d_o  # [j v]
+    d_v = decay_k_d_M_next + decayed_q_k_d_o  # [j v]
     # d_u
     d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
     d_u_k_k = d_u_k @ k  # [t k]
@@ -404,7 +407,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -548,13 +551,19 @@ def _saved_torch(tensors):
     o (B, H, T, V): online read-outs
     r (B, H, T): online logits
     kept_M (B, H, N, 64, 64): M at the ends of segments
+    inner_M (B, H, P, 64, 64): M before panels inside segments
+    inner_pool (B, H, P, 64): pool before panels inside segments
     pools (B, H, N, 64): pooled keys
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
     B, T, H, _ = q.shape
     V = v.shape[3]
     N = len(_segments(T))
-    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
+    P = sum(len(run) - 1 for run in _panels(T, B * H))
+    return [
+        q.new_empty(shape, dtype=dtype)
+        for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, P, 64, 64), (B, H, P, 64), (B, H, N, 64)]
+    ]
 
 
 def _run_forward_torch(tensors):
@@ -562,12 +571,17 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_M, inner_pool, pools = saved
     bank = {"cached": kept_M}
+    at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        if panel.offset:
+            inner_M[:, :, at : at + 1] = state["M"]
+            inner_pool[:, :, at : at + 1] = state["pool"]
+            at += 1
         x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, 1)
         if ends:
@@ -585,17 +599,19 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_M, inner_pool, pools = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     bank = {"cached": kept_M}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
+    at = inner_M.shape[2]
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        at -= len(run) - 1
+        for p in range(at, at + len(run) - 1):
+            states.append({"M": inner_M[:, :, p : p + 1], "pool": inner_pool[:, :, p : p + 1]})
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

@@ -201,10 +201,13 @@ def _writes(*, head, k, v, **_):
     x_t_runs_to = _runs_to(x_t)
     decay_all = x_t_runs_to[..., 0]
     decay_j = x_t_runs_to[..., 1:]
-    k_decayed_v = k.mT @ (decay_j[..., :, None] * v)  # [k v]
+    decayed_v = decay_j[..., :, None] * v  # [j v]
+    k_decayed_v = k.mT @ decayed_v  # [k v]
     return {
         "decay_all": decay_all,
         "k_decayed_v": k_decayed_v,
+        "decay_j": decay_j,
+        "decayed_v": decayed_v,
     }
 
 
@@ -244,9 +247,11 @@ def _pulls(*, q, d_o, head, **_):
     x_t = _spread(x[..., None], n_t)
     x_t_runs_from = _runs_from(x_t)
     decay_t = x_t_runs_from[..., 1:]
-    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    d_q_M = d_o * decay_t[..., :, None]  # [t v]
+    q_d_q_M = q.mT @ d_q_M  # [k v]
     return {
         "q_d_q_M": q_d_q_M,
+        "d_q_M": d_q_M,
     }
 
 
@@ -259,7 +264,7 @@ def _carry_vjp(*, d_M_next, decay_all, q_d_q_M, **_):
     }
 
 
-def _inputs_vjp(*, d_o, v, head, k, M, d_M_next, q, **_):
+def _inputs_vjp(*, d_o, v, head, k, d_q_M, M, d_M_next, decayed_v, q, decay_j, **_):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = q.shape[-2]
     # d_q
@@ -269,17 +274,15 @@ def _inputs_vjp(*, d_o, v, head, k, M, d_M_next, q, **_):
     x_t_runs = _runs(x_t)
     decay_tj = x_t_runs[..., 1:, 1:]
     d_q_k = d_o_v * decay_tj  # [t j]
-    decay_t = x_t_runs[..., 1:, 0]
-    d_q = _products((d_q_k, k), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    d_q = _products((d_q_k, k), (d_q_M, M.mT))  # [t k]
     # d_k
-    decay_j = x_t_runs[..., -1, 1:]
-    d_k = _products(((decay_j[..., :, None] * v), d_M_next.mT), (d_q_k.mT, q))  # [j k]
+    d_k = _products((decayed_v, d_M_next.mT), (d_q_k.mT, q))  # [j k]
     # d_v
     k_d_M_next = k @ d_M_next  # [j v]
-    d_jv = k_d_M_next * decay_j[..., :, None]
+    decay_k_d_M_next = k_d_M_next * decay_j[..., :, None]  # [j v]
     q_k = q @ k.mT  # [t j]
     decayed_q_k_d_o = (decay_tj * q_k).mT @ d_o  # [j v]
-    d_v = d_jv + decayed_q_k_d_o  # [j v]
+    d_v = decay_k_d_M_next + decayed_q_k_d_o  # [j v]
     return {
         "d_q": d_q,
         "d_k": d_k,
@@ -309,7 +312,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -439,8 +442,6 @@ def _run_backward_torch(tensors, saved, d_y):
         states = [_fresh(tensors, 1, dtype)]
         if i > 0:
             states[0] |= {"M": kept_M[:, :, i - 1 : i]}
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

@@ -227,13 +227,20 @@ def _writes(*, alpha, k_1, beta, v_1, k, lam, v, **_):
     decay_all = alpha_runs_to[..., 0]
     decay_j = alpha_runs_to[..., 1:]
     C_j = decay_j * beta
+    C_v_1 = C_j[..., :, None] * v_1  # [j v]
     C_j2 = decay_j * lam
-    x_kv = _products((k_1.mT, (C_j[..., :, None] * v_1)), (k.mT, (C_j2[..., :, None] * v)))
+    C_v = C_j2[..., :, None] * v  # [j v]
+    x_kv = _products((k_1.mT, C_v_1), (k.mT, C_v))
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
         "x_kv": x_kv,
         "sum_k": sum_k,
+        "decay_j": decay_j,
+        "C_j": C_j,
+        "C_v_1": C_v_1,
+        "C_j2": C_j2,
+        "C_v": C_v,
     }
 
 
@@ -278,11 +285,13 @@ def _pulls(*, q, d_o, alpha, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs_from = _runs_from(alpha)
     decay_t = alpha_runs_from[..., 1:]
-    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    d_q_M = d_o * decay_t[..., :, None]  # [t v]
+    q_d_q_M = q.mT @ d_q_M  # [k v]
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "q_d_q_M": q_d_q_M,
         "u_d_r_count": u_d_r_count,
+        "d_q_M": d_q_M,
     }
 
 
@@ -297,22 +306,46 @@ def _carry_vjp(*, d_M_next, decay_all, q_d_q_M, d_pool_next, u_d_r_count, **_):
     }
 
 
-def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, lam, k_1, v_1, beta, d_pool_next, u, d_r, count, pool, **_):
+def _inputs_vjp(
+    *,
+    decay_j,
+    d_M_next,
+    M,
+    alpha,
+    d_o,
+    q,
+    k,
+    v,
+    lam,
+    k_1,
+    v_1,
+    beta,
+    d_q_M,
+    C_v_1,
+    C_j,
+    C_v,
+    d_pool_next,
+    u,
+    d_r,
+    count,
+    C_j2,
+    pool,
+    **_,
+):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_t = count.shape[-1]
-    n_j = v_1.shape[-2]
+    n_j = C_j2.shape[-1]
     # d_alpha
-    alpha_runs = _runs(alpha)
-    decay_j = alpha_runs[..., -1, 1:]
     d_M_next_M = (d_M_next * M).sum((-2, -1))
-    d_m = decay_j * d_M_next_M[..., None]
+    decay_d_M_next_M = decay_j * d_M_next_M[..., None]  # [m]
+    alpha_runs = _runs(alpha)
     before_t = alpha_runs[..., :-1, 0]
-    decayed_d_m = d_m * before_t
+    d_m = decay_d_M_next_M * before_t
     decay_tj = alpha_runs[..., 1:, 1:]
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
     decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m2 = decayed_d_o_q_M * before_t
+    d_m3 = decayed_d_o_q_M * before_t
     k_d_M_next = k @ d_M_next  # [j v]
     k_d_M_next_v = (k_d_M_next * v).sum(-1)  # [j]
     k_d_M_next_v_lam = k_d_M_next_v * lam  # [j]
@@ -320,9 +353,9 @@ def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, lam, k_1, v_1, beta, d_pool
     k_1_d_M_next_v_1 = (k_1_d_M_next * v_1).sum(-1)  # [j]
     d_j = k_1_d_M_next_v_1 * beta
     d_j2 = k_d_M_next_v_lam + d_j
-    decayed_d_j2 = decay_j[..., :, None] * d_j2[..., None, :]  # [m j]
+    decay_d_j2 = decay_j[..., :, None] * d_j2[..., None, :]  # [m j]
     before_tj = alpha_runs[..., :-1, 1:]
-    d_m3 = (decayed_d_j2 * before_tj).sum(-1)
+    d_m4 = (decay_d_j2 * before_tj).sum(-1)
     d_o_v = d_o @ v.mT  # [t j]
     q_k = q @ k.mT  # [t j]
     d_o_v_q_k = d_o_v * q_k  # [t j]
@@ -332,24 +365,22 @@ def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, lam, k_1, v_1, beta, d_pool
     d_o_v_1_q_k_1 = d_o_v_1 * q_k_1  # [t j]
     d_tj = d_o_v_1_q_k_1 * beta[..., None, :]
     decayed_d_tj2 = decay_tj.mT @ (d_o_v_q_k_lam + d_tj)  # [m j]
-    d_m4 = (decayed_d_tj2 * before_tj).sum(-1)
-    d_t = d_m3 + d_m4
-    d_alpha = decayed_d_m + d_m2 + d_t  # [t]
+    d_m5 = (decayed_d_tj2 * before_tj).sum(-1)
+    d_t = d_m4 + d_m5
+    d_alpha = d_m + d_m3 + d_t  # [t]
     # d_q
-    decay_t = alpha_runs[..., 1:, 0]
-    decayed_d_o_M = (d_o * decay_t[..., :, None]) @ M.mT  # [t k]
+    d_q_M_M = d_q_M @ M.mT  # [t k]
     C_tj = decay_tj * lam[..., None, :]
     d_q_k = d_o_v * C_tj  # [t j]
     C_tj2 = decay_tj * beta[..., None, :]
     d_q_k_1 = d_o_v_1 * C_tj2  # [t j]
     d_tk = _products((d_q_k, k), (d_q_k_1, k_1))
-    d_q = decayed_d_o_M + d_tk  # [t k]
+    d_q = d_q_M_M + d_tk  # [t k]
     # d_beta
     d_j3 = k_1_d_M_next_v_1 * decay_j
     d_j4 = (d_o_v_1_q_k_1 * decay_tj).sum(-2)
     d_j5 = d_j3 + d_j4
-    C_j = decay_j * beta
-    d_k_1 = _products(((C_j[..., :, None] * v_1), d_M_next.mT), (d_q_k_1.mT, q))  # [j k]
+    d_k_1 = _products((C_v_1, d_M_next.mT), (d_q_k_1.mT, q))  # [j k]
     C_k_1_d_M_next = k_1_d_M_next * C_j[..., :, None]  # [j v]
     C_q_k_1_d_o = (C_tj2 * q_k_1).mT @ d_o  # [j v]
     d_v_1 = C_k_1_d_M_next + C_q_k_1_d_o  # [j v]
@@ -358,10 +389,9 @@ def _inputs_vjp(*, alpha, d_M_next, M, d_o, q, k, v, lam, k_1, v_1, beta, d_pool
     d_j7 = (d_o_v_q_k * decay_tj).sum(-2)
     d_j8 = d_j6 + d_j7
     # d_k
-    C_j2 = decay_j * lam
-    d_M_next_C_v = (C_j2[..., :, None] * v) @ d_M_next.mT  # [j k]
+    d_M_next_C_v = C_v @ d_M_next.mT  # [j k]
     d_r_count = d_r / count  # [t]
-    causal = torch.ones(n_t, n_j, dtype=alpha.dtype, device=alpha.device).tril()  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=decay_j.dtype, device=decay_j.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
     d_jk = _products((d_u_k.mT, u), (d_q_k.mT, q))
     d_k = d_M_next_C_v + d_pool_next[..., None, :] + d_jk  # [j k]
@@ -465,7 +495,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -625,13 +655,19 @@ def _saved_torch(tensors):
     o (B, H, T, V): online read-outs
     r (B, H, T): online logits
     kept_M (B, H, N, 64, 64): M at the ends of segments
+    inner_M (B, H, P, 64, 64): M before panels inside segments
+    inner_pool (B, H, P, 64): pool before panels inside segments
     pools (B, H, N, 64): pooled keys
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
     B, T, H, _ = q.shape
     V = v.shape[3]
     N = len(_segments(T))
-    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
+    P = sum(len(run) - 1 for run in _panels(T, B * H))
+    return [
+        q.new_empty(shape, dtype=dtype)
+        for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, P, 64, 64), (B, H, P, 64), (B, H, N, 64)]
+    ]
 
 
 def _run_forward_torch(tensors):
@@ -639,12 +675,17 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_M, inner_pool, pools = saved
     bank = {"cached": kept_M}
+    at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        if panel.offset:
+            inner_M[:, :, at : at + 1] = state["M"]
+            inner_pool[:, :, at : at + 1] = state["pool"]
+            at += 1
         x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, 1)
         if ends:
@@ -662,17 +703,19 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_M, inner_pool, pools = saved
     d = [torch.zeros_like(t, dtype=dtype, memory_format=torch.contiguous_format) for t in tensors]
     bank = {"cached": kept_M}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
+    at = inner_M.shape[2]
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        at -= len(run) - 1
+        for p in range(at, at + len(run) - 1):
+            states.append({"M": inner_M[:, :, p : p + 1], "pool": inner_pool[:, :, p : p + 1]})
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

@@ -221,30 +221,34 @@ TOKENS = 16  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 CARRY = {
     "decay_all": 0,
-    "k": 2,
-    "C_j": 1,
     "k22": 2,
+    "k": 2,
     "v": 2,
+    "C_k": 2,
+    "C_j": 1,
     "decay_all2": 0,
     "R": 0,
+    "C_k2": 2,
     "C_j4": 1,
     "sum_k": 1,
 }  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
 CARRY_VJP = {
-    "q_d_q_S_1": 2,
+    "d_th4_R_q": 2,
     "R": 0,
     "decay_all": 0,
     "x_th4_R_d_tv4": 2,
     "decay_all2": 0,
     "k": 2,
     "C_q_k_d_th4": 2,
-    "C_j4": 1,
-    "C_j": 1,
+    "C_k2": 2,
+    "C_k": 2,
     "x_th6": 2,
     "C_x_tv92": 2,
     "C_x_tv9": 2,
     "d_jh5": 2,
     "x_th5": 2,
+    "C_j4": 1,
+    "C_j": 1,
     "d_jv3": 2,
     "k_M_1": 2,
     "M_2": 2,
@@ -253,8 +257,8 @@ CARRY_VJP = {
     "x_tv16": 2,
     "x_tv17": 2,
     "sum_x_tv2": 1,
-    "sum_x_tv18_tv": 1,
-    "q_d_q_M_1": 2,
+    "x_t5": 1,
+    "d_th4_decayed_q": 2,
     "d_hv2": 2,
     "x_tv9": 2,
     "x_th": 2,
@@ -262,8 +266,7 @@ CARRY_VJP = {
 }
 ROWS_READ = ("k_M_1", "x_th_M_2", "x_tv9_M_2")  # what `_carry` reads of the state, and others need
 ROWS_OWED = (
-    "k_d_M_1_next",
-    "k_d_S_1_next",
+    "d_jh",
     "d_jh6",
     "x_th_d_M_2_next",
     "x_th_d_S_2_next",
@@ -303,37 +306,49 @@ def _runs_to(gate):
     return F.pad(gate.flip(-1).cumprod(-1).flip(-1), (0, 1), value=1.0)
 
 
-def _writes(*, beta, eta, k, alpha, **_):
+def _writes(*, beta, k, eta, alpha, **_):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
     beta_runs = _runs(beta)
     decay_all = beta_runs[..., -1, 0]
     decay_j = beta_runs[..., -1, 1:]
     x_t = -eta
     C_j = decay_j * x_t
+    C_k = C_j[..., :, None] * k  # [j k]
     alpha_runs_to = _runs_to(alpha)
     decay_all2 = alpha_runs_to[..., 0]
     decay_j2 = alpha_runs_to[..., 1:]
-    C_s = decay_j2 * beta
+    C_s2 = decay_j2 * beta
     before_t = beta_runs[..., :-1, 0]
-    R = (C_s * before_t).sum(-1)
+    R = (C_s2 * before_t).sum(-1)
     C_j2 = decay_j2 * x_t
     before_tj = beta_runs[..., :-1, 1:]
     C_tj = before_tj * x_t[..., None, :]
-    C_j3 = (C_s[..., None, :] @ C_tj).squeeze(-2)
+    C_j3 = (C_s2[..., None, :] @ C_tj).squeeze(-2)
     C_j4 = C_j2 + C_j3
+    C_k2 = C_j4[..., :, None] * k  # [j k]
     sum_k = k.sum(-2)
     return {
         "decay_all": decay_all,
-        "C_j": C_j,
         "k22": k,
+        "C_j": C_j,
+        "C_k": C_k,
         "decay_all2": decay_all2,
         "R": R,
         "C_j4": C_j4,
+        "C_k2": C_k2,
         "sum_k": sum_k,
+        "decay_j": decay_j,
+        "decay_j2": decay_j2,
+        "decay_j22": decay_j2,
+        "C_s2": C_s2,
+        "before_t": before_t,
+        "before_t2": before_t,
+        "before_tj": before_tj,
+        "C_tj22": C_tj,
     }
 
 
-def _carry(*, decay_all, S_1, k, C_j, k22, M_1, M_2, v, S_2, decay_all2, R, C_j4, pool, sum_k, **_):
+def _carry(*, decay_all, S_1, k22, k, M_1, M_2, v, C_k, S_2, C_j, decay_all2, R, C_k2, C_j4, pool, sum_k, **_):
     """The state after a chunk."""
     decay_S_1 = decay_all[..., None, None] * S_1  # [k h1]
     k_M_1 = k @ M_1  # [t h1]
@@ -350,20 +365,20 @@ def _carry(*, decay_all, S_1, k, C_j, k22, M_1, M_2, v, S_2, decay_all2, R, C_j4
     x_t = -(x_tv5_x_tv / (128.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 1.5))
     x_tv7 = 2.0 * x_t[..., :, None] * x_tv
     x_tv8 = x_tv6 + x_tv7
-    sum_x_tv8_tv = x_tv8.sum(-1)  # [t]
-    x_t2 = -(sum_x_tv8_tv / 64.0)
+    sum_x_tv8 = x_tv8.sum(-1)  # [t]
+    x_t2 = -(sum_x_tv8 / 64.0)
     x_tv9 = x_tv8 + x_t2[..., :, None]
     x_tv9_M_2 = x_tv9 @ M_2.mT  # [t h1]
     x_th2 = _gelu_vjp(x_tv9_M_2, k_M_1)
-    k_C_x_th2 = k.mT @ (C_j[..., :, None] * x_th2)  # [k h1]
-    S_1_next = decay_S_1 + k_C_x_th2  # [k h1]
+    x_th2_C_k = C_k.mT @ x_th2  # [k h1]
+    S_1_next = decay_S_1 + x_th2_C_k  # [k h1]
     decay_S_2 = decay_all[..., None, None] * S_2  # [h1 v]
     x_th_C_x_tv9 = x_th.mT @ (C_j[..., :, None] * x_tv9)  # [h1 v]
     S_2_next = decay_S_2 + x_th_C_x_tv9  # [h1 v]
     decay_M_1 = decay_all2[..., None, None] * M_1  # [k h1]
     R_S_1 = R[..., None, None] * S_1  # [k h1]
-    k_C_x_th22 = k.mT @ (C_j4[..., :, None] * x_th2)  # [k h1]
-    M_1_next = decay_M_1 + R_S_1 + k_C_x_th22  # [k h1]
+    x_th2_C_k2 = C_k2.mT @ x_th2  # [k h1]
+    M_1_next = decay_M_1 + R_S_1 + x_th2_C_k2  # [k h1]
     decay_M_2 = decay_all2[..., None, None] * M_2  # [h1 v]
     R_S_2 = R[..., None, None] * S_2  # [h1 v]
     x_th_C_x_tv92 = x_th.mT @ (C_j4[..., :, None] * x_tv9)  # [h1 v]
@@ -382,30 +397,40 @@ def _carry(*, decay_all, S_1, k, C_j, k22, M_1, M_2, v, S_2, decay_all2, R, C_j4
 
 
 def _read_online(
-    *, q, alpha, M_1, beta, S_1, eta, k, x_tv9_M_2, k_M_1, M_2, S_2, k22, x_th_M_2, v, u, pool, count, **_
+    *,
+    q,
+    alpha,
+    M_1,
+    beta,
+    before_t2,
+    S_1,
+    eta,
+    C_tj22,
+    k,
+    x_tv9_M_2,
+    k_M_1,
+    M_2,
+    S_2,
+    k22,
+    x_th_M_2,
+    v,
+    u,
+    pool,
+    count,
+    **_,
 ):
     """The online read-outs of chunks, from the states before them."""
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    q_M_1 = q @ M_1  # [t h1]
-    decayed_q_M_1 = decay_t[..., :, None] * q_M_1  # [t h1]
     decay_tj = alpha_runs[..., 1:, 1:]
-    C_ts = decay_tj * beta[..., None, :]
-    beta_runs = _runs(beta)
-    before_t = beta_runs[..., :-1, 0]
-    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
-    q_S_1 = q @ S_1  # [t h1]
-    R_q_S_1 = R_t[..., :, None] * q_S_1  # [t h1]
+    R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
-    before_tj = beta_runs[..., :-1, 1:]
-    C_tj2 = before_tj * x_t[..., None, :]
-    C_tj3 = C_ts @ C_tj2
-    C_tj4 = C_tj + C_tj3
+    C_tj2 = (decay_tj * beta[..., None, :]) @ C_tj22
+    C_tj3 = C_tj + C_tj2
     q_k = q @ k.mT  # [t j]
     x_th = _gelu_vjp(x_tv9_M_2, k_M_1)
-    C_q_k_x_th = (C_tj4 * q_k) @ x_th
-    x_th3 = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th
+    x_th3 = _products(((decay_t[..., :, None] * q), M_1), ((R_t[..., :, None] * q), S_1), ((C_tj3 * q_k), x_th))
     x_th4 = F.gelu(x_th3)
     x_th4_M_2 = x_th4 @ M_2  # [t v]
     x_tv = decay_t[..., :, None] * x_th4_M_2
@@ -424,10 +449,10 @@ def _read_online(
     x_t3 = -(x_tv6_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
     x_tv8 = 2.0 * x_t3[..., :, None] * x_tv2
     x_tv9 = x_tv7 + x_tv8
-    sum_x_tv9_tv = x_tv9.sum(-1)  # [t]
-    x_t4 = -(sum_x_tv9_tv / 64.0)
+    sum_x_tv9 = x_tv9.sum(-1)  # [t]
+    x_t4 = -(sum_x_tv9 / 64.0)
     x_tv10 = x_tv9 + x_t4[..., :, None]
-    x_tv11 = (C_tj4 * x_th4_x_th5) @ x_tv10
+    x_tv11 = (C_tj3 * x_th4_x_th5) @ x_tv10
     x_tv12 = x_tv + R_x_th4_S_2 + x_tv11
     sum_x_tv12 = x_tv12.sum(-1)  # [t]
     x_tv13 = x_tv12 - sum_x_tv12[..., :, None] / 64.0
@@ -450,13 +475,15 @@ def _pulls(
     x_th_M_2,
     k22,
     v,
-    q,
     d_o,
     alpha,
+    q,
     M_1,
     beta,
+    before_t2,
     S_1,
     eta,
+    C_tj22,
     k,
     x_tv9_M_2,
     M_2,
@@ -481,31 +508,24 @@ def _pulls(
     x_tv6 = x_tv5 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
     x_tv7 = 2.0 * x_t3[..., :, None] * x_tv
     x_tv8 = x_tv6 + x_tv7
-    sum_x_tv8_tv = x_tv8.sum(-1)  # [t]
-    x_t = -(sum_x_tv8_tv / 64.0)
+    sum_x_tv8 = x_tv8.sum(-1)  # [t]
+    x_t = -(sum_x_tv8 / 64.0)
     x_tv9 = x_tv8 + x_t[..., :, None]
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    q_M_1 = q @ M_1  # [t h1]
-    decayed_q_M_1 = decay_t[..., :, None] * q_M_1  # [t h1]
+    decayed_q = decay_t[..., :, None] * q  # [t k]
     decay_tj = alpha_runs[..., 1:, 1:]
-    C_ts = decay_tj * beta[..., None, :]
-    beta_runs = _runs(beta)
-    before_t = beta_runs[..., :-1, 0]
-    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
-    q_S_1 = q @ S_1  # [t h1]
-    R_q_S_1 = R_t[..., :, None] * q_S_1  # [t h1]
+    R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    R_q = R_t[..., :, None] * q  # [t k]
     x_t2 = -eta
     C_tj = decay_tj * x_t2[..., None, :]
-    before_tj = beta_runs[..., :-1, 1:]
-    C_tj2 = before_tj * x_t2[..., None, :]
-    C_tj3 = C_ts @ C_tj2
-    C_tj4 = C_tj + C_tj3
+    C_ts = decay_tj * beta[..., None, :]
+    C_tj2 = C_ts @ C_tj22
+    C_tj4 = C_tj + C_tj2
     q_k = q @ k.mT  # [t j]
     C_q_k = C_tj4 * q_k  # [t j]
     x_th2 = _gelu_vjp(x_tv9_M_2, k_M_1)
-    C_q_k_x_th2 = C_q_k @ x_th2
-    x_th3 = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th2
+    x_th3 = _products((decayed_q, M_1), (R_q, S_1), (C_q_k, x_th2))
     x_th4 = F.gelu(x_th3)
     x_th4_M_2 = x_th4 @ M_2  # [t v]
     x_tv10 = decay_t[..., :, None] * x_th4_M_2
@@ -523,19 +543,16 @@ def _pulls(
     d_t = -(d_o_x_tv13 / (128.0 * (sum_x_tv14 / 64.0 + 1e-05) ** 1.5))
     d_tv2 = 2.0 * d_t[..., :, None] * x_tv13
     d_tv3 = d_tv + d_tv2
-    sum_d_tv3_tv = d_tv3.sum(-1)  # [t]
-    d_t2 = -(sum_d_tv3_tv / 64.0)
+    sum_d_tv3 = d_tv3.sum(-1)  # [t]
+    d_t2 = -(sum_d_tv3 / 64.0)
     d_tv4 = d_tv3 + d_t2[..., :, None]
     d_tv4_x_tv9 = d_tv4 @ x_tv9.mT  # [t j]
     C_d_tv4_x_tv9 = d_tv4_x_tv9 * C_tj4  # [t j]
-    d_th = C_d_tv4_x_tv9 @ x_th
     R_d_tv4 = d_tv4 * R_t[..., :, None]
-    R_d_tv4_S_2 = R_d_tv4 @ S_2.mT  # [t h1]
     decayed_d_tv4 = d_tv4 * decay_t[..., :, None]
-    d_th2 = decayed_d_tv4 @ M_2.mT
-    d_th3 = d_th + R_d_tv4_S_2 + d_th2
+    d_th3 = _products((C_d_tv4_x_tv9, x_th), (R_d_tv4, S_2.mT), (decayed_d_tv4, M_2.mT))
     d_th4 = _gelu_vjp(d_th3, x_th3)
-    q_d_q_S_1 = q.mT @ (d_th4 * R_t[..., :, None])  # [k h1]
+    d_th4_R_q = R_q.mT @ d_th4  # [k h1]
     x_th4_R_d_tv4 = x_th4.mT @ R_d_tv4  # [h1 v]
     C_q_k_d_th4 = C_q_k.mT @ d_th4  # [j h1]
     x_th6 = 0.3989422804014327 * x_tv9_M_2 * (2.0 - k_M_1 * k_M_1) * torch.exp(-(k_M_1 * k_M_1 / 2.0))
@@ -545,9 +562,8 @@ def _pulls(
     d_jv3 = C_x_th4_x_th.mT @ d_tv4
     x_tv16 = -(x_tv5 / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
     x_tv17 = -(x_tv / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
-    x_tv15 = 3.0 * x_tv5 * x_tv / (16384.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 2.5)
-    sum_x_tv18_tv = x_tv15.sum(-1)  # [t]
-    q_d_q_M_1 = q.mT @ (d_th4 * decay_t[..., :, None])  # [k h1]
+    x_t5 = 3.0 * x_tv5_x_tv / (16384.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 2.5)
+    d_th4_decayed_q = decayed_q.mT @ d_th4  # [k h1]
     d_hv2 = x_th4.mT @ decayed_d_tv4
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
@@ -557,7 +573,7 @@ def _pulls(
         "x_t3": x_t3,
         "x_tv9": x_tv9,
         "x_th5": x_th,
-        "q_d_q_S_1": q_d_q_S_1,
+        "d_th4_R_q": d_th4_R_q,
         "x_th4_R_d_tv4": x_th4_R_d_tv4,
         "C_q_k_d_th4": C_q_k_d_th4,
         "x_th6": x_th6,
@@ -567,30 +583,29 @@ def _pulls(
         "d_jv3": d_jv3,
         "x_tv16": x_tv16,
         "x_tv17": x_tv17,
-        "sum_x_tv18_tv": sum_x_tv18_tv,
-        "q_d_q_M_1": q_d_q_M_1,
+        "x_t5": x_t5,
+        "d_th4_decayed_q": d_th4_decayed_q,
         "d_hv2": d_hv2,
         "u_d_r_count": u_d_r_count,
-        "q_M_1": q_M_1,
+        "decay_t": decay_t,
+        "decay_tj": decay_tj,
+        "decay_tj2": decay_tj,
         "R_t": R_t,
-        "q_S_1": q_S_1,
-        "C_tj3": C_tj3,
+        "C_ts": C_ts,
+        "C_tj4": C_tj4,
         "q_k": q_k,
-        "C_q_k_x_th2": C_q_k_x_th2,
         "x_th4_M_2": x_th4_M_2,
         "x_th4_S_2": x_th4_S_2,
         "x_th4_x_th": x_th4_x_th,
-        "x_tv11": x_tv11,
+        "d_tv4": d_tv4,
         "d_tv4_x_tv9": d_tv4_x_tv9,
-        "d_th": d_th,
-        "R_d_tv4_S_2": R_d_tv4_S_2,
-        "d_th2": d_th2,
+        "d_th4": d_th4,
     }
 
 
 def _carry_vjp(
     *,
-    q_d_q_S_1,
+    d_th4_R_q,
     d_M_1_next,
     R,
     d_S_1_next,
@@ -601,13 +616,15 @@ def _carry_vjp(
     decay_all2,
     k,
     C_q_k_d_th4,
-    C_j4,
-    C_j,
+    C_k2,
+    C_k,
     x_th6,
     C_x_tv92,
     C_x_tv9,
     d_jh5,
     x_th5,
+    C_j4,
+    C_j,
     d_jv3,
     k_M_1,
     M_2,
@@ -616,8 +633,8 @@ def _carry_vjp(
     x_tv16,
     x_tv17,
     sum_x_tv2,
-    sum_x_tv18_tv,
-    q_d_q_M_1,
+    x_t5,
+    d_th4_decayed_q,
     d_hv2,
     x_tv9,
     x_th,
@@ -630,17 +647,13 @@ def _carry_vjp(
     R_d_M_1_next = d_M_1_next * R[..., None, None]  # [k h1]
     decay_d_S_1_next = d_S_1_next * decay_all[..., None, None]  # [k h1]
     d_kh = R_d_M_1_next + decay_d_S_1_next
-    d_S_1 = q_d_q_S_1 + d_kh  # [k h1]
+    d_S_1 = d_th4_R_q + d_kh  # [k h1]
     R_d_M_2_next = d_M_2_next * R[..., None, None]  # [h1 v]
     decay_d_S_2_next = d_S_2_next * decay_all[..., None, None]  # [h1 v]
     d_hv = R_d_M_2_next + decay_d_S_2_next
     d_S_2 = x_th4_R_d_tv4 + d_hv  # [h1 v]
     decay_d_M_1_next = d_M_1_next * decay_all2[..., None, None]  # [k h1]
-    k_d_M_1_next = k @ d_M_1_next  # [j h1]
-    C_k_d_M_1_next = k_d_M_1_next * C_j4[..., :, None]  # [j h1]
-    k_d_S_1_next = k @ d_S_1_next  # [j h1]
-    C_k_d_S_1_next = k_d_S_1_next * C_j[..., :, None]  # [j h1]
-    d_jh = C_k_d_M_1_next + C_k_d_S_1_next
+    d_jh = _products((C_k2, d_M_1_next), (C_k, d_S_1_next))
     d_jh2 = C_q_k_d_th4 + d_jh
     d_jh2_x_th6 = d_jh2 * x_th6
     d_jh6 = _products((C_x_tv92, d_M_2_next.mT), (C_x_tv9, d_S_2_next.mT)) + d_jh5
@@ -664,20 +677,20 @@ def _carry_vjp(
     d_tv6 = d_t_x_tv17 + d_tv4
     d_tv7 = 2.0 * d_tv6
     d_tv8 = d_tv7 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
-    d_t2 = d_t * sum_x_tv18_tv
+    d_t_x_t5 = d_t * x_t5
     d_tv2_x_tv16 = (d_tv2 * x_tv16).sum(-1)  # [t]
     d_tv7_x_tv17 = (d_tv7 * x_tv17).sum(-1)  # [t]
-    d_t3 = d_t2 + d_tv2_x_tv16 + d_tv7_x_tv17
-    d_tv9 = 2.0 * d_t3[..., :, None] * x_tv
+    d_t2 = d_t_x_t5 + d_tv2_x_tv16 + d_tv7_x_tv17
+    d_tv9 = 2.0 * d_t2[..., :, None] * x_tv
     d_tv10 = d_tv3 + d_t_x_tv16 + d_tv8 + d_tv9
-    sum_d_tv10_tv = d_tv10.sum(-1)  # [t]
-    d_t4 = -(sum_d_tv10_tv / 64.0)
-    d_x_th_M_2 = d_tv10 + d_t4[..., :, None]  # [t v]
+    sum_d_tv10 = d_tv10.sum(-1)  # [t]
+    d_t3 = -(sum_d_tv10 / 64.0)
+    d_x_th_M_2 = d_tv10 + d_t3[..., :, None]  # [t v]
     d_x_th_M_2_M_2 = d_x_th_M_2 @ M_2.mT  # [t h1]
     d_th6 = d_jh6 + d_x_th_M_2_M_2
     d_th = _gelu_vjp(d_th6, k_M_1)
     k_d_th2 = k.mT @ (d_jh2_x_th6 + d_th)  # [k h1]
-    d_M_1 = decay_d_M_1_next + k_d_th2 + q_d_q_M_1  # [k h1]
+    d_M_1 = decay_d_M_1_next + k_d_th2 + d_th4_decayed_q  # [k h1]
     decay_d_M_2_next = d_M_2_next * decay_all2[..., None, None]  # [h1 v]
     d_M_2 = _products((d_x_tv9_M_2.mT, x_tv9), (x_th.mT, d_x_th_M_2)) + decay_d_M_2_next + d_hv2  # [h1 v]
     d_pool = d_pool_next + u_d_r_count  # [k]
@@ -687,8 +700,7 @@ def _carry_vjp(
         "d_M_1": d_M_1,
         "d_M_2": d_M_2,
         "d_pool": d_pool,
-        "k_d_M_1_next": k_d_M_1_next,
-        "k_d_S_1_next": k_d_S_1_next,
+        "d_jh": d_jh,
         "d_jh6": d_jh6,
         "x_th_d_M_2_next": x_th_d_M_2_next,
         "x_th_d_S_2_next": x_th_d_S_2_next,
@@ -699,50 +711,56 @@ def _carry_vjp(
 
 def _inputs_vjp(
     *,
-    d_th,
-    R_d_tv4_S_2,
-    d_th2,
-    alpha,
-    q_M_1,
-    R_t,
-    q_S_1,
-    C_q_k_x_th2,
+    d_th4,
     x_tv9_M_2,
     k_M_1,
-    eta,
-    C_tj3,
+    C_tj4,
     k,
+    R_t,
     S_1,
+    decay_t,
     M_1,
     d_o,
+    decay_j2,
     x_th_d_M_2_next,
     x_tv9,
-    k_d_M_1_next,
-    beta,
+    d_M_1_next,
+    eta,
+    alpha,
+    C_tj22,
     d_M_2_next,
     S_2,
-    d_M_1_next,
+    before_t2,
+    beta,
     M_2,
+    decay_tj,
     d_tv4_x_tv9,
     x_th4_x_th,
     q_k,
-    x_th4_M_2,
+    d_tv4,
     x_th4_S_2,
-    x_tv11,
+    q,
+    x_th4_M_2,
+    decay_j,
     x_th_d_S_2_next,
-    k_d_S_1_next,
-    d_S_2_next,
     d_S_1_next,
+    before_tj,
+    d_S_2_next,
+    before_t,
+    C_s2,
+    C_ts,
+    decay_tj2,
+    decay_j22,
     C_j4,
     C_j,
     C_q_k_d_th4,
+    d_jh,
     x_th6,
     d_th6,
     d_tv5,
     x_tv,
     x_tv17,
     sum_x_tv2,
-    q,
     d_pool_next,
     u,
     d_r,
@@ -753,147 +771,118 @@ def _inputs_vjp(
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
     n_v = x_tv17.shape[-1]
     n_t = count.shape[-1]
-    n_j = C_q_k_d_th4.shape[-2]
-    d_th3 = d_th + R_d_tv4_S_2 + d_th2
-    alpha_runs = _runs(alpha)
-    decay_t = alpha_runs[..., 1:, 0]
-    decayed_q_M_1 = decay_t[..., :, None] * q_M_1  # [t h1]
-    R_q_S_1 = R_t[..., :, None] * q_S_1  # [t h1]
-    x_th = decayed_q_M_1 + R_q_S_1 + C_q_k_x_th2
-    d_th4 = _gelu_vjp(d_th3, x_th)
-    x_th2 = _gelu_vjp(x_tv9_M_2, k_M_1)
-    d_th4_x_th2 = d_th4 @ x_th2.mT  # [t j]
-    decay_tj = alpha_runs[..., 1:, 1:]
-    x_t = -eta
-    C_tj = decay_tj * x_t[..., None, :]
-    C_tj2 = C_tj + C_tj3
-    d_q_k = d_th4_x_th2 * C_tj2  # [t j]
-    d_q = _products((d_q_k, k), ((d_th4 * R_t[..., :, None]), S_1.mT), ((d_th4 * decay_t[..., :, None]), M_1.mT)) + d_o
-    decay_j = alpha_runs[..., -1, 1:]
+    n_j = d_jh.shape[-2]
+    x_th = _gelu_vjp(x_tv9_M_2, k_M_1)
+    d_th4_x_th = d_th4 @ x_th.mT  # [t j]
+    d_q_k = d_th4_x_th * C_tj4  # [t j]
+    d_q_k_k = d_q_k @ k  # [t k]
+    d_th4_S_1 = d_th4 @ S_1.mT  # [t k]
+    R_d_th4_S_1 = R_t[..., :, None] * d_th4_S_1  # [t k]
+    d_th4_M_1 = d_th4 @ M_1.mT  # [t k]
+    decay_d_th4_M_1 = decay_t[..., :, None] * d_th4_M_1  # [t k]
+    d_q = d_q_k_k + R_d_th4_S_1 + decay_d_th4_M_1 + d_o  # [t k]
     x_j = (x_th_d_M_2_next * x_tv9).sum(-1)
-    x_j2 = (k_d_M_1_next * x_th2).sum(-1)
-    x_j3 = x_j + x_j2
-    x_j3_x_t = x_j3 * x_t  # [j]
-    decayed_x_j3_x_t = decay_j[..., :, None] * x_j3_x_t[..., None, :]  # [m j]
-    before_tj = alpha_runs[..., :-1, 1:]
-    x_m = (decayed_x_j3_x_t * before_tj).sum(-1)
-    beta_runs = _runs(beta)
-    before_tj3 = beta_runs[..., :-1, 1:]
-    C_tj4 = before_tj3 * x_t[..., None, :]
-    C_x_j3 = (x_j3[..., None, :] @ C_tj4.mT).squeeze(-2)  # [s]
+    x_th_d_M_1_next = x_th @ d_M_1_next.mT  # [j k]
+    d_j = (k * x_th_d_M_1_next).sum(-1)
+    d_j2 = x_j + d_j
+    x_t = -eta
+    d_j2_x_t = d_j2 * x_t  # [j]
+    decay_d_j2_x_t = decay_j2[..., :, None] * d_j2_x_t[..., None, :]  # [m j]
+    alpha_runs = _runs(alpha)
+    before_tj2 = alpha_runs[..., :-1, 1:]
+    d_m = (decay_d_j2_x_t * before_tj2).sum(-1)
+    C_d_j2 = (d_j2[..., None, :] @ C_tj22.mT).squeeze(-2)  # [s]
     d_M_2_next_S_2 = (d_M_2_next * S_2).sum((-2, -1))
     d_M_1_next_S_1 = (d_M_1_next * S_1).sum((-2, -1))
     d = d_M_2_next_S_2 + d_M_1_next_S_1
-    before_t = beta_runs[..., :-1, 0]
-    decayed_d = d[..., None] * before_t  # [s]
-    d_s = C_x_j3 + decayed_d
+    d_before_t2 = d[..., None] * before_t2  # [s]
+    d_s = C_d_j2 + d_before_t2
     d_s_beta = d_s * beta  # [s]
-    decayed_d_s_beta = decay_j[..., None, :] * d_s_beta[..., :, None]  # [s m]
+    decay_d_s_beta = decay_j2[..., None, :] * d_s_beta[..., :, None]  # [s m]
     before_sm = alpha_runs[..., :-1, 1:].mT
-    d_m = (decayed_d_s_beta * before_sm).sum(-2)
+    d_m3 = (decay_d_s_beta * before_sm).sum(-2)
     d_M_2_next_M_2 = (d_M_2_next * M_2).sum((-2, -1))
     d_M_1_next_M_1 = (d_M_1_next * M_1).sum((-2, -1))
     d2 = d_M_2_next_M_2 + d_M_1_next_M_1
-    decayed_d2 = decay_j * d2[..., None]  # [m]
+    decay_d2 = decay_j2 * d2[..., None]  # [m]
     before_t3 = alpha_runs[..., :-1, 0]
-    d_m3 = decayed_d2 * before_t3
+    decayed_decay_d2 = decay_d2 * before_t3  # [m]
     d_tj = d_tv4_x_tv9 * x_th4_x_th
-    d_th4_x_th2_q_k = d_th4_x_th2 * q_k  # [t j]
-    d_tj2 = d_tj + d_th4_x_th2_q_k
-    d_mj = decay_tj.mT @ (d_tj2 * x_t[..., None, :])
-    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
-    C_d_tj2 = d_tj2 @ C_tj4.mT  # [t s]
-    x_tv2 = decay_t[..., :, None] * x_th4_M_2
-    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
-    x_tv3 = x_tv2 + R_x_th4_S_2 + x_tv11
-    sum_x_tv3 = x_tv3.sum(-1)  # [t]
-    x_tv4 = x_tv3 - sum_x_tv3[..., :, None] / 64.0
-    sum_x_tv5 = (x_tv4 * x_tv4).sum(-1)  # [t]
-    d_tv = d_o / torch.sqrt(sum_x_tv5[..., :, None] / 64.0 + 1e-05)
-    d_o_x_tv4 = (d_o * x_tv4).sum(-1)  # [t]
-    d_t = -(d_o_x_tv4 / (128.0 * (sum_x_tv5 / 64.0 + 1e-05) ** 1.5))
-    d_tv2 = 2.0 * d_t[..., :, None] * x_tv4
-    d_tv3 = d_tv + d_tv2
-    sum_d_tv3_tv = d_tv3.sum(-1)  # [t]
-    d_t2 = -(sum_d_tv3_tv / 64.0)
-    d_tv4 = d_tv3 + d_t2[..., :, None]
+    d_th4_x_th_q_k = d_th4_x_th * q_k  # [t j]
+    d_C_ts_C_tj22 = d_tj + d_th4_x_th_q_k
+    decay_d_tj2 = decay_tj.mT @ (d_C_ts_C_tj22 * x_t[..., None, :])  # [m j]
+    d_m4 = (decay_d_tj2 * before_tj2).sum(-1)
+    C_d_C_ts_C_tj22 = d_C_ts_C_tj22 @ C_tj22.mT  # [t s]
     d_tv4_x_th4_S_2 = (d_tv4 * x_th4_S_2).sum(-1)  # [t]
-    d_th4_q_S_1 = (d_th4 * q_S_1).sum(-1)  # [t]
-    d_t3 = d_tv4_x_th4_S_2 + d_th4_q_S_1
-    decayed_d_t3 = d_t3[..., :, None] * before_t[..., None, :]  # [t s]
-    d_ts = C_d_tj2 + decayed_d_t3
-    d_sm = (d_ts * beta[..., None, :]).mT @ decay_tj
-    decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
+    q_d_th4_S_1 = (q * d_th4_S_1).sum(-1)  # [t]
+    d_t = d_tv4_x_th4_S_2 + q_d_th4_S_1
+    d_t_before_t2 = d_t[..., :, None] * before_t2[..., None, :]  # [t s]
+    d_ts = C_d_C_ts_C_tj22 + d_t_before_t2
+    decay_d_ts_beta = (d_ts * beta[..., None, :]).mT @ decay_tj  # [s m]
+    d_m5 = (decay_d_ts_beta * before_sm).sum(-2)
     d_tv4_x_th4_M_2 = (d_tv4 * x_th4_M_2).sum(-1)  # [t]
-    d_th4_q_M_1 = (d_th4 * q_M_1).sum(-1)  # [t]
-    decayed_d_t4 = ((d_tv4_x_th4_M_2 + d_th4_q_M_1)[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m4 = decayed_d_t4 * before_t3
-    d_t5 = decayed_d_mj + decayed_d_sm + d_m4
-    d_alpha = x_m + d_m + d_m3 + d_t5  # [t]
-    decay_j3 = beta_runs[..., -1, 1:]
-    x_j4 = (x_th_d_S_2_next * x_tv9).sum(-1)
-    x_j5 = (k_d_S_1_next * x_th2).sum(-1)
-    x_j6 = x_j4 + x_j5
-    x_j6_x_t = x_j6 * x_t  # [j]
-    decayed_x_j6_x_t = decay_j3[..., :, None] * x_j6_x_t[..., None, :]  # [m j]
-    x_m3 = (decayed_x_j6_x_t * before_tj3).sum(-1)
+    q_d_th4_M_1 = (q * d_th4_M_1).sum(-1)  # [t]
+    decay_d_t2 = ((d_tv4_x_th4_M_2 + q_d_th4_M_1)[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m6 = decay_d_t2 * before_t3
+    d_t3 = d_m4 + d_m5 + d_m6
+    d_alpha = d_m + d_m3 + decayed_decay_d2 + d_t3  # [t]
+    x_j2 = (x_th_d_S_2_next * x_tv9).sum(-1)
+    x_th_d_S_1_next = x_th @ d_S_1_next.mT  # [j k]
+    d_j3 = (k * x_th_d_S_1_next).sum(-1)
+    d_j4 = x_j2 + d_j3
+    d_j4_x_t = d_j4 * x_t  # [j]
+    decay_d_j4_x_t = decay_j[..., :, None] * d_j4_x_t[..., None, :]  # [m j]
+    d_m7 = (decay_d_j4_x_t * before_tj).sum(-1)
     d_S_2_next_S_2 = (d_S_2_next * S_2).sum((-2, -1))
     d_S_1_next_S_1 = (d_S_1_next * S_1).sum((-2, -1))
     d3 = d_S_2_next_S_2 + d_S_1_next_S_1
-    decayed_d3 = decay_j3 * d3[..., None]  # [m]
-    d_m5 = decayed_d3 * before_t
-    C_s = decay_j * beta
-    C_x_j32 = C_s[..., :, None] * x_j3[..., None, :]  # [s j]
-    C_ts = decay_tj * beta[..., None, :]
-    C_d_tj22 = C_ts.mT @ d_tj2  # [s j]
-    d_sj = C_x_j32 + C_d_tj22
-    decayed_d_sj_x_t = before_tj3.mT @ (d_sj * x_t[..., None, :])  # [m j]
-    d_m6 = (decayed_d_sj_x_t * before_tj3).sum(-1)
-    C_d = C_s * d[..., None]  # [s]
-    C_d_t3 = (d_t3[..., None, :] @ C_ts).squeeze(-2)  # [s]
-    d_s2 = C_d + C_d_t3
-    decayed_d_s2 = (d_s2[..., None, :] @ before_tj3).squeeze(-2)  # [m]
-    d_m7 = decayed_d_s2 * before_t
-    decayed_d_s = d_s * decay_j
-    decayed_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
-    d_s3 = decayed_d_s + decayed_d_ts
-    d_beta = x_m3 + d_m5 + d_m6 + d_m7 + d_s3  # [t]
-    decayed_x_j3 = x_j3 * decay_j
-    decayed_x_j6 = x_j6 * decay_j3
-    decayed_d_sj = (d_sj * before_tj3).sum(-2)  # [j]
-    decayed_d_tj2 = (d_tj2 * decay_tj).sum(-2)  # [j]
-    d_j = decayed_x_j3 + decayed_x_j6 + decayed_d_sj + decayed_d_tj2
-    d_eta = -d_j  # [t]
-    C_k_d_M_1_next = k_d_M_1_next * C_j4[..., :, None]  # [j h1]
-    C_k_d_S_1_next = k_d_S_1_next * C_j[..., :, None]  # [j h1]
-    x_jh = C_k_d_M_1_next + C_k_d_S_1_next
-    x_jh2 = C_q_k_d_th4 + x_jh
-    x_jh2_x_th6 = x_jh2 * x_th6
-    d_th5 = _gelu_vjp(d_th6, k_M_1)
-    d_th7_M_1 = (x_jh2_x_th6 + d_th5) @ M_1.mT  # [t k]
+    decay_d3 = decay_j * d3[..., None]  # [m]
+    d_m8 = decay_d3 * before_t
+    C_d_j22 = C_s2[..., :, None] * d_j2[..., None, :]  # [s j]
+    C_d_C_ts_C_tj222 = C_ts.mT @ d_C_ts_C_tj22  # [s j]
+    d_sj = C_d_j22 + C_d_C_ts_C_tj222
+    d_mj = before_tj.mT @ (d_sj * x_t[..., None, :])
+    d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
+    C_d = C_s2 * d[..., None]  # [s]
+    decay_d_t = (d_t[..., None, :] @ decay_tj2).squeeze(-2)  # [s]
+    beta_decay_d_t = beta * decay_d_t  # [s]
+    d_s2 = C_d + beta_decay_d_t
+    before_tj_d_s2 = (d_s2[..., None, :] @ before_tj).squeeze(-2)  # [m]
+    d_m9 = before_tj_d_s2 * before_t
+    decay_d_s = d_s * decay_j22
+    decay_d_ts = (d_ts * decay_tj2).sum(-2)  # [s]
+    d_s3 = decay_d_s + decay_d_ts
+    d_beta = d_m7 + d_m8 + d_mj_before_tj + d_m9 + d_s3  # [t]
+    decay_d_j2 = d_j2 * decay_j2
+    decay_d_j4 = d_j4 * decay_j
+    d_sj_before_tj = (d_sj * before_tj).sum(-2)  # [j]
+    d_j5 = (d_C_ts_C_tj22 * decay_tj).sum(-2)
+    d_j6 = decay_d_j2 + decay_d_j4 + d_sj_before_tj + d_j5
+    d_eta = -d_j6  # [t]
+    d_jk = C_j4[..., :, None] * x_th_d_M_1_next
+    d_jk2 = C_j[..., :, None] * x_th_d_S_1_next
+    d_jh2 = C_q_k_d_th4 + d_jh
+    d_jh2_x_th6 = d_jh2 * x_th6
+    d_th = _gelu_vjp(d_th6, k_M_1)
+    d_th2_M_1 = (d_jh2_x_th6 + d_th) @ M_1.mT  # [t k]
     sum_d_tv5 = d_tv5.sum(-1)  # [t]
-    d_tv6 = _spread(-(sum_d_tv5[..., :, None] / 64.0), -1, n_v)
-    d_tv7 = d_tv6 + d_tv5
-    d_tv7_x_tv = (d_tv7 * x_tv).sum(-1)  # [t]
-    d_t6 = 2.0 * d_tv7_x_tv
-    d_t6_x_tv17 = d_t6[..., :, None] * x_tv17
-    d_tv8 = d_tv7 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
-    d_tv9 = d_t6_x_tv17 + d_tv8
-    d_tv10 = 2.0 * d_tv9
-    d_tk2 = d_th7_M_1 + d_tv10
+    d_tv = _spread(-(sum_d_tv5[..., :, None] / 64.0), -1, n_v)
+    d_tv2 = d_tv + d_tv5
+    d_tv2_x_tv = (d_tv2 * x_tv).sum(-1)  # [t]
+    d_t4 = 2.0 * d_tv2_x_tv
+    d_t4_x_tv17 = d_t4[..., :, None] * x_tv17
+    d_tv3 = d_tv2 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
+    d_tv6 = d_t4_x_tv17 + d_tv3
+    d_tv7 = 2.0 * d_tv6
+    d_tk = d_th2_M_1 + d_tv7
+    q_d_q_k = d_q_k.mT @ q  # [j k]
     d_r_count = d_r / count  # [t]
-    causal = torch.ones(n_t, n_j, dtype=d_th.dtype, device=d_th.device).tril()  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=d_th4.dtype, device=d_th4.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
     u_d_u_k = d_u_k.mT @ u  # [j k]
     d_jk3 = d_pool_next[..., None, :] + u_d_u_k
-    d_k = (
-        _products(
-            ((C_j4[..., :, None] * x_th2), d_M_1_next.mT), ((C_j[..., :, None] * x_th2), d_S_1_next.mT), (d_q_k.mT, q)
-        )
-        + d_tk2
-        + d_jk3
-    )
-    d_tv11 = -(2.0 * d_tv9)
+    d_k = d_jk + d_jk2 + d_tk + q_d_q_k + d_jk3  # [j k]
+    d_tv8 = -(2.0 * d_tv6)
     d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
     d_u_k_k = d_u_k @ k  # [t k]
     d_u = d_r_count_pool + d_u_k_k  # [t k]
@@ -903,7 +892,7 @@ def _inputs_vjp(
         "d_beta": d_beta,
         "d_eta": d_eta,
         "d_k": d_k,
-        "d_v": d_tv11,
+        "d_v": d_tv8,
         "d_u": d_u,
     }
 
@@ -1011,7 +1000,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -1162,12 +1151,18 @@ def _saved_torch(tensors):
     kept_S_2 (B, H, N, 256, 64): S_2 at the ends of segments
     kept_M_1 (B, H, N, 64, 256): M_1 at the ends of segments
     kept_M_2 (B, H, N, 256, 64): M_2 at the ends of segments
+    inner_S_1 (B, H, P, 64, 256): S_1 before panels inside segments
+    inner_S_2 (B, H, P, 256, 64): S_2 before panels inside segments
+    inner_M_1 (B, H, P, 64, 256): M_1 before panels inside segments
+    inner_M_2 (B, H, P, 256, 64): M_2 before panels inside segments
+    inner_pool (B, H, P, 64): pool before panels inside segments
     pools (B, H, N, 64): pooled keys
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
     B, T, H, _ = q.shape
     V = v.shape[3]
     N = len(_segments(T))
+    P = sum(len(run) - 1 for run in _panels(T, B * H))
     return [
         q.new_empty(shape, dtype=dtype)
         for shape in [
@@ -1177,6 +1172,11 @@ def _saved_torch(tensors):
             (B, H, N, 256, 64),
             (B, H, N, 64, 256),
             (B, H, N, 256, 64),
+            (B, H, P, 64, 256),
+            (B, H, P, 256, 64),
+            (B, H, P, 64, 256),
+            (B, H, P, 256, 64),
+            (B, H, P, 64),
             (B, H, N, 64),
         ]
     ]
@@ -1187,13 +1187,21 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, r, kept_S_1, kept_S_2, kept_M_1, kept_M_2, pools = saved
+    o, r, kept_S_1, kept_S_2, kept_M_1, kept_M_2, inner_S_1, inner_S_2, inner_M_1, inner_M_2, inner_pool, pools = saved
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
     state = _fresh(tensors, 1, dtype)
+    at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
         if panel.offset == 0:
             state = {**state, "pool": torch.zeros_like(state["pool"])}
+        if panel.offset:
+            inner_S_1[:, :, at : at + 1] = state["S_1"]
+            inner_S_2[:, :, at : at + 1] = state["S_2"]
+            inner_M_1[:, :, at : at + 1] = state["M_1"]
+            inner_M_2[:, :, at : at + 1] = state["M_2"]
+            inner_pool[:, :, at : at + 1] = state["pool"]
+            at += 1
         x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, panel.j - panel.i)
         if ends:
@@ -1214,7 +1222,7 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, r, kept_S_1, kept_S_2, kept_M_1, kept_M_2, pools = saved
+    o, r, kept_S_1, kept_S_2, kept_M_1, kept_M_2, inner_S_1, inner_S_2, inner_M_1, inner_M_2, inner_pool, pools = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     d = d[: len(INPUTS)]
     d_theta = [torch.zeros_like(t, dtype=dtype) for t in tensors[len(INPUTS) :]]
@@ -1222,6 +1230,7 @@ def _run_backward_torch(tensors, saved, d_y):
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
     d_state = _nothing(tensors, 1, dtype)
+    at = inner_S_1.shape[2]
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, 1, dtype)]
@@ -1232,8 +1241,17 @@ def _run_backward_torch(tensors, saved, d_y):
                 "M_1": kept_M_1[:, :, i - 1 : i],
                 "M_2": kept_M_2[:, :, i - 1 : i],
             }
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        at -= len(run) - 1
+        for p in range(at, at + len(run) - 1):
+            states.append(
+                {
+                    "S_1": inner_S_1[:, :, p : p + 1],
+                    "S_2": inner_S_2[:, :, p : p + 1],
+                    "M_1": inner_M_1[:, :, p : p + 1],
+                    "M_2": inner_M_2[:, :, p : p + 1],
+                    "pool": inner_pool[:, :, p : p + 1],
+                }
+            )
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)

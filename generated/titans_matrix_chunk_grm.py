@@ -249,13 +249,13 @@ def _writes(*, beta, eta, alpha, k, **_):
     alpha_runs_to = _runs_to(alpha)
     decay_all2 = alpha_runs_to[..., 0]
     decay_j2 = alpha_runs_to[..., 1:]
-    C_s = decay_j2 * beta
+    C_s2 = decay_j2 * beta
     before_t = beta_runs[..., :-1, 0]
-    R = (C_s * before_t).sum(-1)
+    R = (C_s2 * before_t).sum(-1)
     C_j2 = decay_j2 * x_t
     before_tj = beta_runs[..., :-1, 1:]
     C_tj = before_tj * x_t[..., None, :]
-    C_j3 = (C_s[..., None, :] @ C_tj).squeeze(-2)
+    C_j3 = (C_s2[..., None, :] @ C_tj).squeeze(-2)
     C_j4 = C_j2 + C_j3
     sum_k = k.sum(-2)
     return {
@@ -265,6 +265,14 @@ def _writes(*, beta, eta, alpha, k, **_):
         "R": R,
         "C_j4": C_j4,
         "sum_k": sum_k,
+        "decay_j": decay_j,
+        "decay_j2": decay_j2,
+        "decay_j22": decay_j2,
+        "C_s2": C_s2,
+        "before_t": before_t,
+        "before_t2": before_t,
+        "before_tj": before_tj,
+        "C_tj22": C_tj,
     }
 
 
@@ -290,7 +298,7 @@ def _carry(*, decay_all, S, k, C_j, M, v, decay_all2, R, C_j4, pool, sum_k, **_)
     }
 
 
-def _read_online(*, alpha, q, M, beta, S, eta, k, x_tv, u, pool, count, **_):
+def _read_online(*, alpha, q, M, beta, before_t2, S, eta, C_tj22, k, x_tv, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
@@ -298,20 +306,15 @@ def _read_online(*, alpha, q, M, beta, S, eta, k, x_tv, u, pool, count, **_):
     q_M = q @ M  # [t v]
     decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
-    C_ts = decay_tj * beta[..., None, :]
-    beta_runs = _runs(beta)
-    before_t = beta_runs[..., :-1, 0]
-    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
+    R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
     q_S = q @ S  # [t v]
     R_q_S = R_t[..., :, None] * q_S  # [t v]
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
-    before_tj = beta_runs[..., :-1, 1:]
-    C_tj2 = before_tj * x_t[..., None, :]
-    C_tj3 = C_ts @ C_tj2
-    C_tj4 = C_tj + C_tj3
+    C_tj2 = (decay_tj * beta[..., None, :]) @ C_tj22
+    C_tj3 = C_tj + C_tj2
     q_k = q @ k.mT  # [t j]
-    C_q_k_x_tv = (C_tj4 * q_k) @ x_tv
+    C_q_k_x_tv = (C_tj3 * q_k) @ x_tv
     o = decayed_q_M + R_q_S + C_q_k_x_tv  # [t v]
     # r_t = <u_t, mean of the segment's keys up to t>
     u_k = u @ k.mT  # [t j]
@@ -324,34 +327,36 @@ def _read_online(*, alpha, q, M, beta, S, eta, k, x_tv, u, pool, count, **_):
     }
 
 
-def _pulls(*, q, d_o, alpha, beta, eta, k, u, d_r, count, **_):
+def _pulls(*, q, d_o, alpha, beta, before_t2, eta, C_tj22, k, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
     decay_tj = alpha_runs[..., 1:, 1:]
-    C_ts = decay_tj * beta[..., None, :]
-    beta_runs = _runs(beta)
-    before_t = beta_runs[..., :-1, 0]
-    R_t = (before_t[..., None, :] @ C_ts.mT).squeeze(-2)
-    q_d_q_S = q.mT @ (d_o * R_t[..., :, None])  # [k v]
+    R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    d_q_S = d_o * R_t[..., :, None]  # [t v]
+    q_d_q_S = q.mT @ d_q_S  # [k v]
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
-    before_tj = beta_runs[..., :-1, 1:]
-    C_tj2 = before_tj * x_t[..., None, :]
-    C_tj3 = C_ts @ C_tj2
-    C_tj4 = C_tj + C_tj3
+    C_ts = decay_tj * beta[..., None, :]
+    C_tj2 = C_ts @ C_tj22
+    C_tj4 = C_tj + C_tj2
     q_k = q @ k.mT  # [t j]
     C_q_k_d_o = (C_tj4 * q_k).mT @ d_o  # [j v]
     decay_t = alpha_runs[..., 1:, 0]
-    q_d_q_M = q.mT @ (d_o * decay_t[..., :, None])  # [k v]
+    d_q_M = d_o * decay_t[..., :, None]  # [t v]
+    q_d_q_M = q.mT @ d_q_M  # [k v]
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "q_d_q_S": q_d_q_S,
         "C_q_k_d_o": C_q_k_d_o,
         "q_d_q_M": q_d_q_M,
         "u_d_r_count": u_d_r_count,
-        "R_t": R_t,
-        "C_tj3": C_tj3,
+        "decay_tj": decay_tj,
+        "decay_tj2": decay_tj,
+        "d_q_S": d_q_S,
+        "C_ts": C_ts,
+        "C_tj4": C_tj4,
         "q_k": q_k,
+        "d_q_M": d_q_M,
     }
 
 
@@ -396,22 +401,34 @@ def _carry_vjp(
 
 def _inputs_vjp(
     *,
-    alpha,
+    decay_j2,
     k_d_M_next,
     x_tv,
     eta,
-    beta,
+    alpha,
+    C_tj22,
     d_M_next,
     S,
+    before_t2,
+    beta,
     M,
+    decay_tj,
     d_o,
     q_k,
     q,
-    C_tj3,
+    C_tj4,
     k,
-    R_t,
+    d_q_S,
+    d_q_M,
+    decay_j,
     k_d_S_next,
+    before_tj,
     d_S_next,
+    before_t,
+    C_s2,
+    C_ts,
+    decay_tj2,
+    decay_j22,
     C_j4,
     C_j,
     C_q_k_d_o,
@@ -426,85 +443,74 @@ def _inputs_vjp(
     n_t = count.shape[-1]
     n_j = C_q_k_d_o.shape[-2]
     # d_alpha
-    alpha_runs = _runs(alpha)
-    decay_j = alpha_runs[..., -1, 1:]
     k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
     x_t = -eta
     x_j = k_d_M_next_x_tv * x_t
-    decayed_x_j = decay_j[..., :, None] * x_j[..., None, :]  # [m j]
-    before_tj = alpha_runs[..., :-1, 1:]
-    x_m = (decayed_x_j * before_tj).sum(-1)
-    beta_runs = _runs(beta)
-    before_tj3 = beta_runs[..., :-1, 1:]
-    C_tj = before_tj3 * x_t[..., None, :]
-    x_s = (k_d_M_next_x_tv[..., None, :] @ C_tj.mT).squeeze(-2)
+    decay_x_j = decay_j2[..., :, None] * x_j[..., None, :]  # [m j]
+    alpha_runs = _runs(alpha)
+    before_tj2 = alpha_runs[..., :-1, 1:]
+    x_m = (decay_x_j * before_tj2).sum(-1)
+    x_s = (k_d_M_next_x_tv[..., None, :] @ C_tj22.mT).squeeze(-2)
     d_M_next_S = (d_M_next * S).sum((-2, -1))
-    before_t = beta_runs[..., :-1, 0]
-    d_s = d_M_next_S[..., None] * before_t
+    d_s = d_M_next_S[..., None] * before_t2
     d_s2 = x_s + d_s
     d_s2_beta = d_s2 * beta  # [s]
-    d_sm = decay_j[..., None, :] * d_s2_beta[..., :, None]
+    decay_d_s2_beta = decay_j2[..., None, :] * d_s2_beta[..., :, None]  # [s m]
     before_sm = alpha_runs[..., :-1, 1:].mT
-    decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
+    d_m = (decay_d_s2_beta * before_sm).sum(-2)
     d_M_next_M = (d_M_next * M).sum((-2, -1))
-    d_m = decay_j * d_M_next_M[..., None]
+    decay_d_M_next_M = decay_j2 * d_M_next_M[..., None]  # [m]
     before_t3 = alpha_runs[..., :-1, 0]
-    decayed_d_m = d_m * before_t3
-    decay_tj = alpha_runs[..., 1:, 1:]
+    d_m3 = decay_d_M_next_M * before_t3
     d_o_x_tv = d_o @ x_tv.mT  # [t j]
-    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
-    d_mj = decay_tj.mT @ (d_o_x_tv_q_k * x_t[..., None, :])
-    decayed_d_mj = (d_mj * before_tj).sum(-1)  # [m]
-    C_d_o_x_tv_q_k = d_o_x_tv_q_k @ C_tj.mT  # [t s]
+    d_C_ts_C_tj22 = d_o_x_tv * q_k
+    decay_d_tj = decay_tj.mT @ (d_C_ts_C_tj22 * x_t[..., None, :])  # [m j]
+    d_m4 = (decay_d_tj * before_tj2).sum(-1)
+    C_d_C_ts_C_tj22 = d_C_ts_C_tj22 @ C_tj22.mT  # [t s]
     q_S = q @ S  # [t v]
     d_o_q_S = (d_o * q_S).sum(-1)  # [t]
-    decayed_d_o_q_S = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
-    d_ts = C_d_o_x_tv_q_k + decayed_d_o_q_S
-    d_sm2 = (d_ts * beta[..., None, :]).mT @ decay_tj
-    decayed_d_sm22 = (d_sm2 * before_sm).sum(-2)  # [m]
+    d_ts = d_o_q_S[..., :, None] * before_t2[..., None, :]
+    d_ts2 = C_d_C_ts_C_tj22 + d_ts
+    decay_d_ts2_beta = (d_ts2 * beta[..., None, :]).mT @ decay_tj  # [s m]
+    d_m5 = (decay_d_ts2_beta * before_sm).sum(-2)
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
-    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m2 = decayed_d_o_q_M * before_t3
-    d_t = decayed_d_mj + decayed_d_sm22 + d_m2
-    d_alpha = x_m + decayed_d_sm + decayed_d_m + d_t  # [t]
+    decay_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
+    d_m6 = decay_d_o_q_M * before_t3
+    d_t = d_m4 + d_m5 + d_m6
+    d_alpha = x_m + d_m + d_m3 + d_t  # [t]
     # d_q
-    C_tj4 = decay_tj * x_t[..., None, :]
-    C_tj5 = C_tj4 + C_tj3
-    d_q_k = d_o_x_tv * C_tj5  # [t j]
-    decay_t = alpha_runs[..., 1:, 0]
-    d_q = _products((d_q_k, k), ((d_o * R_t[..., :, None]), S.mT), ((d_o * decay_t[..., :, None]), M.mT))  # [t k]
+    d_q_k = d_o_x_tv * C_tj4  # [t j]
+    d_q = _products((d_q_k, k), (d_q_S, S.mT), (d_q_M, M.mT))  # [t k]
     # d_beta
-    decay_j3 = beta_runs[..., -1, 1:]
     k_d_S_next_x_tv = (k_d_S_next * x_tv).sum(-1)  # [j]
     x_j2 = k_d_S_next_x_tv * x_t
-    decayed_x_j2 = decay_j3[..., :, None] * x_j2[..., None, :]  # [m j]
-    x_m3 = (decayed_x_j2 * before_tj3).sum(-1)
+    decay_x_j2 = decay_j[..., :, None] * x_j2[..., None, :]  # [m j]
+    x_m3 = (decay_x_j2 * before_tj).sum(-1)
     d_S_next_S = (d_S_next * S).sum((-2, -1))
-    d_m3 = decay_j3 * d_S_next_S[..., None]
-    decayed_d_m3 = d_m3 * before_t
-    C_s = decay_j * beta
-    x_sj = C_s[..., :, None] * k_d_M_next_x_tv[..., None, :]
-    C_ts = decay_tj * beta[..., None, :]
-    C_d_o_x_tv_q_k2 = C_ts.mT @ d_o_x_tv_q_k  # [s j]
-    d_sj = x_sj + C_d_o_x_tv_q_k2
-    decayed_d_sj_x_t = before_tj3.mT @ (d_sj * x_t[..., None, :])  # [m j]
-    d_m4 = (decayed_d_sj_x_t * before_tj3).sum(-1)
-    C_d_M_next_S = C_s * d_M_next_S[..., None]  # [s]
-    C_d_o_q_S = (d_o_q_S[..., None, :] @ C_ts).squeeze(-2)  # [s]
-    d_s3 = C_d_M_next_S + C_d_o_q_S
-    decayed_d_s3 = (d_s3[..., None, :] @ before_tj3).squeeze(-2)  # [m]
-    d_m5 = decayed_d_s3 * before_t
-    decayed_d_s2 = d_s2 * decay_j
-    decayed_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
-    d_s4 = decayed_d_s2 + decayed_d_ts
-    d_beta = x_m3 + decayed_d_m3 + d_m4 + d_m5 + d_s4  # [t]
+    decay_d_S_next_S = decay_j * d_S_next_S[..., None]  # [m]
+    d_m7 = decay_d_S_next_S * before_t
+    x_sj = C_s2[..., :, None] * k_d_M_next_x_tv[..., None, :]
+    C_d_C_ts_C_tj222 = C_ts.mT @ d_C_ts_C_tj22  # [s j]
+    d_sj = x_sj + C_d_C_ts_C_tj222
+    d_mj = before_tj.mT @ (d_sj * x_t[..., None, :])
+    d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
+    C_d_M_next_S = C_s2 * d_M_next_S[..., None]  # [s]
+    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj2).squeeze(-2)  # [s]
+    d_s3 = beta * decay_d_o_q_S
+    d_s4 = C_d_M_next_S + d_s3
+    before_tj_d_s4 = (d_s4[..., None, :] @ before_tj).squeeze(-2)  # [m]
+    d_m8 = before_tj_d_s4 * before_t
+    decay_d_s2 = d_s2 * decay_j22
+    decay_d_ts2 = (d_ts2 * decay_tj2).sum(-2)  # [s]
+    d_s5 = decay_d_s2 + decay_d_ts2
+    d_beta = x_m3 + d_m7 + d_mj_before_tj + d_m8 + d_s5  # [t]
     # d_eta
-    x_j3 = k_d_M_next_x_tv * decay_j
-    x_j4 = k_d_S_next_x_tv * decay_j3
-    decayed_d_sj = (d_sj * before_tj3).sum(-2)  # [j]
-    d_j = (d_o_x_tv_q_k * decay_tj).sum(-2)
-    d_j2 = x_j3 + x_j4 + decayed_d_sj + d_j
+    x_j3 = k_d_M_next_x_tv * decay_j2
+    x_j4 = k_d_S_next_x_tv * decay_j
+    d_sj_before_tj = (d_sj * before_tj).sum(-2)  # [j]
+    d_j = (d_C_ts_C_tj22 * decay_tj).sum(-2)
+    d_j2 = x_j3 + x_j4 + d_sj_before_tj + d_j
     d_eta = -d_j2  # [t]
     # d_k
     C_k_d_M_next = k_d_M_next * C_j4[..., :, None]  # [j v]
@@ -512,7 +518,7 @@ def _inputs_vjp(
     x_jv = C_k_d_M_next + C_k_d_S_next + C_q_k_d_o
     x_tv3_M = (2.0 * x_jv) @ M.mT  # [t k]
     d_r_count = d_r / count  # [t]
-    causal = torch.ones(n_t, n_j, dtype=alpha.dtype, device=alpha.device).tril()  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=decay_j2.dtype, device=decay_j2.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
     u_d_u_k = d_u_k.mT @ u  # [j k]
     d_jk = d_pool_next[..., None, :] + u_d_u_k
@@ -617,7 +623,7 @@ class _Panel:
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
-    Backwards, the states before the panels of a segment and before the chunks of one panel are all that is held: panels
+    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
     size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
@@ -760,13 +766,28 @@ def _saved_torch(tensors):
     o (B, H, T, V): online read-outs
     r (B, H, T): online logits
     kept_M (B, H, N, 64, 64): M at the ends of segments
+    inner_S (B, H, P, 64, 64): S before panels inside segments
+    inner_M (B, H, P, 64, 64): M before panels inside segments
+    inner_pool (B, H, P, 64): pool before panels inside segments
     pools (B, H, N, 64): pooled keys
     """
     q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
     B, T, H, _ = q.shape
     V = v.shape[3]
     N = len(_segments(T))
-    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, T, V), (B, H, T), (B, H, N, 64, 64), (B, H, N, 64)]]
+    P = sum(len(run) - 1 for run in _panels(T, B * H))
+    return [
+        q.new_empty(shape, dtype=dtype)
+        for shape in [
+            (B, H, T, V),
+            (B, H, T),
+            (B, H, N, 64, 64),
+            (B, H, P, 64, 64),
+            (B, H, P, 64, 64),
+            (B, H, P, 64),
+            (B, H, N, 64),
+        ]
+    ]
 
 
 def _run_forward_torch(tensors):
@@ -774,12 +795,18 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_S, inner_M, inner_pool, pools = saved
     bank = {"cached": kept_M}
+    at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
         if panel.offset == 0:
             state = _fresh(tensors, panel.j - panel.i, dtype)
+        if panel.offset:
+            inner_S[:, :, at : at + 1] = state["S"]
+            inner_M[:, :, at : at + 1] = state["M"]
+            inner_pool[:, :, at : at + 1] = state["pool"]
+            at += 1
         x = _load(tensors, panel, dtype)
         before, ends, state = _walk(x, state, 1)
         if ends:
@@ -797,17 +824,21 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, r, kept_M, pools = saved
+    o, r, kept_M, inner_S, inner_M, inner_pool, pools = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     bank = {"cached": kept_M}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
+    at = inner_S.shape[2]
     for run in reversed(_panels(T, B * H)):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
-        for panel in run[:-1]:
-            states.append(_walk(_load(tensors, panel, dtype), states[-1], 1)[2])
+        at -= len(run) - 1
+        for p in range(at, at + len(run) - 1):
+            states.append(
+                {"S": inner_S[:, :, p : p + 1], "M": inner_M[:, :, p : p + 1], "pool": inner_pool[:, :, p : p + 1]}
+            )
         for panel in reversed(run):
             x = _load(tensors, panel, dtype)
             d_rows = _rows(d_y, panel, dtype)
