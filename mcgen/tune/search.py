@@ -21,7 +21,6 @@ from mcgen.tune.candidates import candidates, streamed_candidates
 from mcgen.tune.launches import Specialisation, specialisations
 from mcgen.tune.offline import Job, Resources
 
-
 HEADS = (64, 128)
 """Sizes of heads that the shipped tables have configurations for."""
 
