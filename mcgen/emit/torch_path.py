@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from mcgen.emit.naming import described
 from mcgen.emit.rendering import render
@@ -33,6 +34,7 @@ from mcgen.symbolic.recurrence import MEMORY, Write
 CHUNK = 64
 PANEL_ROWS = 4096
 SCRATCH = 1 << 21
+COSTLY = 2  # products over a head's dimensions that a row's number took, for the row to be kept rather than made again
 TILE = 64
 RULES = (*SIMPLIFY, ONE_DECAY)
 REWRITES = (*RULES, SPREAD, *products.RULES)
@@ -137,12 +139,12 @@ class TorchPath:
         step = select(self.whole, self.following, "carry")
         writes, carry = hoist(_with(step, self._rows), self.state, self.names.__getitem__)
         writes = self._lasting(_named(writes, "writes"), {}, later)
-        return writes, carry, cut(self._read_online, {**_given(writes), **self._rows})
+        return writes, carry, cut(_with(self._read_online, self._remembered), {**_given(writes), **self._rows})
 
     @cached_property
     def backward(self) -> tuple[Program, Program, Program]:
         """`pulls`, `carry_vjp` and `inputs_vjp`, which reads what all others give."""
-        known = {**_given(self.forward[0]), **self._rows}
+        known = {**_given(self.forward[0]), **self._rows, **self._remembered}
         step = _with(_named(self._pulled, "carry_vjp"), self._rows_vjp)
         pulls, carry = hoist(step, self.cotangents, self.names.__getitem__)
         new = {name: node for name, node in pulls.outputs.items() if node not in known}
@@ -154,6 +156,15 @@ class TorchPath:
         """What the loop forward computes of rows, and others need."""
         step = select(self.whole, self.following, "carry")
         return self._kept_rows(step, self.state, [self._read_online, self._pulled, self._inputs_vjp])
+
+    @cached_property
+    def _remembered(self) -> dict[Node, str]:
+        """What the forward pass keeps of read-outs for the backward pass: rows that took COSTLY products or more."""
+        size = sizes(self.meaning.spec)
+        least = COSTLY * self.meaning.spec.head.key_dim
+        made = self._kept_rows(self._read_online, self.state, [self._pulled, self._inputs_vjp])
+        rows = {node: name for node, name in made.items() if node not in self._rows and _is_row(node)}
+        return {node: name for node, name in rows.items() if _multiplications(node, size) >= least}
 
     @cached_property
     def _rows_vjp(self) -> dict[Node, str]:
@@ -272,6 +283,9 @@ class TorchPath:
             saved["r"] = "(B, H, T)", "online logits"
         for slot in self.kept:
             saved[f"kept_{slot}"] = f"(B, H, N, {self.shapes[slot]})", f"{slot} at the ends of segments"
+        size = sizes(self.meaning.spec)
+        for node, name in self._remembered.items():
+            saved[f"rows_{name}"] = f"(B, H, T, {size[node.axes[1]]})", f"{name} of every chunk"
         for slot in self.held:
             saved[f"inner_{slot}"] = f"(B, H, P, {self.shapes[slot]})", f"{slot} before panels inside segments"
         if self.meaning.routes:
@@ -327,6 +341,7 @@ class TorchPath:
             "state": list(self.state),
             "kept": self.kept,
             "held": self.held,
+            "remembered": list(self._remembered.values()),
             "saved": [*saved, *chosen],
             "shapes": [shape for shape, _ in saved.values()],
             "saved_doc": [f"{name} {shape}: {what}" for name, (shape, what) in {**saved, **chosen}.items()],
@@ -374,6 +389,17 @@ def _costly(nodes: Iterable[Node]) -> set[Node]:
 def _with(program: Program, more: Mapping[Node, str]) -> Program:
     """The program with further values as outputs, by name."""
     return Program(program.name, {**program.outputs, **{name: node for node, name in more.items()}})
+
+
+def _is_row(node: Node) -> bool:
+    """Whether a value has a row for every token, along one other axis."""
+    return len(node.axes) == 2 and [axis in TOKEN_AXES for axis in node.axes] == [True, False]
+
+
+def _multiplications(node: Node, size: Mapping[str, int]) -> int:
+    """How many a number of a product, or of a sum of products, takes; what is summed over tokens aside."""
+    terms = node.operands if isinstance(node, Map) else (node,)
+    return sum(prod(size.get(axis, 0) for axis in term.over) for term in terms if isinstance(term, Contract))
 
 
 def _is_sum(node: Node) -> bool:

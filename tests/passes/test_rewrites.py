@@ -18,6 +18,7 @@ from mcgen.ir.program import Contract, Program, Solve
 from mcgen.ir.step import state_axes, step, step_vjp, step_with_vjp
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.hoist import hoist, part
+from mcgen.passes.narrow import narrow
 from mcgen.passes.schedule import chained, scheduled
 from mcgen.passes.simplify import Rule, select, simplify
 from mcgen.passes.solves import solves_apart
@@ -59,6 +60,8 @@ PASSES: dict[str, Pass] = {
     "parts": parted,
     "systems apart": lambda program, understood: solves_apart(program, state_axes(understood)),
     "chains": lambda program, _: chained(program),
+    "factors aside, values wide": lambda program, _: narrow(program, {"k": 4, "v": 256}),
+    "factors aside, keys wide": lambda program, _: narrow(simplify(program, REWRITES), {"k": 256, "v": 4}),
 }
 
 
