@@ -326,10 +326,11 @@ def _read_online(*, q, M_1, x_t2, k, x_tv7_M_2, k_M_1, M_2, x_tv, x_th_M_2, **_)
     o = q + x_tv11  # [t v]
     return {
         "o": o,
+        "x_tv8": x_tv8,
     }
 
 
-def _pulls(*, k_M_1, x_th_M_2, x_tv, x_t2, q, k, d_o, M_1, x_tv7_M_2, M_2, **_):
+def _pulls(*, k_M_1, x_th_M_2, x_tv, x_t2, q, k, d_o, x_tv8, M_2, M_1, x_tv7_M_2, **_):
     """What the read-outs of chunks owe to the states before them."""
     n_t = x_tv7_M_2.shape[-2]
     n_j = k.shape[-2]
@@ -349,12 +350,6 @@ def _pulls(*, k_M_1, x_th_M_2, x_tv, x_t2, q, k, d_o, M_1, x_tv7_M_2, M_2, **_):
     causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
     q_k = q @ k.mT  # [t j]
     causal_x_t2_q_k = causal_x_t2 * q_k  # [t j]
-    x_th2 = _gelu_vjp(x_tv7_M_2, k_M_1)
-    x_th4 = _products((q, M_1), (causal_x_t2_q_k, x_th2))
-    x_th5 = F.gelu(x_th4)
-    x_th5_x_th = x_th5 @ x_th.mT  # [t j]
-    x_tj = causal_x_t2 * x_th5_x_th
-    x_tv8 = _products((x_th5, M_2), (x_tj, x_tv7))
     sum_x_tv8 = x_tv8.sum(-1)  # [t]
     x_tv9 = x_tv8 - sum_x_tv8[..., :, None] / 64.0
     sum_x_tv10 = (x_tv9 * x_tv9).sum(-1)  # [t]
@@ -369,12 +364,16 @@ def _pulls(*, k_M_1, x_th_M_2, x_tv, x_t2, q, k, d_o, M_1, x_tv7_M_2, M_2, **_):
     d_tv4_x_tv7 = d_tv4 @ x_tv7.mT  # [t j]
     d_tj = d_tv4_x_tv7 * causal_x_t2
     d_th = _products((d_tj, x_th), (d_tv4, M_2.mT))
+    x_th2 = _gelu_vjp(x_tv7_M_2, k_M_1)
+    x_th4 = _products((q, M_1), (causal_x_t2_q_k, x_th2))
     d_q_M_1 = _gelu_vjp(d_th, x_th4)  # [t h1]
     d_jh = causal_x_t2_q_k.mT @ d_q_M_1
     x_th7 = 0.3989422804014327 * x_tv7_M_2 * (2.0 - k_M_1 * k_M_1) * torch.exp(-(k_M_1 * k_M_1 / 2.0))
     x_t_x_tv7 = x_t2[..., :, None] * x_tv7  # [j v]
+    x_th5 = F.gelu(x_th4)
     x_th5_d_tj = d_tj.mT @ x_th5  # [j h1]
-    x_tj_d_tv4 = x_tj.mT @ d_tv4  # [j v]
+    x_th5_x_th = x_th5 @ x_th.mT  # [t j]
+    x_tj_d_tv4 = (causal_x_t2 * x_th5_x_th).mT @ d_tv4  # [j v]
     x_tv12 = -(x_tv / (128.0 * (sum_x_tv3[..., :, None] / 64.0 + 1e-05) ** 1.5))
     x_t5 = 3.0 * x_tv_x_tv2 / (16384.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 2.5)
     q_d_q_M_1 = q.mT @ d_q_M_1  # [k h1]
@@ -750,6 +749,7 @@ def _saved_torch(tensors):
     o (B, H, T, V): online read-outs
     kept_M_1 (B, H, N, 64, 256): M_1 at the ends of segments
     kept_M_2 (B, H, N, 256, 64): M_2 at the ends of segments
+    rows_x_tv8 (B, H, T, 64): x_tv8 of every chunk
     inner_M_1 (B, H, P, 64, 256): M_1 before panels inside segments
     inner_M_2 (B, H, P, 256, 64): M_2 before panels inside segments
     """
@@ -760,7 +760,14 @@ def _saved_torch(tensors):
     P = sum(len(run) - 1 for run in _panels(T, B * H))
     return [
         q.new_empty(shape, dtype=dtype)
-        for shape in [(B, H, T, V), (B, H, N, 64, 256), (B, H, N, 256, 64), (B, H, P, 64, 256), (B, H, P, 256, 64)]
+        for shape in [
+            (B, H, T, V),
+            (B, H, N, 64, 256),
+            (B, H, N, 256, 64),
+            (B, H, T, 64),
+            (B, H, P, 64, 256),
+            (B, H, P, 256, 64),
+        ]
     ]
 
 
@@ -769,7 +776,7 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, kept_M_1, kept_M_2, inner_M_1, inner_M_2 = saved
+    o, kept_M_1, kept_M_2, rows_x_tv8, inner_M_1, inner_M_2 = saved
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
     at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
@@ -787,6 +794,7 @@ def _run_forward_torch(tensors):
             kept_M_2[:, :, i:j] = torch.cat([end["M_2"] for end in ends], 2)
         x |= before
         x |= _read_online(**x)
+        rows_x_tv8[:, :, panel.first : panel.last] = x["x_tv8"].flatten(2, 4)
         rows = {name: x[name].flatten(2, 4) for name in ("q", "o")}
         o[:, :, panel.first : panel.last] = rows["o"]
         y[:, panel.first : panel.last] = _read_forward(rows, bank, panel).transpose(1, 2)
@@ -796,7 +804,7 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, kept_M_1, kept_M_2, inner_M_1, inner_M_2 = saved
+    o, kept_M_1, kept_M_2, rows_x_tv8, inner_M_1, inner_M_2 = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     d = d[: len(INPUTS)]
     d_theta = [torch.zeros_like(t, dtype=dtype) for t in tensors[len(INPUTS) :]]
@@ -820,6 +828,7 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= {"d_o": owed.pop("o")}
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M_1": d_bank["cached_1"][:, :, i:j], "M_2": d_bank["cached_2"][:, :, i:j]}
+            x["x_tv8"] = rows_x_tv8[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
             x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)

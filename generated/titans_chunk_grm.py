@@ -408,15 +408,15 @@ def _read_online(
     C_tj2 = (decay_tj * beta[..., None, :]) @ C_tj22
     C_tj3 = C_tj + C_tj2
     q_k = q @ k.mT  # [t j]
-    x_th = _products(((decay_t[..., :, None] * q), M_1), ((R_t[..., :, None] * q), S_1), ((C_tj3 * q_k), x_th22))
-    x_th2 = F.gelu(x_th)
-    x_th2_M_2 = x_th2 @ M_2  # [t v]
-    x_tv = decay_t[..., :, None] * x_th2_M_2
-    x_th2_S_2 = x_th2 @ S_2  # [t v]
-    R_x_th2_S_2 = R_t[..., :, None] * x_th2_S_2  # [t v]
-    x_th2_x_th5 = x_th2 @ x_th5.mT  # [t j]
-    x_tv2 = (C_tj3 * x_th2_x_th5) @ x_tv92
-    x_tv3 = x_tv + R_x_th2_S_2 + x_tv2
+    x_th3 = _products(((decay_t[..., :, None] * q), M_1), ((R_t[..., :, None] * q), S_1), ((C_tj3 * q_k), x_th22))
+    x_th = F.gelu(x_th3)
+    x_th4_M_2 = x_th @ M_2  # [t v]
+    x_tv = decay_t[..., :, None] * x_th4_M_2
+    x_th4_S_2 = x_th @ S_2  # [t v]
+    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
+    x_th_x_th5 = x_th @ x_th5.mT  # [t j]
+    x_tv2 = (C_tj3 * x_th_x_th5) @ x_tv92
+    x_tv3 = x_tv + R_x_th4_S_2 + x_tv2
     sum_x_tv3 = x_tv3.sum(-1)  # [t]
     x_tv4 = x_tv3 - sum_x_tv3[..., :, None] / 64.0
     sum_x_tv5 = (x_tv4 * x_tv4).sum(-1)  # [t]
@@ -429,33 +429,47 @@ def _read_online(
     return {
         "o": o,
         "r": r,
+        "x_th3": x_th3,
+        "x_th4_M_2": x_th4_M_2,
+        "x_th4_S_2": x_th4_S_2,
     }
 
 
 def _pulls(
-    *, d_o, alpha, q, M_1, beta, before_t2, S_1, eta, C_tj22, k, x_th22, M_2, S_2, x_th5, x_tv92, u, d_r, count, **_
+    *,
+    d_o,
+    alpha,
+    x_th4_M_2,
+    beta,
+    before_t2,
+    x_th4_S_2,
+    eta,
+    C_tj22,
+    x_th3,
+    x_th5,
+    x_tv92,
+    S_2,
+    M_2,
+    q,
+    u,
+    d_r,
+    count,
+    **_,
 ):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    decayed_q = decay_t[..., :, None] * q  # [t k]
+    x_tv = decay_t[..., :, None] * x_th4_M_2
     decay_tj = alpha_runs[..., 1:, 1:]
     R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
-    R_q = R_t[..., :, None] * q  # [t k]
+    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
     C_ts = decay_tj * beta[..., None, :]
     C_tj2 = C_ts @ C_tj22
     C_tj4 = C_tj + C_tj2
-    q_k = q @ k.mT  # [t j]
-    C_q_k = C_tj4 * q_k  # [t j]
-    x_th = _products((decayed_q, M_1), (R_q, S_1), (C_q_k, x_th22))
-    x_th4 = F.gelu(x_th)
-    x_th4_M_2 = x_th4 @ M_2  # [t v]
-    x_tv = decay_t[..., :, None] * x_th4_M_2
-    x_th4_S_2 = x_th4 @ S_2  # [t v]
-    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
-    x_th4_x_th = x_th4 @ x_th5.mT  # [t j]
+    x_th = F.gelu(x_th3)
+    x_th4_x_th = x_th @ x_th5.mT  # [t j]
     C_x_th4_x_th = C_tj4 * x_th4_x_th  # [t j]
     x_tv2 = C_x_th4_x_th @ x_tv92
     x_tv3 = x_tv + R_x_th4_S_2 + x_tv2
@@ -475,11 +489,11 @@ def _pulls(
     R_d_tv4 = d_tv4 * R_t[..., :, None]
     decayed_d_tv4 = d_tv4 * decay_t[..., :, None]
     d_th3 = _products((C_d_tv4_x_tv9, x_th5), (R_d_tv4, S_2.mT), (decayed_d_tv4, M_2.mT))
-    d_th4 = _gelu_vjp(d_th3, x_th)
-    d_th4_R_q = R_q.mT @ d_th4  # [k h1]
-    x_th4_R_d_tv4 = x_th4.mT @ R_d_tv4  # [h1 v]
-    d_th4_decayed_q = decayed_q.mT @ d_th4  # [k h1]
-    d_hv2 = x_th4.mT @ decayed_d_tv4
+    d_th4 = _gelu_vjp(d_th3, x_th3)
+    d_th4_R_q = (R_t[..., :, None] * q).mT @ d_th4  # [k h1]
+    x_th4_R_d_tv4 = x_th.mT @ R_d_tv4  # [h1 v]
+    d_th4_decayed_q = (decay_t[..., :, None] * q).mT @ d_th4  # [k h1]
+    d_hv2 = x_th.mT @ decayed_d_tv4
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "d_th4_R_q": d_th4_R_q,
@@ -493,11 +507,6 @@ def _pulls(
         "R_t": R_t,
         "C_ts": C_ts,
         "C_tj4": C_tj4,
-        "q_k": q_k,
-        "C_q_k": C_q_k,
-        "x_th4": x_th4,
-        "x_th4_M_2": x_th4_M_2,
-        "x_th4_S_2": x_th4_S_2,
         "x_th4_x_th": x_th4_x_th,
         "C_x_th4_x_th": C_x_th4_x_th,
         "d_tv4": d_tv4,
@@ -550,7 +559,8 @@ def _carry_vjp(
 def _inputs_vjp(
     *,
     k,
-    C_q_k,
+    C_tj4,
+    q,
     d_th4,
     C_k2,
     d_M_1_next,
@@ -558,7 +568,7 @@ def _inputs_vjp(
     d_S_1_next,
     x_tv9_anchor_2,
     k_anchor_1,
-    x_th4,
+    x_th3,
     C_d_tv4_x_tv9,
     d_M_2_next,
     C_x_tv92,
@@ -578,7 +588,6 @@ def _inputs_vjp(
     x_tv9,
     x_th,
     x_th22,
-    C_tj4,
     R_t,
     S_1,
     decay_t,
@@ -596,9 +605,7 @@ def _inputs_vjp(
     decay_tj,
     d_tv4_x_tv9,
     x_th4_x_th,
-    q_k,
     x_th4_S_2,
-    q,
     x_th4_M_2,
     decay_j,
     before_tj,
@@ -619,9 +626,10 @@ def _inputs_vjp(
     n_v = x_th4_M_2.shape[-1]
     n_t = count.shape[-1]
     n_j = before_tj.shape[-1]
-    C_d_th4 = C_q_k.mT @ d_th4  # [j h1]
+    q_k = q @ k.mT  # [t j]
+    C_q_k_d_th4 = (C_tj4 * q_k).mT @ d_th4  # [j h1]
     d_jh = _products((C_k2, d_M_1_next), (C_k, d_S_1_next))
-    d_jh2 = C_d_th4 + d_jh
+    d_jh2 = C_q_k_d_th4 + d_jh
     x_th2 = (
         0.3989422804014327
         * x_tv9_anchor_2
@@ -629,7 +637,7 @@ def _inputs_vjp(
         * torch.exp(-(k_anchor_1 * k_anchor_1 / 2.0))
     )
     d_jh2_x_th2 = d_jh2 * x_th2
-    C_x_th4 = C_d_tv4_x_tv9.mT @ x_th4  # [j h1]
+    C_x_th4 = C_d_tv4_x_tv9.mT @ F.gelu(x_th3)  # [j h1]
     d_jh5 = _products((C_x_tv92, d_M_2_next.mT), (C_x_tv9, d_S_2_next.mT))
     d_jh6 = C_x_th4 + d_jh5
     C_d_tv4 = C_x_th4_x_th.mT @ d_tv4  # [j v]
@@ -1045,6 +1053,9 @@ def _saved_torch(tensors):
     r (B, H, T): online logits
     kept_M_1 (B, H, N, 64, 256): M_1 at the ends of segments
     kept_M_2 (B, H, N, 256, 64): M_2 at the ends of segments
+    rows_x_th3 (B, H, T, 256): x_th3 of every chunk
+    rows_x_th4_M_2 (B, H, T, 64): x_th4_M_2 of every chunk
+    rows_x_th4_S_2 (B, H, T, 64): x_th4_S_2 of every chunk
     inner_S_1 (B, H, P, 64, 256): S_1 before panels inside segments
     inner_S_2 (B, H, P, 256, 64): S_2 before panels inside segments
     inner_M_1 (B, H, P, 64, 256): M_1 before panels inside segments
@@ -1064,6 +1075,9 @@ def _saved_torch(tensors):
             (B, H, T),
             (B, H, N, 64, 256),
             (B, H, N, 256, 64),
+            (B, H, T, 256),
+            (B, H, T, 64),
+            (B, H, T, 64),
             (B, H, P, 64, 256),
             (B, H, P, 256, 64),
             (B, H, P, 64, 256),
@@ -1079,7 +1093,21 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, r, kept_M_1, kept_M_2, inner_S_1, inner_S_2, inner_M_1, inner_M_2, inner_pool, pools = saved
+    (
+        o,
+        r,
+        kept_M_1,
+        kept_M_2,
+        rows_x_th3,
+        rows_x_th4_M_2,
+        rows_x_th4_S_2,
+        inner_S_1,
+        inner_S_2,
+        inner_M_1,
+        inner_M_2,
+        inner_pool,
+        pools,
+    ) = saved
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
     at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
@@ -1103,6 +1131,9 @@ def _run_forward_torch(tensors):
             pools[:, :, i:j] = torch.cat([end["pool"] for end in ends], 2) / (panel.offset + panel.length)
         x |= before
         x |= _read_online(**x)
+        rows_x_th3[:, :, panel.first : panel.last] = x["x_th3"].flatten(2, 4)
+        rows_x_th4_M_2[:, :, panel.first : panel.last] = x["x_th4_M_2"].flatten(2, 4)
+        rows_x_th4_S_2[:, :, panel.first : panel.last] = x["x_th4_S_2"].flatten(2, 4)
         rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
         o[:, :, panel.first : panel.last] = rows["o"]
         r[:, :, panel.first : panel.last] = rows["r"]
@@ -1113,7 +1144,21 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, r, kept_M_1, kept_M_2, inner_S_1, inner_S_2, inner_M_1, inner_M_2, inner_pool, pools = saved
+    (
+        o,
+        r,
+        kept_M_1,
+        kept_M_2,
+        rows_x_th3,
+        rows_x_th4_M_2,
+        rows_x_th4_S_2,
+        inner_S_1,
+        inner_S_2,
+        inner_M_1,
+        inner_M_2,
+        inner_pool,
+        pools,
+    ) = saved
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     d = d[: len(INPUTS)]
     d_theta = [torch.zeros_like(t, dtype=dtype) for t in tensors[len(INPUTS) :]]
@@ -1151,6 +1196,9 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M_1": d_bank["cached_1"][:, :, i:j], "M_2": d_bank["cached_2"][:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x["x_th3"] = rows_x_th3[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["x_th4_M_2"] = rows_x_th4_M_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["x_th4_S_2"] = rows_x_th4_S_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
             x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)

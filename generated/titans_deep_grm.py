@@ -469,22 +469,22 @@ def _read_online(
     C_tj3 = C_tj + C_tj2
     q_k = q @ k.mT  # [t j]
     x_th = x_th3_M_2 * (k_M_1 * torch.sigmoid(k_M_1) * torch.sigmoid(-k_M_1) + torch.sigmoid(k_M_1))
-    x_th3 = _products(((decay_t[..., :, None] * q), M_1), ((R_t[..., :, None] * q), S_1), ((C_tj3 * q_k), x_th))
-    x_th4 = x_th3 * torch.sigmoid(x_th3)
-    x_th4_M_2 = x_th4 @ M_2  # [t h2]
-    x_th5 = decay_t[..., :, None] * x_th4_M_2
-    x_th4_S_2 = x_th4 @ S_2  # [t h2]
-    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t h2]
+    x_th5 = _products(((decay_t[..., :, None] * q), M_1), ((R_t[..., :, None] * q), S_1), ((C_tj3 * q_k), x_th))
+    x_th3 = x_th5 * torch.sigmoid(x_th5)
+    x_th6_M_2 = x_th3 @ M_2  # [t h2]
+    x_th4 = decay_t[..., :, None] * x_th6_M_2
+    x_th6_S_2 = x_th3 @ S_2  # [t h2]
+    R_x_th6_S_2 = R_t[..., :, None] * x_th6_S_2  # [t h2]
     x_th6 = k_M_1 * torch.sigmoid(k_M_1)
-    x_th4_x_th6 = x_th4 @ x_th6.mT  # [t j]
+    x_th3_x_th6 = x_th3 @ x_th6.mT  # [t j]
     x_th7 = x_tv9_M_3 * (x_th_M_2 * torch.sigmoid(x_th_M_2) * torch.sigmoid(-x_th_M_2) + torch.sigmoid(x_th_M_2))
-    x_th8 = (C_tj3 * x_th4_x_th6) @ x_th7
-    x_th9 = x_th5 + R_x_th4_S_2 + x_th8
+    x_th8 = (C_tj3 * x_th3_x_th6) @ x_th7
+    x_th9 = x_th4 + R_x_th6_S_2 + x_th8
     x_th10 = x_th9 * torch.sigmoid(x_th9)
-    x_th10_M_3 = x_th10 @ M_3  # [t v]
-    x_tv = decay_t[..., :, None] * x_th10_M_3
-    x_th10_S_3 = x_th10 @ S_3  # [t v]
-    R_x_th10_S_3 = R_t[..., :, None] * x_th10_S_3  # [t v]
+    x_th11_M_3 = x_th10 @ M_3  # [t v]
+    x_tv = decay_t[..., :, None] * x_th11_M_3
+    x_th11_S_3 = x_th10 @ S_3  # [t v]
+    R_x_th11_S_3 = R_t[..., :, None] * x_th11_S_3  # [t v]
     x_th11 = x_th_M_2 * torch.sigmoid(x_th_M_2)
     x_th10_x_th11 = x_th10 @ x_th11.mT  # [t j]
     sum_x_th2_M_3 = x_th2_M_3.sum(-1)  # [t]
@@ -502,7 +502,7 @@ def _read_online(
     x_t4 = -(sum_x_tv9 / 64.0)
     x_tv10 = x_tv9 + x_t4[..., :, None]
     x_tv11 = (C_tj3 * x_th10_x_th11) @ x_tv10
-    x_tv12 = x_tv + R_x_th10_S_3 + x_tv11
+    x_tv12 = x_tv + R_x_th11_S_3 + x_tv11
     sum_x_tv12 = x_tv12.sum(-1)  # [t]
     x_tv13 = x_tv12 - sum_x_tv12[..., :, None] / 64.0
     sum_x_tv14 = (x_tv13 * x_tv13).sum(-1)  # [t]
@@ -515,6 +515,11 @@ def _read_online(
     return {
         "o": o,
         "r": r,
+        "x_th5": x_th5,
+        "x_th6_M_2": x_th6_M_2,
+        "x_th6_S_2": x_th6_S_2,
+        "x_th11_M_3": x_th11_M_3,
+        "x_th11_S_3": x_th11_S_3,
     }
 
 
@@ -528,19 +533,22 @@ def _pulls(
     x_tv9_M_3,
     d_o,
     alpha,
-    q,
-    M_1,
+    x_th11_M_3,
     beta,
     before_t2,
-    S_1,
+    x_th11_S_3,
     eta,
     C_tj22,
+    x_th6_M_2,
+    x_th6_S_2,
+    x_th5,
+    S_3,
+    M_3,
+    S_2,
+    M_2,
+    q,
     k,
     x_th3_M_2,
-    M_2,
-    S_2,
-    M_3,
-    S_3,
     C_j4,
     C_j,
     u,
@@ -568,34 +576,24 @@ def _pulls(
     x_th3 = x_tv9_M_3 * (x_th_M_2 * torch.sigmoid(x_th_M_2) * torch.sigmoid(-x_th_M_2) + torch.sigmoid(x_th_M_2))
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    decayed_q = decay_t[..., :, None] * q  # [t k]
+    x_tv10 = decay_t[..., :, None] * x_th11_M_3
     decay_tj = alpha_runs[..., 1:, 1:]
     R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
-    R_q = R_t[..., :, None] * q  # [t k]
+    R_x_th11_S_3 = R_t[..., :, None] * x_th11_S_3  # [t v]
     x_t2 = -eta
     C_tj = decay_tj * x_t2[..., None, :]
     C_ts = decay_tj * beta[..., None, :]
     C_tj2 = C_ts @ C_tj22
     C_tj4 = C_tj + C_tj2
-    q_k = q @ k.mT  # [t j]
-    C_q_k = C_tj4 * q_k  # [t j]
-    x_th4 = x_th3_M_2 * (k_M_1 * torch.sigmoid(k_M_1) * torch.sigmoid(-k_M_1) + torch.sigmoid(k_M_1))
-    x_th5 = _products((decayed_q, M_1), (R_q, S_1), (C_q_k, x_th4))
-    x_th6 = x_th5 * torch.sigmoid(x_th5)
-    x_th6_M_2 = x_th6 @ M_2  # [t h2]
-    x_th7 = decay_t[..., :, None] * x_th6_M_2
-    x_th6_S_2 = x_th6 @ S_2  # [t h2]
+    x_th4 = decay_t[..., :, None] * x_th6_M_2
     R_x_th6_S_2 = R_t[..., :, None] * x_th6_S_2  # [t h2]
+    x_th6 = x_th5 * torch.sigmoid(x_th5)
     x_th6_x_th = x_th6 @ x_th.mT  # [t j]
     C_x_th6_x_th = C_tj4 * x_th6_x_th  # [t j]
-    x_th9 = C_x_th6_x_th @ x_th3
-    x_th10 = x_th7 + R_x_th6_S_2 + x_th9
-    x_th11 = x_th10 * torch.sigmoid(x_th10)
-    x_th11_M_3 = x_th11 @ M_3  # [t v]
-    x_tv10 = decay_t[..., :, None] * x_th11_M_3
-    x_th11_S_3 = x_th11 @ S_3  # [t v]
-    R_x_th11_S_3 = R_t[..., :, None] * x_th11_S_3  # [t v]
-    x_th11_x_th2 = x_th11 @ x_th2.mT  # [t j]
+    x_th7 = C_x_th6_x_th @ x_th3
+    x_th9 = x_th4 + R_x_th6_S_2 + x_th7
+    x_th10 = x_th9 * torch.sigmoid(x_th9)
+    x_th11_x_th2 = x_th10 @ x_th2.mT  # [t j]
     C_x_th11_x_th2 = C_tj4 * x_th11_x_th2  # [t j]
     x_tv11 = C_x_th11_x_th2 @ x_tv9
     x_tv12 = x_tv10 + R_x_th11_S_3 + x_tv11
@@ -615,17 +613,18 @@ def _pulls(
     R_d_tv4 = d_tv4 * R_t[..., :, None]
     decayed_d_tv4 = d_tv4 * decay_t[..., :, None]
     d_th3 = _products((C_d_tv4_x_tv9, x_th2), (R_d_tv4, S_3.mT), (decayed_d_tv4, M_3.mT))
-    d_th4 = d_th3 * (x_th10 * torch.sigmoid(x_th10) * torch.sigmoid(-x_th10) + torch.sigmoid(x_th10))
+    d_th4 = d_th3 * (x_th9 * torch.sigmoid(x_th9) * torch.sigmoid(-x_th9) + torch.sigmoid(x_th9))
     d_th4_x_th3 = d_th4 @ x_th3.mT  # [t j]
     C_d_th4_x_th3 = d_th4_x_th3 * C_tj4  # [t j]
     R_d_th4 = d_th4 * R_t[..., :, None]
     decayed_d_th4 = d_th4 * decay_t[..., :, None]
     d_th7 = _products((C_d_th4_x_th3, x_th), (R_d_th4, S_2.mT), (decayed_d_th4, M_2.mT))
     d_th8 = d_th7 * (x_th5 * torch.sigmoid(x_th5) * torch.sigmoid(-x_th5) + torch.sigmoid(x_th5))
-    d_th8_R_q = R_q.mT @ d_th8  # [k h1]
+    d_th8_R_q = (R_t[..., :, None] * q).mT @ d_th8  # [k h1]
     x_th6_R_d_th4 = x_th6.mT @ R_d_th4  # [h1 h2]
-    x_th11_R_d_tv4 = x_th11.mT @ R_d_tv4  # [h2 v]
-    C_q_k_d_th8 = C_q_k.mT @ d_th8  # [j h1]
+    x_th11_R_d_tv4 = x_th10.mT @ R_d_tv4  # [h2 v]
+    q_k = q @ k.mT  # [t j]
+    C_q_k_d_th8 = (C_tj4 * q_k).mT @ d_th8  # [j h1]
     x_th12 = x_th3_M_2 * (
         k_M_1 * torch.sigmoid(-k_M_1) ** 2.0 * torch.sigmoid(k_M_1)
         + 2.0 * torch.sigmoid(k_M_1) * torch.sigmoid(-k_M_1)
@@ -642,14 +641,14 @@ def _pulls(
     )
     C_x_tv92 = C_j4[..., :, None] * x_tv9  # [j v]
     C_x_tv9 = C_j[..., :, None] * x_tv9  # [j v]
-    d_jh13 = C_d_tv4_x_tv9.mT @ x_th11
+    d_jh13 = C_d_tv4_x_tv9.mT @ x_th10
     d_jv3 = C_x_th11_x_th2.mT @ d_tv4
     x_tv16 = -(x_tv5 / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
     x_tv17 = -(x_tv / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
     x_t5 = 3.0 * x_tv5_x_tv / (16384.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 2.5)
-    d_th8_decayed_q = decayed_q.mT @ d_th8  # [k h1]
+    d_th8_decayed_q = (decay_t[..., :, None] * q).mT @ d_th8  # [k h1]
     d_hh2 = x_th6.mT @ decayed_d_th4
-    d_hv2 = x_th11.mT @ decayed_d_tv4
+    d_hv2 = x_th10.mT @ decayed_d_tv4
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "x_th": x_th,
@@ -689,11 +688,7 @@ def _pulls(
         "C_ts": C_ts,
         "C_tj4": C_tj4,
         "q_k": q_k,
-        "x_th6_M_2": x_th6_M_2,
-        "x_th6_S_2": x_th6_S_2,
         "x_th6_x_th": x_th6_x_th,
-        "x_th11_M_3": x_th11_M_3,
-        "x_th11_S_3": x_th11_S_3,
         "x_th11_x_th2": x_th11_x_th2,
         "d_tv4": d_tv4,
         "d_tv4_x_tv9": d_tv4_x_tv9,
@@ -1328,6 +1323,11 @@ def _saved_torch(tensors):
     kept_M_1 (B, H, N, 64, 128): M_1 at the ends of segments
     kept_M_2 (B, H, N, 128, 128): M_2 at the ends of segments
     kept_M_3 (B, H, N, 128, 64): M_3 at the ends of segments
+    rows_x_th5 (B, H, T, 128): x_th5 of every chunk
+    rows_x_th6_M_2 (B, H, T, 128): x_th6_M_2 of every chunk
+    rows_x_th6_S_2 (B, H, T, 128): x_th6_S_2 of every chunk
+    rows_x_th11_M_3 (B, H, T, 64): x_th11_M_3 of every chunk
+    rows_x_th11_S_3 (B, H, T, 64): x_th11_S_3 of every chunk
     inner_S_1 (B, H, P, 64, 128): S_1 before panels inside segments
     inner_S_2 (B, H, P, 128, 128): S_2 before panels inside segments
     inner_S_3 (B, H, P, 128, 64): S_3 before panels inside segments
@@ -1350,6 +1350,11 @@ def _saved_torch(tensors):
             (B, H, N, 64, 128),
             (B, H, N, 128, 128),
             (B, H, N, 128, 64),
+            (B, H, T, 128),
+            (B, H, T, 128),
+            (B, H, T, 128),
+            (B, H, T, 64),
+            (B, H, T, 64),
             (B, H, P, 64, 128),
             (B, H, P, 128, 128),
             (B, H, P, 128, 64),
@@ -1373,6 +1378,11 @@ def _run_forward_torch(tensors):
         kept_M_1,
         kept_M_2,
         kept_M_3,
+        rows_x_th5,
+        rows_x_th6_M_2,
+        rows_x_th6_S_2,
+        rows_x_th11_M_3,
+        rows_x_th11_S_3,
         inner_S_1,
         inner_S_2,
         inner_S_3,
@@ -1406,6 +1416,11 @@ def _run_forward_torch(tensors):
             pools[:, :, i:j] = torch.cat([end["pool"] for end in ends], 2) / (panel.offset + panel.length)
         x |= before
         x |= _read_online(**x)
+        rows_x_th5[:, :, panel.first : panel.last] = x["x_th5"].flatten(2, 4)
+        rows_x_th6_M_2[:, :, panel.first : panel.last] = x["x_th6_M_2"].flatten(2, 4)
+        rows_x_th6_S_2[:, :, panel.first : panel.last] = x["x_th6_S_2"].flatten(2, 4)
+        rows_x_th11_M_3[:, :, panel.first : panel.last] = x["x_th11_M_3"].flatten(2, 4)
+        rows_x_th11_S_3[:, :, panel.first : panel.last] = x["x_th11_S_3"].flatten(2, 4)
         rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
         o[:, :, panel.first : panel.last] = rows["o"]
         r[:, :, panel.first : panel.last] = rows["r"]
@@ -1422,6 +1437,11 @@ def _run_backward_torch(tensors, saved, d_y):
         kept_M_1,
         kept_M_2,
         kept_M_3,
+        rows_x_th5,
+        rows_x_th6_M_2,
+        rows_x_th6_S_2,
+        rows_x_th11_M_3,
+        rows_x_th11_S_3,
         inner_S_1,
         inner_S_2,
         inner_S_3,
@@ -1470,6 +1490,11 @@ def _run_backward_torch(tensors, saved, d_y):
                 "M_3": d_bank["cached_3"][:, :, i:j],
             }
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            x["x_th5"] = rows_x_th5[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["x_th6_M_2"] = rows_x_th6_M_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["x_th6_S_2"] = rows_x_th6_S_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["x_th11_M_3"] = rows_x_th11_M_3[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["x_th11_S_3"] = rows_x_th11_S_3[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
             x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)

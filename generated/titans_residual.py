@@ -424,6 +424,9 @@ def _read_online(
     o = q + x_tv15  # [t v]
     return {
         "o": o,
+        "x_th3": x_th3,
+        "x_th4_M_2": x_th4_M_2,
+        "x_th4_S_2": x_th4_S_2,
     }
 
 
@@ -435,17 +438,18 @@ def _pulls(
     v,
     d_o,
     alpha,
-    q,
-    M_1,
+    x_th4_M_2,
     beta,
     before_t2,
-    S_1,
+    x_th4_S_2,
     eta,
     C_tj22,
+    x_th3,
+    S_2,
+    M_2,
+    q,
     k,
     x_tv9_M_2,
-    M_2,
-    S_2,
     C_j4,
     C_j,
     **_,
@@ -468,25 +472,17 @@ def _pulls(
     x_tv9 = x_tv8 + x_t[..., :, None]
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
-    decayed_q = decay_t[..., :, None] * q  # [t k]
+    x_tv10 = decay_t[..., :, None] * x_th4_M_2
     decay_tj = alpha_runs[..., 1:, 1:]
     R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
-    R_q = R_t[..., :, None] * q  # [t k]
+    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
     x_t2 = -eta
     C_tj = decay_tj * x_t2[..., None, :]
     C_ts = decay_tj * beta[..., None, :]
     C_tj2 = C_ts @ C_tj22
     C_tj4 = C_tj + C_tj2
-    q_k = q @ k.mT  # [t j]
-    C_q_k = C_tj4 * q_k  # [t j]
-    x_th2 = _gelu_vjp(x_tv9_M_2, k_M_1)
-    x_th3 = _products((decayed_q, M_1), (R_q, S_1), (C_q_k, x_th2))
-    x_th4 = F.gelu(x_th3)
-    x_th4_M_2 = x_th4 @ M_2  # [t v]
-    x_tv10 = decay_t[..., :, None] * x_th4_M_2
-    x_th4_S_2 = x_th4 @ S_2  # [t v]
-    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
-    x_th4_x_th = x_th4 @ x_th.mT  # [t j]
+    x_th2 = F.gelu(x_th3)
+    x_th4_x_th = x_th2 @ x_th.mT  # [t j]
     C_x_th4_x_th = C_tj4 * x_th4_x_th  # [t j]
     x_tv11 = C_x_th4_x_th @ x_tv9
     x_tv12 = x_tv10 + R_x_th4_S_2 + x_tv11
@@ -507,19 +503,20 @@ def _pulls(
     decayed_d_tv4 = d_tv4 * decay_t[..., :, None]
     d_th3 = _products((C_d_tv4_x_tv9, x_th), (R_d_tv4, S_2.mT), (decayed_d_tv4, M_2.mT))
     d_th4 = _gelu_vjp(d_th3, x_th3)
-    d_th4_R_q = R_q.mT @ d_th4  # [k h1]
-    x_th4_R_d_tv4 = x_th4.mT @ R_d_tv4  # [h1 v]
-    C_q_k_d_th4 = C_q_k.mT @ d_th4  # [j h1]
+    d_th4_R_q = (R_t[..., :, None] * q).mT @ d_th4  # [k h1]
+    x_th4_R_d_tv4 = x_th2.mT @ R_d_tv4  # [h1 v]
+    q_k = q @ k.mT  # [t j]
+    C_q_k_d_th4 = (C_tj4 * q_k).mT @ d_th4  # [j h1]
     x_th6 = 0.3989422804014327 * x_tv9_M_2 * (2.0 - k_M_1 * k_M_1) * torch.exp(-(k_M_1 * k_M_1 / 2.0))
     C_x_tv92 = C_j4[..., :, None] * x_tv9  # [j v]
     C_x_tv9 = C_j[..., :, None] * x_tv9  # [j v]
-    d_jh5 = C_d_tv4_x_tv9.mT @ x_th4
+    d_jh5 = C_d_tv4_x_tv9.mT @ x_th2
     d_jv3 = C_x_th4_x_th.mT @ d_tv4
     x_tv16 = -(x_tv5 / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
     x_tv17 = -(x_tv / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
     x_t5 = 3.0 * x_tv5_x_tv / (16384.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 2.5)
-    d_th4_decayed_q = decayed_q.mT @ d_th4  # [k h1]
-    d_hv2 = x_th4.mT @ decayed_d_tv4
+    d_th4_decayed_q = (decay_t[..., :, None] * q).mT @ d_th4  # [k h1]
+    d_hv2 = x_th2.mT @ decayed_d_tv4
     return {
         "x_th": x_th,
         "x_tv": x_tv,
@@ -547,8 +544,6 @@ def _pulls(
         "C_ts": C_ts,
         "C_tj4": C_tj4,
         "q_k": q_k,
-        "x_th4_M_2": x_th4_M_2,
-        "x_th4_S_2": x_th4_S_2,
         "x_th4_x_th": x_th4_x_th,
         "d_tv4": d_tv4,
         "d_tv4_x_tv9": d_tv4_x_tv9,
@@ -1041,6 +1036,9 @@ def _saved_torch(tensors):
     o (B, H, T, V): online read-outs
     kept_M_1 (B, H, N, 64, 256): M_1 at the ends of segments
     kept_M_2 (B, H, N, 256, 64): M_2 at the ends of segments
+    rows_x_th3 (B, H, T, 256): x_th3 of every chunk
+    rows_x_th4_M_2 (B, H, T, 64): x_th4_M_2 of every chunk
+    rows_x_th4_S_2 (B, H, T, 64): x_th4_S_2 of every chunk
     inner_S_1 (B, H, P, 64, 256): S_1 before panels inside segments
     inner_S_2 (B, H, P, 256, 64): S_2 before panels inside segments
     inner_M_1 (B, H, P, 64, 256): M_1 before panels inside segments
@@ -1057,6 +1055,9 @@ def _saved_torch(tensors):
             (B, H, T, V),
             (B, H, N, 64, 256),
             (B, H, N, 256, 64),
+            (B, H, T, 256),
+            (B, H, T, 64),
+            (B, H, T, 64),
             (B, H, P, 64, 256),
             (B, H, P, 256, 64),
             (B, H, P, 64, 256),
@@ -1070,7 +1071,9 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, kept_M_1, kept_M_2, inner_S_1, inner_S_2, inner_M_1, inner_M_2 = saved
+    o, kept_M_1, kept_M_2, rows_x_th3, rows_x_th4_M_2, rows_x_th4_S_2, inner_S_1, inner_S_2, inner_M_1, inner_M_2 = (
+        saved
+    )
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
     at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
@@ -1090,6 +1093,9 @@ def _run_forward_torch(tensors):
             kept_M_2[:, :, i:j] = torch.cat([end["M_2"] for end in ends], 2)
         x |= before
         x |= _read_online(**x)
+        rows_x_th3[:, :, panel.first : panel.last] = x["x_th3"].flatten(2, 4)
+        rows_x_th4_M_2[:, :, panel.first : panel.last] = x["x_th4_M_2"].flatten(2, 4)
+        rows_x_th4_S_2[:, :, panel.first : panel.last] = x["x_th4_S_2"].flatten(2, 4)
         rows = {name: x[name].flatten(2, 4) for name in ("q", "o")}
         o[:, :, panel.first : panel.last] = rows["o"]
         y[:, panel.first : panel.last] = _read_forward(rows, bank, panel).transpose(1, 2)
@@ -1099,7 +1105,9 @@ def _run_forward_torch(tensors):
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, kept_M_1, kept_M_2, inner_S_1, inner_S_2, inner_M_1, inner_M_2 = saved
+    o, kept_M_1, kept_M_2, rows_x_th3, rows_x_th4_M_2, rows_x_th4_S_2, inner_S_1, inner_S_2, inner_M_1, inner_M_2 = (
+        saved
+    )
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     d = d[: len(INPUTS)]
     d_theta = [torch.zeros_like(t, dtype=dtype) for t in tensors[len(INPUTS) :]]
@@ -1130,6 +1138,9 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= {"d_o": owed.pop("o")}
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M_1": d_bank["cached_1"][:, :, i:j], "M_2": d_bank["cached_2"][:, :, i:j]}
+            x["x_th3"] = rows_x_th3[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["x_th4_M_2"] = rows_x_th4_M_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["x_th4_S_2"] = rows_x_th4_S_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
             x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)

@@ -295,7 +295,7 @@ def test_the_spec_gives_the_defaults() -> None:
 
 def test_queries_and_keys_have_norm_one() -> None:
     generated = module(**SPECS["linear"])
-    x = torch.randn(3, 4) * torch.tensor([1e-2, 1.0, 1e4])[:, None]
+    x = torch.nn.functional.normalize(torch.randn(3, 4), dim=-1) * torch.tensor([1e-2, 1.0, 1e4])[:, None]
     assert torch.allclose(generated._l2(x).norm(dim=-1), torch.ones(3), atol=1e-2)
     assert generated._l2(torch.zeros(4)).isfinite().all()
 
