@@ -31,7 +31,7 @@ from mcgen.symbolic.recurrence import MEMORY
 
 Text = tuple[list[str], str]
 STEPPING = ("walk", "read_soup", "through_layers", "reverse")
-"""The kernels that go step by step: each takes the rows of a gradient chunk at once."""
+"""The kernels that go step by step: each takes the rows of a gradient chunk at once, unless it is several steps."""
 BF = 32
 """Hidden units of a tile, where no configuration says otherwise."""
 
@@ -145,14 +145,38 @@ class StreamedKernels(Kernels):
         program, read = self.programs["walk"], self.meaning.reads_cached
         if self.soup:
             arguments = [*self.tensors(program.inputs), "cached", "pools"]
-            lines = self.phased(program, {name: self.keep(name) for name in program.outputs})
+            lines = self.phased(program, {name: self._following(name) for name in program.outputs}, self._resident)
             return self._text("walk", arguments, lines, doc="The state at the end of every segment")
         outputs = {"o": self._rows("o" if read else "y"), "r": self._number("r")}
-        store = {name: outputs.get(name) or self.keep(name) for name in program.outputs}
+        store = {name: outputs.get(name) or self._following(name) for name in program.outputs}
         out = ["o", *(["r"] if self.meaning.routes else [])] if read else ["y"]
         kept = [*(["cached"] if read else []), *(["pools"] if self.meaning.routes else [])]
         doc = "The online read-outs, and the state at the end of every segment" if read else "The read-outs y"
-        return self._text("walk", [*self.tensors(program.inputs), *out, *kept], self.phased(program, store), doc=doc)
+        lines = self.phased(program, store, self._resident)
+        return self._text("walk", [*self.tensors(program.inputs), *out, *kept], lines, doc=doc)
+
+    @property
+    def _resident(self) -> dict[str, str]:
+        """The parts of the state that the walk holds in registers, as it calls them."""
+        return {name: f"s_{name}" for name in self.state} if self.streamed.resident else {}
+
+    def _following(self, name: str) -> Callable[[str], list[str]]:
+        """Statements of the walk that keep a part of the state after a step."""
+        part = name.removesuffix("_next")
+        return (lambda tile: [f"n_{part} = {tile}"]) if self.streamed.resident else self.keep(name)
+
+    def _held(self) -> list[dict[str, str]]:
+        """What the walk does with each part of the state that it holds: how it begins, and where it is kept."""
+        found = []
+        for name in self._resident:
+            axes = self.state[name]
+            place, mask = _place("", axes, self.places[name])
+            shape = ", ".join(map(size, axes))
+            learned = name.startswith(f"{MEMORY}_")
+            begin = f"tl.load(theta + i_h * MEMORY{place}, mask={mask}, other=0.0)"
+            begin = begin if learned else f"tl.zeros([{shape}], tl.float32)"
+            found.append({"name": name, "begin": begin, "learned": learned, "place": place, "mask": mask})
+        return found
 
     def read(self) -> Text:
         program, routes = self.programs["read_segment"], self.meaning.routes
@@ -254,6 +278,8 @@ class StreamedKernels(Kernels):
             keeps=meaning.reads_cached,
             chained=meaning.chained,
             barrier=bool(self.streamed.between_loops),
+            resident=self._held(),
+            axes=[axis for axis in sizes(meaning.spec) if axis in HIDDEN_AXES],
             pool_at=self.places.get("pool"),
             mean_pool=meaning.spec.aggregate.pool == "mean",
             **more,
@@ -347,7 +373,7 @@ def streamed_source(meaning: Meaning) -> str:
     own = render("triton/streamed/prelude.py.jinja", layout=layout)
     kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{own.strip()}\n\n\n{text}\n")
     axes = dict.fromkeys(parts, HIDDEN)
-    rows = dict.fromkeys(STEPPING, kernels.streamed.least_rows)
+    rows = {} if kernels.streamed.anchored else dict.fromkeys(STEPPING, kernels.streamed.least_rows)
     found = launch_configurations(meaning.spec, kernels_text, axes, rows)
     return f"{kernels_text}\n\n{_host(kernels, parts, axes, found).strip()}"
 
@@ -371,6 +397,7 @@ def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str
         configurations=found,
         defaults=_defaults(plan),
         least_rows=plan.least_rows,
+        whole={"walk": tile(plan.hidden)} if plan.resident else {},
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
         hidden=plan.hidden,

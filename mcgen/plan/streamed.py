@@ -3,7 +3,7 @@
 The parameters of a deep memory and its other slots rarely fit a program's registers: two layers of 64 by 256 with
 momentum are 256 KB. So a chunk step is a number of loops over the hidden units, as its sums over them demand
 (`mcgen.passes.phases`), and the state passes from one buffer to another, which lie in the second-level cache. A layer
-narrow enough for one tile is the same program with loops of one turn.
+narrow enough for one tile is the same program with loops of one turn; then the walk may hold its state in registers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from mcgen.passes.phases import Phase, Phases
 from mcgen.passes.schedule import chained
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.configurations import tile
+from mcgen.plan.targets import targets
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
 
 LONGEST_STEP = 64
 """Tokens: gradient chunks up to this many are one step of a kernel."""
 LEAST_ROWS = 16
+WIDEST_TILE = 64
+"""Hidden units that a kernel takes at once, at most."""
 RULES = (*FACTORS, WEIGHTED_SUM)
 
 
@@ -85,6 +88,15 @@ class StreamedPlan:
     def hidden(self) -> int:
         """Hidden units of a layer."""
         return self.meaning.spec.memory.expansion * self.meaning.spec.head.key_dim
+
+    @cached_property
+    def resident(self) -> bool:
+        """Whether the walk holds the state in registers: one tile takes all hidden units, and the state with the one
+        that follows it fills at most a third of the registers of every target's processor. Else it lies in buffers, and
+        is read and written a tile of hidden units at a time."""
+        lengths = {axis: tile(size) for axis, size in sizes(self.meaning.spec).items()}
+        state = sum(prod(lengths[axis] for axis in axes) for axes in self.state.values())
+        return tile(self.hidden) <= WIDEST_TILE and 3 * 2 * state <= min(t.registers_per_sm for t in targets().values())
 
     @cached_property
     def between_loops(self) -> int:
@@ -155,11 +167,15 @@ def streamed_plan_text(meaning: Meaning) -> str:
 def _choices(plan: StreamedPlan) -> Iterator[tuple[str, str, str]]:
     meaning, chunk = plan.meaning, plan.meaning.gradient_chunk
     size = f"{plan.total:,} numbers, {4 * plan.total // 1024:,} KB in float32"
-    yield (
-        "state",
-        "in buffers, a tile of hidden units at a time",
-        f"{size}: a program reads and writes that much a step, from the second-level cache",
-    )
+    if plan.resident:
+        fits = "a program of every target has room for it, and for all hidden units in one tile"
+        yield "state", "in registers going forward, in buffers going back", f"{size}: {fits}"
+    else:
+        yield (
+            "state",
+            "in buffers, a tile of hidden units at a time",
+            f"{size}: a program reads and writes that much a step, from the second-level cache",
+        )
     if plan.anchored:
         kept = f"a gradient chunk of {chunk} is several steps; the memory at its start is carried along"
         yield "steps", "of up to BT tokens", kept

@@ -35,13 +35,15 @@ def candidates(axis: str, key_dim: int, value_dim: int, element: str, target: Ta
                     yield Configuration(rows, width, warps)
 
 
-def streamed_candidates(rows: int | None, hidden: int, element: str, target: Target) -> Iterator[Configuration]:
-    """Configurations of a kernel that takes a layer's hidden units in tiles, in the order to try them.
+def streamed_candidates(
+    rows: int | None, hidden: int, element: str, target: Target, whole: bool = False
+) -> Iterator[Configuration]:
+    """Configurations of a kernel that takes a layer's hidden units in tiles, or `whole`, in the order to try them.
 
     One that goes by gradient chunks takes `rows` at once, all others as many as they can. A barrier in each turn of
     their loops leaves nothing to a pipeline, so there is one stage.
     """
-    widths = [width for width in COLUMNS if width <= tile(hidden)]
+    widths = [tile(hidden)] if whole else [width for width in COLUMNS if width <= tile(hidden)]
     for count in (rows,) if rows else ROWS[element]:
         for width in widths:
             for warps in WARPS[target.backend]:

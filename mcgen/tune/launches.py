@@ -23,7 +23,8 @@ class Specialisation:
     """A kernel of a module with the types of its arguments and the constants it has whatever the configuration is.
 
     `axis` is the one that it takes in tiles, "k" or "v" on its grid, "f" of hidden units; none where it takes all axes
-    whole. `rows` is how many it has to take at once, where it goes by gradient chunks.
+    whole. `rows` is how many it has to take at once, where it goes by gradient chunks; `whole` is whether it takes all
+    hidden units at once.
     """
 
     kernel: str
@@ -31,6 +32,7 @@ class Specialisation:
     signature: Mapping[str, str]
     constexprs: Mapping[str, Any]
     rows: int | None = None
+    whole: bool = False
 
 
 def specialisations(path: Path | str, element: str) -> list[Specialisation]:
@@ -91,8 +93,11 @@ def _recorder(found: dict[str, Specialisation], module: ModuleType) -> Any:
         signature = {name: _type(value) for name, value in values.items() if name not in constant}
         kept = {name: value for name, value in values.items() if name in constant and name not in CONSTANTS}
         axis = module.AXES[self.__name__.removesuffix(SUFFIX)]
-        rows = module.LEAST_ROWS if axis == HIDDEN and "steps" in signature else None
-        found.setdefault(self.__name__, Specialisation(self.__name__, axis, signature, kept, rows))
+        # Gradient chunks longer than LEAST_ROWS are several steps, of any number of rows.
+        stepping = axis == HIDDEN and "steps" in signature and module.LEAST_ROWS >= module.CHUNK
+        rows = module.LEAST_ROWS if stepping else None
+        whole = self.__name__.removesuffix(SUFFIX) in vars(module).get("WHOLE", ())
+        found.setdefault(self.__name__, Specialisation(self.__name__, axis, signature, kept, rows, whole))
 
     return recorded
 

@@ -107,7 +107,7 @@ def _subject(module: Module, element: str, kernel: Specialisation, target: Targe
     key = Key(module.digests[name], head.key_dim, head.value_dim, element, target.architecture, kernel.rows)
     tried = tuple(candidates(kernel.axis, head.key_dim, head.value_dim, element, target))
     if kernel.axis == HIDDEN:
-        tried = tuple(streamed_candidates(kernel.rows, kernel.constexprs["F"], element, target))
+        tried = tuple(streamed_candidates(kernel.rows, kernel.constexprs["F"], element, target, kernel.whole))
     jobs = tuple(job(module.path, kernel, element, chosen, target) for chosen in tried)
     return Subject(key, name, target, tried, jobs)
 

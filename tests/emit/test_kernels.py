@@ -73,21 +73,21 @@ FAMILIES = {
         (spec({"rule": "titans"}, "none", (9, 5), **CHAIN), 20),
     ],
     "a deep memory by itself": [
-        (spec(TITANS, "none", (5, 5), {"norm": "layernorm"}, **CHAIN), 19),
+        (spec(TITANS, "none", (5, 5), {"norm": "layernorm", "expansion": 4}, **CHAIN), 19),
         (spec(TWICE, "none", (6, 9), {"residual": False, "activation": "sigmoid", "expansion": 3}), 7),
         (spec(DLA, "none", (4, 4), {"layers": 4, "activation": "softplus", "expansion": 1}), 8),
     ],
     "a deep memory and its segments": [
-        (spec(TITANS, "grm", (6, 6), {"norm": "layernorm"}), 26),
+        (spec(TITANS, "grm", (6, 6), {"norm": "layernorm", "expansion": 3}), 26),
         (spec(DLA, "residual", (6, 6), {"activation": "x*tanh(x)"}, **CHAIN), 17),
         (spec(HUBER, {"kind": "mean", "connector": "q"}, (6, 6), {}, mode="logarithmic"), 13),
     ],
     "chosen segments of a deep memory": [
-        (spec(TITANS, SSC, (5, 5), {}), 33),
-        (spec(DLA, SSC, (5, 5), {"layers": 3}), 26),
+        (spec(TITANS, SSC, (5, 5), {"expansion": 4}), 33),
+        (spec(DLA, SSC, (5, 5), {"layers": 3, "expansion": 4}), 26),
     ],
     "a soup of deep memories": [
-        (spec(TITANS, "soup", (5, 5), {"norm": "layernorm"}), 19),
+        (spec(TITANS, "soup", (5, 5), {"norm": "layernorm", "expansion": 4}), 19),
         (spec(DLA, {"kind": "soup", "connector": "q"}, (5, 5), {"layers": 3, "activation": "silu"}, **CHAIN), 17),
     ],
     "gradient chunks of several steps": [
@@ -95,6 +95,24 @@ FAMILIES = {
         (spec(LONG, "soup", (4, 4), {"expansion": 1}, size=90), 100),
     ],
 }
+
+RESIDENT = {
+    "a deep memory in registers": [
+        (spec(TITANS, "none", (5, 9), {"residual": False}, **CHAIN), 19),
+        (spec(DLA, "none", (4, 4), {"layers": 3}), 9),
+    ],
+    "a deep memory in registers and its segments": [
+        (spec(TITANS, "grm", (6, 6), {"norm": "layernorm"}), 26),
+        (spec(TITANS, {"kind": "grm", "pool": "sum"}, (5, 5), {}, **CHAIN), 26),
+        (spec(TITANS, "soup", (4, 4), {"expansion": 1}), 19),
+    ],
+    "gradient chunks of several steps in registers": [(spec(LONG, "grm", (4, 4), {"expansion": 1}, size=90), 100)],
+}
+
+
+@pytest.mark.parametrize("family", RESIDENT)
+def test_a_state_in_registers_gives_the_same(family: str, tmp_path: Path) -> None:
+    assert misses(RESIDENT[family], tmp_path, "resident") == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from mcgen.plan.plan import TILES, Plan, plan_text
-from mcgen.spec import load
+from mcgen.plan.streamed import streamed_plan_text
+from mcgen.spec import load, loads
 from mcgen.spec.shipped import shipped
 from mcgen.symbolic.meaning import Meaning, meaning
 
@@ -44,6 +46,24 @@ def test_a_schedule_follows_from_structure_and_says_what_it_costs(name: str, sch
 def test_gates_that_need_the_same_state_share_a_kernel(name: str, kernels: dict[str, Any]) -> None:
     walks = Plan(of(name)).walks
     assert {kernel: set(walk.wanted) for kernel, walk in walks.items() if walk.parts} == kernels
+
+
+DEEP = {"kind": "mlp", "layers": 2, "expansion": 2}
+
+
+@pytest.mark.parametrize(
+    ("size", "memory", "place"),
+    [
+        (32, DEEP, "in registers going forward"),
+        (64, DEEP, "in buffers, a tile of hidden units at a time"),  # 128 hidden units are two tiles
+        (64, {**DEEP, "expansion": 1}, "in buffers"),  # and 64 one, but its state and the next are half the registers
+    ],
+)
+def test_a_deep_state_stays_in_registers_where_every_target_has_room(size: int, memory: dict, place: str) -> None:
+    head = {"key_dim": size, "value_dim": size}
+    document = {"mcgen": 1, "name": "deep", "memory": memory, "head": head, "aggregate": {"kind": "none"}}
+    spec = loads(json.dumps({**document, "update": {"rule": "titans", "gradient": {"chunk": 16}}}))
+    assert f"state: {place}" in streamed_plan_text(meaning(spec))
 
 
 def test_a_kernel_that_takes_in_several_gates_stays_small() -> None:
