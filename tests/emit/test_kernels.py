@@ -78,7 +78,7 @@ FAMILIES = {
         (spec(DLA, "none", (4, 4), {"layers": 4, "activation": "softplus", "expansion": 1}), 8),
     ],
     "a deep memory and its segments": [
-        (spec(TITANS, "grm", (6, 6), {"norm": "layernorm", "expansion": 3}), 26),
+        (spec(TITANS, "grm", (6, 6), {"norm": "layernorm", "expansion": 4}), 26),
         (spec(DLA, "residual", (6, 6), {"activation": "x*tanh(x)"}, **CHAIN), 17),
         (spec(HUBER, {"kind": "mean", "connector": "q"}, (6, 6), {}, mode="logarithmic"), 13),
     ],
