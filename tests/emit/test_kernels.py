@@ -103,7 +103,7 @@ RESIDENT = {
     ],
     "a deep memory in registers and its segments": [
         (spec(TITANS, "grm", (6, 6), {"norm": "layernorm"}), 26),
-        (spec(TITANS, {"kind": "grm", "pool": "sum"}, (5, 5), {}, **CHAIN), 26),
+        (spec(TITANS, {"kind": "grm", "pool": "sum"}, (5, 5), {}, **CHAIN), 17),
         (spec(TITANS, "soup", (4, 4), {"expansion": 1}), 19),
     ],
     "gradient chunks of several steps in registers": [(spec(LONG, "grm", (4, 4), {"expansion": 1}, size=90), 100)],
