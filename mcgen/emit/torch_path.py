@@ -19,7 +19,7 @@ from mcgen.ir import aggregate
 from mcgen.ir.closed_form import key_name, value_name
 from mcgen.ir.cut import cut, fixed, remaining
 from mcgen.ir.layers import layers, sizes
-from mcgen.ir.program import TOKEN_AXES, Contract, Decay, Input, Map, Node, Program, Solve
+from mcgen.ir.program import TOKEN_AXES, Contract, Decay, Input, Map, Node, Program, Rename, Solve
 from mcgen.ir.step import query_name, state_axes, step_with_vjp
 from mcgen.passes import products
 from mcgen.passes.factors import ONE_DECAY, SPREAD
@@ -210,6 +210,7 @@ class TorchPath:
             left = remaining(one, given)
             read |= {node for user in left - made for node in user.operands} | (left & set(one.outputs.values()))
         costly = _costly(node for node in program.nodes if node in made)
+        read = {_renamed(node) for node in read}
         kept = [node for node in program.nodes if node in read & costly and node not in given]
         return Program(program.name, {**program.outputs, **{self.names[node]: node for node in kept}})
 
@@ -375,6 +376,13 @@ class TorchPath:
 def _given(program: Program) -> dict[Node, str]:
     """The values a program gives, with their names."""
     return {node: name for name, node in program.outputs.items() if not isinstance(node, Input)}
+
+
+def _renamed(node: Node) -> Node:
+    """The value that renamings only give other axes."""
+    while isinstance(node, Rename):
+        node = node.operand
+    return node
 
 
 def _costly(nodes: Iterable[Node]) -> set[Node]:
