@@ -259,12 +259,9 @@ def _writes(*, gamma, k_1, v, alpha, lam, k, mu, **_):
         "decay_j": decay_j,
         "decayed_v": decayed_v,
         "decay_j2": decay_j2,
-        "decay_j22": decay_j2,
         "C_s2": C_s2,
         "before_t": before_t,
-        "before_t2": before_t,
         "before_tj": before_tj,
-        "before_tj2": before_tj,
         "C_j3": C_j3,
         "C_v": C_v,
         "C_j4": C_j4,
@@ -289,7 +286,7 @@ def _carry(*, decay_all, S, k_1_decayed_v, decay_all2, M, R, x_kv, pool, sum_k, 
     }
 
 
-def _read_online(*, alpha, q, M, gamma, lam, before_t2, S, before_tj2, k_1, v, mu, k, u, pool, count, **_):
+def _read_online(*, alpha, q, M, gamma, lam, before_t, S, before_tj, k_1, v, mu, k, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
@@ -298,11 +295,11 @@ def _read_online(*, alpha, q, M, gamma, lam, before_t2, S, before_tj2, k_1, v, m
     decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
     gamma_lam = gamma * lam  # [t]
-    R_t = ((gamma_lam * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    R_t = ((gamma_lam * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
     q_S = q @ S  # [t v]
     R_q_S = R_t[..., :, None] * q_S  # [t v]
     C_tj = decay_tj * lam[..., None, :]
-    C_tj2 = (decay_tj * gamma_lam[..., None, :]) @ before_tj2
+    C_tj2 = (decay_tj * gamma_lam[..., None, :]) @ before_tj
     C_tj3 = C_tj + C_tj2
     q_k_1 = q @ k_1.mT  # [t j]
     C_tj4 = decay_tj * mu[..., None, :]
@@ -320,12 +317,12 @@ def _read_online(*, alpha, q, M, gamma, lam, before_t2, S, before_tj2, k_1, v, m
     }
 
 
-def _pulls(*, q, d_o, alpha, gamma, lam, before_t2, u, d_r, count, **_):
+def _pulls(*, q, d_o, alpha, gamma, lam, before_t, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
     decay_tj = alpha_runs[..., 1:, 1:]
     gamma_lam = gamma * lam  # [t]
-    R_t = ((gamma_lam * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    R_t = ((gamma_lam * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
     d_q_S = d_o * R_t[..., :, None]  # [t v]
     q_d_q_S = q.mT @ d_q_S  # [k v]
     decay_t = alpha_runs[..., 1:, 0]
@@ -337,7 +334,6 @@ def _pulls(*, q, d_o, alpha, gamma, lam, before_t2, u, d_r, count, **_):
         "q_d_q_M": q_d_q_M,
         "u_d_r_count": u_d_r_count,
         "decay_tj": decay_tj,
-        "decay_tj2": decay_tj,
         "d_q_S": d_q_S,
         "d_q_M": d_q_M,
     }
@@ -364,9 +360,9 @@ def _inputs_vjp(
     k_1,
     d_M_next,
     v,
-    before_tj2,
+    before_tj,
     S,
-    before_t2,
+    before_t,
     gamma,
     lam,
     alpha,
@@ -378,13 +374,9 @@ def _inputs_vjp(
     q,
     d_q_S,
     d_q_M,
-    decay_tj2,
     decay_j,
     d_S_next,
-    before_t,
-    before_tj,
     C_s2,
-    decay_j22,
     C_v,
     decayed_v,
     C_j4,
@@ -403,9 +395,9 @@ def _inputs_vjp(
     # d_alpha
     k_1_d_M_next = k_1 @ d_M_next  # [j v]
     k_1_d_M_next_v = (k_1_d_M_next * v).sum(-1)  # [j]
-    d_s = (k_1_d_M_next_v[..., None, :] @ before_tj2.mT).squeeze(-2)
+    d_s = (k_1_d_M_next_v[..., None, :] @ before_tj.mT).squeeze(-2)
     d_M_next_S = (d_M_next * S).sum((-2, -1))
-    d_s2 = d_M_next_S[..., None] * before_t2
+    d_s2 = d_M_next_S[..., None] * before_t
     d_s3 = d_s + d_s2
     gamma_lam = gamma * lam  # [t]
     d_s3_gamma_lam = d_s3 * gamma_lam  # [s]
@@ -435,12 +427,12 @@ def _inputs_vjp(
     decay_d_tj = decay_tj.mT @ (d_o_v_q_k_mu + d_o_v_q_k_1_lam)  # [m j]
     d_m4 = (decay_d_tj * before_tj3).sum(-1)
     d_t = d_m3 + d_m4
-    d_ts = d_o_v_q_k_1 @ before_tj2.mT
+    d_ts = d_o_v_q_k_1 @ before_tj.mT
     q_S = q @ S  # [t v]
     d_o_q_S = (d_o * q_S).sum(-1)  # [t]
-    d_ts2 = d_o_q_S[..., :, None] * before_t2[..., None, :]
-    d_ts3 = d_ts + d_ts2
-    d_sm2 = (d_ts3 * gamma_lam[..., None, :]).mT @ decay_tj
+    d_o_q_S_before_t = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts2 = d_ts + d_o_q_S_before_t
+    d_sm2 = (d_ts2 * gamma_lam[..., None, :]).mT @ decay_tj
     decayed_d_sm22 = (d_sm2 * before_sm).sum(-2)  # [m]
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
@@ -452,8 +444,8 @@ def _inputs_vjp(
     C_tj = decay_tj * mu[..., None, :]
     d_q_k = d_o_v * C_tj  # [t j]
     C_tj2 = decay_tj * lam[..., None, :]
-    C_ts = decay_tj2 * gamma_lam[..., None, :]
-    C_tj3 = C_ts @ before_tj2
+    C_ts = decay_tj * gamma_lam[..., None, :]
+    C_tj3 = C_ts @ before_tj
     C_tj4 = C_tj2 + C_tj3
     d_q_k_1 = d_o_v * C_tj4  # [t j]
     d_tk = _products((d_q_k, k), (d_q_k_1, k_1))
@@ -463,7 +455,7 @@ def _inputs_vjp(
     decay_d_S_next_S = decay_j * d_S_next_S[..., None]  # [m]
     d_m6 = decay_d_S_next_S * before_t
     C_d_M_next_S = C_s2 * d_M_next_S[..., None]  # [s]
-    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj2).squeeze(-2)  # [s]
+    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj).squeeze(-2)  # [s]
     d_s4 = gamma_lam * decay_d_o_q_S
     d_s5 = C_d_M_next_S + d_s4
     before_tj_d_s5 = (d_s5[..., None, :] @ before_tj).squeeze(-2)  # [m]
@@ -479,9 +471,9 @@ def _inputs_vjp(
     d_m8 = (before_tj_d_sj * before_tj).sum(-1)
     d_t3 = d_mj_before_tj + d_m8
     d_t4 = d_m6 + d_m7 + d_t3
-    decay_d_s3 = d_s3 * decay_j22
-    decay_d_ts3 = (d_ts3 * decay_tj2).sum(-2)  # [s]
-    d_s6 = decay_d_s3 + decay_d_ts3
+    decay_d_s3 = d_s3 * decay_j2
+    decay_d_ts2 = (d_ts2 * decay_tj).sum(-2)  # [s]
+    d_s6 = decay_d_s3 + decay_d_ts2
     d_s6_lam = d_s6 * lam  # [t]
     d_gamma = d_t4 + d_s6_lam  # [t]
     # d_lam

@@ -295,20 +295,17 @@ def _writes(*, beta, eta, alpha, lam, k, v, **_):
         "C_j4": C_j4,
         "decay_j": decay_j,
         "before_tj2": before_tj2,
-        "before_tj22": before_tj2,
         "C_ts2": C_ts2,
         "before_tj": before_tj,
-        "C_tj22": C_tj2,
+        "C_tj2": C_tj2,
         "C_tj7": C_tj7,
         "k_k": k_k,
         "C_k_k": C_k_k,
         "before_t3": before_t3,
         "before_t": before_t,
-        "before_t2": before_t,
         "C_s": C_s,
         "R_t2": R_t2,
         "decay_j2": decay_j2,
-        "decay_j22": decay_j2,
         "C_s2": C_s2,
     }
 
@@ -332,7 +329,7 @@ def _carry(*, decay_all, S, k, C_j, rows, M, rows2, rows3, decay_all2, R, C_j4, 
     }
 
 
-def _read_online(*, alpha, q, M, C_s, S, eta, lam, beta, C_tj22, k, x_tv2, **_):
+def _read_online(*, alpha, q, M, C_s, S, eta, lam, beta, C_tj2, k, x_tv2, **_):
     """The online read-outs of chunks, from the states before them."""
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
@@ -346,17 +343,17 @@ def _read_online(*, alpha, q, M, C_s, S, eta, lam, beta, C_tj22, k, x_tv2, **_):
     x_t = -(eta * lam)
     C_tj = decay_tj * x_t[..., None, :]
     x_t3 = -(beta * lam)
-    C_tj2 = (decay_tj * x_t3[..., None, :]) @ C_tj22
-    C_tj3 = C_tj + C_tj2
+    C_tj3 = (decay_tj * x_t3[..., None, :]) @ C_tj2
+    C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
-    C_q_k_x_tv2 = (C_tj3 * q_k) @ x_tv2
+    C_q_k_x_tv2 = (C_tj4 * q_k) @ x_tv2
     o = decayed_q_M + R_q_S + C_q_k_x_tv2  # [t v]
     return {
         "o": o,
     }
 
 
-def _pulls(*, C_k_k, C_j4, k, C_j, alpha, eta, lam, beta, C_tj22, q, d_o, C_s, **_):
+def _pulls(*, C_k_k, C_j4, k, C_j, alpha, eta, lam, beta, C_tj2, q, d_o, C_s, **_):
     """What the read-outs of chunks owe to the states before them."""
     C_k = C_j4[..., :, None] * k  # [j k]
     C_k_k_inverses = _inverses(C_k_k)
@@ -369,8 +366,8 @@ def _pulls(*, C_k_k, C_j4, k, C_j, alpha, eta, lam, beta, C_tj22, q, d_o, C_s, *
     C_tj = decay_tj * x_t[..., None, :]
     x_t3 = -(beta * lam)
     C_ts = decay_tj * x_t3[..., None, :]
-    C_tj2 = C_ts @ C_tj22
-    C_tj4 = C_tj + C_tj2
+    C_tj3 = C_ts @ C_tj2
+    C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
     C_q_k_d_o = (C_tj4 * q_k).mT @ d_o  # [j v]
     rows6 = _solve(C_k_k, C_k_k_inverses, C_q_k_d_o, transposed=True)  # [t v]
@@ -387,7 +384,6 @@ def _pulls(*, C_k_k, C_j4, k, C_j, alpha, eta, lam, beta, C_tj22, q, d_o, C_s, *
         "q_d_q_S": q_d_q_S,
         "q_d_q_M": q_d_q_M,
         "decay_tj": decay_tj,
-        "decay_tj2": decay_tj,
         "C_ts": C_ts,
         "C_tj4": C_tj4,
         "q_k": q_k,
@@ -424,9 +420,9 @@ def _inputs_vjp(
     eta,
     lam,
     before_tj2,
-    C_tj22,
+    C_tj2,
     S,
-    before_t2,
+    before_t,
     beta,
     alpha,
     M,
@@ -443,13 +439,9 @@ def _inputs_vjp(
     decay_j,
     d_S_next,
     before_tj,
-    before_t,
     C_s2,
     C_ts2,
     C_ts,
-    before_tj22,
-    decay_tj2,
-    decay_j22,
     C_j4,
     C_j,
     C_tj7,
@@ -464,9 +456,9 @@ def _inputs_vjp(
     d_j = k_d_M_next_x_tv2 * x_t
     decay_d_j = decay_j2[..., :, None] * d_j[..., None, :]  # [m j]
     d_m = (decay_d_j * before_tj2).sum(-1)
-    d_s = (k_d_M_next_x_tv2[..., None, :] @ C_tj22.mT).squeeze(-2)
+    d_s = (k_d_M_next_x_tv2[..., None, :] @ C_tj2.mT).squeeze(-2)
     d_M_next_S = (d_M_next * S).sum((-2, -1))
-    d_s2 = d_M_next_S[..., None] * before_t2
+    d_s2 = d_M_next_S[..., None] * before_t
     d_s3 = d_s + d_s2
     x_t3 = -(beta * lam)
     d_s3_x_t3 = d_s3 * x_t3  # [s]
@@ -483,26 +475,26 @@ def _inputs_vjp(
     d_m5_before_t3 = d_m5 * before_t3  # [m]
     k_S = k @ S  # [t v]
     d_tv_k_S = (d_tv * k_S).sum(-1)  # [t]
-    d_ts = d_tv_k_S[..., :, None] * before_t2[..., None, :]
+    d_ts = d_tv_k_S[..., :, None] * before_t[..., None, :]
     d_tv_x_tv2 = d_tv @ x_tv2.mT  # [t j]
-    d_C_ts2_C_tj22 = d_tv_x_tv2 * k_k
-    C_d_C_ts2_C_tj22 = d_C_ts2_C_tj22 @ C_tj22.mT  # [t s]
-    d_ts2 = d_ts + C_d_C_ts2_C_tj22
+    d_tv_x_tv2_k_k = d_tv_x_tv2 * k_k  # [t j]
+    C_d_tv_x_tv2_k_k = d_tv_x_tv2_k_k @ C_tj2.mT  # [t s]
+    d_ts2 = d_ts + C_d_tv_x_tv2_k_k
     d_sm = (d_ts2 * x_t3[..., None, :]).mT @ before_tj2
     decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
-    before_tj2_d_tj = before_tj2.mT @ (d_C_ts2_C_tj22 * x_t[..., None, :])  # [m j]
+    before_tj2_d_tj = before_tj2.mT @ (d_tv_x_tv2_k_k * x_t[..., None, :])  # [m j]
     d_m6 = (before_tj2_d_tj * before_tj2).sum(-1)
     d_o_x_tv2 = d_o @ x_tv2.mT  # [t j]
-    d_C_ts_C_tj22 = d_o_x_tv2 * q_k
-    decay_d_tj2 = decay_tj.mT @ (d_C_ts_C_tj22 * x_t[..., None, :])  # [m j]
+    d_o_x_tv2_q_k = d_o_x_tv2 * q_k  # [t j]
+    decay_d_tj2 = decay_tj.mT @ (d_o_x_tv2_q_k * x_t[..., None, :])  # [m j]
     d_m7 = (decay_d_tj2 * before_tj2).sum(-1)
-    C_d_C_ts_C_tj22 = d_C_ts_C_tj22 @ C_tj22.mT  # [t s]
+    C_d_o_x_tv2_q_k = d_o_x_tv2_q_k @ C_tj2.mT  # [t s]
     q_S = q @ S  # [t v]
     d_o_q_S = (d_o * q_S).sum(-1)  # [t]
-    d_ts3 = d_o_q_S[..., :, None] * before_t2[..., None, :]
-    d_ts4 = C_d_C_ts_C_tj22 + d_ts3
-    decay_d_ts4_x_t3 = (d_ts4 * x_t3[..., None, :]).mT @ decay_tj  # [s m]
-    d_m8 = (decay_d_ts4_x_t3 * before_sm).sum(-2)
+    d_o_q_S_before_t = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts3 = C_d_o_x_tv2_q_k + d_o_q_S_before_t
+    decay_d_ts3_x_t3 = (d_ts3 * x_t3[..., None, :]).mT @ decay_tj  # [s m]
+    d_m8 = (decay_d_ts3_x_t3 * before_sm).sum(-2)
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
     decay_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
@@ -522,31 +514,31 @@ def _inputs_vjp(
     decay_d_S_next_S = decay_j * d_S_next_S[..., None]  # [m]
     d_m11 = decay_d_S_next_S * before_t
     d_sj = C_s2[..., :, None] * k_d_M_next_x_tv2[..., None, :]
-    d_sj2 = _products((C_ts2.mT, d_C_ts2_C_tj22), (C_ts.mT, d_C_ts_C_tj22)) + d_sj
+    d_sj2 = _products((C_ts2.mT, d_tv_x_tv2_k_k), (C_ts.mT, d_o_x_tv2_q_k)) + d_sj
     d_mj = before_tj.mT @ (d_sj2 * eta[..., None, :])
     d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
     C_d_M_next_S = C_s2 * d_M_next_S[..., None]  # [s]
-    d_s4 = (d_tv_k_S[..., None, :] @ before_tj22).squeeze(-2)
+    d_s4 = (d_tv_k_S[..., None, :] @ before_tj2).squeeze(-2)
     x_t3_d_s4 = x_t3 * d_s4
-    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj2).squeeze(-2)  # [s]
+    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj).squeeze(-2)  # [s]
     d_s5 = x_t3 * decay_d_o_q_S
     d_s6 = C_d_M_next_S + x_t3_d_s4 + d_s5
     before_tj_d_s6 = (d_s6[..., None, :] @ before_tj).squeeze(-2)  # [m]
     d_m12 = before_tj_d_s6 * before_t
     d_t2 = d_m10 + d_m11 + d_mj_before_tj + d_m12
-    decay_d_s3 = d_s3 * decay_j22
-    d_s7 = (d_ts2 * before_tj22).sum(-2)
-    decay_d_ts4 = (d_ts4 * decay_tj2).sum(-2)  # [s]
-    d_s8 = decay_d_s3 + d_s7 + decay_d_ts4
-    d_t3 = -(d_s8 * lam)
+    decay_d_s3 = d_s3 * decay_j2
+    d_ts2_before_tj2 = (d_ts2 * before_tj2).sum(-2)  # [s]
+    decay_d_ts3 = (d_ts3 * decay_tj).sum(-2)  # [s]
+    d_s7 = decay_d_s3 + d_ts2_before_tj2 + decay_d_ts3
+    d_t3 = -(d_s7 * lam)
     d_beta = d_t2 + d_t3  # [t]
     # d_lam
     d_j3 = k_d_M_next_x_tv2 * decay_j2
-    d_j4 = (d_C_ts2_C_tj22 * before_tj2).sum(-2)
-    d_j5 = (d_C_ts_C_tj22 * decay_tj).sum(-2)
+    d_j4 = (d_tv_x_tv2_k_k * before_tj2).sum(-2)
+    d_j5 = (d_o_x_tv2_q_k * decay_tj).sum(-2)
     d_j6 = d_j3 + d_j4 + d_j5
     d_t4 = -(d_j6 * eta)
-    d_t5 = -(d_s8 * beta)
+    d_t5 = -(d_s7 * beta)
     d_lam = d_t4 + d_t5  # [t]
     # d_eta
     d_j7 = k_d_S_next_x_tv2 * decay_j

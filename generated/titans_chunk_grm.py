@@ -311,8 +311,8 @@ def _writes(*, beta, k, anchor_1, anchor_2, v, eta, alpha, **_):
     R = (C_s2 * before_t).sum(-1)
     C_j2 = decay_j2 * x_t3
     before_tj = beta_runs[..., :-1, 1:]
-    C_tj = before_tj * x_t3[..., None, :]
-    C_j3 = (C_s2[..., None, :] @ C_tj).squeeze(-2)
+    C_tj2 = before_tj * x_t3[..., None, :]
+    C_j3 = (C_s2[..., None, :] @ C_tj2).squeeze(-2)
     C_j4 = C_j2 + C_j3
     C_k2 = C_j4[..., :, None] * k  # [j k]
     x_th2_C_k2 = C_k2.mT @ x_th2  # [k h1]
@@ -337,20 +337,16 @@ def _writes(*, beta, k, anchor_1, anchor_2, v, eta, alpha, **_):
         "x_t4": x_t4,
         "x_tv9": x_tv9,
         "x_tv9_anchor_2": x_tv9_anchor_2,
-        "x_th22": x_th2,
+        "x_th2": x_th2,
         "decay_j": decay_j,
         "C_j": C_j,
         "C_k": C_k,
-        "x_th5": x_th,
-        "x_tv92": x_tv9,
         "C_x_tv9": C_x_tv9,
         "decay_j2": decay_j2,
-        "decay_j22": decay_j2,
         "C_s2": C_s2,
         "before_t": before_t,
-        "before_t2": before_t,
         "before_tj": before_tj,
-        "C_tj22": C_tj,
+        "C_tj2": C_tj2,
         "C_j4": C_j4,
         "C_k2": C_k2,
         "C_x_tv92": C_x_tv92,
@@ -396,26 +392,26 @@ def _carry(
 
 
 def _read_online(
-    *, q, alpha, M_1, beta, before_t2, S_1, eta, C_tj22, k, x_th22, M_2, S_2, x_th5, x_tv92, u, pool, count, **_
+    *, q, alpha, M_1, beta, before_t, S_1, eta, C_tj2, k, x_th2, M_2, S_2, x_th, x_tv9, u, pool, count, **_
 ):
     """The online read-outs of chunks, from the states before them."""
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
     decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    R_t = ((beta * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
-    C_tj2 = (decay_tj * beta[..., None, :]) @ C_tj22
-    C_tj3 = C_tj + C_tj2
+    C_tj3 = (decay_tj * beta[..., None, :]) @ C_tj2
+    C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
-    x_th3 = _products(((decay_t[..., :, None] * q), M_1), ((R_t[..., :, None] * q), S_1), ((C_tj3 * q_k), x_th22))
-    x_th = F.gelu(x_th3)
-    x_th4_M_2 = x_th @ M_2  # [t v]
+    x_th3 = _products(((decay_t[..., :, None] * q), M_1), ((R_t[..., :, None] * q), S_1), ((C_tj4 * q_k), x_th2))
+    x_th4 = F.gelu(x_th3)
+    x_th4_M_2 = x_th4 @ M_2  # [t v]
     x_tv = decay_t[..., :, None] * x_th4_M_2
-    x_th4_S_2 = x_th @ S_2  # [t v]
+    x_th4_S_2 = x_th4 @ S_2  # [t v]
     R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
-    x_th_x_th5 = x_th @ x_th5.mT  # [t j]
-    x_tv2 = (C_tj3 * x_th_x_th5) @ x_tv92
+    x_th4_x_th = x_th4 @ x_th.mT  # [t j]
+    x_tv2 = (C_tj4 * x_th4_x_th) @ x_tv9
     x_tv3 = x_tv + R_x_th4_S_2 + x_tv2
     sum_x_tv3 = x_tv3.sum(-1)  # [t]
     x_tv4 = x_tv3 - sum_x_tv3[..., :, None] / 64.0
@@ -436,42 +432,24 @@ def _read_online(
 
 
 def _pulls(
-    *,
-    d_o,
-    alpha,
-    x_th4_M_2,
-    beta,
-    before_t2,
-    x_th4_S_2,
-    eta,
-    C_tj22,
-    x_th3,
-    x_th5,
-    x_tv92,
-    S_2,
-    M_2,
-    q,
-    u,
-    d_r,
-    count,
-    **_,
+    *, d_o, alpha, x_th4_M_2, beta, before_t, x_th4_S_2, eta, C_tj2, x_th3, x_th, x_tv9, S_2, M_2, q, u, d_r, count, **_
 ):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
     x_tv = decay_t[..., :, None] * x_th4_M_2
     decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    R_t = ((beta * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
     R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
     C_ts = decay_tj * beta[..., None, :]
-    C_tj2 = C_ts @ C_tj22
-    C_tj4 = C_tj + C_tj2
-    x_th = F.gelu(x_th3)
-    x_th4_x_th = x_th @ x_th5.mT  # [t j]
+    C_tj3 = C_ts @ C_tj2
+    C_tj4 = C_tj + C_tj3
+    x_th2 = F.gelu(x_th3)
+    x_th4_x_th = x_th2 @ x_th.mT  # [t j]
     C_x_th4_x_th = C_tj4 * x_th4_x_th  # [t j]
-    x_tv2 = C_x_th4_x_th @ x_tv92
+    x_tv2 = C_x_th4_x_th @ x_tv9
     x_tv3 = x_tv + R_x_th4_S_2 + x_tv2
     sum_x_tv3 = x_tv3.sum(-1)  # [t]
     x_tv4 = x_tv3 - sum_x_tv3[..., :, None] / 64.0
@@ -484,16 +462,16 @@ def _pulls(
     sum_d_tv3 = d_tv3.sum(-1)  # [t]
     d_t2 = -(sum_d_tv3 / 64.0)
     d_tv4 = d_tv3 + d_t2[..., :, None]
-    d_tv4_x_tv9 = d_tv4 @ x_tv92.mT  # [t j]
+    d_tv4_x_tv9 = d_tv4 @ x_tv9.mT  # [t j]
     C_d_tv4_x_tv9 = d_tv4_x_tv9 * C_tj4  # [t j]
     R_d_tv4 = d_tv4 * R_t[..., :, None]
     decayed_d_tv4 = d_tv4 * decay_t[..., :, None]
-    d_th3 = _products((C_d_tv4_x_tv9, x_th5), (R_d_tv4, S_2.mT), (decayed_d_tv4, M_2.mT))
+    d_th3 = _products((C_d_tv4_x_tv9, x_th), (R_d_tv4, S_2.mT), (decayed_d_tv4, M_2.mT))
     d_th4 = _gelu_vjp(d_th3, x_th3)
     d_th4_R_q = (R_t[..., :, None] * q).mT @ d_th4  # [k h1]
-    x_th4_R_d_tv4 = x_th.mT @ R_d_tv4  # [h1 v]
+    x_th4_R_d_tv4 = x_th2.mT @ R_d_tv4  # [h1 v]
     d_th4_decayed_q = (decay_t[..., :, None] * q).mT @ d_th4  # [k h1]
-    d_hv2 = x_th.mT @ decayed_d_tv4
+    d_hv2 = x_th2.mT @ decayed_d_tv4
     u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
     return {
         "d_th4_R_q": d_th4_R_q,
@@ -503,7 +481,6 @@ def _pulls(
         "u_d_r_count": u_d_r_count,
         "decay_t": decay_t,
         "decay_tj": decay_tj,
-        "decay_tj2": decay_tj,
         "R_t": R_t,
         "C_ts": C_ts,
         "C_tj4": C_tj4,
@@ -576,7 +553,7 @@ def _inputs_vjp(
     C_x_tv9,
     C_x_th4_x_th,
     d_tv4,
-    x_th5,
+    x_th,
     C_j4,
     C_j,
     anchor_2,
@@ -586,20 +563,18 @@ def _inputs_vjp(
     sum_x_tv2,
     x_tv5_x_tv,
     x_tv9,
-    x_th,
-    x_th22,
+    x_th2,
     R_t,
     S_1,
     decay_t,
     M_1,
     d_o,
     decay_j2,
-    x_tv92,
     eta,
     alpha,
-    C_tj22,
+    C_tj2,
     S_2,
-    before_t2,
+    before_t,
     beta,
     M_2,
     decay_tj,
@@ -609,11 +584,8 @@ def _inputs_vjp(
     x_th4_M_2,
     decay_j,
     before_tj,
-    before_t,
     C_s2,
     C_ts,
-    decay_tj2,
-    decay_j22,
     anchor_1,
     d_pool_next,
     u,
@@ -630,21 +602,21 @@ def _inputs_vjp(
     C_q_k_d_th4 = (C_tj4 * q_k).mT @ d_th4  # [j h1]
     d_jh = _products((C_k2, d_M_1_next), (C_k, d_S_1_next))
     d_jh2 = C_q_k_d_th4 + d_jh
-    x_th2 = (
+    x_th4 = (
         0.3989422804014327
         * x_tv9_anchor_2
         * (2.0 - k_anchor_1 * k_anchor_1)
         * torch.exp(-(k_anchor_1 * k_anchor_1 / 2.0))
     )
-    d_jh2_x_th2 = d_jh2 * x_th2
-    C_x_th4 = C_d_tv4_x_tv9.mT @ F.gelu(x_th3)  # [j h1]
+    d_jh2_x_th4 = d_jh2 * x_th4
+    C_x_th5 = C_d_tv4_x_tv9.mT @ F.gelu(x_th3)  # [j h1]
     d_jh5 = _products((C_x_tv92, d_M_2_next.mT), (C_x_tv9, d_S_2_next.mT))
-    d_jh6 = C_x_th4 + d_jh5
+    d_jh6 = C_x_th5 + d_jh5
     C_d_tv4 = C_x_th4_x_th.mT @ d_tv4  # [j v]
-    x_th5_d_M_2_next = x_th5 @ d_M_2_next  # [j v]
-    d_jv = x_th5_d_M_2_next * C_j4[..., :, None]
-    x_th5_d_S_2_next = x_th5 @ d_S_2_next  # [j v]
-    d_jv2 = x_th5_d_S_2_next * C_j[..., :, None]
+    x_th_d_M_2_next = x_th @ d_M_2_next  # [j v]
+    d_jv = x_th_d_M_2_next * C_j4[..., :, None]
+    x_th_d_S_2_next = x_th @ d_S_2_next  # [j v]
+    d_jv2 = x_th_d_S_2_next * C_j[..., :, None]
     d_jv3 = d_jv + d_jv2
     d_jv4 = C_d_tv4 + d_jv3
     d_x_tv9_anchor_2 = _gelu_vjp(d_jh2, k_anchor_1)  # [t h1]
@@ -677,33 +649,33 @@ def _inputs_vjp(
     d_th = d_x_th_anchor_2 @ anchor_2.mT
     d_th2 = d_jh6 + d_th
     d_th3 = _gelu_vjp(d_th2, k_anchor_1)
-    d_th5 = d_jh2_x_th2 + d_th3
+    d_th5 = d_jh2_x_th4 + d_th3
     d_anchor_1 = k.mT @ d_th5  # [k h1]
     d_anchor_2 = _products((d_x_tv9_anchor_2.mT, x_tv9), (x_th.mT, d_x_th_anchor_2))  # [h1 v]
-    d_th4_x_th22 = d_th4 @ x_th22.mT  # [t j]
-    d_q_k = d_th4_x_th22 * C_tj4  # [t j]
+    d_th4_x_th2 = d_th4 @ x_th2.mT  # [t j]
+    d_q_k = d_th4_x_th2 * C_tj4  # [t j]
     d_q_k_k = d_q_k @ k  # [t k]
     d_th4_S_1 = d_th4 @ S_1.mT  # [t k]
     R_d_th4_S_1 = R_t[..., :, None] * d_th4_S_1  # [t k]
     d_th4_M_1 = d_th4 @ M_1.mT  # [t k]
     decay_d_th4_M_1 = decay_t[..., :, None] * d_th4_M_1  # [t k]
     d_q = d_q_k_k + R_d_th4_S_1 + decay_d_th4_M_1 + d_o  # [t k]
-    d_j = (x_th5_d_M_2_next * x_tv92).sum(-1)
-    d_jk = x_th22 @ d_M_1_next.mT
-    k_d_jk = (k * d_jk).sum(-1)  # [j]
-    d_j2 = d_j + k_d_jk
+    d_j = (x_th_d_M_2_next * x_tv9).sum(-1)
+    x_th2_d_M_1_next = x_th2 @ d_M_1_next.mT  # [j k]
+    d_j2 = (k * x_th2_d_M_1_next).sum(-1)
+    d_j3 = d_j + d_j2
     x_t2 = -eta
-    d_j2_x_t2 = d_j2 * x_t2  # [j]
-    decay_d_j2_x_t2 = decay_j2[..., :, None] * d_j2_x_t2[..., None, :]  # [m j]
+    d_j3_x_t2 = d_j3 * x_t2  # [j]
+    decay_d_j3_x_t2 = decay_j2[..., :, None] * d_j3_x_t2[..., None, :]  # [m j]
     alpha_runs = _runs(alpha)
     before_tj2 = alpha_runs[..., :-1, 1:]
-    d_m = (decay_d_j2_x_t2 * before_tj2).sum(-1)
-    C_d_j2 = (d_j2[..., None, :] @ C_tj22.mT).squeeze(-2)  # [s]
+    d_m = (decay_d_j3_x_t2 * before_tj2).sum(-1)
+    C_d_j3 = (d_j3[..., None, :] @ C_tj2.mT).squeeze(-2)  # [s]
     d_M_2_next_S_2 = (d_M_2_next * S_2).sum((-2, -1))
     d_M_1_next_S_1 = (d_M_1_next * S_1).sum((-2, -1))
     d = d_M_2_next_S_2 + d_M_1_next_S_1
-    d_before_t2 = d[..., None] * before_t2  # [s]
-    d_s = C_d_j2 + d_before_t2
+    d_before_t = d[..., None] * before_t  # [s]
+    d_s = C_d_j3 + d_before_t
     d_s_beta = d_s * beta  # [s]
     decay_d_s_beta = decay_j2[..., None, :] * d_s_beta[..., :, None]  # [s m]
     before_sm = alpha_runs[..., :-1, 1:].mT
@@ -715,16 +687,16 @@ def _inputs_vjp(
     before_t3 = alpha_runs[..., :-1, 0]
     decayed_decay_d2 = decay_d2 * before_t3  # [m]
     d_tj = d_tv4_x_tv9 * x_th4_x_th
-    d_th4_x_th22_q_k = d_th4_x_th22 * q_k  # [t j]
-    d_C_ts_C_tj22 = d_tj + d_th4_x_th22_q_k
-    decay_d_tj2 = decay_tj.mT @ (d_C_ts_C_tj22 * x_t2[..., None, :])  # [m j]
-    d_m4 = (decay_d_tj2 * before_tj2).sum(-1)
-    C_d_C_ts_C_tj22 = d_C_ts_C_tj22 @ C_tj22.mT  # [t s]
+    d_th4_x_th2_q_k = d_th4_x_th2 * q_k  # [t j]
+    d_tj2 = d_tj + d_th4_x_th2_q_k
+    decay_d_tj2_x_t2 = decay_tj.mT @ (d_tj2 * x_t2[..., None, :])  # [m j]
+    d_m4 = (decay_d_tj2_x_t2 * before_tj2).sum(-1)
+    C_d_tj2 = d_tj2 @ C_tj2.mT  # [t s]
     d_tv4_x_th4_S_2 = (d_tv4 * x_th4_S_2).sum(-1)  # [t]
     q_d_th4_S_1 = (q * d_th4_S_1).sum(-1)  # [t]
     d_t4 = d_tv4_x_th4_S_2 + q_d_th4_S_1
-    d_t4_before_t2 = d_t4[..., :, None] * before_t2[..., None, :]  # [t s]
-    d_ts = C_d_C_ts_C_tj22 + d_t4_before_t2
+    d_t4_before_t = d_t4[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts = C_d_tj2 + d_t4_before_t
     decay_d_ts_beta = (d_ts * beta[..., None, :]).mT @ decay_tj  # [s m]
     d_m5 = (decay_d_ts_beta * before_sm).sum(-2)
     d_tv4_x_th4_M_2 = (d_tv4 * x_th4_M_2).sum(-1)  # [t]
@@ -733,50 +705,50 @@ def _inputs_vjp(
     d_m6 = decay_d_t5 * before_t3
     d_t6 = d_m4 + d_m5 + d_m6
     d_alpha = d_m + d_m3 + decayed_decay_d2 + d_t6  # [t]
-    d_j3 = (x_th5_d_S_2_next * x_tv92).sum(-1)
-    d_jk2 = x_th22 @ d_S_1_next.mT
-    k_d_jk2 = (k * d_jk2).sum(-1)  # [j]
-    d_j4 = d_j3 + k_d_jk2
-    d_j4_x_t2 = d_j4 * x_t2  # [j]
-    decay_d_j4_x_t2 = decay_j[..., :, None] * d_j4_x_t2[..., None, :]  # [m j]
-    d_m7 = (decay_d_j4_x_t2 * before_tj).sum(-1)
+    d_j4 = (x_th_d_S_2_next * x_tv9).sum(-1)
+    x_th2_d_S_1_next = x_th2 @ d_S_1_next.mT  # [j k]
+    d_j5 = (k * x_th2_d_S_1_next).sum(-1)
+    d_j6 = d_j4 + d_j5
+    d_j6_x_t2 = d_j6 * x_t2  # [j]
+    decay_d_j6_x_t2 = decay_j[..., :, None] * d_j6_x_t2[..., None, :]  # [m j]
+    d_m7 = (decay_d_j6_x_t2 * before_tj).sum(-1)
     d_S_2_next_S_2 = (d_S_2_next * S_2).sum((-2, -1))
     d_S_1_next_S_1 = (d_S_1_next * S_1).sum((-2, -1))
     d3 = d_S_2_next_S_2 + d_S_1_next_S_1
     decay_d3 = decay_j * d3[..., None]  # [m]
     d_m8 = decay_d3 * before_t
-    C_d_j22 = C_s2[..., :, None] * d_j2[..., None, :]  # [s j]
-    C_d_C_ts_C_tj222 = C_ts.mT @ d_C_ts_C_tj22  # [s j]
-    d_sj = C_d_j22 + C_d_C_ts_C_tj222
+    C_d_j32 = C_s2[..., :, None] * d_j3[..., None, :]  # [s j]
+    C_d_tj22 = C_ts.mT @ d_tj2  # [s j]
+    d_sj = C_d_j32 + C_d_tj22
     d_mj = before_tj.mT @ (d_sj * x_t2[..., None, :])
     d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
     C_d = C_s2 * d[..., None]  # [s]
-    decay_d_t4 = (d_t4[..., None, :] @ decay_tj2).squeeze(-2)  # [s]
+    decay_d_t4 = (d_t4[..., None, :] @ decay_tj).squeeze(-2)  # [s]
     beta_decay_d_t4 = beta * decay_d_t4  # [s]
     d_s2 = C_d + beta_decay_d_t4
     before_tj_d_s2 = (d_s2[..., None, :] @ before_tj).squeeze(-2)  # [m]
     d_m9 = before_tj_d_s2 * before_t
-    decay_d_s = d_s * decay_j22
-    decay_d_ts = (d_ts * decay_tj2).sum(-2)  # [s]
+    decay_d_s = d_s * decay_j2
+    decay_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
     d_s3 = decay_d_s + decay_d_ts
     d_beta = d_m7 + d_m8 + d_mj_before_tj + d_m9 + d_s3  # [t]
     d_sj_before_tj = (d_sj * before_tj).sum(-2)  # [j]
-    d_j5 = (d_C_ts_C_tj22 * decay_tj).sum(-2)
-    decay_d_j2 = d_j2 * decay_j2
-    decay_d_j4 = d_j4 * decay_j
-    d_j6 = decay_d_j2 + decay_d_j4
-    d_j7 = d_sj_before_tj + d_j5 + d_j6
-    d_eta = -d_j7  # [t]
+    decay_d_tj2 = (d_tj2 * decay_tj).sum(-2)  # [j]
+    decay_d_j3 = d_j3 * decay_j2
+    decay_d_j6 = d_j6 * decay_j
+    d_j7 = decay_d_j3 + decay_d_j6
+    d_j8 = d_sj_before_tj + decay_d_tj2 + d_j7
+    d_eta = -d_j8  # [t]
     d_th5_anchor_1 = d_th5 @ anchor_1.mT  # [t k]
     d_tk = d_th5_anchor_1 + d_tv9
     q_d_q_k = d_q_k.mT @ q  # [j k]
-    C_d_jk = C_j4[..., :, None] * d_jk
-    C_d_jk2 = C_j[..., :, None] * d_jk2
+    d_jk = C_j4[..., :, None] * x_th2_d_M_1_next
+    d_jk2 = C_j[..., :, None] * x_th2_d_S_1_next
     d_r_count = d_r / count  # [t]
     causal = torch.ones(n_t, n_j, dtype=k.dtype, device=k.device).tril()  # [t j]
     d_u_k = d_r_count[..., :, None] * causal  # [t j]
     u_d_u_k = d_u_k.mT @ u  # [j k]
-    d_jk3 = C_d_jk + C_d_jk2 + d_pool_next[..., None, :] + u_d_u_k
+    d_jk3 = d_jk + d_jk2 + d_pool_next[..., None, :] + u_d_u_k
     d_k = d_tk + q_d_q_k + d_jk3  # [j k]
     d_tv13 = -(2.0 * d_tv8)
     d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]

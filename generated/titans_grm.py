@@ -322,8 +322,8 @@ def _writes(*, beta, k, eta, alpha, **_):
     R = (C_s2 * before_t).sum(-1)
     C_j2 = decay_j2 * x_t
     before_tj = beta_runs[..., :-1, 1:]
-    C_tj = before_tj * x_t[..., None, :]
-    C_j3 = (C_s2[..., None, :] @ C_tj).squeeze(-2)
+    C_tj2 = before_tj * x_t[..., None, :]
+    C_j3 = (C_s2[..., None, :] @ C_tj2).squeeze(-2)
     C_j4 = C_j2 + C_j3
     C_k2 = C_j4[..., :, None] * k  # [j k]
     sum_k = k.sum(-2)
@@ -339,12 +339,10 @@ def _writes(*, beta, k, eta, alpha, **_):
         "sum_k": sum_k,
         "decay_j": decay_j,
         "decay_j2": decay_j2,
-        "decay_j22": decay_j2,
         "C_s2": C_s2,
         "before_t": before_t,
-        "before_t2": before_t,
         "before_tj": before_tj,
-        "C_tj22": C_tj,
+        "C_tj2": C_tj2,
     }
 
 
@@ -402,10 +400,10 @@ def _read_online(
     alpha,
     M_1,
     beta,
-    before_t2,
+    before_t,
     S_1,
     eta,
-    C_tj22,
+    C_tj2,
     k,
     x_tv9_M_2,
     k_M_1,
@@ -423,14 +421,14 @@ def _read_online(
     alpha_runs = _runs(alpha)
     decay_t = alpha_runs[..., 1:, 0]
     decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    R_t = ((beta * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
-    C_tj2 = (decay_tj * beta[..., None, :]) @ C_tj22
-    C_tj3 = C_tj + C_tj2
+    C_tj3 = (decay_tj * beta[..., None, :]) @ C_tj2
+    C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
     x_th = _gelu_vjp(x_tv9_M_2, k_M_1)
-    x_th3 = _products(((decay_t[..., :, None] * q), M_1), ((R_t[..., :, None] * q), S_1), ((C_tj3 * q_k), x_th))
+    x_th3 = _products(((decay_t[..., :, None] * q), M_1), ((R_t[..., :, None] * q), S_1), ((C_tj4 * q_k), x_th))
     x_th4 = F.gelu(x_th3)
     x_th4_M_2 = x_th4 @ M_2  # [t v]
     x_tv = decay_t[..., :, None] * x_th4_M_2
@@ -452,7 +450,7 @@ def _read_online(
     sum_x_tv9 = x_tv9.sum(-1)  # [t]
     x_t4 = -(sum_x_tv9 / 64.0)
     x_tv10 = x_tv9 + x_t4[..., :, None]
-    x_tv11 = (C_tj3 * x_th4_x_th5) @ x_tv10
+    x_tv11 = (C_tj4 * x_th4_x_th5) @ x_tv10
     x_tv12 = x_tv + R_x_th4_S_2 + x_tv11
     sum_x_tv12 = x_tv12.sum(-1)  # [t]
     x_tv13 = x_tv12 - sum_x_tv12[..., :, None] / 64.0
@@ -482,10 +480,10 @@ def _pulls(
     alpha,
     x_th4_M_2,
     beta,
-    before_t2,
+    before_t,
     x_th4_S_2,
     eta,
-    C_tj22,
+    C_tj2,
     x_th3,
     S_2,
     M_2,
@@ -519,13 +517,13 @@ def _pulls(
     decay_t = alpha_runs[..., 1:, 0]
     x_tv10 = decay_t[..., :, None] * x_th4_M_2
     decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    R_t = ((beta * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
     R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
     x_t2 = -eta
     C_tj = decay_tj * x_t2[..., None, :]
     C_ts = decay_tj * beta[..., None, :]
-    C_tj2 = C_ts @ C_tj22
-    C_tj4 = C_tj + C_tj2
+    C_tj3 = C_ts @ C_tj2
+    C_tj4 = C_tj + C_tj3
     x_th2 = F.gelu(x_th3)
     x_th4_x_th = x_th2 @ x_th.mT  # [t j]
     C_x_th4_x_th = C_tj4 * x_th4_x_th  # [t j]
@@ -586,7 +584,6 @@ def _pulls(
         "u_d_r_count": u_d_r_count,
         "decay_t": decay_t,
         "decay_tj": decay_tj,
-        "decay_tj2": decay_tj,
         "R_t": R_t,
         "C_ts": C_ts,
         "C_tj4": C_tj4,
@@ -722,10 +719,10 @@ def _inputs_vjp(
     d_M_1_next,
     eta,
     alpha,
-    C_tj22,
+    C_tj2,
     d_M_2_next,
     S_2,
-    before_t2,
+    before_t,
     beta,
     M_2,
     decay_tj,
@@ -741,11 +738,8 @@ def _inputs_vjp(
     d_S_1_next,
     before_tj,
     d_S_2_next,
-    before_t,
     C_s2,
     C_ts,
-    decay_tj2,
-    decay_j22,
     C_j4,
     C_j,
     C_q_k_d_th4,
@@ -786,12 +780,12 @@ def _inputs_vjp(
     alpha_runs = _runs(alpha)
     before_tj2 = alpha_runs[..., :-1, 1:]
     d_m = (decay_d_j2_x_t * before_tj2).sum(-1)
-    C_d_j2 = (d_j2[..., None, :] @ C_tj22.mT).squeeze(-2)  # [s]
+    C_d_j2 = (d_j2[..., None, :] @ C_tj2.mT).squeeze(-2)  # [s]
     d_M_2_next_S_2 = (d_M_2_next * S_2).sum((-2, -1))
     d_M_1_next_S_1 = (d_M_1_next * S_1).sum((-2, -1))
     d = d_M_2_next_S_2 + d_M_1_next_S_1
-    d_before_t2 = d[..., None] * before_t2  # [s]
-    d_s = C_d_j2 + d_before_t2
+    d_before_t = d[..., None] * before_t  # [s]
+    d_s = C_d_j2 + d_before_t
     d_s_beta = d_s * beta  # [s]
     decay_d_s_beta = decay_j2[..., None, :] * d_s_beta[..., :, None]  # [s m]
     before_sm = alpha_runs[..., :-1, 1:].mT
@@ -804,15 +798,15 @@ def _inputs_vjp(
     decayed_decay_d2 = decay_d2 * before_t3  # [m]
     d_tj = d_tv4_x_tv9 * x_th4_x_th
     d_th4_x_th_q_k = d_th4_x_th * q_k  # [t j]
-    d_C_ts_C_tj22 = d_tj + d_th4_x_th_q_k
-    decay_d_tj2 = decay_tj.mT @ (d_C_ts_C_tj22 * x_t[..., None, :])  # [m j]
-    d_m4 = (decay_d_tj2 * before_tj2).sum(-1)
-    C_d_C_ts_C_tj22 = d_C_ts_C_tj22 @ C_tj22.mT  # [t s]
+    d_tj2 = d_tj + d_th4_x_th_q_k
+    decay_d_tj2_x_t = decay_tj.mT @ (d_tj2 * x_t[..., None, :])  # [m j]
+    d_m4 = (decay_d_tj2_x_t * before_tj2).sum(-1)
+    C_d_tj2 = d_tj2 @ C_tj2.mT  # [t s]
     d_tv4_x_th4_S_2 = (d_tv4 * x_th4_S_2).sum(-1)  # [t]
     q_d_th4_S_1 = (q * d_th4_S_1).sum(-1)  # [t]
     d_t = d_tv4_x_th4_S_2 + q_d_th4_S_1
-    d_t_before_t2 = d_t[..., :, None] * before_t2[..., None, :]  # [t s]
-    d_ts = C_d_C_ts_C_tj22 + d_t_before_t2
+    d_t_before_t = d_t[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts = C_d_tj2 + d_t_before_t
     decay_d_ts_beta = (d_ts * beta[..., None, :]).mT @ decay_tj  # [s m]
     d_m5 = (decay_d_ts_beta * before_sm).sum(-2)
     d_tv4_x_th4_M_2 = (d_tv4 * x_th4_M_2).sum(-1)  # [t]
@@ -834,26 +828,26 @@ def _inputs_vjp(
     decay_d3 = decay_j * d3[..., None]  # [m]
     d_m8 = decay_d3 * before_t
     C_d_j22 = C_s2[..., :, None] * d_j2[..., None, :]  # [s j]
-    C_d_C_ts_C_tj222 = C_ts.mT @ d_C_ts_C_tj22  # [s j]
-    d_sj = C_d_j22 + C_d_C_ts_C_tj222
+    C_d_tj22 = C_ts.mT @ d_tj2  # [s j]
+    d_sj = C_d_j22 + C_d_tj22
     d_mj = before_tj.mT @ (d_sj * x_t[..., None, :])
     d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
     C_d = C_s2 * d[..., None]  # [s]
-    decay_d_t = (d_t[..., None, :] @ decay_tj2).squeeze(-2)  # [s]
+    decay_d_t = (d_t[..., None, :] @ decay_tj).squeeze(-2)  # [s]
     beta_decay_d_t = beta * decay_d_t  # [s]
     d_s2 = C_d + beta_decay_d_t
     before_tj_d_s2 = (d_s2[..., None, :] @ before_tj).squeeze(-2)  # [m]
     d_m9 = before_tj_d_s2 * before_t
-    decay_d_s = d_s * decay_j22
-    decay_d_ts = (d_ts * decay_tj2).sum(-2)  # [s]
+    decay_d_s = d_s * decay_j2
+    decay_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
     d_s3 = decay_d_s + decay_d_ts
     d_beta = d_m7 + d_m8 + d_mj_before_tj + d_m9 + d_s3  # [t]
     decay_d_j2 = d_j2 * decay_j2
     decay_d_j4 = d_j4 * decay_j
     d_sj_before_tj = (d_sj * before_tj).sum(-2)  # [j]
-    d_j5 = (d_C_ts_C_tj22 * decay_tj).sum(-2)
-    d_j6 = decay_d_j2 + decay_d_j4 + d_sj_before_tj + d_j5
-    d_eta = -d_j6  # [t]
+    decay_d_tj2 = (d_tj2 * decay_tj).sum(-2)  # [j]
+    d_j5 = decay_d_j2 + decay_d_j4 + d_sj_before_tj + decay_d_tj2
+    d_eta = -d_j5  # [t]
     d_jk = C_j4[..., :, None] * x_th_d_M_1_next
     d_jk2 = C_j[..., :, None] * x_th_d_S_1_next
     d_jh2 = C_q_k_d_th4 + d_jh

@@ -254,8 +254,8 @@ def _writes(*, beta, eta, alpha, k, **_):
     R = (C_s2 * before_t).sum(-1)
     C_j2 = decay_j2 * x_t
     before_tj = beta_runs[..., :-1, 1:]
-    C_tj = before_tj * x_t[..., None, :]
-    C_j3 = (C_s2[..., None, :] @ C_tj).squeeze(-2)
+    C_tj2 = before_tj * x_t[..., None, :]
+    C_j3 = (C_s2[..., None, :] @ C_tj2).squeeze(-2)
     C_j4 = C_j2 + C_j3
     sum_k = k.sum(-2)
     return {
@@ -267,12 +267,10 @@ def _writes(*, beta, eta, alpha, k, **_):
         "sum_k": sum_k,
         "decay_j": decay_j,
         "decay_j2": decay_j2,
-        "decay_j22": decay_j2,
         "C_s2": C_s2,
         "before_t": before_t,
-        "before_t2": before_t,
         "before_tj": before_tj,
-        "C_tj22": C_tj,
+        "C_tj2": C_tj2,
     }
 
 
@@ -298,7 +296,7 @@ def _carry(*, decay_all, S, k, C_j, M, v, decay_all2, R, C_j4, pool, sum_k, **_)
     }
 
 
-def _read_online(*, alpha, q, M, beta, before_t2, S, eta, C_tj22, k, x_tv, u, pool, count, **_):
+def _read_online(*, alpha, q, M, beta, before_t, S, eta, C_tj2, k, x_tv, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
@@ -306,15 +304,15 @@ def _read_online(*, alpha, q, M, beta, before_t2, S, eta, C_tj22, k, x_tv, u, po
     q_M = q @ M  # [t v]
     decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
     decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    R_t = ((beta * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
     q_S = q @ S  # [t v]
     R_q_S = R_t[..., :, None] * q_S  # [t v]
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
-    C_tj2 = (decay_tj * beta[..., None, :]) @ C_tj22
-    C_tj3 = C_tj + C_tj2
+    C_tj3 = (decay_tj * beta[..., None, :]) @ C_tj2
+    C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
-    C_q_k_x_tv = (C_tj3 * q_k) @ x_tv
+    C_q_k_x_tv = (C_tj4 * q_k) @ x_tv
     o = decayed_q_M + R_q_S + C_q_k_x_tv  # [t v]
     # r_t = <u_t, mean of the segment's keys up to t>
     u_k = u @ k.mT  # [t j]
@@ -327,18 +325,18 @@ def _read_online(*, alpha, q, M, beta, before_t2, S, eta, C_tj22, k, x_tv, u, po
     }
 
 
-def _pulls(*, q, d_o, alpha, beta, before_t2, eta, C_tj22, k, u, d_r, count, **_):
+def _pulls(*, q, d_o, alpha, beta, before_t, eta, C_tj2, k, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     alpha_runs = _runs(alpha)
     decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = ((beta * before_t2)[..., None, :] @ decay_tj.mT).squeeze(-2)
+    R_t = ((beta * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
     d_q_S = d_o * R_t[..., :, None]  # [t v]
     q_d_q_S = q.mT @ d_q_S  # [k v]
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
     C_ts = decay_tj * beta[..., None, :]
-    C_tj2 = C_ts @ C_tj22
-    C_tj4 = C_tj + C_tj2
+    C_tj3 = C_ts @ C_tj2
+    C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
     C_q_k_d_o = (C_tj4 * q_k).mT @ d_o  # [j v]
     decay_t = alpha_runs[..., 1:, 0]
@@ -351,7 +349,6 @@ def _pulls(*, q, d_o, alpha, beta, before_t2, eta, C_tj22, k, u, d_r, count, **_
         "q_d_q_M": q_d_q_M,
         "u_d_r_count": u_d_r_count,
         "decay_tj": decay_tj,
-        "decay_tj2": decay_tj,
         "d_q_S": d_q_S,
         "C_ts": C_ts,
         "C_tj4": C_tj4,
@@ -406,10 +403,10 @@ def _inputs_vjp(
     x_tv,
     eta,
     alpha,
-    C_tj22,
+    C_tj2,
     d_M_next,
     S,
-    before_t2,
+    before_t,
     beta,
     M,
     decay_tj,
@@ -424,11 +421,8 @@ def _inputs_vjp(
     k_d_S_next,
     before_tj,
     d_S_next,
-    before_t,
     C_s2,
     C_ts,
-    decay_tj2,
-    decay_j22,
     C_j4,
     C_j,
     C_q_k_d_o,
@@ -450,9 +444,9 @@ def _inputs_vjp(
     alpha_runs = _runs(alpha)
     before_tj2 = alpha_runs[..., :-1, 1:]
     x_m = (decay_x_j * before_tj2).sum(-1)
-    x_s = (k_d_M_next_x_tv[..., None, :] @ C_tj22.mT).squeeze(-2)
+    x_s = (k_d_M_next_x_tv[..., None, :] @ C_tj2.mT).squeeze(-2)
     d_M_next_S = (d_M_next * S).sum((-2, -1))
-    d_s = d_M_next_S[..., None] * before_t2
+    d_s = d_M_next_S[..., None] * before_t
     d_s2 = x_s + d_s
     d_s2_beta = d_s2 * beta  # [s]
     decay_d_s2_beta = decay_j2[..., None, :] * d_s2_beta[..., :, None]  # [s m]
@@ -463,21 +457,21 @@ def _inputs_vjp(
     before_t3 = alpha_runs[..., :-1, 0]
     d_m3 = decay_d_M_next_M * before_t3
     d_o_x_tv = d_o @ x_tv.mT  # [t j]
-    d_C_ts_C_tj22 = d_o_x_tv * q_k
-    decay_d_tj = decay_tj.mT @ (d_C_ts_C_tj22 * x_t[..., None, :])  # [m j]
-    d_m4 = (decay_d_tj * before_tj2).sum(-1)
-    C_d_C_ts_C_tj22 = d_C_ts_C_tj22 @ C_tj22.mT  # [t s]
+    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
+    d_mj = decay_tj.mT @ (d_o_x_tv_q_k * x_t[..., None, :])
+    decayed_d_mj = (d_mj * before_tj2).sum(-1)  # [m]
+    C_d_o_x_tv_q_k = d_o_x_tv_q_k @ C_tj2.mT  # [t s]
     q_S = q @ S  # [t v]
     d_o_q_S = (d_o * q_S).sum(-1)  # [t]
-    d_ts = d_o_q_S[..., :, None] * before_t2[..., None, :]
-    d_ts2 = C_d_C_ts_C_tj22 + d_ts
-    decay_d_ts2_beta = (d_ts2 * beta[..., None, :]).mT @ decay_tj  # [s m]
-    d_m5 = (decay_d_ts2_beta * before_sm).sum(-2)
+    d_o_q_S_before_t = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts = C_d_o_x_tv_q_k + d_o_q_S_before_t
+    decay_d_ts_beta = (d_ts * beta[..., None, :]).mT @ decay_tj  # [s m]
+    d_m4 = (decay_d_ts_beta * before_sm).sum(-2)
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
     decay_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m6 = decay_d_o_q_M * before_t3
-    d_t = d_m4 + d_m5 + d_m6
+    d_m5 = decay_d_o_q_M * before_t3
+    d_t = decayed_d_mj + d_m4 + d_m5
     d_alpha = x_m + d_m + d_m3 + d_t  # [t]
     # d_q
     d_q_k = d_o_x_tv * C_tj4  # [t j]
@@ -489,27 +483,27 @@ def _inputs_vjp(
     x_m3 = (decay_x_j2 * before_tj).sum(-1)
     d_S_next_S = (d_S_next * S).sum((-2, -1))
     decay_d_S_next_S = decay_j * d_S_next_S[..., None]  # [m]
-    d_m7 = decay_d_S_next_S * before_t
+    d_m6 = decay_d_S_next_S * before_t
     x_sj = C_s2[..., :, None] * k_d_M_next_x_tv[..., None, :]
-    C_d_C_ts_C_tj222 = C_ts.mT @ d_C_ts_C_tj22  # [s j]
-    d_sj = x_sj + C_d_C_ts_C_tj222
-    d_mj = before_tj.mT @ (d_sj * x_t[..., None, :])
-    d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
+    C_d_o_x_tv_q_k2 = C_ts.mT @ d_o_x_tv_q_k  # [s j]
+    d_sj = x_sj + C_d_o_x_tv_q_k2
+    d_mj2 = before_tj.mT @ (d_sj * x_t[..., None, :])
+    d_mj2_before_tj = (d_mj2 * before_tj).sum(-1)  # [m]
     C_d_M_next_S = C_s2 * d_M_next_S[..., None]  # [s]
-    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj2).squeeze(-2)  # [s]
+    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj).squeeze(-2)  # [s]
     d_s3 = beta * decay_d_o_q_S
     d_s4 = C_d_M_next_S + d_s3
     before_tj_d_s4 = (d_s4[..., None, :] @ before_tj).squeeze(-2)  # [m]
-    d_m8 = before_tj_d_s4 * before_t
-    decay_d_s2 = d_s2 * decay_j22
-    decay_d_ts2 = (d_ts2 * decay_tj2).sum(-2)  # [s]
-    d_s5 = decay_d_s2 + decay_d_ts2
-    d_beta = x_m3 + d_m7 + d_mj_before_tj + d_m8 + d_s5  # [t]
+    d_m7 = before_tj_d_s4 * before_t
+    decay_d_s2 = d_s2 * decay_j2
+    decay_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
+    d_s5 = decay_d_s2 + decay_d_ts
+    d_beta = x_m3 + d_m6 + d_mj2_before_tj + d_m7 + d_s5  # [t]
     # d_eta
     x_j3 = k_d_M_next_x_tv * decay_j2
     x_j4 = k_d_S_next_x_tv * decay_j
     d_sj_before_tj = (d_sj * before_tj).sum(-2)  # [j]
-    d_j = (d_C_ts_C_tj22 * decay_tj).sum(-2)
+    d_j = (d_o_x_tv_q_k * decay_tj).sum(-2)
     d_j2 = x_j3 + x_j4 + d_sj_before_tj + d_j
     d_eta = -d_j2  # [t]
     # d_k

@@ -308,20 +308,17 @@ def _writes(*, beta, eta, alpha, k, v, **_):
         "sum_k": sum_k,
         "decay_j": decay_j,
         "before_tj2": before_tj2,
-        "before_tj22": before_tj2,
         "C_ts2": C_ts2,
         "before_tj": before_tj,
-        "C_tj22": C_tj2,
+        "C_tj2": C_tj2,
         "C_tj7": C_tj7,
         "k_k": k_k,
         "x_tj": x_tj,
         "before_t3": before_t3,
         "before_t": before_t,
-        "before_t2": before_t,
         "C_s": C_s,
         "R_t3": R_t3,
         "decay_j2": decay_j2,
-        "decay_j22": decay_j2,
         "C_s2": C_s2,
     }
 
@@ -347,7 +344,7 @@ def _carry(*, decay_all, S, k, C_j, rows, M, rows2, rows3, decay_all2, R, C_j4, 
     }
 
 
-def _read_online(*, alpha, q, M, C_s, S, eta, beta, C_tj22, k, x_tv2, u, pool, count, **_):
+def _read_online(*, alpha, q, M, C_s, S, eta, beta, C_tj2, k, x_tv2, u, pool, count, **_):
     """The online read-outs of chunks, from the states before them."""
     # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
     alpha_runs = _runs(alpha)
@@ -360,10 +357,10 @@ def _read_online(*, alpha, q, M, C_s, S, eta, beta, C_tj22, k, x_tv2, u, pool, c
     R_q_S = R_t[..., :, None] * q_S  # [t v]
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
-    C_tj2 = (decay_tj * beta[..., None, :]) @ C_tj22
-    C_tj3 = C_tj + C_tj2
+    C_tj3 = (decay_tj * beta[..., None, :]) @ C_tj2
+    C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
-    C_q_k_x_tv2 = (C_tj3 * q_k) @ x_tv2
+    C_q_k_x_tv2 = (C_tj4 * q_k) @ x_tv2
     o = decayed_q_M + R_q_S + C_q_k_x_tv2  # [t v]
     # r_t = <u_t, mean of the segment's keys up to t>
     u_k = u @ k.mT  # [t j]
@@ -376,7 +373,7 @@ def _read_online(*, alpha, q, M, C_s, S, eta, beta, C_tj22, k, x_tv2, u, pool, c
     }
 
 
-def _pulls(*, x_tj, C_j4, k, C_j, alpha, eta, beta, C_tj22, q, d_o, C_s, u, d_r, count, **_):
+def _pulls(*, x_tj, C_j4, k, C_j, alpha, eta, beta, C_tj2, q, d_o, C_s, u, d_r, count, **_):
     """What the read-outs of chunks owe to the states before them."""
     C_k = C_j4[..., :, None] * k  # [j k]
     x_tj_inverses = _inverses(x_tj)
@@ -388,8 +385,8 @@ def _pulls(*, x_tj, C_j4, k, C_j, alpha, eta, beta, C_tj22, q, d_o, C_s, u, d_r,
     x_t = -eta
     C_tj = decay_tj * x_t[..., None, :]
     C_ts = decay_tj * beta[..., None, :]
-    C_tj2 = C_ts @ C_tj22
-    C_tj4 = C_tj + C_tj2
+    C_tj3 = C_ts @ C_tj2
+    C_tj4 = C_tj + C_tj3
     q_k = q @ k.mT  # [t j]
     C_q_k_d_o = (C_tj4 * q_k).mT @ d_o  # [j v]
     rows6 = _solve(x_tj, x_tj_inverses, C_q_k_d_o, transposed=True)  # [t v]
@@ -408,7 +405,6 @@ def _pulls(*, x_tj, C_j4, k, C_j, alpha, eta, beta, C_tj22, q, d_o, C_s, u, d_r,
         "q_d_q_M": q_d_q_M,
         "u_d_r_count": u_d_r_count,
         "decay_tj": decay_tj,
-        "decay_tj2": decay_tj,
         "C_ts": C_ts,
         "C_tj4": C_tj4,
         "q_k": q_k,
@@ -462,9 +458,9 @@ def _inputs_vjp(
     x_tv2,
     eta,
     before_tj2,
-    C_tj22,
+    C_tj2,
     S,
-    before_t2,
+    before_t,
     beta,
     alpha,
     M,
@@ -481,13 +477,9 @@ def _inputs_vjp(
     decay_j,
     d_S_next,
     before_tj,
-    before_t,
     C_s2,
     C_ts2,
     C_ts,
-    before_tj22,
-    decay_tj2,
-    decay_j22,
     C_j4,
     C_j,
     C_tj7,
@@ -509,9 +501,9 @@ def _inputs_vjp(
     d_j = k_d_M_next_x_tv2 * x_t
     decay_d_j = decay_j2[..., :, None] * d_j[..., None, :]  # [m j]
     d_m = (decay_d_j * before_tj2).sum(-1)
-    d_s = (k_d_M_next_x_tv2[..., None, :] @ C_tj22.mT).squeeze(-2)
+    d_s = (k_d_M_next_x_tv2[..., None, :] @ C_tj2.mT).squeeze(-2)
     d_M_next_S = (d_M_next * S).sum((-2, -1))
-    d_s2 = d_M_next_S[..., None] * before_t2
+    d_s2 = d_M_next_S[..., None] * before_t
     d_s3 = d_s + d_s2
     d_s3_beta = d_s3 * beta  # [s]
     decay_d_s3_beta = decay_j2[..., None, :] * d_s3_beta[..., :, None]  # [s m]
@@ -528,32 +520,32 @@ def _inputs_vjp(
     k_S = k @ S  # [t v]
     d_tv_k_S = (d_tv * k_S).sum(-1)  # [t]
     d_t2 = 2.0 * d_tv_k_S
-    d_t2_before_t2 = d_t2[..., :, None] * before_t2[..., None, :]  # [t s]
+    d_t2_before_t = d_t2[..., :, None] * before_t[..., None, :]  # [t s]
     d_tv_x_tv2 = d_tv @ x_tv2.mT  # [t j]
-    d_C_ts2_C_tj22 = 2.0 * d_tv_x_tv2 * k_k
-    C_d_C_ts2_C_tj22 = d_C_ts2_C_tj22 @ C_tj22.mT  # [t s]
-    d_ts = d_t2_before_t2 + C_d_C_ts2_C_tj22
+    d_tj = 2.0 * d_tv_x_tv2 * k_k
+    C_d_tj = d_tj @ C_tj2.mT  # [t s]
+    d_ts = d_t2_before_t + C_d_tj
     d_sm = (d_ts * beta[..., None, :]).mT @ before_tj2
     decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
-    before_tj2_d_tj = before_tj2.mT @ (d_C_ts2_C_tj22 * x_t[..., None, :])  # [m j]
-    d_m6 = (before_tj2_d_tj * before_tj2).sum(-1)
+    d_mj = before_tj2.mT @ (d_tj * x_t[..., None, :])
+    d_mj_before_tj2 = (d_mj * before_tj2).sum(-1)  # [m]
     d_o_x_tv2 = d_o @ x_tv2.mT  # [t j]
-    d_C_ts_C_tj22 = d_o_x_tv2 * q_k
-    decay_d_tj2 = decay_tj.mT @ (d_C_ts_C_tj22 * x_t[..., None, :])  # [m j]
-    d_m7 = (decay_d_tj2 * before_tj2).sum(-1)
-    C_d_C_ts_C_tj22 = d_C_ts_C_tj22 @ C_tj22.mT  # [t s]
+    d_o_x_tv2_q_k = d_o_x_tv2 * q_k  # [t j]
+    decay_d_tj2 = decay_tj.mT @ (d_o_x_tv2_q_k * x_t[..., None, :])  # [m j]
+    d_m6 = (decay_d_tj2 * before_tj2).sum(-1)
+    C_d_o_x_tv2_q_k = d_o_x_tv2_q_k @ C_tj2.mT  # [t s]
     q_S = q @ S  # [t v]
     d_o_q_S = (d_o * q_S).sum(-1)  # [t]
-    d_ts2 = d_o_q_S[..., :, None] * before_t2[..., None, :]
-    d_ts3 = C_d_C_ts_C_tj22 + d_ts2
-    decay_d_ts3_beta = (d_ts3 * beta[..., None, :]).mT @ decay_tj  # [s m]
-    d_m8 = (decay_d_ts3_beta * before_sm).sum(-2)
+    d_o_q_S_before_t = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
+    d_ts2 = C_d_o_x_tv2_q_k + d_o_q_S_before_t
+    decay_d_ts2_beta = (d_ts2 * beta[..., None, :]).mT @ decay_tj  # [s m]
+    d_m7 = (decay_d_ts2_beta * before_sm).sum(-2)
     q_M = q @ M  # [t v]
     d_o_q_M = (d_o * q_M).sum(-1)  # [t]
     decay_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m9 = decay_d_o_q_M * before_t3
-    d_t3 = d_m7 + d_m8 + d_m9
-    d_alpha = d_m + d_m3 + d_m4 + d_m5 + decayed_d_sm + d_m6 + d_t3  # [t]
+    d_m8 = decay_d_o_q_M * before_t3
+    d_t3 = d_m6 + d_m7 + d_m8
+    d_alpha = d_m + d_m3 + d_m4 + d_m5 + decayed_d_sm + d_mj_before_tj2 + d_t3  # [t]
     # d_q
     d_q_k = d_o_x_tv2 * C_tj4  # [t j]
     d_q = _products((d_q_k, k), (d_q_S, S.mT), (d_q_M, M.mT))  # [t k]
@@ -562,35 +554,35 @@ def _inputs_vjp(
     k_d_S_next_x_tv2 = (k_d_S_next * x_tv2).sum(-1)  # [j]
     d_j2 = k_d_S_next_x_tv2 * x_t
     decay_d_j2 = decay_j[..., :, None] * d_j2[..., None, :]  # [m j]
-    d_m10 = (decay_d_j2 * before_tj).sum(-1)
+    d_m9 = (decay_d_j2 * before_tj).sum(-1)
     d_S_next_S = (d_S_next * S).sum((-2, -1))
     decay_d_S_next_S = decay_j * d_S_next_S[..., None]  # [m]
-    d_m11 = decay_d_S_next_S * before_t
+    d_m10 = decay_d_S_next_S * before_t
     d_sj = C_s2[..., :, None] * k_d_M_next_x_tv2[..., None, :]
-    d_sj2 = _products((C_ts2.mT, d_C_ts2_C_tj22), (C_ts.mT, d_C_ts_C_tj22)) + d_sj
-    d_mj = before_tj.mT @ (d_sj2 * x_t[..., None, :])
-    d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
+    d_sj2 = _products((C_ts2.mT, d_tj), (C_ts.mT, d_o_x_tv2_q_k)) + d_sj
+    d_mj2 = before_tj.mT @ (d_sj2 * x_t[..., None, :])
+    d_mj2_before_tj = (d_mj2 * before_tj).sum(-1)  # [m]
     C_d_M_next_S = C_s2 * d_M_next_S[..., None]  # [s]
-    before_tj22_d_t2 = (d_t2[..., None, :] @ before_tj22).squeeze(-2)  # [s]
-    d_s4 = beta * before_tj22_d_t2
-    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj2).squeeze(-2)  # [s]
+    before_tj2_d_t2 = (d_t2[..., None, :] @ before_tj2).squeeze(-2)  # [s]
+    d_s4 = beta * before_tj2_d_t2
+    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj).squeeze(-2)  # [s]
     d_s5 = beta * decay_d_o_q_S
     d_s6 = C_d_M_next_S + d_s4 + d_s5
     before_tj_d_s6 = (d_s6[..., None, :] @ before_tj).squeeze(-2)  # [m]
-    d_m12 = before_tj_d_s6 * before_t
-    decay_d_s3 = d_s3 * decay_j22
-    d_ts_before_tj22 = (d_ts * before_tj22).sum(-2)  # [s]
-    decay_d_ts3 = (d_ts3 * decay_tj2).sum(-2)  # [s]
-    d_s7 = decay_d_s3 + d_ts_before_tj22 + decay_d_ts3
-    d_beta = d_m10 + d_m11 + d_mj_before_tj + d_m12 + d_s7  # [t]
+    d_m11 = before_tj_d_s6 * before_t
+    decay_d_s3 = d_s3 * decay_j2
+    d_ts_before_tj2 = (d_ts * before_tj2).sum(-2)  # [s]
+    decay_d_ts2 = (d_ts2 * decay_tj).sum(-2)  # [s]
+    d_s7 = decay_d_s3 + d_ts_before_tj2 + decay_d_ts2
+    d_beta = d_m9 + d_m10 + d_mj2_before_tj + d_m11 + d_s7  # [t]
     # d_eta
     d_j3 = k_d_M_next_x_tv2 * decay_j2
     d_j4 = k_d_S_next_x_tv2 * decay_j
-    d_j5 = (d_C_ts2_C_tj22 * before_tj2).sum(-2)
+    d_tj_before_tj2 = (d_tj * before_tj2).sum(-2)  # [j]
     d_sj2_before_tj = (d_sj2 * before_tj).sum(-2)  # [j]
-    d_j6 = (d_C_ts_C_tj22 * decay_tj).sum(-2)
-    d_j7 = d_j3 + d_j4 + d_j5 + d_sj2_before_tj + d_j6
-    d_eta = -d_j7  # [t]
+    d_j5 = (d_o_x_tv2_q_k * decay_tj).sum(-2)
+    d_j6 = d_j3 + d_j4 + d_tj_before_tj2 + d_sj2_before_tj + d_j5
+    d_eta = -d_j6  # [t]
     # d_k
     d_tj3 = 2.0 * d_tv_x_tv2 * C_tj7
     d_tk = _products(
