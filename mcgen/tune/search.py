@@ -181,7 +181,7 @@ def first_good(jobs: Sequence[Job]) -> tuple[int, Resources]:
     """The place and resources of the first job that is good, or else of the one that spills least where it matters.
 
     One whose warps have as much of a tile to hold as those of another that spilled is not tried, and none with as many
-    rows as one that spilled HOPELESS: what does not fit then are values of rows by rows.
+    rows as one that spilled HOPELESS, unless tiles are streamed: what does not fit then are values of rows by rows.
     """
     tried: dict[int, Resources] = {}
     spilled: dict[tuple, float] = {}
@@ -192,7 +192,8 @@ def first_good(jobs: Sequence[Job]) -> tuple[int, Resources]:
         tried[at] = offline.compile_job(one)
         if is_good(one, tried[at]):
             return at, tried[at]
-        spilled[kind] = load if tried[at].spill_loads < HOPELESS else 0
+        hopeless = tried[at].spill_loads >= HOPELESS and "BF" not in one.constexprs
+        spilled[kind] = 0 if hopeless else load
     return min(tried.items(), key=lambda pair: _badness(pair[1]), default=(0, _CRASHED))
 
 
