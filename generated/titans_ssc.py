@@ -4426,7 +4426,44 @@ AXES = {
 
 # BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, the
 # first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
-CONFIGURATIONS = {}
+CONFIGURATIONS = {
+    "sm80": {
+        "bfloat16": {
+            "walk": (16, 64, 8, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
+        }
+    },
+    "sm90": {
+        "bfloat16": {
+            "walk": (16, 64, 8, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
+        }
+    },
+    "sm100": {
+        "bfloat16": {
+            "walk": (16, 64, 8, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
+        }
+    },
+    "gfx942": {
+        "bfloat16": {
+            "walk": (16, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 4, 1),
+            "segments": (64, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
+        }
+    },
+}
 
 # BT, BF and num_warps where there is nothing better: of other GPUs, and of kernels not found above.
 DEFAULTS = {
