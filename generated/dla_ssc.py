@@ -3348,8 +3348,9 @@ AXES = {
     "reverse": "f",
 }
 
-# BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, the
-# first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+# BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, of a
+# list of candidates, larger tiles first, the first that fits the shared memory and keeps all values in registers inside
+# its loops over hidden units, or else the one that reloads least there.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {

@@ -3652,8 +3652,9 @@ def _steps(T, BT, device):
 # The axis that a kernel takes in tiles of BF: the hidden units of every layer.
 AXES = {"walk": "f", "read": "f", "rows": "f", "segments": "f", "reverse": "f"}
 
-# BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, the
-# first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+# BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, of a
+# list of candidates, larger tiles first, the first that fits the shared memory and keeps all values in registers inside
+# its loops over hidden units, or else the one that reloads least there.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
