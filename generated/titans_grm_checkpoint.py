@@ -2366,6 +2366,16 @@ def _advance(
 
 
 @_jit
+def _place(i_step, i_group, group):
+    """Where the state before a step lies: those at the starts of groups first, then those in a group, then two more
+    for steps on the way to it."""
+    i_in = i_step % group
+    return tl.where(
+        i_in == 0, i_step // group, tl.where(i_step // group == i_group, group + i_in, 2 * group + i_in % 2)
+    )
+
+
+@_jit
 def reverse_kernel(
     q,
     k,
@@ -2414,8 +2424,8 @@ def reverse_kernel(
 ):
     """The gradients of all inputs through the chunk steps, and of the state at each chain's start.
 
-    One program walks a chain forwards, keeping the state at the start of every group of steps, then group by group
-    backwards: the states in a group are made again from its start.
+    One program takes a chain group of steps by group, the last first: it makes the states in the group again from that
+    at its start, and goes back through them. On the way to the last group it keeps the states that groups start with.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -2431,64 +2441,21 @@ def reverse_kernel(
         _copy(p_work, theta + i_h * MEMORY, MEMORY)
         _fill(p_work + MEMORY, STATE - MEMORY)
         tl.debug_barrier()
-        n_groups = tl.cdiv(i_last - i_first, group)
-        for i_n in range(i_first, i_first + (n_groups - 1) * group):
-            i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
-            segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
-            b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
-            m_t = i_t + o_t < end
-            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-            i_step = i_n - i_first
-            p_state = p_work + tl.where(i_step % group == 0, i_step // group, 2 * group + i_step % 2) * STATE
-            i_step += 1
-            p_next = p_work + tl.where(i_step % group == 0, i_step // group, 2 * group + i_step % 2) * STATE
-            _advance(
-                k,
-                v,
-                beta,
-                eta,
-                alpha,
-                p_state,
-                p_next,
-                p_rows,
-                i_row,
-                i_t,
-                m_t,
-                b_fresh,
-                segment_start,
-                H,
-                one,
-                n_tiles,
-                K,
-                V,
-                F,
-                BT,
-                BK,
-                BV,
-                BF,
-                STATE,
-                MEMORY,
-                ROWS,
-                IN,
-                PREC,
-            )
-            if end == segment_end:
-                _fill(p_next + 2 * K * F + 2 * F * V, K)
-                tl.debug_barrier()
         _fill(p_d, 2 * STATE)
         tl.debug_barrier()
+        n_groups = tl.cdiv(i_last - i_first, group)
         for i_back in range(n_groups):
             i_group = n_groups - 1 - i_back
             i_begin = i_first + i_group * group
             i_stop = tl.minimum(i_begin + group, i_last)
-            for i_n in range(i_begin, i_stop - 1):
+            for i_n in range(tl.where(i_back == 0, i_first, i_begin), i_stop - 1):
                 i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
                 segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
                 b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
                 m_t = i_t + o_t < end
                 i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-                p_state = p_work + tl.where(i_n == i_begin, i_group, group + i_n - i_begin) * STATE
-                p_next = p_work + (group + i_n - i_begin + 1) * STATE
+                p_state = p_work + _place(i_n - i_first, i_group, group) * STATE
+                p_next = p_work + _place(i_n + 1 - i_first, i_group, group) * STATE
                 _advance(
                     k,
                     v,
@@ -2529,7 +2496,7 @@ def reverse_kernel(
                 b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
                 m_t = i_t + o_t < end
                 i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-                p_state = p_work + tl.where(i_n == i_begin, i_group, group + i_n - i_begin) * STATE
+                p_state = p_work + _place(i_n - i_first, i_group, group) * STATE
                 p_d_next, p_d_state = p_d + (i_last - 1 - i_n) % 2 * STATE, p_d + (i_last - i_n) % 2 * STATE
                 if end == segment_end:
                     i_cached = i_bh.to(tl.int64) * n_segments + i_s
@@ -3663,7 +3630,8 @@ CONFIGURATIONS = {
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
             "reverse": (16, 64, 8, 1),
-        }
+        },
+        "float32": {"walk": (16, 64, 8, 1), "read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
     "sm90": {
         "bfloat16": {
@@ -3672,7 +3640,8 @@ CONFIGURATIONS = {
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
             "reverse": (16, 64, 8, 1),
-        }
+        },
+        "float32": {"walk": (16, 64, 8, 1), "read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
     "sm100": {
         "bfloat16": {
@@ -3681,7 +3650,8 @@ CONFIGURATIONS = {
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
             "reverse": (16, 64, 8, 1),
-        }
+        },
+        "float32": {"walk": (16, 64, 8, 1), "read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
     "gfx942": {
         "bfloat16": {
@@ -3690,7 +3660,8 @@ CONFIGURATIONS = {
             "rows": (64, 64, 4, 1),
             "segments": (64, 64, 4, 1),
             "reverse": (16, 64, 4, 1),
-        }
+        },
+        "float32": {"walk": (16, 64, 4, 1), "read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
 }
 

@@ -14,6 +14,7 @@ RETNET = {"steps": ["M = alpha*M + outer(v, k)"], "gates": {"alpha": {"per_head"
 SLOTS = {"steps": ["A = lam*A + outer(v, k[-2])", "M = alpha*M + A + beta*outer(v[-1], k)"]}
 GATED = {"rule": "gated_delta"}
 TITANS = {"rule": "titans", "gradient": {"chunk": 4}}
+MANY_STEPS = {"rule": "titans", "gradient": {"chunk": 1}}
 DLA = {"rule": "dla", "gradient": {"chunk": 7}}
 LONG = {"rule": "titans", "gradient": {"chunk": 100}}
 HUBER = {
@@ -74,6 +75,7 @@ FAMILIES = {
     ],
     "a deep memory by itself": [
         (spec(TITANS, "none", (5, 5), {"norm": "layernorm", "expansion": 4}, **CHAIN), 19),
+        (spec(MANY_STEPS, "none", (4, 4), {"expansion": 1}, **CHAIN), 13),
         (spec(TWICE, "none", (6, 9), {"residual": False, "activation": "sigmoid", "expansion": 3}), 7),
         (spec(DLA, "none", (4, 4), {"layers": 4, "activation": "softplus", "expansion": 1}), 8),
     ],
