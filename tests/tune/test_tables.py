@@ -85,7 +85,7 @@ def test_a_deep_kernel_is_there_and_spills_nothing_in_loops_over_tiles(name: str
 
 
 def _allowed(kernel: str, head: int) -> int:
-    """Reloads in innermost loops: one in some backward kernels of heads of 128, for which nothing cleaner was found."""
+    """Reloads in innermost loops: one in some backward kernels of heads of 128, in the loop that fills with zeros."""
     return int(kernel == "reverse" and head == 128)
 
 
