@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import sys
@@ -1260,16 +1261,16 @@ def _pow(x, y):
 
 
 # What walks with a state too large for registers: it lies in a buffer of STATE numbers, of which the first MEMORY are
-# the memory's parameters, layer after layer, (in, out) each:
+# the memory's parameters, layer after layer, (in, out) each, and the last those at the gradient chunk's start:
 #     M_1 (64, 256) at 0
 #     M_2 (256, 64) at 16384
 #     S_1 (64, 256) at 32768
 #     S_2 (256, 64) at 49152
 #     anchor_1 (64, 256) at 65536
 #     anchor_2 (256, 64) at 81920
-#     pool (64) at 98304
-# A chunk step reads one such buffer and writes another, a tile of BF hidden units at a time, in as many loops over F
-# units as sums over them lie one behind another. ROWS numbers hold rows that pass between these loops.
+# A program holds a tile of a layer, of BF hidden units, for all steps of a span. What goes through all layers is taken
+# a tile of BF hidden units at a time, in as many loops over F units as sums over them lie one behind another; ROWS
+# numbers hold rows that pass between these loops.
 
 
 @_jit
@@ -1297,22 +1298,12 @@ def _add(to, source, N: tl.constexpr):
 
 
 @_jit
-def walk_kernel(
-    q,
+def logits_kernel(
     k,
-    v,
     u,
-    beta,
-    eta,
-    alpha,
-    o,
     r,
-    cached,
     pools,
-    theta,
-    work,
-    steps,
-    chains,
+    segments,
     T,
     H,
     BH,
@@ -1331,373 +1322,537 @@ def walk_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """The online read-outs, and the state at the end of every segment.
+    """The online memory's routing logits, and every segment's pooled key. A program takes a segment, then another."""
+    one = tl.minimum(T, 1)
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_s, i_bh = i_entry // BH, i_entry % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        i_cached = i_bh.to(tl.int64) * n_segments + i_s
+        segment_start, end = tl.load(segments + 4 * i_s), tl.load(segments + 4 * i_s + 1)
+        b_pool = tl.zeros([BK], tl.float32)
+        for i_t in range(segment_start, end, BT):
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
+            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+            b_at_t = o_t
+            b_at_j = o_t
+            b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+            b_sum_t = tl.sum(b_x_tj, 1)
+            b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+            b_r = (b_sum_t + b_u_pool) / b_count
+            tl.store(r + i_row + o_t * H, b_r, mask=m_t)
+            b_pool_next = b_pool + b_sum_k
+            b_pool = b_pool_next
+        tl.store(pools + i_cached * K + o_k, b_pool / (end - segment_start), mask=m_k)
 
-    One program walks a chain of chunk steps, then the next; the state goes to and fro between two buffers.
+
+@_jit
+def errors_kernel(
+    k,
+    v,
+    error_1,
+    error_2,
+    seen_2,
+    records,
+    work,
+    spans,
+    n_before,
+    n_steps,
+    T,
+    H,
+    BH,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The rows that gradients are made of: what layers see of the keys, and their errors.
+
+    A program takes a step's tokens, then another's.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    p_work = work + tl.program_id(0).to(tl.int64) * (2 * STATE + ROWS)
-    p_rows = p_work + 2 * STATE
+    p_rows = work + tl.program_id(0).to(tl.int64) * ROWS
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
-        i_c, i_bh = i_entry // BH, i_entry % BH
+        i_e, i_n = i_entry // n_steps, i_entry % n_steps
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
         i_b, i_h = i_bh // H, i_bh % H
-        i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
-        _copy(p_work, theta + i_h * MEMORY, MEMORY)
-        _fill(p_work + MEMORY, STATE - MEMORY)
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        i_t = start + i_n * BT
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        m_t = i_t + o_t < end
+        i_at = i_e.to(tl.int64) * SPAN + i_t - start
+        p_anchor = records + (i_e.to(tl.int64) + 1) * STATE - MEMORY
+        b_x_tv2 = tl.zeros([BT, BV], tl.float32)
         tl.debug_barrier()
-        for i_n in range(i_first, i_last):
-            i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
-            segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
-            b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
-            m_t = i_t + o_t < end
-            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-            p_state, p_next = p_work + (i_n - i_first) % 2 * STATE, p_work + (i_n - i_first + 1) % 2 * STATE
-            b_at_t = o_t
-            b_at_j = o_t
-            b_u = tl.load(
-                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
+        for i_h1 in range(n_tiles):
+            o_h1 = i_h1 * BF + tl.arange(0, BF)
+            m_h1 = o_h1 < F
+            tl.debug_barrier()
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
-            b_x_tj8 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-            b_sum_t7 = tl.sum(b_x_tj8, 1)
-            b_pool = tl.load(p_state + 3 * K * F + 3 * F * V + o_k, mask=m_k, other=0.0)
-            b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
-            b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-            b_r = (b_sum_t7 + b_u_pool) / b_count
-            tl.store(r + i_row + o_t * H, b_r, mask=m_t)
-            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-            b_pool_next = b_pool + b_sum_k
-            tl.store(p_next + 3 * K * F + 3 * F * V + o_k, b_pool_next, mask=m_k)
-            b_x_tv3 = tl.zeros([BT, BV], tl.float32)
+            b_anchor_1 = tl.load(
+                p_anchor + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th = _tile_dot(b_k.to(tl.float32), b_anchor_1, one, PREC)
+            tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
+            b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+            tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
+            b_anchor_2 = tl.load(
+                p_anchor + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th2, b_anchor_2, one, PREC)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tv3 = b_x_tv2 / 2.0
+        b_sum_t = tl.sum(b_x_tv2, 1)
+        b_x_t = b_sum_t / 2.0
+        b_x_tv4 = b_x_tv3 - b_x_t[:, None] / 64.0
+        b_x_tv5 = b_x_tv4 * b_x_tv4
+        b_sum_t2 = tl.sum(b_x_tv5, 1)
+        b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+        b_x_tv7 = b_k.to(tl.float32) + b_x_tv6
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv9 = 2.0 * b_x_tv7 - 2.0 * b_v.to(tl.float32)
+        b_x_tv10 = b_x_tv9 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+        b_x_t2 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
+        b_x_tv11 = b_x_tv9 * b_x_tv4
+        b_sum_t3 = tl.sum(b_x_tv11, 1)
+        b_x_t3 = -(b_x_t2 * b_sum_t3 / 128.0)
+        b_x_tv12 = 2.0 * b_x_t3[:, None] * b_x_tv4
+        b_x_tv13 = b_x_tv10 + b_x_tv12
+        b_sum_t4 = tl.sum(b_x_tv13, 1)
+        b_x_t4 = -(b_sum_t4 / 64.0)
+        b_error_2 = b_x_tv13 + b_x_t4[:, None]
+        tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_error_2)
+        tl.store(error_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), b_error_2, mask=m_t[:, None] & m_v[None, :])
+        tl.debug_barrier()
+        for i_h1 in range(n_tiles):
+            o_h1 = i_h1 * BF + tl.arange(0, BF)
+            m_h1 = o_h1 < F
             tl.debug_barrier()
-            for i_h1 in range(n_tiles):
-                o_h1 = i_h1 * BF + tl.arange(0, BF)
-                m_h1 = o_h1 < F
-                tl.debug_barrier()
-                b_k = tl.load(
-                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_M_1 = tl.load(
-                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                )
-                b_anchor_1 = tl.load(
-                    p_state + 2 * K * F + 2 * F * V + (o_k[:, None] * F + o_h1[None, :]),
-                    mask=m_k[:, None] & m_h1[None, :],
-                    other=0.0,
-                )
-                b_anchor_1_next = tl.where(b_fresh > 0, b_M_1, b_anchor_1)
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_anchor_1_next, one, PREC)
-                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
-                b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
-                b_M_2 = tl.load(
-                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_anchor_2 = tl.load(
-                    p_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-                    mask=m_h1[:, None] & m_v[None, :],
-                    other=0.0,
-                )
-                b_anchor_2_next = tl.where(b_fresh > 0, b_M_2, b_anchor_2)
-                b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_anchor_2_next, one, PREC)
-            tl.store(p_rows + 4 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv3)
+            b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+            b_seen_2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+            tl.store(
+                seen_2 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), b_seen_2, mask=m_t[:, None] & m_h1[None, :]
+            )
+        tl.debug_barrier()
+        for i_h1 in range(n_tiles):
+            o_h1 = i_h1 * BF + tl.arange(0, BF)
+            m_h1 = o_h1 < F
             tl.debug_barrier()
-            for i_h1 in range(n_tiles):
-                o_h1 = i_h1 * BF + tl.arange(0, BF)
-                m_h1 = o_h1 < F
-                tl.debug_barrier()
-                b_M_1 = tl.load(
-                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                )
-                b_anchor_1 = tl.load(
-                    p_state + 2 * K * F + 2 * F * V + (o_k[:, None] * F + o_h1[None, :]),
-                    mask=m_k[:, None] & m_h1[None, :],
-                    other=0.0,
-                )
-                b_anchor_1_next = tl.where(b_fresh > 0, b_M_1, b_anchor_1)
-                tl.store(
-                    p_next + 2 * K * F + 2 * F * V + (o_k[:, None] * F + o_h1[None, :]),
-                    b_anchor_1_next,
-                    mask=m_k[:, None] & m_h1[None, :],
-                )
-                b_M_2 = tl.load(
-                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_anchor_2 = tl.load(
-                    p_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-                    mask=m_h1[:, None] & m_v[None, :],
-                    other=0.0,
-                )
-                b_anchor_2_next = tl.where(b_fresh > 0, b_M_2, b_anchor_2)
-                tl.store(
-                    p_next + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-                    b_anchor_2_next,
-                    mask=m_h1[:, None] & m_v[None, :],
-                )
+            b_error_2 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
+            b_anchor_2 = tl.load(
+                p_anchor + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_th3 = _tile_dot(b_error_2, tl.trans(b_anchor_2), one, PREC)
+            b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+            b_error_1 = b_x_th3 * (
+                b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                + 0.5
+            )
+            tl.store(
+                error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), b_error_1, mask=m_t[:, None] & m_h1[None, :]
+            )
+        tl.debug_barrier()
+
+
+@_jit
+def layer_1_kernel(
+    q,
+    k,
+    beta,
+    eta,
+    alpha,
+    error_1,
+    result_1,
+    cached,
+    records,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    READS: tl.constexpr,
+    ADVANCES: tl.constexpr,
+):
+    """A layer's step, one after another through a span: READS its results for the queries, ADVANCES the state.
+
+    A program holds a tile of the layer's parameters and other slots, and adds its part of each result. Where it does
+    both, it keeps the parameters at a segment's end.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    n_into, n_out = 1, n_tiles
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_into, i_out = i_tile // n_out, i_tile % n_out
+        o_h1 = i_out * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        p_record = records + i_e.to(tl.int64) * STATE
+        b_S_1 = tl.load(
+            p_record + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+        )
+        b_M_1 = tl.load(p_record + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
+        for i_t in range(start, end, BT):
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_into = (i_e.to(tl.int64) * n_into + i_into) * SPAN + i_t - start
             b_valid = m_t.to(tl.float32)
-            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BV + BT * BT + 2 * BT + o_t, b_x_t)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
             b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
             b_decay_tj = tl.where(
-                o_t[:, None] >= o_t[None, :],
-                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
                 0.0,
             )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_x_t2 = -b_eta
             b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BV + BT * BT + BT + o_t, b_x_t3)
             b_x_tj = b_decay_tj * b_x_t3[None, :]
-            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BV + BT * BT + 3 * BT + o_t, b_x_t4)
-            b_x_ts2 = b_decay_tj * b_x_t4[None, :]
-            b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BV + BT * BT + o_t, b_x_t5)
-            b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
+            b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
+            b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s3 = b_decay_j * b_x_t5
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_j3 = b_decay_j * b_x_t3
+            b_x_j4 = b_x_j3 + b_x_j2
             b_decay_tj2 = tl.where(
-                o_t[:, None] > o_t[None, :],
-                _tile_product(
-                    (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
-                    (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
-                ),
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t4_e[:, None] - b_x_t4_e[None, :], b_x_t4_f[:, None] - b_x_t4_f[None, :]),
                 0.0,
             )
             b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BV + BT * BT + 4 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
-            b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
-            tl.store(
-                p_rows + 4 * BT * F + 2 * BT * BV + 2 * BT * BT + 5 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj4
-            )
+            b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+            b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_kh = b_x * b_S_1
+            b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
+            b_x_kh2 = b_decay_all * b_M_1
+            b_x_kh3 = b_x_kh + b_x_kh2
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
+            b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
+            b_x_th = b_x_t6[:, None] * b_q_S_1
+            b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+            b_decay_t2 = _tile_product(b_x_t4_e, b_x_t4_f)
+            b_x_th2 = b_decay_t2[:, None] * b_q_M_1
+            b_x_th3 = b_x_th + b_x_th2
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
             b_x_tj5 = b_x_tj4 * b_q_k
-            tl.store(p_rows + 4 * BT * F + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj5)
-            b_x_tv3 = tl.load(p_rows + 4 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
-            b_x_tv4 = b_x_tv3 / 2.0
-            b_sum_t = tl.sum(b_x_tv3, 1)
-            b_x_t6 = b_sum_t / 2.0
-            b_x_tv5 = b_x_tv4 - b_x_t6[:, None] / 64.0
-            b_x_tv6 = b_x_tv5 * b_x_tv5
-            b_sum_t2 = tl.sum(b_x_tv6, 1)
-            b_x_tv7 = b_x_tv5 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-            b_x_tv8 = b_k.to(tl.float32) + b_x_tv7
-            b_v = tl.load(
-                v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-            ).to(IN)
-            b_x_tv10 = 2.0 * b_x_tv8 - 2.0 * b_v.to(tl.float32)
-            b_x_tv11 = b_x_tv10 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-            b_x_t7 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-            b_x_tv12 = b_x_tv10 * b_x_tv5
-            b_sum_t3 = tl.sum(b_x_tv12, 1)
-            b_x_t8 = -(b_x_t7 * b_sum_t3 / 128.0)
-            b_x_tv13 = 2.0 * b_x_t8[:, None] * b_x_tv5
-            b_x_tv14 = b_x_tv11 + b_x_tv13
-            b_sum_t4 = tl.sum(b_x_tv14, 1)
-            b_x_t9 = -(b_sum_t4 / 64.0)
-            b_x_tv15 = b_x_tv14 + b_x_t9[:, None]
-            tl.store(p_rows + 4 * BT * F + BT * BV + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv15)
-            b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BV + 2 * BT * BT + 4 * BT + o_t, b_decay_t)
-            b_x_t10 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BV + 3 * BT * BT + 5 * BT + o_t, b_x_t10)
-            b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BV + 3 * BT * BT + 6 * BT + o_t, b_decay_t2)
-            b_x_tj6 = tl.zeros([BT, BT], tl.float32)
-            b_x_tv18 = tl.zeros([BT, BV], tl.float32)
-            b_x_tv21 = tl.zeros([BT, BV], tl.float32)
-            tl.debug_barrier()
-            for i_h1 in range(n_tiles):
-                o_h1 = i_h1 * BF + tl.arange(0, BF)
-                m_h1 = o_h1 < F
-                tl.debug_barrier()
-                b_x_tv15 = tl.load(p_rows + 4 * BT * F + BT * BV + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_M_2 = tl.load(
-                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_anchor_2 = tl.load(
-                    p_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-                    mask=m_h1[:, None] & m_v[None, :],
-                    other=0.0,
-                )
-                b_anchor_2_next = tl.where(b_fresh > 0, b_M_2, b_anchor_2)
-                b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_anchor_2_next), one, PREC)
-                b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                    + 0.5
-                )
-                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
-                b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th11, mask=m_h1[None, :])
-                b_x_tj5 = tl.load(p_rows + 4 * BT * F + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_q = tl.load(
-                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_S_1 = tl.load(
-                    p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                    mask=m_k[:, None] & m_h1[None, :],
-                    other=0.0,
-                )
-                b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
-                b_x_th6 = b_x_t10[:, None] * b_q_S_1
-                b_M_1 = tl.load(
-                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                )
-                b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                b_x_th7 = b_decay_t2[:, None] * b_q_M_1
-                b_x_th8 = b_x_th6 + b_x_th7
-                b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
-                b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
-                b_x_tj6 = _tile_dot_add(b_x_tj6, b_x_th10, tl.trans(b_x_th11), one, PREC)
-                b_S_2 = tl.load(
-                    p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-                    mask=m_h1[:, None] & m_v[None, :],
-                    other=0.0,
-                )
-                b_x_tv18 = _tile_dot_add(b_x_tv18, b_x_th10, b_S_2, one, PREC)
-                b_x_tv21 = _tile_dot_add(b_x_tv21, b_x_th10, b_M_2, one, PREC)
-            b_x_t5 = tl.load(p_rows + 4 * BT * F + 2 * BT * BV + BT * BT + o_t)
-            b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-            b_decay_all = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
-            b_decay_j = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
-            b_x_t3 = tl.load(p_rows + 4 * BT * F + 2 * BT * BV + BT * BT + BT + o_t)
-            b_x_j2 = b_decay_j * b_x_t3
-            b_x_tv15 = tl.load(p_rows + 4 * BT * F + BT * BV + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-            b_x_jv2 = b_x_j2[:, None] * b_x_tv15
-            tl.store(
-                p_rows + 4 * BT * F + 2 * BT * BV + 3 * BT * BT + 7 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2
+            b_error_1 = tl.load(
+                error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
             )
-            b_x_t = tl.load(p_rows + 4 * BT * F + 2 * BT * BV + BT * BT + 2 * BT + o_t)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-            b_x_j3 = b_decay_j2 * b_x_t3
-            b_x_t4 = tl.load(p_rows + 4 * BT * F + 2 * BT * BV + BT * BT + 3 * BT + o_t)
-            b_x_s4 = b_decay_j2 * b_x_t4
-            b_x_tj2 = tl.load(p_rows + 4 * BT * F + 2 * BT * BV + BT * BT + 4 * BT + (o_t[:, None] * BT + o_t[None, :]))
-            b_x_j4 = tl.sum(b_x_s4[:, None] * b_x_tj2, 0)
-            b_x_j5 = b_x_j3 + b_x_j4
-            b_decay_t = tl.load(p_rows + 4 * BT * F + 2 * BT * BV + 2 * BT * BT + 4 * BT + o_t)
-            b_x = tl.sum(b_x_s4 * b_decay_t, 0)
+            b_result_1 = _tile_dot_add(b_x_th3, b_x_tj5, b_error_1, one, PREC)
+            if READS:
+                tl.store(
+                    result_1 + at_into * F + (o_t[:, None] * F + o_h1[None, :]),
+                    b_result_1,
+                    mask=m_t[:, None] & m_h1[None, :],
+                )
+            b_x_jh2 = b_x_j4[:, None] * b_error_1
+            b_M_1_next = _tile_dot_add(b_x_kh3, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
             b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_jv3 = b_x_j5[:, None] * b_x_tv15
+            b_x_kh5 = b_decay_all2 * b_S_1
+            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_j5 = b_decay_j2 * b_x_t3
+            b_x_jh3 = b_x_j5[:, None] * b_error_1
+            b_S_1_next = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
+            b_S_1 = b_S_1_next
+            b_M_1 = b_M_1_next
+        if ADVANCES:
             tl.store(
-                p_rows + 4 * BT * F + 3 * BT * BV + 3 * BT * BT + 7 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv3
+                p_record + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]), b_S_1, mask=m_k[:, None] & m_h1[None, :]
             )
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_x_tj4 = tl.load(
-                p_rows + 4 * BT * F + 2 * BT * BV + 2 * BT * BT + 5 * BT + (o_t[:, None] * BT + o_t[None, :])
-            )
-            b_x_tj7 = b_x_tj4 * b_x_tj6
-            b_x_tv16 = _tile_dot(b_x_tj7, b_x_tv15, one, PREC)
-            b_x_tv17 = b_x_tv16 / 2.0
-            b_x_t10 = tl.load(p_rows + 4 * BT * F + 2 * BT * BV + 3 * BT * BT + 5 * BT + o_t)
-            b_x_tv19 = b_x_tv18 / 2.0
-            b_x_tv20 = b_x_t10[:, None] * b_x_tv19
-            b_decay_t2 = tl.load(p_rows + 4 * BT * F + 2 * BT * BV + 3 * BT * BT + 6 * BT + o_t)
-            b_x_tv22 = b_x_tv21 / 2.0
-            b_x_tv23 = b_decay_t2[:, None] * b_x_tv22
-            b_x_tv24 = b_x_tv20 + b_x_tv23
-            b_x_tv25 = b_x_tv17 + b_x_tv24
-            b_sum_t5 = tl.sum(b_x_tv25, 1)
-            b_x_tv26 = b_x_tv25 - b_sum_t5[:, None] / 64.0
-            b_x_tv27 = b_x_tv26 * b_x_tv26
-            b_sum_t6 = tl.sum(b_x_tv27, 1)
-            b_x_tv28 = b_x_tv26 / tl.sqrt_rn(b_sum_t6[:, None] / 64.0 + 1e-05)
-            b_o = b_q.to(tl.float32) + b_x_tv28
-            tl.store(
-                o + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
-                (b_o).to(o.dtype.element_ty),
-                mask=m_t[:, None] & m_v[None, :],
-            )
-            tl.debug_barrier()
-            for i_h1 in range(n_tiles):
-                o_h1 = i_h1 * BF + tl.arange(0, BF)
-                m_h1 = o_h1 < F
-                tl.debug_barrier()
-                b_S_1 = tl.load(
-                    p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                    mask=m_k[:, None] & m_h1[None, :],
-                    other=0.0,
-                )
-                b_x_kh = b_decay_all * b_S_1
-                b_k = tl.load(
-                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_x_th4 = tl.load(
-                    p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                )
-                b_x_jh3 = b_x_j2[:, None] * b_x_th4
-                b_S_1_next = _tile_dot_add(b_x_kh, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
+            tl.store(p_record + (o_k[:, None] * F + o_h1[None, :]), b_M_1, mask=m_k[:, None] & m_h1[None, :])
+        if READS and ADVANCES:
+            if tl.load(spans + 4 * i_c + 3) == 1:
+                i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
                 tl.store(
-                    p_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                    b_S_1_next,
+                    cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                    b_M_1,
                     mask=m_k[:, None] & m_h1[None, :],
                 )
-                b_S_2 = tl.load(
-                    p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-                    mask=m_h1[:, None] & m_v[None, :],
-                    other=0.0,
-                )
-                b_x_hv = b_decay_all * b_S_2
-                b_x_th11 = tl.load(
-                    p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                )
-                b_x_jv2 = tl.load(
-                    p_rows + 4 * BT * F + 2 * BT * BV + 3 * BT * BT + 7 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_S_2_next = _tile_dot_add(b_x_hv, tl.trans(b_x_th11), b_x_jv2, one, PREC)
+
+
+@_jit
+def layer_2_kernel(
+    beta,
+    eta,
+    alpha,
+    result_1,
+    error_2,
+    seen_2,
+    result_2,
+    cached,
+    records,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    READS: tl.constexpr,
+    ADVANCES: tl.constexpr,
+):
+    """A layer's step, one after another through a span: READS its results for the queries, ADVANCES the state.
+
+    A program holds a tile of the layer's parameters and other slots, and adds its part of each result. Where it does
+    both, it keeps the parameters at a segment's end.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_v = tl.arange(0, BT), tl.arange(0, BV)
+    m_v = o_v < V
+    n_into, n_out = n_tiles, 1
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_into = i_tile // n_out
+        o_h1 = i_into * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        p_record = records + i_e.to(tl.int64) * STATE
+        b_S_2 = tl.load(
+            p_record + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        b_M_2 = tl.load(
+            p_record + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+        )
+        for i_t in range(start, end, BT):
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_into = (i_e.to(tl.int64) * n_into + i_into) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_tj = b_decay_tj * b_x_t3[None, :]
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
+            b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
+            b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s3 = b_decay_j * b_x_t5
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_j3 = b_decay_j * b_x_t3
+            b_x_j4 = b_x_j3 + b_x_j2
+            b_decay_tj2 = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t4_e[:, None] - b_x_t4_e[None, :], b_x_t4_f[:, None] - b_x_t4_f[None, :]),
+                0.0,
+            )
+            b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
+            b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+            b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_result_1 = tl.load(
+                result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th = b_result_1 * (tl.erf(b_result_1 * 1.4142135623730951 / 2.0) + 1.0)
+            b_x_tv = _tile_dot(b_x_th, b_S_2, one, PREC)
+            b_x_tv2 = b_x_tv / 2.0
+            b_x_tv3 = b_x_t6[:, None] * b_x_tv2
+            b_x_tv4 = _tile_dot(b_x_th, b_M_2, one, PREC)
+            b_x_tv5 = b_x_tv4 / 2.0
+            b_decay_t2 = _tile_product(b_x_t4_e, b_x_t4_f)
+            b_x_tv6 = b_decay_t2[:, None] * b_x_tv5
+            b_x_tv7 = b_x_tv3 + b_x_tv6
+            b_seen_2 = tl.load(
+                seen_2 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_tj5 = _tile_dot(b_x_th, tl.trans(b_seen_2), one, PREC)
+            b_x_tj6 = b_x_tj4 * b_x_tj5
+            b_error_2 = tl.load(
+                error_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_tv8 = _tile_dot(b_x_tj6, b_error_2, one, PREC)
+            b_x_tv9 = b_x_tv8 / 2.0
+            b_result_2 = b_x_tv9 + b_x_tv7
+            if READS:
                 tl.store(
-                    p_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-                    b_S_2_next,
+                    result_2 + at_into * V + (o_t[:, None] * V + o_v[None, :]),
+                    b_result_2,
+                    mask=m_t[:, None] & m_v[None, :],
+                )
+            b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
+            b_x_hv = b_decay_all * b_M_2
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_hv2 = b_x * b_S_2
+            b_x_hv3 = b_x_hv2 + b_x_hv
+            b_x_jv2 = b_x_j4[:, None] * b_error_2
+            b_M_2_next = _tile_dot_add(b_x_hv3, tl.trans(b_seen_2), b_x_jv2, one, PREC)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_hv5 = b_decay_all2 * b_S_2
+            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_j5 = b_decay_j2 * b_x_t3
+            b_x_jv3 = b_x_j5[:, None] * b_error_2
+            b_S_2_next = _tile_dot_add(b_x_hv5, tl.trans(b_seen_2), b_x_jv3, one, PREC)
+            b_S_2 = b_S_2_next
+            b_M_2 = b_M_2_next
+        if ADVANCES:
+            tl.store(
+                p_record + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+                b_S_2,
+                mask=m_h1[:, None] & m_v[None, :],
+            )
+            tl.store(p_record + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2, mask=m_h1[:, None] & m_v[None, :])
+        if READS and ADVANCES:
+            if tl.load(spans + 4 * i_c + 3) == 1:
+                i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
+                tl.store(
+                    cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                    b_M_2,
                     mask=m_h1[:, None] & m_v[None, :],
                 )
-                b_x_jh4 = b_x_j5[:, None] * b_x_th4
-                b_x_kh4 = b_x * b_S_1
-                b_M_1 = tl.load(
-                    p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                )
-                b_x_kh5 = b_decay_all2 * b_M_1
-                b_x_kh6 = b_x_kh4 + b_x_kh5
-                b_M_1_next = _tile_dot_add(b_x_kh6, tl.trans(b_k.to(tl.float32)), b_x_jh4, one, PREC)
-                tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
-                b_x_jv3 = tl.load(
-                    p_rows + 4 * BT * F + 3 * BT * BV + 3 * BT * BT + 7 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_hv4 = b_x * b_S_2
-                b_M_2 = tl.load(
-                    p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-                )
-                b_x_hv5 = b_decay_all2 * b_M_2
-                b_x_hv6 = b_x_hv4 + b_x_hv5
-                b_M_2_next = _tile_dot_add(b_x_hv6, tl.trans(b_x_th11), b_x_jv3, one, PREC)
-                tl.store(
-                    p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
-                )
-            tl.debug_barrier()
-            if end == segment_end:
-                i_cached = i_bh.to(tl.int64) * n_segments + i_s
-                _copy(cached + i_cached * MEMORY, p_next, MEMORY)
-                b_pool_end = tl.load(p_next + 3 * K * F + 3 * F * V + o_k, mask=m_k, other=0.0)
-                tl.store(pools + i_cached * K + o_k, b_pool_end / (segment_end - segment_start), mask=m_k)
-                tl.debug_barrier()
-                _fill(p_next + 3 * K * F + 3 * F * V, K)
-                tl.debug_barrier()
+
+
+@_jit
+def online_kernel(
+    q,
+    result_2,
+    o,
+    spans,
+    n_before,
+    n_steps,
+    T,
+    H,
+    BH,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The online read-outs.
+
+    A program takes a step's tokens, then another's.
+    """
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_n = i_entry // n_steps, i_entry % n_steps
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        i_t = start + i_n * BT
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        m_t = i_t + o_t < end
+        i_at = i_e.to(tl.int64) * SPAN + i_t - start
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_result_2 = tl.load(
+            result_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_sum_t = tl.sum(b_result_2, 1)
+        b_x_tv2 = b_result_2 - b_sum_t[:, None] / 64.0
+        b_x_tv3 = b_x_tv2 * b_x_tv2
+        b_sum_t2 = tl.sum(b_x_tv3, 1)
+        b_x_tv4 = b_x_tv2 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+        b_o = b_q.to(tl.float32) + b_x_tv4
+        tl.store(
+            o + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            (b_o).to(o.dtype.element_ty),
+            mask=m_t[:, None] & m_v[None, :],
+        )
 
 
 @_jit
@@ -2132,272 +2287,14 @@ def segments_kernel(
 
 
 @_jit
-def _advance(
+def reverse_logits_kernel(
     k,
-    v,
-    beta,
-    eta,
-    alpha,
-    p_state,
-    p_next,
-    p_rows,
-    i_row,
-    i_t,
-    m_t,
-    b_fresh,
-    segment_start,
-    H,
-    one,
-    n_tiles,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    F: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    BF: tl.constexpr,
-    STATE: tl.constexpr,
-    MEMORY: tl.constexpr,
-    ROWS: tl.constexpr,
-    IN: tl.constexpr,
-    PREC: tl.constexpr,
-):
-    """One chunk step of the state alone, from one buffer to another."""
-    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
-    m_k, m_v = o_k < K, o_v < V
-    b_pool = tl.load(p_state + 3 * K * F + 3 * F * V + o_k, mask=m_k, other=0.0)
-    b_k = tl.load(
-        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-    ).to(IN)
-    b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-    b_pool_next = b_pool + b_sum_k
-    tl.store(p_next + 3 * K * F + 3 * F * V + o_k, b_pool_next, mask=m_k)
-    b_x_tv2 = tl.zeros([BT, BV], tl.float32)
-    tl.debug_barrier()
-    for i_h1 in range(n_tiles):
-        o_h1 = i_h1 * BF + tl.arange(0, BF)
-        m_h1 = o_h1 < F
-        tl.debug_barrier()
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
-        b_anchor_1 = tl.load(
-            p_state + 2 * K * F + 2 * F * V + (o_k[:, None] * F + o_h1[None, :]),
-            mask=m_k[:, None] & m_h1[None, :],
-            other=0.0,
-        )
-        b_anchor_1_next = tl.where(b_fresh > 0, b_M_1, b_anchor_1)
-        b_x_th = _tile_dot(b_k.to(tl.float32), b_anchor_1_next, one, PREC)
-        tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
-        b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-        tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
-        b_M_2 = tl.load(
-            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-        )
-        b_anchor_2 = tl.load(
-            p_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-            mask=m_h1[:, None] & m_v[None, :],
-            other=0.0,
-        )
-        b_anchor_2_next = tl.where(b_fresh > 0, b_M_2, b_anchor_2)
-        b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th2, b_anchor_2_next, one, PREC)
-    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv2)
-    tl.debug_barrier()
-    for i_h1 in range(n_tiles):
-        o_h1 = i_h1 * BF + tl.arange(0, BF)
-        m_h1 = o_h1 < F
-        tl.debug_barrier()
-        b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
-        b_anchor_1 = tl.load(
-            p_state + 2 * K * F + 2 * F * V + (o_k[:, None] * F + o_h1[None, :]),
-            mask=m_k[:, None] & m_h1[None, :],
-            other=0.0,
-        )
-        b_anchor_1_next = tl.where(b_fresh > 0, b_M_1, b_anchor_1)
-        tl.store(
-            p_next + 2 * K * F + 2 * F * V + (o_k[:, None] * F + o_h1[None, :]),
-            b_anchor_1_next,
-            mask=m_k[:, None] & m_h1[None, :],
-        )
-        b_M_2 = tl.load(
-            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-        )
-        b_anchor_2 = tl.load(
-            p_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-            mask=m_h1[:, None] & m_v[None, :],
-            other=0.0,
-        )
-        b_anchor_2_next = tl.where(b_fresh > 0, b_M_2, b_anchor_2)
-        tl.store(
-            p_next + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-            b_anchor_2_next,
-            mask=m_h1[:, None] & m_v[None, :],
-        )
-    b_valid = m_t.to(tl.float32)
-    b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-    b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-    b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-    b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-    b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-    b_x_t2 = -b_eta
-    b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-    b_x_j2 = b_decay_j * b_x_t3
-    b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-    b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
-    b_x_s3 = b_decay_j * b_x_t4
-    b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
-    b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-    b_decay_tj = tl.where(
-        o_t[:, None] > o_t[None, :],
-        _tile_product(
-            (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :], (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :]
-        ),
-        0.0,
-    )
-    b_x_tj = b_decay_tj * b_x_t3[None, :]
-    b_x_j3 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-    b_x_j4 = b_x_j2 + b_x_j3
-    b_k = tl.load(
-        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-    ).to(IN)
-    b_x_tv2 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
-    b_x_tv3 = b_x_tv2 / 2.0
-    b_sum_t = tl.sum(b_x_tv2, 1)
-    b_x_t6 = b_sum_t / 2.0
-    b_x_tv4 = b_x_tv3 - b_x_t6[:, None] / 64.0
-    b_x_tv5 = b_x_tv4 * b_x_tv4
-    b_sum_t2 = tl.sum(b_x_tv5, 1)
-    b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-    b_x_tv7 = b_k.to(tl.float32) + b_x_tv6
-    b_v = tl.load(
-        v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-    ).to(IN)
-    b_x_tv9 = 2.0 * b_x_tv7 - 2.0 * b_v.to(tl.float32)
-    b_x_tv10 = b_x_tv9 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-    b_x_t7 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-    b_x_tv11 = b_x_tv9 * b_x_tv4
-    b_sum_t3 = tl.sum(b_x_tv11, 1)
-    b_x_t8 = -(b_x_t7 * b_sum_t3 / 128.0)
-    b_x_tv12 = 2.0 * b_x_t8[:, None] * b_x_tv4
-    b_x_tv13 = b_x_tv10 + b_x_tv12
-    b_sum_t4 = tl.sum(b_x_tv13, 1)
-    b_x_t9 = -(b_sum_t4 / 64.0)
-    b_x_tv14 = b_x_tv13 + b_x_t9[:, None]
-    tl.store(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv14)
-    b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
-    b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-    b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-    b_x_jv2 = b_x_j4[:, None] * b_x_tv14
-    tl.store(p_rows + 2 * BT * F + 2 * BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
-    b_decay_all2 = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
-    b_decay_j2 = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
-    b_x_j5 = b_decay_j2 * b_x_t3
-    b_x_jv3 = b_x_j5[:, None] * b_x_tv14
-    tl.store(p_rows + 2 * BT * F + 3 * BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv3)
-    tl.debug_barrier()
-    for i_h1 in range(n_tiles):
-        o_h1 = i_h1 * BF + tl.arange(0, BF)
-        m_h1 = o_h1 < F
-        tl.debug_barrier()
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_x_tv14 = tl.load(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-        b_M_2 = tl.load(
-            p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
-        )
-        b_anchor_2 = tl.load(
-            p_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-            mask=m_h1[:, None] & m_v[None, :],
-            other=0.0,
-        )
-        b_anchor_2_next = tl.where(b_fresh > 0, b_M_2, b_anchor_2)
-        b_x_th3 = _tile_dot(b_x_tv14, tl.trans(b_anchor_2_next), one, PREC)
-        b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-        b_x_th4 = b_x_th3 * (
-            b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-            + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-            + 0.5
-        )
-        b_x_jh2 = b_x_j4[:, None] * b_x_th4
-        b_S_1 = tl.load(
-            p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-        )
-        b_x_kh2 = b_x * b_S_1
-        b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
-        b_x_kh3 = b_decay_all * b_M_1
-        b_x_kh4 = b_x_kh2 + b_x_kh3
-        b_M_1_next = _tile_dot_add(b_x_kh4, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
-        tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
-        b_x_th5 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-        b_x_jv2 = tl.load(p_rows + 2 * BT * F + 2 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-        b_S_2 = tl.load(
-            p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-            mask=m_h1[:, None] & m_v[None, :],
-            other=0.0,
-        )
-        b_x_hv2 = b_x * b_S_2
-        b_x_hv3 = b_decay_all * b_M_2
-        b_x_hv4 = b_x_hv2 + b_x_hv3
-        b_M_2_next = _tile_dot_add(b_x_hv4, tl.trans(b_x_th5), b_x_jv2, one, PREC)
-        tl.store(p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
-        b_x_kh5 = b_decay_all2 * b_S_1
-        b_x_jh4 = b_x_j5[:, None] * b_x_th4
-        b_S_1_next = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_jh4, one, PREC)
-        tl.store(
-            p_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]), b_S_1_next, mask=m_k[:, None] & m_h1[None, :]
-        )
-        b_x_hv5 = b_decay_all2 * b_S_2
-        b_x_jv3 = tl.load(p_rows + 2 * BT * F + 3 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-        b_S_2_next = _tile_dot_add(b_x_hv5, tl.trans(b_x_th5), b_x_jv3, one, PREC)
-        tl.store(
-            p_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-            b_S_2_next,
-            mask=m_h1[:, None] & m_v[None, :],
-        )
-    tl.debug_barrier()
-
-
-@_jit
-def _place(i_step, i_group, group):
-    """Where the state before a step lies: those at the starts of groups first, then those in a group, then two more
-    for steps on the way to it."""
-    i_in = i_step % group
-    return tl.where(
-        i_in == 0, i_step // group, tl.where(i_step // group == i_group, group + i_in, 2 * group + i_in % 2)
-    )
-
-
-@_jit
-def reverse_kernel(
-    q,
-    k,
-    v,
     u,
-    beta,
-    eta,
-    alpha,
-    d_y,
-    online,
     d_r,
-    d_q_rows,
-    d_u_rows,
-    d_cached,
     d_pools,
-    d_q,
-    d_alpha,
-    d_beta,
-    d_eta,
-    d_k,
-    d_v,
-    d_u,
-    theta,
-    d_theta,
-    work,
-    steps,
-    chains,
-    group,
+    d_u_rows,
+    d_k_rows,
+    segments,
     T,
     H,
     BH,
@@ -2416,1402 +2313,2352 @@ def reverse_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """The gradients of all inputs through the chunk steps, and of the state at each chain's start.
+    """Adds to gradients of queries those through online logits, and leaves those of keys, through pooled keys too.
 
-    One program takes a chain group of steps by group, the last first: it makes the states in the group again from that
-    at its start, and goes back through them. On the way to the last group it keeps the states that groups start with.
+    A program goes through a segment with the sum of its keys, and back with that sum's gradient.
+    """
+    one = tl.minimum(T, 1)
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_s, i_bh = i_entry // BH, i_entry % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        i_cached = i_bh.to(tl.int64) * n_segments + i_s
+        segment_start, end = tl.load(segments + 4 * i_s), tl.load(segments + 4 * i_s + 1)
+        b_pool = tl.zeros([BK], tl.float32)
+        for i_t in range(segment_start, end, BT):
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            b_at_t = o_t
+            b_at_j = o_t
+            b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tk = _tile_dot(b_x_tj, b_k.to(tl.float32), one, PREC)
+            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+            b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+            b_x_t = b_d_r / b_count
+            b_x_tk2 = b_x_t[:, None] * b_x_tk
+            b_x_tk3 = b_x_t[:, None] * b_pool[None, :]
+            b_d_u = b_x_tk3 + b_x_tk2
+            tl.store(
+                d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                tl.load(
+                    d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                    mask=m_t[:, None] & m_k[None, :],
+                    other=0.0,
+                )
+                + b_d_u,
+                mask=m_t[:, None] & m_k[None, :],
+            )
+            b_pool_next = b_pool + b_sum_k
+            b_pool = b_pool_next
+        b_d_pool_next = tl.load(d_pools + i_cached * K + o_k, mask=m_k, other=0.0)
+        n_steps = tl.cdiv(end - segment_start, BT)
+        for i_back in range(n_steps):
+            i_t = segment_start + (n_steps - 1 - i_back) * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+            b_x_t = b_d_r / b_count
+            b_at_t = o_t
+            b_at_j = o_t
+            b_x_tj = b_x_t[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_jk = _tile_dot(tl.trans(b_x_tj), b_u.to(tl.float32), one, PREC)
+            b_d_k = b_d_pool_next[None, :] + b_x_jk
+            tl.store(
+                d_k_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+                (b_d_k).to(d_k_rows.dtype.element_ty),
+                mask=m_t[:, None] & m_k[None, :],
+            )
+            b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t[:, None], 0)
+            b_d_pool = b_d_pool_next + b_x_k
+            b_d_pool_next = b_d_pool
+
+
+@_jit
+def reverse_online_kernel(
+    d_y,
+    online,
+    result_2,
+    d_result_2,
+    spans,
+    n_before,
+    n_steps,
+    T,
+    H,
+    BH,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """Gradients of the last layer's results.
+
+    A program takes a step's tokens, then another's.
+    """
+    o_t, o_v = tl.arange(0, BT), tl.arange(0, BV)
+    m_v = o_v < V
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_n = i_entry // n_steps, i_entry % n_steps
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        i_t = start + i_n * BT
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        m_t = i_t + o_t < end
+        i_at = i_e.to(tl.int64) * SPAN + i_t - start
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+        b_result_2 = tl.load(
+            result_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_sum_t = tl.sum(b_result_2, 1)
+        b_x_tv2 = b_result_2 - b_sum_t[:, None] / 64.0
+        b_x_tv3 = b_x_tv2 * b_x_tv2
+        b_sum_t2 = tl.sum(b_x_tv3, 1)
+        b_x_tv4 = b_x_tv / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+        b_x_t = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
+        b_x_tv5 = b_d_y.to(tl.float32) * b_x_tv2
+        b_sum_t3 = tl.sum(b_x_tv5, 1)
+        b_x_t2 = -(b_online * b_x_t * b_sum_t3 / 128.0)
+        b_x_tv6 = 2.0 * b_x_t2[:, None] * b_x_tv2
+        b_x_tv7 = b_x_tv4 + b_x_tv6
+        b_sum_t4 = tl.sum(b_x_tv7, 1)
+        b_x_t3 = -(b_sum_t4 / 64.0)
+        b_d_result_2 = b_x_tv7 + b_x_t3[:, None]
+        tl.store(
+            d_result_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), b_d_result_2, mask=m_t[:, None] & m_v[None, :]
+        )
+
+
+@_jit
+def queries_2_kernel(
+    beta,
+    eta,
+    alpha,
+    result_1,
+    error_2,
+    seen_2,
+    d_result_2,
+    d_result_1,
+    records,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The reverse of a layer's reads through a span: each tile's part of d_result_1.
+
+    A program goes forward with its tile.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_v = tl.arange(0, BT), tl.arange(0, BV)
+    m_v = o_v < V
+    n_into, n_out = n_tiles, 1
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_into, i_out = i_tile // n_out, i_tile % n_out
+        o_h1 = i_into * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        b_S_2 = tl.load(
+            records + i_e.to(tl.int64) * STATE + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        b_M_2 = tl.load(
+            records + i_e.to(tl.int64) * STATE + K * F + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        for i_t in range(start, end, BT):
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_out = (i_e.to(tl.int64) * n_out + i_out) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_tj = b_decay_tj * b_x_t3[None, :]
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
+            b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
+            b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s3 = b_decay_j * b_x_t5
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_j3 = b_decay_j * b_x_t3
+            b_x_j4 = b_x_j3 + b_x_j2
+            b_decay_tj2 = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t4_e[:, None] - b_x_t4_e[None, :], b_x_t4_f[:, None] - b_x_t4_f[None, :]),
+                0.0,
+            )
+            b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+            b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
+            b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_hv = b_x * b_S_2
+            b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
+            b_x_hv2 = b_decay_all * b_M_2
+            b_x_hv3 = b_x_hv + b_x_hv2
+            b_d_result_2 = tl.load(
+                d_result_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_d_result_2_S_2 = _tile_dot(b_d_result_2, tl.trans(b_S_2), one, PREC)
+            b_x_th = b_x_t6[:, None] * b_d_result_2_S_2
+            b_d_result_2_M_2 = _tile_dot(b_d_result_2, tl.trans(b_M_2), one, PREC)
+            b_error_2 = tl.load(
+                error_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_tj5 = _tile_dot(b_d_result_2, tl.trans(b_error_2), one, PREC)
+            b_x_tj6 = b_x_tj5 * b_x_tj4
+            b_seen_2 = tl.load(
+                seen_2 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th3 = _tile_dot_add(b_x_th, b_x_tj6, b_seen_2, one, PREC)
+            b_decay_t2 = _tile_product(b_x_t4_e, b_x_t4_f)
+            b_x_th4 = b_decay_t2[:, None] * b_d_result_2_M_2
+            b_x_th5 = b_x_th4 + b_x_th3
+            b_result_1 = tl.load(
+                result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_d_result_1 = b_x_th5 * (
+                b_result_1 * 1.4142135623730951 * tl.exp(-(b_result_1 * b_result_1 / 2.0)) / 3.544907701811032
+                + tl.erf(b_result_1 * 1.4142135623730951 / 2.0) / 2.0
+                + 0.5
+            )
+            tl.store(
+                d_result_1 + at_out * F + (o_t[:, None] * F + o_h1[None, :]),
+                b_d_result_1,
+                mask=m_t[:, None] & m_h1[None, :],
+            )
+            b_x_jv2 = b_x_j4[:, None] * b_error_2
+            b_M_2_next = _tile_dot_add(b_x_hv3, tl.trans(b_seen_2), b_x_jv2, one, PREC)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_hv5 = b_decay_all2 * b_S_2
+            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_j5 = b_decay_j2 * b_x_t3
+            b_x_jv3 = b_x_j5[:, None] * b_error_2
+            b_S_2_next = _tile_dot_add(b_x_hv5, tl.trans(b_seen_2), b_x_jv3, one, PREC)
+            b_S_2 = b_S_2_next
+            b_M_2 = b_M_2_next
+
+
+@_jit
+def gates_2_1_kernel(
+    beta,
+    eta,
+    alpha,
+    result_1,
+    error_2,
+    seen_2,
+    d_result_2,
+    d_cached,
+    d_beta_layer_2,
+    records,
+    d_records,
+    work,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The reverse of a layer's steps through a span: each tile's part of d_beta_layer_2.
+
+    A program takes its tile through the span, keeping it at every step, and back with its gradient, d_.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_v = tl.arange(0, BT), tl.arange(0, BV)
+    m_v = o_v < V
+    n_into, n_out = n_tiles, 1
+    p_states = work + tl.program_id(0).to(tl.int64) * (tl.cdiv(SPAN, BT) * 1 * BF * BV)
+    o_tile = tl.arange(0, BF)[:, None] * BV + tl.arange(0, BV)[None, :]
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_into = i_tile // n_out
+        o_h1 = i_into * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        b_S_2 = tl.load(
+            records + i_e.to(tl.int64) * STATE + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        n_steps = tl.cdiv(end - start, BT)
+        tl.store(p_states + (0 * 1 + 0) * (BF * BV) + o_tile, b_S_2)
+        for i_n in range(n_steps - 1):
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_both = (i_e.to(tl.int64) * n_into * n_out + i_tile) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_hv = b_decay_all * b_S_2
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_j2 = b_decay_j * b_x_t3
+            b_error_2 = tl.load(
+                error_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_jv2 = b_x_j2[:, None] * b_error_2
+            b_seen_2 = tl.load(
+                seen_2 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_S_2_next = _tile_dot_add(b_x_hv, tl.trans(b_seen_2), b_x_jv2, one, PREC)
+            b_S_2 = b_S_2_next
+            tl.store(p_states + ((i_n + 1) * 1 + 0) * (BF * BV) + o_tile, b_S_2)
+        tl.debug_barrier()
+        b_d_S_2_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        b_d_M_2_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + K * F + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        if tl.load(spans + 4 * i_c + 3) == 1:
+            i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
+            b_d_M_2_next += tl.load(
+                d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                mask=m_h1[:, None] & m_v[None, :],
+                other=0.0,
+            )
+        for i_back in range(n_steps):
+            i_n = n_steps - 1 - i_back
+            b_S_2 = tl.load(p_states + (i_n * 1 + 0) * (BF * BV) + o_tile)
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_both = (i_e.to(tl.int64) * n_into * n_out + i_tile) * SPAN + i_t - start
+            b_x_hv = b_d_S_2_next * b_S_2
+            b_sum = tl.sum(tl.sum(b_x_hv, 0), 0)
+            b_valid = m_t.to(tl.float32)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_m2 = b_decay_j * b_sum
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_m4 = b_x_m2 * b_decay_t
+            b_x_hv2 = b_d_M_2_next * b_S_2
+            b_sum2 = tl.sum(tl.sum(b_x_hv2, 0), 0)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+            b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+            b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s3 = b_decay_j2 * b_x_t3
+            b_x_s4 = b_x_s3 * b_sum2
+            b_x_s6 = b_sum2 * b_decay_t
+            b_decay_tj = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+                0.0,
+            )
+            b_x_ts2 = b_decay_tj * b_x_t3[None, :]
+            b_x_t4 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_hv3 = b_d_S_2_next * b_decay_all
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_hv4 = b_d_M_2_next * b_x
+            b_x_hv5 = b_x_hv3 + b_x_hv4
+            b_result_1 = tl.load(
+                result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th = b_result_1 * (tl.erf(b_result_1 * 1.4142135623730951 / 2.0) + 1.0)
+            b_x_tv = _tile_dot(b_x_th, b_S_2, one, PREC)
+            b_decay_tj2 = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_d_result_2 = tl.load(
+                d_result_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_tv2 = b_d_result_2 * b_x_tv
+            b_sum_t = tl.sum(b_x_tv2, 1)
+            b_x_s7 = tl.sum(b_decay_tj * b_sum_t[:, None], 0)
+            b_x_s8 = b_x_t3 * b_x_s7 / 2.0
+            b_x_s9 = b_x_s4 + b_x_s8
+            b_x_m5 = tl.sum(b_decay_tj2 * b_x_s9[:, None], 0)
+            b_x_m6 = b_x_m5 * b_decay_t
+            b_x_tv3 = b_d_result_2 * b_x_t4[:, None]
+            b_x_hv6 = _tile_dot(tl.trans(b_x_th), b_x_tv3, one, PREC)
+            b_x_hv7 = b_x_hv6 / 2.0
+            b_d_S_2 = b_x_hv7 + b_x_hv5
+            b_x_t6 = b_sum_t / 2.0
+            b_decay_t2 = _tile_product(b_x_t2_e, b_x_t2_f)
+            b_x_tv4 = b_d_result_2 * b_decay_t2[:, None]
+            b_x_hv8 = _tile_dot(tl.trans(b_x_th), b_x_tv4, one, PREC)
+            b_x_hv9 = b_x_hv8 / 2.0
+            b_decay_all2 = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+            b_x_hv10 = b_d_M_2_next * b_decay_all2
+            b_d_M_2 = b_x_hv10 + b_x_hv9
+            b_seen_2 = tl.load(
+                seen_2 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_tj = _tile_dot(b_x_th, tl.trans(b_seen_2), one, PREC)
+            b_x_jv = _tile_dot(b_seen_2, b_d_S_2_next, one, PREC)
+            b_error_2 = tl.load(
+                error_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_jv3 = b_x_jv * b_error_2
+            b_sum_j = tl.sum(b_x_jv3, 1)
+            b_x_jv4 = _tile_dot(b_seen_2, b_d_M_2_next, one, PREC)
+            b_x_jv5 = b_x_jv4 * b_error_2
+            b_sum_j2 = tl.sum(b_x_jv5, 1)
+            b_x_tj2 = _tile_dot(b_d_result_2, tl.trans(b_error_2), one, PREC)
+            b_x_tj3 = b_x_tj2 * b_x_tj
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t7 = -b_eta
+            b_x_t8 = tl.where(b_valid > 0, b_x_t7, 0.0)
+            b_x_j2 = b_sum_j * b_x_t8
+            b_x_mj2 = b_x_j2[None, :] * b_decay_tj2
+            b_sum_m = tl.sum(b_x_mj2, 1)
+            b_x_m7 = b_decay_j * b_sum_m
+            b_x_tj4 = b_decay_tj2 * b_x_t8[None, :]
+            b_x_s10 = tl.sum(b_sum_j2[None, :] * b_x_tj4, 1)
+            b_x_s11 = b_x_s10 + b_x_s6
+            b_x_ts3 = _tile_dot(b_x_tj3, tl.trans(b_x_tj4), one, PREC)
+            b_x_sj2 = _tile_dot(tl.trans(b_decay_tj), b_x_tj3, one, PREC)
+            b_x_sj3 = b_x_t3[:, None] * b_x_sj2 / 2.0
+            b_x_sj4 = b_x_s3[:, None] * b_sum_j2[None, :]
+            b_x_sj5 = b_x_sj4 + b_x_sj3
+            b_x_mj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_sj5, one, PREC)
+            b_x_mj4 = b_x_t8[None, :] * b_x_mj3
+            b_x_mj5 = b_x_mj4 * b_decay_tj2
+            b_sum_m2 = tl.sum(b_x_mj5, 1)
+            b_x_ts4 = b_x_ts3 / 2.0
+            b_x_ts5 = b_x_t6[:, None] * b_decay_t[None, :]
+            b_x_ts6 = b_x_ts4 + b_x_ts5
+            b_x_ts7 = b_x_ts6 * b_decay_tj
+            b_sum_s = tl.sum(b_x_ts7, 0)
+            b_x_t13 = b_x_m7 + b_x_m4 + b_sum_m2 + b_x_m6
+            b_x_s12 = b_x_s11 * b_decay_j2
+            b_x_s13 = b_x_s12 + b_sum_s
+            b_x_t14 = b_x_t13 * tl.where(b_valid > 0, 1.0, 0.0)
+            b_x_t16 = b_x_s13 * tl.where(b_valid > 0, 1.0, 0.0)
+            b_d_beta_layer_2 = b_x_t14 + b_x_t16
+            tl.store(d_beta_layer_2 + at_both + o_t, b_d_beta_layer_2, mask=m_t)
+            b_d_S_2_next = b_d_S_2
+            b_d_M_2_next = b_d_M_2
+        tl.debug_barrier()
+
+
+@_jit
+def gates_2_2_kernel(
+    beta,
+    alpha,
+    result_1,
+    error_2,
+    seen_2,
+    d_result_2,
+    d_cached,
+    d_eta_layer_2,
+    d_records,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The reverse of a layer's steps through a span: each tile's part of d_eta_layer_2.
+
+    A program goes back through the span with its tile's gradient, d_.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_v = tl.arange(0, BT), tl.arange(0, BV)
+    m_v = o_v < V
+    n_into, n_out = n_tiles, 1
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_into = i_tile // n_out
+        o_h1 = i_into * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        n_steps = tl.cdiv(end - start, BT)
+        b_d_S_2_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        b_d_M_2_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + K * F + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        if tl.load(spans + 4 * i_c + 3) == 1:
+            i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
+            b_d_M_2_next += tl.load(
+                d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                mask=m_h1[:, None] & m_v[None, :],
+                other=0.0,
+            )
+        for i_back in range(n_steps):
+            i_n = n_steps - 1 - i_back
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_both = (i_e.to(tl.int64) * n_into * n_out + i_tile) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                0.0,
+            )
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_ts2 = b_decay_tj * b_x_t2[None, :]
+            b_x_t3 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+            b_decay_t = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
+            b_x_t4 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+            b_x_hv = b_d_S_2_next * b_decay_all
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_s4 = b_decay_j * b_x_t2
+            b_x = tl.sum(b_x_s4 * b_decay_t, 0)
+            b_x_hv2 = b_d_M_2_next * b_x
+            b_x_hv3 = b_x_hv + b_x_hv2
+            b_seen_2 = tl.load(
+                seen_2 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_jv = _tile_dot(b_seen_2, b_d_S_2_next, one, PREC)
+            b_x_jv2 = _tile_dot(b_seen_2, b_d_M_2_next, one, PREC)
+            b_error_2 = tl.load(
+                error_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_jv4 = b_x_jv2 * b_error_2
+            b_sum_j = tl.sum(b_x_jv4, 1)
+            b_x_jv5 = b_x_jv * b_error_2
+            b_sum_j2 = tl.sum(b_x_jv5, 1)
+            b_decay_j2 = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+            b_x_j = b_sum_j2 * b_decay_j2
+            b_x_j2 = b_sum_j * b_decay_j
+            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_hv4 = b_d_M_2_next * b_decay_all2
+            b_result_1 = tl.load(
+                result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th = b_result_1 * (tl.erf(b_result_1 * 1.4142135623730951 / 2.0) + 1.0)
+            b_x_tj = _tile_dot(b_x_th, tl.trans(b_seen_2), one, PREC)
+            b_d_result_2 = tl.load(
+                d_result_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_tj2 = _tile_dot(b_d_result_2, tl.trans(b_error_2), one, PREC)
+            b_x_tj3 = b_x_tj2 * b_x_tj
+            b_x_tj4 = b_x_tj3 * b_decay_tj
+            b_sum_j3 = tl.sum(b_x_tj4, 0)
+            b_x_sj = _tile_dot(tl.trans(b_decay_tj), b_x_tj3, one, PREC)
+            b_x_sj2 = b_x_t2[:, None] * b_x_sj / 2.0
+            b_x_j3 = b_sum_j3 / 2.0
+            b_x_sj3 = b_x_s4[:, None] * b_sum_j[None, :]
+            b_x_sj4 = b_x_sj3 + b_x_sj2
+            b_decay_tj2 = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :],
+                    (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :],
+                ),
+                0.0,
+            )
+            b_x_tj6 = b_x_sj4 * b_decay_tj2
+            b_sum_j4 = tl.sum(b_x_tj6, 0)
+            b_x_j4 = b_x_j2 + b_x_j + b_sum_j4 + b_x_j3
+            b_x_tv = b_d_result_2 * b_x_t4[:, None]
+            b_x_hv5 = _tile_dot(tl.trans(b_x_th), b_x_tv, one, PREC)
+            b_x_hv6 = b_x_hv5 / 2.0
+            b_d_S_2 = b_x_hv6 + b_x_hv3
+            b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
+            b_x_tv2 = b_d_result_2 * b_decay_t2[:, None]
+            b_x_hv7 = _tile_dot(tl.trans(b_x_th), b_x_tv2, one, PREC)
+            b_x_hv8 = b_x_hv7 / 2.0
+            b_d_M_2 = b_x_hv4 + b_x_hv8
+            b_x_t6 = b_x_j4 * tl.where(b_valid > 0, 1.0, 0.0)
+            b_d_eta_layer_2 = -b_x_t6
+            tl.store(d_eta_layer_2 + at_both + o_t, b_d_eta_layer_2, mask=m_t)
+            b_d_S_2_next = b_d_S_2
+            b_d_M_2_next = b_d_M_2
+
+
+@_jit
+def gates_2_3_kernel(
+    beta,
+    eta,
+    alpha,
+    result_1,
+    error_2,
+    seen_2,
+    d_result_2,
+    d_cached,
+    d_alpha_layer_2,
+    records,
+    d_records,
+    work,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The reverse of a layer's steps through a span: each tile's part of d_alpha_layer_2.
+
+    A program takes its tile through the span, keeping it at every step, and back with its gradient, d_.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_v = tl.arange(0, BT), tl.arange(0, BV)
+    m_v = o_v < V
+    n_into, n_out = n_tiles, 1
+    p_states = work + tl.program_id(0).to(tl.int64) * (tl.cdiv(SPAN, BT) * 2 * BF * BV)
+    o_tile = tl.arange(0, BF)[:, None] * BV + tl.arange(0, BV)[None, :]
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_into = i_tile // n_out
+        o_h1 = i_into * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        b_S_2 = tl.load(
+            records + i_e.to(tl.int64) * STATE + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        b_M_2 = tl.load(
+            records + i_e.to(tl.int64) * STATE + K * F + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        n_steps = tl.cdiv(end - start, BT)
+        tl.store(p_states + (0 * 2 + 0) * (BF * BV) + o_tile, b_S_2)
+        tl.store(p_states + (0 * 2 + 1) * (BF * BV) + o_tile, b_M_2)
+        for i_n in range(n_steps - 1):
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_both = (i_e.to(tl.int64) * n_into * n_out + i_tile) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_hv = b_decay_all * b_M_2
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s3 = b_decay_j * b_x_t2
+            b_x_t3 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+            b_decay_t = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_hv2 = b_x * b_S_2
+            b_x_hv3 = b_x_hv2 + b_x_hv
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :],
+                    (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :],
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = -b_eta
+            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+            b_x_tj = b_decay_tj * b_x_t5[None, :]
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_j3 = b_decay_j * b_x_t5
+            b_x_j4 = b_x_j3 + b_x_j2
+            b_error_2 = tl.load(
+                error_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_jv2 = b_x_j4[:, None] * b_error_2
+            b_seen_2 = tl.load(
+                seen_2 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_M_2_next = _tile_dot_add(b_x_hv3, tl.trans(b_seen_2), b_x_jv2, one, PREC)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+            b_x_hv5 = b_decay_all2 * b_S_2
+            b_decay_j2 = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+            b_x_j5 = b_decay_j2 * b_x_t5
+            b_x_jv3 = b_x_j5[:, None] * b_error_2
+            b_S_2_next = _tile_dot_add(b_x_hv5, tl.trans(b_seen_2), b_x_jv3, one, PREC)
+            b_S_2 = b_S_2_next
+            b_M_2 = b_M_2_next
+            tl.store(p_states + ((i_n + 1) * 2 + 0) * (BF * BV) + o_tile, b_S_2)
+            tl.store(p_states + ((i_n + 1) * 2 + 1) * (BF * BV) + o_tile, b_M_2)
+        tl.debug_barrier()
+        b_d_M_2_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + K * F + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        if tl.load(spans + 4 * i_c + 3) == 1:
+            i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
+            b_d_M_2_next += tl.load(
+                d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                mask=m_h1[:, None] & m_v[None, :],
+                other=0.0,
+            )
+        for i_back in range(n_steps):
+            i_n = n_steps - 1 - i_back
+            b_S_2 = tl.load(p_states + (i_n * 2 + 0) * (BF * BV) + o_tile)
+            b_M_2 = tl.load(p_states + (i_n * 2 + 1) * (BF * BV) + o_tile)
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_both = (i_e.to(tl.int64) * n_into * n_out + i_tile) * SPAN + i_t - start
+            b_x_hv = b_d_M_2_next * b_M_2
+            b_sum = tl.sum(tl.sum(b_x_hv, 0), 0)
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_m2 = b_decay_j * b_sum
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_m4 = b_x_m2 * b_decay_t
+            b_x_hv2 = b_d_M_2_next * b_S_2
+            b_sum2 = tl.sum(tl.sum(b_x_hv2, 0), 0)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+            b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
+            b_x_s2 = b_sum2 * b_decay_t2
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :],
+                    (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :],
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t3 = -b_eta
+            b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
+            b_x_tj = b_decay_tj * b_x_t4[None, :]
+            b_result_1 = tl.load(
+                result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th = b_result_1 * (tl.erf(b_result_1 * 1.4142135623730951 / 2.0) + 1.0)
+            b_x_tv = _tile_dot(b_x_th, b_S_2, one, PREC)
+            b_x_tv2 = _tile_dot(b_x_th, b_M_2, one, PREC)
+            b_decay_tj2 = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_d_result_2 = tl.load(
+                d_result_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_tv3 = b_d_result_2 * b_x_tv
+            b_sum_t = tl.sum(b_x_tv3, 1)
+            b_x_tv4 = b_d_result_2 * b_x_tv2
+            b_sum_t2 = tl.sum(b_x_tv4, 1)
+            b_x_t5 = b_sum_t / 2.0
+            b_decay_t3 = _tile_product(b_x_t_e, b_x_t_f)
+            b_x_tv5 = b_d_result_2 * b_decay_t3[:, None]
+            b_x_hv3 = _tile_dot(tl.trans(b_x_th), b_x_tv5, one, PREC)
+            b_decay_tj3 = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                0.0,
+            )
+            b_x_m5 = tl.sum(b_decay_tj3 * b_sum_t2[:, None], 0)
+            b_x_m6 = b_x_m5 / 2.0
+            b_x_m7 = b_x_m6 * b_decay_t
+            b_x_hv4 = b_x_hv3 / 2.0
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_hv5 = b_d_M_2_next * b_decay_all
+            b_d_M_2 = b_x_hv5 + b_x_hv4
+            b_seen_2 = tl.load(
+                seen_2 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_tj2 = _tile_dot(b_x_th, tl.trans(b_seen_2), one, PREC)
+            b_x_jv = _tile_dot(b_seen_2, b_d_M_2_next, one, PREC)
+            b_error_2 = tl.load(
+                error_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_jv3 = b_x_jv * b_error_2
+            b_sum_j = tl.sum(b_x_jv3, 1)
+            b_x_tj3 = _tile_dot(b_d_result_2, tl.trans(b_error_2), one, PREC)
+            b_x_tj4 = b_x_tj3 * b_x_tj2
+            b_x_s3 = tl.sum(b_sum_j[None, :] * b_x_tj, 1)
+            b_x_s4 = b_x_s3 + b_x_s2
+            b_x_j2 = b_sum_j * b_x_t4
+            b_x_mj2 = b_x_j2[None, :] * b_decay_tj2
+            b_sum_m = tl.sum(b_x_mj2, 1)
+            b_x_m8 = b_decay_j * b_sum_m
+            b_x_ts = _tile_dot(b_x_tj4, tl.trans(b_x_tj), one, PREC)
+            b_x_mj3 = _tile_dot(tl.trans(b_decay_tj3), b_x_tj4, one, PREC)
+            b_x_mj4 = b_x_t4[None, :] * b_x_mj3
+            b_x_mj5 = b_x_mj4 * b_decay_tj2
+            b_sum_m2 = tl.sum(b_x_mj5, 1)
+            b_x_ts2 = b_x_ts / 2.0
+            b_x_ts3 = b_x_t5[:, None] * b_decay_t2[None, :]
+            b_x_ts4 = b_x_ts2 + b_x_ts3
+            b_x_sm = _tile_dot(tl.trans(b_x_ts4), b_decay_tj3, one, PREC)
+            b_x_t6 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s6 = b_x_s4 * b_x_t6
+            b_x_sm2 = b_x_t6[:, None] * b_x_sm
+            b_decay_sm = tl.where(
+                o_t[None, :] > o_t[:, None],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[None, :] - b_x_t_e[:, None], (b_x_t_f - b_x_t_f1)[None, :] - b_x_t_f[:, None]
+                ),
+                0.0,
+            )
+            b_x_sm3 = b_x_sm2 * b_decay_sm
+            b_sum_m3 = tl.sum(b_x_sm3, 0)
+            b_x_sm4 = b_x_s6[:, None] * b_decay_sm
+            b_sum_m4 = tl.sum(b_x_sm4, 0)
+            b_x_m9 = b_decay_j * b_sum_m4
+            b_x_m10 = b_sum_m2 / 2.0
+            b_x_t13 = b_x_m8 + b_x_m9 + b_x_m4 + b_x_m10 + b_sum_m3 + b_x_m7
+            b_d_alpha_layer_2 = b_x_t13 * tl.where(b_valid > 0, 1.0, 0.0)
+            tl.store(d_alpha_layer_2 + at_both + o_t, b_d_alpha_layer_2, mask=m_t)
+            b_d_M_2_next = b_d_M_2
+        tl.debug_barrier()
+
+
+@_jit
+def writes_2_kernel(
+    beta,
+    eta,
+    alpha,
+    result_1,
+    error_2,
+    seen_2,
+    d_result_2,
+    d_cached,
+    d_seen_2,
+    d_error_2,
+    d_records,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The reverse of a layer's steps through a span: each tile's part of d_seen_2, d_error_2.
+
+    A program goes back through the span with its tile's gradient, d_. It leaves that for the span before.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_v = tl.arange(0, BT), tl.arange(0, BV)
+    m_v = o_v < V
+    n_into, n_out = n_tiles, 1
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_into, i_out = i_tile // n_out, i_tile % n_out
+        o_h1 = i_into * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        n_steps = tl.cdiv(end - start, BT)
+        b_d_S_2_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        b_d_M_2_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + K * F + (o_h1[:, None] * V + o_v[None, :]),
+            mask=m_h1[:, None] & m_v[None, :],
+            other=0.0,
+        )
+        if tl.load(spans + 4 * i_c + 3) == 1:
+            i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
+            b_d_M_2_next += tl.load(
+                d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                mask=m_h1[:, None] & m_v[None, :],
+                other=0.0,
+            )
+        for i_back in range(n_steps):
+            i_n = n_steps - 1 - i_back
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_into = (i_e.to(tl.int64) * n_into + i_into) * SPAN + i_t - start
+            at_out = (i_e.to(tl.int64) * n_out + i_out) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_hv = b_d_M_2_next * b_decay_all
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :],
+                    (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :],
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t3 = -b_eta
+            b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
+            b_x_tj = b_decay_tj * b_x_t4[None, :]
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s3 = b_decay_j * b_x_t5
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_j3 = b_decay_j * b_x_t4
+            b_x_j4 = b_x_j3 + b_x_j2
+            b_decay_tj2 = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                0.0,
+            )
+            b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+            b_x_tj2 = b_decay_tj2 * b_x_t4[None, :]
+            b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+            b_decay_t = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
+            b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+            b_x_hv2 = b_d_S_2_next * b_decay_all2
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_hv3 = b_d_M_2_next * b_x
+            b_x_hv4 = b_x_hv2 + b_x_hv3
+            b_error_2 = tl.load(
+                error_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_jh = _tile_dot(b_error_2, tl.trans(b_d_S_2_next), one, PREC)
+            b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+            b_x_j5 = b_decay_j2 * b_x_t4
+            b_x_jh2 = b_x_j5[:, None] * b_x_jh
+            b_x_jh3 = _tile_dot(b_error_2, tl.trans(b_d_M_2_next), one, PREC)
+            b_x_jh4 = b_x_j4[:, None] * b_x_jh3
+            b_x_jh5 = b_x_jh2 + b_x_jh4
+            b_seen_2 = tl.load(
+                seen_2 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_jv2 = _tile_dot(b_seen_2, b_d_M_2_next, one, PREC)
+            b_x_jv3 = b_x_jv2 * b_x_j4[:, None]
+            b_x_jv4 = _tile_dot(b_seen_2, b_d_S_2_next, one, PREC)
+            b_x_jv5 = b_x_jv4 * b_x_j5[:, None]
+            b_x_jv6 = b_x_jv5 + b_x_jv3
+            b_result_1 = tl.load(
+                result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th = b_result_1 * (tl.erf(b_result_1 * 1.4142135623730951 / 2.0) + 1.0)
+            b_x_tj5 = _tile_dot(b_x_th, tl.trans(b_seen_2), one, PREC)
+            b_x_tj6 = b_x_tj4 * b_x_tj5
+            b_d_result_2 = tl.load(
+                d_result_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_jv7 = _tile_dot(tl.trans(b_x_tj6), b_d_result_2, one, PREC)
+            b_x_jv8 = b_x_jv7 / 2.0
+            b_d_error_2 = b_x_jv8 + b_x_jv6
+            b_x_tj7 = _tile_dot(b_d_result_2, tl.trans(b_error_2), one, PREC)
+            b_x_tj8 = b_x_tj7 * b_x_tj4
+            b_x_jh7 = _tile_dot(tl.trans(b_x_tj8), b_x_th, one, PREC)
+            b_x_jh8 = b_x_jh7 / 2.0
+            b_d_seen_2 = b_x_jh8 + b_x_jh5
+            b_x_tv = b_d_result_2 * b_x_t6[:, None]
+            b_x_hv5 = _tile_dot(tl.trans(b_x_th), b_x_tv, one, PREC)
+            b_x_hv6 = b_x_hv5 / 2.0
+            b_d_S_2 = b_x_hv6 + b_x_hv4
+            b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
+            b_x_tv2 = b_d_result_2 * b_decay_t2[:, None]
+            b_x_hv7 = _tile_dot(tl.trans(b_x_th), b_x_tv2, one, PREC)
+            b_x_hv8 = b_x_hv7 / 2.0
+            b_d_M_2 = b_x_hv + b_x_hv8
+            tl.store(
+                d_seen_2 + at_out * F + (o_t[:, None] * F + o_h1[None, :]),
+                b_d_seen_2,
+                mask=m_t[:, None] & m_h1[None, :],
+            )
+            tl.store(
+                d_error_2 + at_into * V + (o_t[:, None] * V + o_v[None, :]),
+                b_d_error_2,
+                mask=m_t[:, None] & m_v[None, :],
+            )
+            b_d_S_2_next = b_d_S_2
+            b_d_M_2_next = b_d_M_2
+        tl.store(
+            d_records + i_e.to(tl.int64) * STATE + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
+            b_d_S_2_next,
+            mask=m_h1[:, None] & m_v[None, :],
+        )
+        tl.store(
+            d_records + i_e.to(tl.int64) * STATE + K * F + (o_h1[:, None] * V + o_v[None, :]),
+            b_d_M_2_next,
+            mask=m_h1[:, None] & m_v[None, :],
+        )
+
+
+@_jit
+def queries_1_kernel(
+    k,
+    beta,
+    eta,
+    alpha,
+    error_1,
+    d_result_1,
+    d_q_layer_1,
+    records,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The reverse of a layer's reads through a span: each tile's part of d_q_layer_1.
+
+    A program goes forward with its tile.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    n_into, n_out = 1, n_tiles
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_out = i_tile % n_out
+        o_h1 = i_out * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        b_S_1 = tl.load(
+            records + i_e.to(tl.int64) * STATE + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        b_M_1 = tl.load(
+            records + i_e.to(tl.int64) * STATE + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        for i_t in range(start, end, BT):
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_out = (i_e.to(tl.int64) * n_out + i_out) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_tj = b_decay_tj * b_x_t3[None, :]
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
+            b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
+            b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s3 = b_decay_j * b_x_t5
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_j3 = b_decay_j * b_x_t3
+            b_x_j4 = b_x_j3 + b_x_j2
+            b_decay_tj2 = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t4_e[:, None] - b_x_t4_e[None, :], b_x_t4_f[:, None] - b_x_t4_f[None, :]),
+                0.0,
+            )
+            b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+            b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
+            b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_kh = b_x * b_S_1
+            b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
+            b_x_kh2 = b_decay_all * b_M_1
+            b_x_kh3 = b_x_kh + b_x_kh2
+            b_d_result_1 = tl.load(
+                d_result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_d_result_1_S_1 = _tile_dot(b_d_result_1, tl.trans(b_S_1), one, PREC)
+            b_x_tk = b_x_t6[:, None] * b_d_result_1_S_1
+            b_d_result_1_M_1 = _tile_dot(b_d_result_1, tl.trans(b_M_1), one, PREC)
+            b_error_1 = tl.load(
+                error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_tj5 = _tile_dot(b_d_result_1, tl.trans(b_error_1), one, PREC)
+            b_x_tj6 = b_x_tj5 * b_x_tj4
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_tk3 = _tile_dot_add(b_x_tk, b_x_tj6, b_k.to(tl.float32), one, PREC)
+            b_decay_t2 = _tile_product(b_x_t4_e, b_x_t4_f)
+            b_x_tk4 = b_decay_t2[:, None] * b_d_result_1_M_1
+            b_d_q_layer_1 = b_x_tk4 + b_x_tk3
+            tl.store(
+                d_q_layer_1 + at_out * K + (o_t[:, None] * K + o_k[None, :]),
+                b_d_q_layer_1,
+                mask=m_t[:, None] & m_k[None, :],
+            )
+            b_x_jh2 = b_x_j4[:, None] * b_error_1
+            b_M_1_next = _tile_dot_add(b_x_kh3, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kh5 = b_decay_all2 * b_S_1
+            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_j5 = b_decay_j2 * b_x_t3
+            b_x_jh3 = b_x_j5[:, None] * b_error_1
+            b_S_1_next = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
+            b_S_1 = b_S_1_next
+            b_M_1 = b_M_1_next
+
+
+@_jit
+def gates_1_1_kernel(
+    q,
+    k,
+    beta,
+    eta,
+    alpha,
+    error_1,
+    d_result_1,
+    d_cached,
+    d_beta_layer_1,
+    records,
+    d_records,
+    work,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The reverse of a layer's steps through a span: each tile's part of d_beta_layer_1.
+
+    A program takes its tile through the span, keeping it at every step, and back with its gradient, d_.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    n_into, n_out = 1, n_tiles
+    p_states = work + tl.program_id(0).to(tl.int64) * (tl.cdiv(SPAN, BT) * 1 * BK * BF)
+    o_tile = tl.arange(0, BK)[:, None] * BF + tl.arange(0, BF)[None, :]
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_out = i_tile % n_out
+        o_h1 = i_out * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        b_S_1 = tl.load(
+            records + i_e.to(tl.int64) * STATE + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        n_steps = tl.cdiv(end - start, BT)
+        tl.store(p_states + (0 * 1 + 0) * (BK * BF) + o_tile, b_S_1)
+        for i_n in range(n_steps - 1):
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_both = (i_e.to(tl.int64) * n_into * n_out + i_tile) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kh = b_decay_all * b_S_1
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = -b_eta
+            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
+            b_x_j2 = b_decay_j * b_x_t3
+            b_error_1 = tl.load(
+                error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_jh2 = b_x_j2[:, None] * b_error_1
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_S_1_next = _tile_dot_add(b_x_kh, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
+            b_S_1 = b_S_1_next
+            tl.store(p_states + ((i_n + 1) * 1 + 0) * (BK * BF) + o_tile, b_S_1)
+        tl.debug_barrier()
+        b_d_S_1_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        b_d_M_1_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        if tl.load(spans + 4 * i_c + 3) == 1:
+            i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
+            b_d_M_1_next += tl.load(
+                d_cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                mask=m_k[:, None] & m_h1[None, :],
+                other=0.0,
+            )
+        for i_back in range(n_steps):
+            i_n = n_steps - 1 - i_back
+            b_S_1 = tl.load(p_states + (i_n * 1 + 0) * (BK * BF) + o_tile)
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_both = (i_e.to(tl.int64) * n_into * n_out + i_tile) * SPAN + i_t - start
+            b_x_kh = b_d_S_1_next * b_S_1
+            b_sum = tl.sum(tl.sum(b_x_kh, 0), 0)
+            b_valid = m_t.to(tl.float32)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_m2 = b_decay_j * b_sum
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_m4 = b_x_m2 * b_decay_t
+            b_x_kh2 = b_d_M_1_next * b_S_1
+            b_sum2 = tl.sum(tl.sum(b_x_kh2, 0), 0)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+            b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+            b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s3 = b_decay_j2 * b_x_t3
+            b_x_s4 = b_x_s3 * b_sum2
+            b_x_s6 = b_sum2 * b_decay_t
+            b_decay_tj = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+                0.0,
+            )
+            b_x_ts2 = b_decay_tj * b_x_t3[None, :]
+            b_x_t4 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kh3 = b_d_S_1_next * b_decay_all
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_kh4 = b_d_M_1_next * b_x
+            b_x_kh5 = b_x_kh3 + b_x_kh4
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
+            b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+            b_x_kh6 = b_d_M_1_next * b_decay_all2
+            b_error_1 = tl.load(
+                error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_jh2 = b_k_d_S_1_next * b_error_1
+            b_sum_j = tl.sum(b_x_jh2, 1)
+            b_x_jh3 = b_k_d_M_1_next * b_error_1
+            b_sum_j2 = tl.sum(b_x_jh3, 1)
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t5 = -b_eta
+            b_x_t6 = tl.where(b_valid > 0, b_x_t5, 0.0)
+            b_x_j2 = b_sum_j * b_x_t6
+            b_decay_tj2 = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_x_mj2 = b_x_j2[None, :] * b_decay_tj2
+            b_sum_m = tl.sum(b_x_mj2, 1)
+            b_x_tj = b_decay_tj2 * b_x_t6[None, :]
+            b_x_s7 = tl.sum(b_sum_j2[None, :] * b_x_tj, 1)
+            b_x_s8 = b_x_s7 + b_x_s6
+            b_x_s9 = b_x_s8 * b_decay_j2
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+            b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
+            b_x_m5 = b_decay_j * b_sum_m
+            b_d_result_1 = tl.load(
+                d_result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th = b_d_result_1 * b_q_S_1
+            b_sum_t = tl.sum(b_x_th, 1)
+            b_x_tj2 = _tile_dot(b_d_result_1, tl.trans(b_error_1), one, PREC)
+            b_x_tj3 = b_x_tj2 * b_q_k
+            b_x_s10 = tl.sum(b_decay_tj * b_sum_t[:, None], 0)
+            b_x_s11 = b_x_t3 * b_x_s10
+            b_x_s12 = b_x_s4 + b_x_s11
+            b_x_m6 = tl.sum(b_decay_tj2 * b_x_s12[:, None], 0)
+            b_x_ts3 = b_sum_t[:, None] * b_decay_t[None, :]
+            b_x_ts5 = _tile_dot_add(b_x_ts3, b_x_tj3, tl.trans(b_x_tj), one, PREC)
+            b_x_m7 = b_x_m6 * b_decay_t
+            b_x_sj2 = _tile_dot(tl.trans(b_decay_tj), b_x_tj3, one, PREC)
+            b_x_ts6 = b_x_ts5 * b_decay_tj
+            b_sum_s = tl.sum(b_x_ts6, 0)
+            b_x_s13 = b_x_s9 + b_sum_s
+            b_x_th2 = b_d_result_1 * b_x_t4[:, None]
+            b_d_S_1 = _tile_dot_add(b_x_kh5, tl.trans(b_q.to(tl.float32)), b_x_th2, one, PREC)
+            b_x_sj3 = b_x_t3[:, None] * b_x_sj2
+            b_decay_t2 = _tile_product(b_x_t2_e, b_x_t2_f)
+            b_x_th3 = b_d_result_1 * b_decay_t2[:, None]
+            b_d_M_1 = _tile_dot_add(b_x_kh6, tl.trans(b_q.to(tl.float32)), b_x_th3, one, PREC)
+            b_x_sj4 = b_x_s3[:, None] * b_sum_j2[None, :]
+            b_x_sj5 = b_x_sj4 + b_x_sj3
+            b_x_mj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_sj5, one, PREC)
+            b_x_mj4 = b_x_t6[None, :] * b_x_mj3
+            b_x_mj5 = b_x_mj4 * b_decay_tj2
+            b_sum_m2 = tl.sum(b_x_mj5, 1)
+            b_x_t12 = b_x_m5 + b_x_m4 + b_sum_m2 + b_x_m7
+            b_x_t13 = b_x_t12 * tl.where(b_valid > 0, 1.0, 0.0)
+            b_x_t15 = b_x_s13 * tl.where(b_valid > 0, 1.0, 0.0)
+            b_d_beta_layer_1 = b_x_t13 + b_x_t15
+            tl.store(d_beta_layer_1 + at_both + o_t, b_d_beta_layer_1, mask=m_t)
+            b_d_S_1_next = b_d_S_1
+            b_d_M_1_next = b_d_M_1
+        tl.debug_barrier()
+
+
+@_jit
+def gates_1_2_kernel(
+    q,
+    k,
+    beta,
+    alpha,
+    error_1,
+    d_result_1,
+    d_cached,
+    d_eta_layer_1,
+    d_records,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The reverse of a layer's steps through a span: each tile's part of d_eta_layer_1.
+
+    A program goes back through the span with its tile's gradient, d_.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    n_into, n_out = 1, n_tiles
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_out = i_tile % n_out
+        o_h1 = i_out * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        n_steps = tl.cdiv(end - start, BT)
+        b_d_S_1_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        b_d_M_1_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        if tl.load(spans + 4 * i_c + 3) == 1:
+            i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
+            b_d_M_1_next += tl.load(
+                d_cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                mask=m_k[:, None] & m_h1[None, :],
+                other=0.0,
+            )
+        for i_back in range(n_steps):
+            i_n = n_steps - 1 - i_back
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_both = (i_e.to(tl.int64) * n_into * n_out + i_tile) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_tj = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                0.0,
+            )
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_ts2 = b_decay_tj * b_x_t2[None, :]
+            b_x_t3 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+            b_decay_t = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
+            b_x_t4 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+            b_x_kh = b_d_S_1_next * b_decay_all
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_s4 = b_decay_j * b_x_t2
+            b_x = tl.sum(b_x_s4 * b_decay_t, 0)
+            b_x_kh2 = b_d_M_1_next * b_x
+            b_x_kh3 = b_x_kh + b_x_kh2
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
+            b_error_1 = tl.load(
+                error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_jh2 = b_k_d_S_1_next * b_error_1
+            b_sum_j = tl.sum(b_x_jh2, 1)
+            b_decay_j2 = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+            b_x_j = b_sum_j * b_decay_j2
+            b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+            b_x_jh3 = b_k_d_M_1_next * b_error_1
+            b_sum_j2 = tl.sum(b_x_jh3, 1)
+            b_x_j2 = b_sum_j2 * b_decay_j
+            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kh4 = b_d_M_1_next * b_decay_all2
+            b_d_result_1 = tl.load(
+                d_result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_tj = _tile_dot(b_d_result_1, tl.trans(b_error_1), one, PREC)
+            b_x_th = b_d_result_1 * b_x_t4[:, None]
+            b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
+            b_x_th2 = b_d_result_1 * b_decay_t2[:, None]
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_d_S_1 = _tile_dot_add(b_x_kh3, tl.trans(b_q.to(tl.float32)), b_x_th, one, PREC)
+            b_d_M_1 = _tile_dot_add(b_x_kh4, tl.trans(b_q.to(tl.float32)), b_x_th2, one, PREC)
+            b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+            b_x_tj2 = b_x_tj * b_q_k
+            b_x_sj = _tile_dot(tl.trans(b_decay_tj), b_x_tj2, one, PREC)
+            b_x_tj3 = b_x_tj2 * b_decay_tj
+            b_sum_j3 = tl.sum(b_x_tj3, 0)
+            b_x_sj2 = b_x_t2[:, None] * b_x_sj
+            b_x_sj3 = b_x_s4[:, None] * b_sum_j2[None, :]
+            b_x_sj4 = b_x_sj3 + b_x_sj2
+            b_decay_tj2 = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :],
+                    (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :],
+                ),
+                0.0,
+            )
+            b_x_tj5 = b_x_sj4 * b_decay_tj2
+            b_sum_j4 = tl.sum(b_x_tj5, 0)
+            b_x_j3 = b_x_j2 + b_x_j + b_sum_j4 + b_sum_j3
+            b_x_t6 = b_x_j3 * tl.where(b_valid > 0, 1.0, 0.0)
+            b_d_eta_layer_1 = -b_x_t6
+            tl.store(d_eta_layer_1 + at_both + o_t, b_d_eta_layer_1, mask=m_t)
+            b_d_S_1_next = b_d_S_1
+            b_d_M_1_next = b_d_M_1
+
+
+@_jit
+def gates_1_3_kernel(
+    q,
+    k,
+    beta,
+    eta,
+    alpha,
+    error_1,
+    d_result_1,
+    d_cached,
+    d_alpha_layer_1,
+    records,
+    d_records,
+    work,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The reverse of a layer's steps through a span: each tile's part of d_alpha_layer_1.
+
+    A program takes its tile through the span, keeping it at every step, and back with its gradient, d_.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    n_into, n_out = 1, n_tiles
+    p_states = work + tl.program_id(0).to(tl.int64) * (tl.cdiv(SPAN, BT) * 2 * BK * BF)
+    o_tile = tl.arange(0, BK)[:, None] * BF + tl.arange(0, BF)[None, :]
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_out = i_tile % n_out
+        o_h1 = i_out * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        b_S_1 = tl.load(
+            records + i_e.to(tl.int64) * STATE + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        b_M_1 = tl.load(
+            records + i_e.to(tl.int64) * STATE + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        n_steps = tl.cdiv(end - start, BT)
+        tl.store(p_states + (0 * 2 + 0) * (BK * BF) + o_tile, b_S_1)
+        tl.store(p_states + (0 * 2 + 1) * (BK * BF) + o_tile, b_M_1)
+        for i_n in range(n_steps - 1):
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_both = (i_e.to(tl.int64) * n_into * n_out + i_tile) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kh = b_decay_all * b_M_1
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s3 = b_decay_j * b_x_t2
+            b_x_t3 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
+            b_decay_t = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_kh2 = b_x * b_S_1
+            b_x_kh3 = b_x_kh2 + b_x_kh
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :],
+                    (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :],
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t4 = -b_eta
+            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
+            b_x_tj = b_decay_tj * b_x_t5[None, :]
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_j3 = b_decay_j * b_x_t5
+            b_x_j4 = b_x_j3 + b_x_j2
+            b_error_1 = tl.load(
+                error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_jh2 = b_x_j4[:, None] * b_error_1
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_M_1_next = _tile_dot_add(b_x_kh3, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
+            b_x_kh5 = b_decay_all2 * b_S_1
+            b_decay_j2 = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
+            b_x_j5 = b_decay_j2 * b_x_t5
+            b_x_jh3 = b_x_j5[:, None] * b_error_1
+            b_S_1_next = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
+            b_S_1 = b_S_1_next
+            b_M_1 = b_M_1_next
+            tl.store(p_states + ((i_n + 1) * 2 + 0) * (BK * BF) + o_tile, b_S_1)
+            tl.store(p_states + ((i_n + 1) * 2 + 1) * (BK * BF) + o_tile, b_M_1)
+        tl.debug_barrier()
+        b_d_M_1_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        if tl.load(spans + 4 * i_c + 3) == 1:
+            i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
+            b_d_M_1_next += tl.load(
+                d_cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                mask=m_k[:, None] & m_h1[None, :],
+                other=0.0,
+            )
+        for i_back in range(n_steps):
+            i_n = n_steps - 1 - i_back
+            b_S_1 = tl.load(p_states + (i_n * 2 + 0) * (BK * BF) + o_tile)
+            b_M_1 = tl.load(p_states + (i_n * 2 + 1) * (BK * BF) + o_tile)
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_both = (i_e.to(tl.int64) * n_into * n_out + i_tile) * SPAN + i_t - start
+            b_x_kh = b_d_M_1_next * b_M_1
+            b_sum = tl.sum(tl.sum(b_x_kh, 0), 0)
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_m2 = b_decay_j * b_sum
+            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
+            b_x_m4 = b_x_m2 * b_decay_t
+            b_x_kh2 = b_d_M_1_next * b_S_1
+            b_sum2 = tl.sum(tl.sum(b_x_kh2, 0), 0)
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+            b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
+            b_x_s2 = b_sum2 * b_decay_t2
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :],
+                    (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :],
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t3 = -b_eta
+            b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
+            b_x_tj = b_decay_tj * b_x_t4[None, :]
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
+            b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
+            b_decay_tj2 = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                ),
+                0.0,
+            )
+            b_d_result_1 = tl.load(
+                d_result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th = b_d_result_1 * b_q_S_1
+            b_sum_t = tl.sum(b_x_th, 1)
+            b_x_th2 = b_d_result_1 * b_q_M_1
+            b_sum_t2 = tl.sum(b_x_th2, 1)
+            b_decay_tj3 = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                0.0,
+            )
+            b_x_m5 = tl.sum(b_decay_tj3 * b_sum_t2[:, None], 0)
+            b_x_m6 = b_x_m5 * b_decay_t
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kh3 = b_d_M_1_next * b_decay_all
+            b_decay_t3 = _tile_product(b_x_t_e, b_x_t_f)
+            b_x_th3 = b_d_result_1 * b_decay_t3[:, None]
+            b_d_M_1 = _tile_dot_add(b_x_kh3, tl.trans(b_q.to(tl.float32)), b_x_th3, one, PREC)
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+            b_error_1 = tl.load(
+                error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_jh2 = b_k_d_M_1_next * b_error_1
+            b_sum_j = tl.sum(b_x_jh2, 1)
+            b_x_s3 = tl.sum(b_sum_j[None, :] * b_x_tj, 1)
+            b_x_s4 = b_x_s3 + b_x_s2
+            b_x_j2 = b_sum_j * b_x_t4
+            b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s6 = b_x_s4 * b_x_t5
+            b_x_tj2 = _tile_dot(b_d_result_1, tl.trans(b_error_1), one, PREC)
+            b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+            b_x_tj3 = b_x_tj2 * b_q_k
+            b_x_ts = b_sum_t[:, None] * b_decay_t2[None, :]
+            b_x_ts3 = _tile_dot_add(b_x_ts, b_x_tj3, tl.trans(b_x_tj), one, PREC)
+            b_x_mj = _tile_dot(tl.trans(b_decay_tj3), b_x_tj3, one, PREC)
+            b_x_sm = _tile_dot(tl.trans(b_x_ts3), b_decay_tj3, one, PREC)
+            b_x_mj2 = b_x_t4[None, :] * b_x_mj
+            b_x_mj4 = b_x_mj2 * b_decay_tj2
+            b_sum_m = tl.sum(b_x_mj4, 1)
+            b_x_mj5 = b_x_j2[None, :] * b_decay_tj2
+            b_sum_m2 = tl.sum(b_x_mj5, 1)
+            b_x_sm2 = b_x_t5[:, None] * b_x_sm
+            b_decay_sm = tl.where(
+                o_t[None, :] > o_t[:, None],
+                _tile_product(
+                    (b_x_t_e - b_x_t_e1)[None, :] - b_x_t_e[:, None], (b_x_t_f - b_x_t_f1)[None, :] - b_x_t_f[:, None]
+                ),
+                0.0,
+            )
+            b_x_sm3 = b_x_sm2 * b_decay_sm
+            b_sum_m3 = tl.sum(b_x_sm3, 0)
+            b_x_sm4 = b_x_s6[:, None] * b_decay_sm
+            b_sum_m4 = tl.sum(b_x_sm4, 0)
+            b_x_m7 = b_decay_j * b_sum_m2
+            b_x_m8 = b_decay_j * b_sum_m4
+            b_x_t12 = b_x_m7 + b_x_m8 + b_x_m4 + b_sum_m + b_sum_m3 + b_x_m6
+            b_d_alpha_layer_1 = b_x_t12 * tl.where(b_valid > 0, 1.0, 0.0)
+            tl.store(d_alpha_layer_1 + at_both + o_t, b_d_alpha_layer_1, mask=m_t)
+            b_d_M_1_next = b_d_M_1
+        tl.debug_barrier()
+
+
+@_jit
+def writes_1_kernel(
+    q,
+    k,
+    beta,
+    eta,
+    alpha,
+    error_1,
+    d_result_1,
+    d_cached,
+    d_k_layer_1,
+    d_error_1,
+    d_records,
+    spans,
+    n_before,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The reverse of a layer's steps through a span: each tile's part of d_k_layer_1, d_error_1.
+
+    A program goes back through the span with its tile's gradient, d_. It leaves that for the span before.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    n_into, n_out = 1, n_tiles
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_e, i_tile = i_entry // (n_into * n_out), i_entry % (n_into * n_out)
+        i_into, i_out = i_tile // n_out, i_tile % n_out
+        o_h1 = i_out * BF + tl.arange(0, BF)
+        m_h1 = o_h1 < F
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        n_steps = tl.cdiv(end - start, BT)
+        b_d_S_1_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        b_d_M_1_next = tl.load(
+            d_records + i_e.to(tl.int64) * STATE + (o_k[:, None] * F + o_h1[None, :]),
+            mask=m_k[:, None] & m_h1[None, :],
+            other=0.0,
+        )
+        if tl.load(spans + 4 * i_c + 3) == 1:
+            i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
+            b_d_M_1_next += tl.load(
+                d_cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                mask=m_k[:, None] & m_h1[None, :],
+                other=0.0,
+            )
+        for i_back in range(n_steps):
+            i_n = n_steps - 1 - i_back
+            i_t = start + i_n * BT
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            i_at = i_e.to(tl.int64) * SPAN + i_t - start
+            at_into = (i_e.to(tl.int64) * n_into + i_into) * SPAN + i_t - start
+            at_out = (i_e.to(tl.int64) * n_out + i_out) * SPAN + i_t - start
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
+            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
+            b_x_kh = b_d_M_1_next * b_decay_all
+            b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t2 = tl.where(b_valid > 0, b_beta, 1.0)
+            b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
+            b_decay_tj = tl.where(
+                o_t[:, None] > o_t[None, :],
+                _tile_product(
+                    (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :],
+                    (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :],
+                ),
+                0.0,
+            )
+            b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_x_t3 = -b_eta
+            b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
+            b_x_tj = b_decay_tj * b_x_t4[None, :]
+            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_x_s3 = b_decay_j * b_x_t5
+            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
+            b_x_j3 = b_decay_j * b_x_t4
+            b_x_j4 = b_x_j3 + b_x_j2
+            b_decay_tj2 = tl.where(
+                o_t[:, None] >= o_t[None, :],
+                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                0.0,
+            )
+            b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
+            b_x_tj2 = b_decay_tj2 * b_x_t4[None, :]
+            b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
+            b_decay_t = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
+            b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
+            b_decay_all2 = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
+            b_x_kh2 = b_d_S_1_next * b_decay_all2
+            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
+            b_x_kh3 = b_d_M_1_next * b_x
+            b_x_kh4 = b_x_kh2 + b_x_kh3
+            b_d_result_1 = tl.load(
+                d_result_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th = b_d_result_1 * b_x_t6[:, None]
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_d_S_1 = _tile_dot_add(b_x_kh4, tl.trans(b_q.to(tl.float32)), b_x_th, one, PREC)
+            b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
+            b_x_th2 = b_d_result_1 * b_decay_t2[:, None]
+            b_d_M_1 = _tile_dot_add(b_x_kh, tl.trans(b_q.to(tl.float32)), b_x_th2, one, PREC)
+            b_error_1 = tl.load(
+                error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_jk = _tile_dot(b_error_1, tl.trans(b_d_S_1_next), one, PREC)
+            b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+            b_x_j5 = b_decay_j2 * b_x_t4
+            b_x_jk2 = b_x_j5[:, None] * b_x_jk
+            b_x_jk3 = _tile_dot(b_error_1, tl.trans(b_d_M_1_next), one, PREC)
+            b_x_jk4 = b_x_j4[:, None] * b_x_jk3
+            b_x_jk5 = b_x_jk2 + b_x_jk4
+            b_x_tj5 = _tile_dot(b_d_result_1, tl.trans(b_error_1), one, PREC)
+            b_x_tj6 = b_x_tj5 * b_x_tj4
+            b_d_k_layer_1 = _tile_dot_add(b_x_jk5, tl.trans(b_x_tj6), b_q.to(tl.float32), one, PREC)
+            tl.store(
+                d_k_layer_1 + at_out * K + (o_t[:, None] * K + o_k[None, :]),
+                b_d_k_layer_1,
+                mask=m_t[:, None] & m_k[None, :],
+            )
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+            b_x_tj7 = b_x_tj4 * b_q_k
+            b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+            b_x_jh2 = b_k_d_M_1_next * b_x_j4[:, None]
+            b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
+            b_x_jh3 = b_k_d_S_1_next * b_x_j5[:, None]
+            b_x_jh4 = b_x_jh3 + b_x_jh2
+            b_d_error_1 = _tile_dot_add(b_x_jh4, tl.trans(b_x_tj7), b_d_result_1, one, PREC)
+            tl.store(
+                d_error_1 + at_into * F + (o_t[:, None] * F + o_h1[None, :]),
+                b_d_error_1,
+                mask=m_t[:, None] & m_h1[None, :],
+            )
+            b_d_S_1_next = b_d_S_1
+            b_d_M_1_next = b_d_M_1
+        tl.store(
+            d_records + i_e.to(tl.int64) * STATE + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
+            b_d_S_1_next,
+            mask=m_k[:, None] & m_h1[None, :],
+        )
+        tl.store(
+            d_records + i_e.to(tl.int64) * STATE + (o_k[:, None] * F + o_h1[None, :]),
+            b_d_M_1_next,
+            mask=m_k[:, None] & m_h1[None, :],
+        )
+
+
+@_jit
+def inputs_kernel(
+    k,
+    v,
+    d_y,
+    online,
+    d_q_rows,
+    d_u_rows,
+    d_error_1,
+    d_beta_layer_1,
+    d_eta_layer_1,
+    d_alpha_layer_1,
+    d_error_2,
+    d_seen_2,
+    d_beta_layer_2,
+    d_eta_layer_2,
+    d_alpha_layer_2,
+    d_q_layer_1,
+    d_k_layer_1,
+    d_k_rows,
+    d_k,
+    d_q,
+    d_u,
+    d_v,
+    d_beta,
+    d_eta,
+    d_alpha,
+    records,
+    d_anchors,
+    work,
+    spans,
+    n_before,
+    n_steps,
+    T,
+    H,
+    BH,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The gradients of all that tokens bring along, and each step's share of the anchor's.
+
+    A program takes a step's tokens, then another's.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    p_work = work + tl.program_id(0).to(tl.int64) * ((2 * group + 4) * STATE + ROWS)
-    p_d = p_work + (2 * group + 2) * STATE
-    p_rows = p_d + 2 * STATE
+    p_rows = work + tl.program_id(0).to(tl.int64) * ROWS
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
-        i_c, i_bh = i_entry // BH, i_entry % BH
+        i_e, i_n = i_entry // n_steps, i_entry % n_steps
+        i_c, i_bh = (n_before + i_e) // BH, (n_before + i_e) % BH
         i_b, i_h = i_bh // H, i_bh % H
-        i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
-        _copy(p_work, theta + i_h * MEMORY, MEMORY)
-        _fill(p_work + MEMORY, STATE - MEMORY)
+        start, end = tl.load(spans + 4 * i_c), tl.load(spans + 4 * i_c + 1)
+        i_t = start + i_n * BT
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        m_t = i_t + o_t < end
+        i_at = i_e.to(tl.int64) * SPAN + i_t - start
+        p_anchor = records + (i_e.to(tl.int64) + 1) * STATE - MEMORY
+        p_d_anchor = d_anchors + (i_e.to(tl.int64) * n_steps + i_n) * MEMORY
+        b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_d_y = tl.load(
+            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv34 = b_online[:, None] * b_d_y.to(tl.float32)
+        b_d_q_layer_1 = tl.load(
+            d_q_layer_1 + i_at * K + (o_t[:, None] * K + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_d_q_rows = tl.load(
+            d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_x_tk6 = b_d_q_layer_1 + b_d_q_rows
+        b_d_q = b_x_tv34 + b_x_tk6
+        tl.store(
+            d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_q.to(d_q.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_d_u_rows = tl.load(
+            d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        tl.store(
+            d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_u_rows.to(d_u.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        b_d_beta_layer_1 = tl.load(d_beta_layer_1 + i_at + o_t, mask=m_t, other=0.0)
+        b_d_beta_layer_2 = tl.load(d_beta_layer_2 + i_at + o_t, mask=m_t, other=0.0)
+        b_d_beta = b_d_beta_layer_1 + b_d_beta_layer_2
+        tl.store(d_beta + i_row + o_t * H, b_d_beta, mask=m_t)
+        b_d_eta_layer_1 = tl.load(d_eta_layer_1 + i_at + o_t, mask=m_t, other=0.0)
+        b_d_eta_layer_2 = tl.load(d_eta_layer_2 + i_at + o_t, mask=m_t, other=0.0)
+        b_d_eta = b_d_eta_layer_1 + b_d_eta_layer_2
+        tl.store(d_eta + i_row + o_t * H, b_d_eta, mask=m_t)
+        b_d_alpha_layer_1 = tl.load(d_alpha_layer_1 + i_at + o_t, mask=m_t, other=0.0)
+        b_d_alpha_layer_2 = tl.load(d_alpha_layer_2 + i_at + o_t, mask=m_t, other=0.0)
+        b_d_alpha = b_d_alpha_layer_1 + b_d_alpha_layer_2
+        tl.store(d_alpha + i_row + o_t * H, b_d_alpha, mask=m_t)
+        b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+        b_x_tv15 = tl.zeros([BT, BV], tl.float32)
         tl.debug_barrier()
-        _fill(p_d, 2 * STATE)
+        for i_h1 in range(n_tiles):
+            o_h1 = i_h1 * BF + tl.arange(0, BF)
+            m_h1 = o_h1 < F
+            tl.debug_barrier()
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_anchor_1 = tl.load(
+                p_anchor + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th = _tile_dot(b_k.to(tl.float32), b_anchor_1, one, PREC)
+            tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
+            b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
+            tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
+            b_anchor_2 = tl.load(
+                p_anchor + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th2, b_anchor_2, one, PREC)
+            b_d_error_1 = tl.load(
+                d_error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_th5 = b_d_error_1 * (
+                b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                + 0.5
+            )
+            tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th5, mask=m_h1[None, :])
+            b_x_tv15 = _tile_dot_add(b_x_tv15, b_x_th5, b_anchor_2, one, PREC)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_x_tv3 = b_x_tv2 / 2.0
+        b_sum_t = tl.sum(b_x_tv2, 1)
+        b_x_t = b_sum_t / 2.0
+        b_x_tv4 = b_x_tv3 - b_x_t[:, None] / 64.0
+        b_x_tv5 = b_x_tv4 * b_x_tv4
+        b_sum_t2 = tl.sum(b_x_tv5, 1)
+        b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+        b_x_tv7 = b_k.to(tl.float32) + b_x_tv6
+        b_v = tl.load(
+            v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        ).to(IN)
+        b_x_tv9 = 2.0 * b_x_tv7 - 2.0 * b_v.to(tl.float32)
+        b_x_tv10 = b_x_tv9 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+        b_x_t2 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
+        b_x_tv11 = b_x_tv9 * b_x_tv4
+        b_sum_t3 = tl.sum(b_x_tv11, 1)
+        b_x_t3 = -(b_x_t2 * b_sum_t3 / 128.0)
+        b_x_tv12 = 2.0 * b_x_t3[:, None] * b_x_tv4
+        b_x_tv13 = b_x_tv10 + b_x_tv12
+        b_sum_t4 = tl.sum(b_x_tv13, 1)
+        b_x_t4 = -(b_sum_t4 / 64.0)
+        b_x_tv14 = b_x_tv13 + b_x_t4[:, None]
+        tl.store(p_rows + 4 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv14)
+        b_d_error_2 = tl.load(
+            d_error_2 + i_at * V + (o_t[:, None] * V + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_x_tv16 = b_d_error_2 + b_x_tv15
+        b_sum_t5 = tl.sum(b_x_tv16, 1)
+        b_x_tv17 = (-(b_sum_t5[:, None] / 64.0)) + tl.zeros([BT, BV], tl.float32)
+        b_x_tv18 = b_x_tv17 + b_x_tv16
+        b_x_tv19 = b_x_tv18 * b_x_tv4
+        b_sum_t6 = tl.sum(b_x_tv19, 1)
+        b_x_t5 = 2.0 * b_sum_t6
+        b_x_t6 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 2.5)
+        b_x_t7 = 3.0 * b_x_t5 * b_x_t6 * b_sum_t3 / 16384.0
+        b_x_tv20 = b_x_tv18 * b_x_tv9
+        b_sum_t7 = tl.sum(b_x_tv20, 1)
+        b_x_t8 = -(b_x_t2 * b_sum_t7 / 128.0)
+        b_x_tv21 = -(b_x_t5[:, None] * b_x_tv4 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
+        b_x_tv22 = b_x_tv18 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+        b_x_tv23 = b_x_tv21 + b_x_tv22
+        b_x_tv24 = b_x_tv23 * b_x_tv4
+        b_sum_t8 = tl.sum(b_x_tv24, 1)
+        b_x_t9 = -(b_x_t2 * b_sum_t8 / 64.0)
+        b_x_t10 = b_x_t7 + b_x_t8 + b_x_t9
+        b_x_tv25 = 2.0 * b_x_t10[:, None] * b_x_tv4
+        b_x_tv26 = 2.0 * b_x_tv23
+        tl.store(p_rows + 4 * BT * F + 2 * BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv26)
+        b_x_tv27 = b_x_tv26 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
+        b_x_tv28 = -(b_x_t5[:, None] * b_x_tv9 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
+        b_x_tv29 = 2.0 * b_x_tv18 * b_x_t3[:, None]
+        b_x_tv30 = b_x_tv28 + b_x_tv29
+        b_x_tv31 = b_x_tv27 + b_x_tv30
+        b_x_tv32 = b_x_tv25 + b_x_tv31
+        b_sum_t9 = tl.sum(b_x_tv32, 1)
+        b_x_t11 = -(b_sum_t9 / 64.0)
+        b_x_tv33 = b_x_tv32 + b_x_t11[:, None]
+        tl.store(p_rows + 4 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv33)
+        b_d_v = -(2.0 * b_x_tv23)
+        tl.store(
+            d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
+            b_d_v.to(d_v.dtype.element_ty),
+            mask=m_t[:, None] & m_v[None, :],
+        )
+        b_x_tk2 = tl.zeros([BT, BK], tl.float32)
         tl.debug_barrier()
-        n_groups = tl.cdiv(i_last - i_first, group)
-        for i_back in range(n_groups):
-            i_group = n_groups - 1 - i_back
-            i_begin = i_first + i_group * group
-            i_stop = tl.minimum(i_begin + group, i_last)
-            for i_n in range(tl.where(i_back == 0, i_first, i_begin), i_stop - 1):
-                i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
-                segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
-                b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
-                m_t = i_t + o_t < end
-                i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-                p_state = p_work + _place(i_n - i_first, i_group, group) * STATE
-                p_next = p_work + _place(i_n + 1 - i_first, i_group, group) * STATE
-                _advance(
-                    k,
-                    v,
-                    beta,
-                    eta,
-                    alpha,
-                    p_state,
-                    p_next,
-                    p_rows,
-                    i_row,
-                    i_t,
-                    m_t,
-                    b_fresh,
-                    segment_start,
-                    H,
-                    one,
-                    n_tiles,
-                    K,
-                    V,
-                    F,
-                    BT,
-                    BK,
-                    BV,
-                    BF,
-                    STATE,
-                    MEMORY,
-                    ROWS,
-                    IN,
-                    PREC,
-                )
-            for i_turn in range(i_stop - i_begin):
-                i_n = i_stop - 1 - i_turn
-                i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
-                segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
-                b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
-                m_t = i_t + o_t < end
-                i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-                p_state = p_work + _place(i_n - i_first, i_group, group) * STATE
-                p_d_next, p_d_state = p_d + (i_last - 1 - i_n) % 2 * STATE, p_d + (i_last - i_n) % 2 * STATE
-                if end == segment_end:
-                    i_cached = i_bh.to(tl.int64) * n_segments + i_s
-                    _add(p_d_next, d_cached + i_cached * MEMORY, MEMORY)
-                    _copy(p_d_next + 3 * K * F + 3 * F * V, d_pools + i_cached * K, K)
-                    tl.debug_barrier()
-                b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-                b_x_t43 = b_d_r / b_count
-                tl.store(p_rows + 15 * BT * F + 11 * BT * BT + 14 * BT * BV + 19 * BT + 2 * BT * BK + o_t, b_x_t43)
-                b_pool = tl.load(p_state + 3 * K * F + 3 * F * V + o_k, mask=m_k, other=0.0)
-                b_x_tk14 = b_x_t43[:, None] * b_pool[None, :]
-                b_at_t = o_t
-                b_at_j = o_t
-                b_x_tj20 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-                b_k = tl.load(
-                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_x_tk15 = _tile_dot(b_x_tj20, b_k.to(tl.float32), one, PREC)
-                b_x_tk16 = b_x_t43[:, None] * b_x_tk15
-                b_x_tk17 = b_x_tk14 + b_x_tk16
-                b_d_u_rows = tl.load(
-                    d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    mask=m_t[:, None] & m_k[None, :],
-                    other=0.0,
-                )
-                b_d_u = b_x_tk17 + b_d_u_rows
-                tl.store(
-                    d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    b_d_u.to(d_u.dtype.element_ty),
-                    mask=m_t[:, None] & m_k[None, :],
-                )
-                b_d_pool_next = tl.load(p_d_next + 3 * K * F + 3 * F * V + o_k, mask=m_k, other=0.0)
-                b_u = tl.load(
-                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t43[:, None], 0)
-                b_d_pool = b_d_pool_next + b_x_k
-                tl.store(p_d_state + 3 * K * F + 3 * F * V + o_k, b_d_pool, mask=m_k)
-                b_x_tv3 = tl.zeros([BT, BV], tl.float32)
-                b_x_jv4 = tl.zeros([BT, BV], tl.float32)
-                b_x_jv6 = tl.zeros([BT, BV], tl.float32)
-                b_sum = 0.0
-                b_sum2 = 0.0
-                b_sum3 = 0.0
-                b_sum4 = 0.0
-                b_sum5 = 0.0
-                b_sum6 = 0.0
-                tl.debug_barrier()
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    tl.debug_barrier()
-                    b_k = tl.load(
-                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_anchor_1 = tl.load(
-                        p_state + 2 * K * F + 2 * F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_x_kh = tl.where(b_fresh > 0, b_M_1, b_anchor_1)
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_x_kh, one, PREC)
-                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
-                    b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
-                    b_M_2 = tl.load(
-                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_anchor_2 = tl.load(
-                        p_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv = tl.where(b_fresh > 0, b_M_2, b_anchor_2)
-                    b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_x_hv, one, PREC)
-                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    tl.store(p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th11, mask=m_h1[None, :])
-                    b_d_S_2_next = tl.load(
-                        p_d_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jv4 = _tile_dot_add(b_x_jv4, b_x_th11, b_d_S_2_next, one, PREC)
-                    b_d_M_2_next = tl.load(
-                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jv6 = _tile_dot_add(b_x_jv6, b_x_th11, b_d_M_2_next, one, PREC)
-                    b_S_2 = tl.load(
-                        p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv12 = b_d_M_2_next * b_S_2
-                    b_sum += tl.sum(tl.sum(b_x_hv12, 0), 0)
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_S_1 = tl.load(
-                        p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_x_kh8 = b_d_M_1_next * b_S_1
-                    b_sum2 += tl.sum(tl.sum(b_x_kh8, 0), 0)
-                    b_x_hv13 = b_d_M_2_next * b_M_2
-                    b_sum3 += tl.sum(tl.sum(b_x_hv13, 0), 0)
-                    b_x_kh9 = b_d_M_1_next * b_M_1
-                    b_sum4 += tl.sum(tl.sum(b_x_kh9, 0), 0)
-                    b_x_hv14 = b_d_S_2_next * b_S_2
-                    b_sum5 += tl.sum(tl.sum(b_x_hv14, 0), 0)
-                    b_d_S_1_next = tl.load(
-                        p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_x_kh10 = b_d_S_1_next * b_S_1
-                    b_sum6 += tl.sum(tl.sum(b_x_kh10, 0), 0)
-                tl.store(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_jv4,
-                )
-                tl.store(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 5 * BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_jv6,
-                )
-                b_valid = m_t.to(tl.float32)
-                b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 4 * BT + o_t, b_x_t)
-                b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-                b_decay_tj = tl.where(
-                    o_t[:, None] >= o_t[None, :],
-                    _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
-                    0.0,
-                )
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 8 * BT * BT
-                    + 8 * BT * BV
-                    + 13 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BT + o_t[None, :]),
-                    b_decay_tj,
-                )
-                b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_x_t2 = -b_eta
-                b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 3 * BT + o_t, b_x_t3)
-                b_x_tj = b_decay_tj * b_x_t3[None, :]
-                b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
-                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 5 * BT + o_t, b_x_t4)
-                b_x_ts2 = b_decay_tj * b_x_t4[None, :]
-                b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
-                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + o_t, b_x_t5)
-                b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-                b_decay_tj2 = tl.where(
-                    o_t[:, None] > o_t[None, :],
-                    _tile_product(
-                        (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
-                        (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
-                    ),
-                    0.0,
-                )
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 9 * BT * BT
-                    + 8 * BT * BV
-                    + 14 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BT + o_t[None, :]),
-                    b_decay_tj2,
-                )
-                b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
-                tl.store(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj2,
-                )
-                b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
-                tl.store(p_rows + 15 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj4)
-                b_q = tl.load(
-                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_k = tl.load(
-                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 7 * BT * BT
-                    + 8 * BT * BV
-                    + 13 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BT + o_t[None, :]),
-                    b_q_k,
-                )
-                b_x_tj5 = b_x_tj4 * b_q_k
-                tl.store(p_rows + 15 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj5)
-                b_x_tv4 = b_x_tv3 / 2.0
-                b_sum_t = tl.sum(b_x_tv3, 1)
-                b_x_t6 = b_sum_t / 2.0
-                b_x_tv5 = b_x_tv4 - b_x_t6[:, None] / 64.0
-                tl.store(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv5,
-                )
-                b_x_tv6 = b_x_tv5 * b_x_tv5
-                b_sum_t2 = tl.sum(b_x_tv6, 1)
-                tl.store(p_rows + 15 * BT * F + 6 * BT * BT + 7 * BT * BV + 8 * BT + o_t, b_sum_t2)
-                b_x_tv7 = b_x_tv5 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv8 = b_k.to(tl.float32) + b_x_tv7
-                b_v = tl.load(
-                    v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-                ).to(IN)
-                b_x_tv10 = 2.0 * b_x_tv8 - 2.0 * b_v.to(tl.float32)
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 10 * BT * BT
-                    + 10 * BT * BV
-                    + 17 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv10,
-                )
-                b_x_tv11 = b_x_tv10 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_t7 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 17 * BT + 2 * BT * BK + o_t, b_x_t7)
-                b_x_tv12 = b_x_tv10 * b_x_tv5
-                b_sum_t3 = tl.sum(b_x_tv12, 1)
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 16 * BT + 2 * BT * BK + o_t, b_sum_t3)
-                b_x_t8 = -(b_x_t7 * b_sum_t3 / 128.0)
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 12 * BT * BV + 18 * BT + 2 * BT * BK + o_t, b_x_t8)
-                b_x_tv13 = 2.0 * b_x_t8[:, None] * b_x_tv5
-                b_x_tv14 = b_x_tv11 + b_x_tv13
-                b_sum_t4 = tl.sum(b_x_tv14, 1)
-                b_x_t9 = -(b_sum_t4 / 64.0)
-                b_x_tv15 = b_x_tv14 + b_x_t9[:, None]
-                tl.store(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv15)
-                b_decay_t2 = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
-                tl.store(p_rows + 15 * BT * F + 6 * BT * BT + 7 * BT * BV + 10 * BT + o_t, b_decay_t2)
-                b_x_t10 = tl.sum(b_x_ts2 * b_decay_t2[None, :], 1)
-                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t, b_x_t10)
-                b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
-                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t, b_decay_t)
-                b_x_tj6 = tl.zeros([BT, BT], tl.float32)
-                b_x_tv18 = tl.zeros([BT, BV], tl.float32)
-                b_x_tv21 = tl.zeros([BT, BV], tl.float32)
-                b_sum_j2 = tl.zeros([BT], tl.float32)
-                b_sum_j4 = tl.zeros([BT], tl.float32)
-                tl.debug_barrier()
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    tl.debug_barrier()
-                    b_x_tv15 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_M_2 = tl.load(
-                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_anchor_2 = tl.load(
-                        p_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv = tl.where(b_fresh > 0, b_M_2, b_anchor_2)
-                    b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_x_hv), one, PREC)
-                    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th3, mask=m_h1[None, :])
-                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
-                    b_q = tl.load(
-                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_S_1 = tl.load(
-                        p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
-                    tl.store(p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_q_S_1, mask=m_h1[None, :])
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    tl.store(p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_q_M_1, mask=m_h1[None, :])
-                    b_x_tj5 = tl.load(p_rows + 15 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
-                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
-                    b_x_th8 = b_x_th6 + b_x_th7
-                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
-                    tl.store(p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th9, mask=m_h1[None, :])
-                    b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
-                    tl.store(p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th10, mask=m_h1[None, :])
-                    b_x_th11 = tl.load(
-                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_tj6 = _tile_dot_add(b_x_tj6, b_x_th10, tl.trans(b_x_th11), one, PREC)
-                    b_S_2 = tl.load(
-                        p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_tv18 = _tile_dot_add(b_x_tv18, b_x_th10, b_S_2, one, PREC)
-                    b_x_tv21 = _tile_dot_add(b_x_tv21, b_x_th10, b_M_2, one, PREC)
-                    b_k = tl.load(
-                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
-                    tl.store(
-                        p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_k_d_M_1_next, mask=m_h1[None, :]
-                    )
-                    b_x_jh16 = b_k_d_M_1_next * b_x_th4
-                    b_sum_j2 += tl.sum(b_x_jh16, 1)
-                    b_d_S_1_next = tl.load(
-                        p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
-                    tl.store(
-                        p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_k_d_S_1_next, mask=m_h1[None, :]
-                    )
-                    b_x_jh17 = b_k_d_S_1_next * b_x_th4
-                    b_sum_j4 += tl.sum(b_x_jh17, 1)
-                tl.store(p_rows + 15 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj6)
-                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv18)
-                tl.store(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv21
-                )
-                tl.store(p_rows + 15 * BT * F + 6 * BT * BT + 8 * BT * BV + 11 * BT + 2 * BT * BK + o_t, b_sum_j2)
-                tl.store(p_rows + 15 * BT * F + 9 * BT * BT + 8 * BT * BV + 13 * BT + 2 * BT * BK + o_t, b_sum_j4)
-                b_x_jk4 = tl.zeros([BT, BK], tl.float32)
-                b_x_jk6 = tl.zeros([BT, BK], tl.float32)
-                tl.debug_barrier()
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    tl.debug_barrier()
-                    b_d_S_1_next = tl.load(
-                        p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_x_th4 = tl.load(
-                        p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_jk4 = _tile_dot_add(b_x_jk4, b_x_th4, tl.trans(b_d_S_1_next), one, PREC)
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_jk6 = _tile_dot_add(b_x_jk6, b_x_th4, tl.trans(b_d_M_1_next), one, PREC)
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 11 * BT * BT
-                    + 14 * BT * BV
-                    + 20 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BK + o_k[None, :]),
-                    b_x_jk4,
-                )
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 11 * BT * BT
-                    + 14 * BT * BV
-                    + 20 * BT
-                    + 3 * BT * BK
-                    + (o_t[:, None] * BK + o_k[None, :]),
-                    b_x_jk6,
-                )
-                b_decay_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t)
-                b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_d_y = tl.load(
-                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
-                    mask=m_t[:, None] & m_v[None, :],
-                    other=0.0,
-                ).to(IN)
-                b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 6 * BT * BT
-                    + 7 * BT * BV
-                    + 11 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv,
-                )
-                b_x_tj4 = tl.load(p_rows + 15 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj6 = tl.load(p_rows + 15 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj7 = b_x_tj4 * b_x_tj6
-                tl.store(
-                    p_rows + 15 * BT * F + 5 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj7,
-                )
-                b_x_tv15 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_tv16 = _tile_dot(b_x_tj7, b_x_tv15, one, PREC)
-                b_x_tv17 = b_x_tv16 / 2.0
-                b_x_t10 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t)
-                b_x_tv18 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_tv19 = b_x_tv18 / 2.0
-                b_x_tv20 = b_x_t10[:, None] * b_x_tv19
-                b_x_tv21 = tl.load(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv22 = b_x_tv21 / 2.0
-                b_x_tv23 = b_decay_t[:, None] * b_x_tv22
-                b_x_tv24 = b_x_tv20 + b_x_tv23
-                b_x_tv25 = b_x_tv17 + b_x_tv24
-                b_sum_t5 = tl.sum(b_x_tv25, 1)
-                b_x_tv26 = b_x_tv25 - b_sum_t5[:, None] / 64.0
-                b_x_tv27 = b_x_tv26 * b_x_tv26
-                b_sum_t6 = tl.sum(b_x_tv27, 1)
-                b_x_tv28 = b_x_tv / tl.sqrt_rn(b_sum_t6[:, None] / 64.0 + 1e-05)
-                b_x_t11 = 1.0 / _pow((b_sum_t6 / 64.0 + 1e-05), 1.5)
-                b_x_tv29 = b_d_y.to(tl.float32) * b_x_tv26
-                b_sum_t7 = tl.sum(b_x_tv29, 1)
-                b_x_t12 = -(b_online * b_x_t11 * b_sum_t7 / 128.0)
-                b_x_tv30 = 2.0 * b_x_t12[:, None] * b_x_tv26
-                b_x_tv31 = b_x_tv28 + b_x_tv30
-                b_sum_t8 = tl.sum(b_x_tv31, 1)
-                b_x_t13 = -(b_sum_t8 / 64.0)
-                b_x_tv32 = b_x_tv31 + b_x_t13[:, None]
-                tl.store(
-                    p_rows + 15 * BT * F + 4 * BT * BT + 3 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv32,
-                )
-                b_x_tj8 = _tile_dot(b_x_tv32, tl.trans(b_x_tv15), one, PREC)
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 6 * BT * BT
-                    + 8 * BT * BV
-                    + 13 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj8,
-                )
-                b_x_tj9 = b_x_tj8 * b_x_tj4
-                tl.store(
-                    p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj9,
-                )
-                b_x_t5 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + o_t)
-                b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-                b_decay_j = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 14 * BT + 2 * BT * BK + o_t, b_decay_j)
-                b_x_t3 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 3 * BT + o_t)
-                b_x_j2 = b_decay_j * b_x_t3
-                tl.store(p_rows + 15 * BT * F + 6 * BT * BT + 5 * BT * BV + 6 * BT + o_t, b_x_j2)
-                b_x_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 4 * BT + o_t)
-                b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-                b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-                tl.store(p_rows + 15 * BT * F + 6 * BT * BT + 8 * BT * BV + 12 * BT + 2 * BT * BK + o_t, b_decay_j2)
-                b_x_j3 = b_decay_j2 * b_x_t3
-                b_x_t4 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 5 * BT + o_t)
-                b_x_s4 = b_decay_j2 * b_x_t4
-                tl.store(p_rows + 15 * BT * F + 6 * BT * BT + 7 * BT * BV + 9 * BT + o_t, b_x_s4)
-                b_x_tj2 = tl.load(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_x_j4 = tl.sum(b_x_s4[:, None] * b_x_tj2, 0)
-                b_x_j5 = b_x_j3 + b_x_j4
-                tl.store(p_rows + 15 * BT * F + 6 * BT * BT + 6 * BT * BV + 7 * BT + o_t, b_x_j5)
-                b_x_tv34 = tl.zeros([BT, BV], tl.float32)
-                b_x_tk3 = tl.zeros([BT, BK], tl.float32)
-                b_x_tk5 = tl.zeros([BT, BK], tl.float32)
-                tl.debug_barrier()
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    tl.debug_barrier()
-                    b_x_tv32 = tl.load(
-                        p_rows + 15 * BT * F + 4 * BT * BT + 3 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
-                    )
-                    b_M_2 = tl.load(
-                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th12 = _tile_dot(b_x_tv32, tl.trans(b_M_2), one, PREC)
-                    b_x_th13 = b_decay_t[:, None] * b_x_th12
-                    b_S_2 = tl.load(
-                        p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_th14 = _tile_dot(b_x_tv32, tl.trans(b_S_2), one, PREC)
-                    b_x_th15 = b_x_t10[:, None] * b_x_th14
-                    b_x_tj9 = tl.load(
-                        p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
-                    )
-                    b_x_th11 = tl.load(
-                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th17 = _tile_dot_add(b_x_th15, b_x_tj9, b_x_th11, one, PREC)
-                    b_x_th18 = b_x_th13 + b_x_th17
-                    b_x_th9 = tl.load(
-                        p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th19 = b_x_th18 * (
-                        b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    tl.store(p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th19, mask=m_h1[None, :])
-                    b_x_tj5 = tl.load(p_rows + 15 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
-                    b_k_d_S_1_next = tl.load(
-                        p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_jh4 = b_k_d_S_1_next * b_x_j2[:, None]
-                    b_k_d_M_1_next = tl.load(
-                        p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_jh5 = b_k_d_M_1_next * b_x_j5[:, None]
-                    b_x_jh6 = b_x_jh4 + b_x_jh5
-                    b_x_jh7 = _tile_dot_add(b_x_jh6, tl.trans(b_x_tj5), b_x_th19, one, PREC)
-                    tl.store(p_rows + 12 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_jh7, mask=m_h1[None, :])
-                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th23 = b_x_jh7 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    tl.store(p_rows + 13 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th23, mask=m_h1[None, :])
-                    b_anchor_2 = tl.load(
-                        p_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv = tl.where(b_fresh > 0, b_M_2, b_anchor_2)
-                    b_x_tv34 = _tile_dot_add(b_x_tv34, b_x_th23, b_x_hv, one, PREC)
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_tk3 = _tile_dot_add(b_x_tk3, b_x_th19, tl.trans(b_M_1), one, PREC)
-                    b_S_1 = tl.load(
-                        p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_x_tk5 = _tile_dot_add(b_x_tk5, b_x_th19, tl.trans(b_S_1), one, PREC)
-                tl.store(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 7 * BT * BV + 11 * BT + (o_t[:, None] * BK + o_k[None, :]),
-                    b_x_tk3,
-                )
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 6 * BT * BT
-                    + 7 * BT * BV
-                    + 11 * BT
-                    + BT * BK
-                    + (o_t[:, None] * BK + o_k[None, :]),
-                    b_x_tk5,
-                )
-                b_x_tj7 = tl.load(
-                    p_rows + 15 * BT * F + 5 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_x_tv32 = tl.load(
-                    p_rows + 15 * BT * F + 4 * BT * BT + 3 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_jv2 = _tile_dot(tl.trans(b_x_tj7), b_x_tv32, one, PREC)
-                b_x_jv3 = b_x_jv2 / 2.0
-                b_x_jv4 = tl.load(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_j2 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 5 * BT * BV + 6 * BT + o_t)
-                b_x_jv5 = b_x_jv4 * b_x_j2[:, None]
-                b_x_jv6 = tl.load(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 5 * BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_j5 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 6 * BT * BV + 7 * BT + o_t)
-                b_x_jv7 = b_x_jv6 * b_x_j5[:, None]
-                b_x_jv8 = b_x_jv5 + b_x_jv7
-                b_x_jv9 = b_x_jv3 + b_x_jv8
-                b_x_tv35 = b_x_jv9 + b_x_tv34
-                b_sum_t9 = tl.sum(b_x_tv35, 1)
-                b_x_tv36 = (-(b_sum_t9[:, None] / 64.0)) + tl.zeros([BT, BV], tl.float32)
-                b_x_tv37 = b_x_tv36 + b_x_tv35
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 10 * BT * BT
-                    + 9 * BT * BV
-                    + 17 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv37,
-                )
-                b_x_tv5 = tl.load(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv38 = b_x_tv37 * b_x_tv5
-                b_sum_t10 = tl.sum(b_x_tv38, 1)
-                b_x_t14 = 2.0 * b_sum_t10
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 15 * BT + 2 * BT * BK + o_t, b_x_t14)
-                b_sum_t2 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 7 * BT * BV + 8 * BT + o_t)
-                b_x_tv40 = -(b_x_t14[:, None] * b_x_tv5 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
-                b_x_tv41 = b_x_tv37 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv42 = b_x_tv40 + b_x_tv41
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 10 * BT * BT
-                    + 11 * BT * BV
-                    + 18 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv42,
-                )
-                b_d_v = -(2.0 * b_x_tv42)
-                tl.store(
-                    d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
-                    b_d_v.to(d_v.dtype.element_ty),
-                    mask=m_t[:, None] & m_v[None, :],
-                )
-                b_x_tj10 = tl.zeros([BT, BT], tl.float32)
-                b_sum_t15 = tl.zeros([BT], tl.float32)
-                b_sum_t17 = tl.zeros([BT], tl.float32)
-                tl.debug_barrier()
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    tl.debug_barrier()
-                    b_x_th19 = tl.load(
-                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th4 = tl.load(
-                        p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_tj10 = _tile_dot_add(b_x_tj10, b_x_th19, tl.trans(b_x_th4), one, PREC)
-                    b_q_S_1 = tl.load(
-                        p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th29 = b_x_th19 * b_q_S_1
-                    b_sum_t15 += tl.sum(b_x_th29, 1)
-                    b_q_M_1 = tl.load(
-                        p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th30 = b_x_th19 * b_q_M_1
-                    b_sum_t17 += tl.sum(b_x_th30, 1)
-                b_x_t10 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t)
-                b_x_t5 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + o_t)
-                b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-                b_decay_all2 = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
-                b_x_s4 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 7 * BT * BV + 9 * BT + o_t)
-                b_decay_t2 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 7 * BT * BV + 10 * BT + o_t)
-                b_x4 = tl.sum(b_x_s4 * b_decay_t2, 0)
-                b_x_tv32 = tl.load(
-                    p_rows + 15 * BT * F + 4 * BT * BT + 3 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv56 = b_x_tv32 * b_x_t10[:, None]
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 10 * BT * BT
-                    + 8 * BT * BV
-                    + 15 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv56,
-                )
-                b_x_tv = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 6 * BT * BT
-                    + 7 * BT * BV
-                    + 11 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_decay_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t)
-                b_x_tk3 = tl.load(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 7 * BT * BV + 11 * BT + (o_t[:, None] * BK + o_k[None, :])
-                )
-                b_x_tk4 = b_decay_t[:, None] * b_x_tk3
-                b_x_tk5 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 6 * BT * BT
-                    + 7 * BT * BV
-                    + 11 * BT
-                    + BT * BK
-                    + (o_t[:, None] * BK + o_k[None, :])
-                )
-                b_x_tk6 = b_x_t10[:, None] * b_x_tk5
-                b_x_tj4 = tl.load(p_rows + 15 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj11 = b_x_tj10 * b_x_tj4
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 10 * BT * BT
-                    + 13 * BT * BV
-                    + 19 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj11,
-                )
-                b_k = tl.load(
-                    k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_x_tk8 = _tile_dot_add(b_x_tk6, b_x_tj11, b_k.to(tl.float32), one, PREC)
-                b_x_tk9 = b_x_tk4 + b_x_tk8
-                b_x_tk10 = b_x_tv + b_x_tk9
-                b_d_q_rows = tl.load(
-                    d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    mask=m_t[:, None] & m_k[None, :],
-                    other=0.0,
-                )
-                b_d_q = b_x_tk10 + b_d_q_rows
-                tl.store(
-                    d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    b_d_q.to(d_q.dtype.element_ty),
-                    mask=m_t[:, None] & m_k[None, :],
-                )
-                b_decay_j2 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 8 * BT * BV + 12 * BT + 2 * BT * BK + o_t)
-                b_x_jv6 = tl.load(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 5 * BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv15 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_jv10 = b_x_jv6 * b_x_tv15
-                b_sum_j = tl.sum(b_x_jv10, 1)
-                b_sum_j2 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 8 * BT * BV + 11 * BT + 2 * BT * BK + o_t)
-                b_x_j6 = b_sum_j + b_sum_j2
-                b_x_t3 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 3 * BT + o_t)
-                b_x_j7 = b_x_j6 * b_x_t3
-                b_x_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 4 * BT + o_t)
-                b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-                b_decay_tj3 = tl.where(
-                    o_t[:, None] > o_t[None, :],
-                    _tile_product(
-                        (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :],
-                        (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :],
-                    ),
-                    0.0,
-                )
-                b_x_mj2 = b_x_j7[None, :] * b_decay_tj3
-                b_sum_m = tl.sum(b_x_mj2, 1)
-                b_x_m2 = b_decay_j2 * b_sum_m
-                b_x_tj2 = tl.load(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_x_s5 = tl.sum(b_x_j6[None, :] * b_x_tj2, 1)
-                b_x = b_sum + b_sum2
-                b_x_s6 = b_x * b_decay_t2
-                b_x_s7 = b_x_s5 + b_x_s6
-                b_x_t4 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 5 * BT + o_t)
-                b_x_s8 = b_x_s7 * b_x_t4
-                b_decay_sm = tl.where(
-                    o_t[None, :] > o_t[:, None],
-                    _tile_product(
-                        (b_x_t_e - b_x_t_e1)[None, :] - b_x_t_e[:, None],
-                        (b_x_t_f - b_x_t_f1)[None, :] - b_x_t_f[:, None],
-                    ),
-                    0.0,
-                )
-                b_x_sm = b_x_s8[:, None] * b_decay_sm
-                b_sum_m2 = tl.sum(b_x_sm, 0)
-                b_x_m3 = b_decay_j2 * b_sum_m2
-                b_x2 = b_sum3 + b_sum4
-                b_x_m4 = b_decay_j2 * b_x2
-                b_decay_t3 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-                b_x_m6 = b_x_m4 * b_decay_t3
-                b_decay_tj = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 8 * BT * BT
-                    + 8 * BT * BV
-                    + 13 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_x_tj8 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 6 * BT * BT
-                    + 8 * BT * BV
-                    + 13 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_x_tj6 = tl.load(p_rows + 15 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj12 = b_x_tj6 / 2.0
-                b_x_tj13 = b_x_tj8 * b_x_tj12
-                b_q_k = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 7 * BT * BT
-                    + 8 * BT * BV
-                    + 13 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_x_tj14 = b_x_tj10 * b_q_k
-                b_x_tj15 = b_x_tj13 + b_x_tj14
-                b_x_mj3 = _tile_dot(tl.trans(b_decay_tj), b_x_tj15, one, PREC)
-                b_x_mj4 = b_x_t3[None, :] * b_x_mj3
-                b_x_mj5 = b_x_mj4 * b_decay_tj3
-                b_sum_m3 = tl.sum(b_x_mj5, 1)
-                b_x_tv18 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_tv54 = b_x_tv32 * b_x_tv18
-                b_sum_t14 = tl.sum(b_x_tv54, 1)
-                b_x_t25 = b_sum_t14 / 2.0
-                b_x_t26 = b_x_t25 + b_sum_t15
-                b_x_ts4 = b_x_t26[:, None] * b_decay_t2[None, :]
-                b_x_ts5 = _tile_dot_add(b_x_ts4, b_x_tj15, tl.trans(b_x_tj2), one, PREC)
-                b_x_sm2 = _tile_dot(tl.trans(b_x_ts5), b_decay_tj, one, PREC)
-                b_x_sm3 = b_x_t4[:, None] * b_x_sm2
-                b_x_sm4 = b_x_sm3 * b_decay_sm
-                b_sum_m4 = tl.sum(b_x_sm4, 0)
-                b_x_tv21 = tl.load(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv55 = b_x_tv32 * b_x_tv21
-                b_sum_t16 = tl.sum(b_x_tv55, 1)
-                b_x_t28 = b_sum_t16 / 2.0
-                b_x_t29 = b_x_t28 + b_sum_t17
-                b_x_m7 = tl.sum(b_decay_tj * b_x_t29[:, None], 0)
-                b_x_m8 = b_x_m7 * b_decay_t3
-                b_x_t31 = b_x_m2 + b_x_m3 + b_x_m6 + b_sum_m3 + b_sum_m4 + b_x_m8
-                b_valid = m_t.to(tl.float32)
-                b_d_alpha = b_x_t31 * tl.where(b_valid > 0, 1.0, 0.0)
-                tl.store(d_alpha + i_row + o_t * H, b_d_alpha, mask=m_t)
-                b_decay_j = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 14 * BT + 2 * BT * BK + o_t)
-                b_x_jv4 = tl.load(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_jv11 = b_x_jv4 * b_x_tv15
-                b_sum_j3 = tl.sum(b_x_jv11, 1)
-                b_sum_j4 = tl.load(p_rows + 15 * BT * F + 9 * BT * BT + 8 * BT * BV + 13 * BT + 2 * BT * BK + o_t)
-                b_x_j8 = b_sum_j3 + b_sum_j4
-                b_x_j9 = b_x_j8 * b_x_t3
-                b_decay_tj2 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 9 * BT * BT
-                    + 8 * BT * BV
-                    + 14 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_x_mj7 = b_x_j9[None, :] * b_decay_tj2
-                b_sum_m5 = tl.sum(b_x_mj7, 1)
-                b_x_m10 = b_decay_j * b_sum_m5
-                b_x3 = b_sum5 + b_sum6
-                b_x_m11 = b_decay_j * b_x3
-                b_x_m13 = b_x_m11 * b_decay_t2
-                b_x_sj2 = b_x_s4[:, None] * b_x_j6[None, :]
-                b_x_sj3 = _tile_dot(tl.trans(b_decay_tj), b_x_tj15, one, PREC)
-                b_x_sj4 = b_x_t4[:, None] * b_x_sj3
-                b_x_sj5 = b_x_sj2 + b_x_sj4
-                b_x_mj8 = _tile_dot(tl.trans(b_decay_tj2), b_x_sj5, one, PREC)
-                b_x_mj9 = b_x_t3[None, :] * b_x_mj8
-                b_x_mj10 = b_x_mj9 * b_decay_tj2
-                b_sum_m6 = tl.sum(b_x_mj10, 1)
-                b_x_s9 = b_x_s4 * b_x
-                b_x_s10 = tl.sum(b_decay_tj * b_x_t26[:, None], 0)
-                b_x_s11 = b_x_t4 * b_x_s10
-                b_x_s12 = b_x_s9 + b_x_s11
-                b_x_m14 = tl.sum(b_decay_tj2 * b_x_s12[:, None], 0)
-                b_x_m15 = b_x_m14 * b_decay_t2
-                b_x_t37 = b_x_m10 + b_x_m13 + b_sum_m6 + b_x_m15
-                b_x_t38 = b_x_t37 * tl.where(b_valid > 0, 1.0, 0.0)
-                b_x_s13 = b_x_s7 * b_decay_j2
-                b_x_ts6 = b_x_ts5 * b_decay_tj
-                b_sum_s = tl.sum(b_x_ts6, 0)
-                b_x_s14 = b_x_s13 + b_sum_s
-                b_x_t40 = b_x_s14 * tl.where(b_valid > 0, 1.0, 0.0)
-                b_d_beta = b_x_t38 + b_x_t40
-                tl.store(d_beta + i_row + o_t * H, b_d_beta, mask=m_t)
-                b_x_j10 = b_x_j6 * b_decay_j2
-                b_x_j11 = b_x_j8 * b_decay_j
-                b_x_tj17 = b_x_sj5 * b_decay_tj2
-                b_sum_j5 = tl.sum(b_x_tj17, 0)
-                b_x_tj18 = b_x_tj15 * b_decay_tj
-                b_sum_j6 = tl.sum(b_x_tj18, 0)
-                b_x_j12 = b_x_j10 + b_x_j11 + b_sum_j5 + b_sum_j6
-                b_x_t42 = b_x_j12 * tl.where(b_valid > 0, 1.0, 0.0)
-                b_d_eta = -b_x_t42
-                tl.store(d_eta + i_row + o_t * H, b_d_eta, mask=m_t)
-                tl.debug_barrier()
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    tl.debug_barrier()
-                    b_q = tl.load(
-                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_x_th19 = tl.load(
-                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th31 = b_x_th19 * b_x_t10[:, None]
-                    b_d_S_1_next = tl.load(
-                        p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_x_kh12 = b_d_S_1_next * b_decay_all2
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_kh13 = b_d_M_1_next * b_x4
-                    b_x_kh14 = b_x_kh12 + b_x_kh13
-                    b_d_S_1 = _tile_dot_add(b_x_kh14, tl.trans(b_q.to(tl.float32)), b_x_th31, one, PREC)
-                    tl.store(
-                        p_d_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        b_d_S_1,
-                        mask=m_k[:, None] & m_h1[None, :],
-                    )
-                    b_x_th10 = tl.load(
-                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_tv56 = tl.load(
-                        p_rows
-                        + 15 * BT * F
-                        + 10 * BT * BT
-                        + 8 * BT * BV
-                        + 15 * BT
-                        + 2 * BT * BK
-                        + (o_t[:, None] * BV + o_v[None, :])
-                    )
-                    b_x_hv15 = _tile_dot(tl.trans(b_x_th10), b_x_tv56, one, PREC)
-                    b_x_hv16 = b_x_hv15 / 2.0
-                    b_d_S_2_next = tl.load(
-                        p_d_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv17 = b_d_S_2_next * b_decay_all2
-                    b_d_M_2_next = tl.load(
-                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv18 = b_d_M_2_next * b_x4
-                    b_x_hv19 = b_x_hv17 + b_x_hv18
-                    b_d_S_2 = b_x_hv16 + b_x_hv19
-                    tl.store(
-                        p_d_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        b_d_S_2,
-                        mask=m_h1[:, None] & m_v[None, :],
-                    )
-                b_x_j2 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 5 * BT * BV + 6 * BT + o_t)
-                b_x_j5 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 6 * BT * BV + 7 * BT + o_t)
-                b_x_t14 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 15 * BT + 2 * BT * BK + o_t)
-                b_sum_t2 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 7 * BT * BV + 8 * BT + o_t)
-                b_x_t15 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 2.5)
-                b_sum_t3 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 16 * BT + 2 * BT * BK + o_t)
-                b_x_t16 = 3.0 * b_x_t14 * b_x_t15 * b_sum_t3 / 16384.0
-                b_x_t7 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 17 * BT + 2 * BT * BK + o_t)
-                b_x_tv37 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 10 * BT * BT
-                    + 9 * BT * BV
-                    + 17 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv10 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 10 * BT * BT
-                    + 10 * BT * BV
-                    + 17 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv39 = b_x_tv37 * b_x_tv10
-                b_sum_t11 = tl.sum(b_x_tv39, 1)
-                b_x_t17 = -(b_x_t7 * b_sum_t11 / 128.0)
-                b_x_tv42 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 10 * BT * BT
-                    + 11 * BT * BV
-                    + 18 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv5 = tl.load(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 6 * BT * BV + 8 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv43 = b_x_tv42 * b_x_tv5
-                b_sum_t12 = tl.sum(b_x_tv43, 1)
-                b_x_t18 = -(b_x_t7 * b_sum_t12 / 64.0)
-                b_x_t19 = b_x_t16 + b_x_t17 + b_x_t18
-                b_x_tv44 = 2.0 * b_x_t19[:, None] * b_x_tv5
-                b_x_tv45 = 2.0 * b_x_tv42
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 11 * BT * BT
-                    + 13 * BT * BV
-                    + 19 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv45,
-                )
-                b_x_tv46 = b_x_tv45 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv47 = -(b_x_t14[:, None] * b_x_tv10 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
-                b_x_t8 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 12 * BT * BV + 18 * BT + 2 * BT * BK + o_t)
-                b_x_tv48 = 2.0 * b_x_tv37 * b_x_t8[:, None]
-                b_x_tv49 = b_x_tv47 + b_x_tv48
-                b_x_tv50 = b_x_tv46 + b_x_tv49
-                b_x_tv51 = b_x_tv44 + b_x_tv50
-                b_sum_t13 = tl.sum(b_x_tv51, 1)
-                b_x_t20 = -(b_sum_t13 / 64.0)
-                b_x_tv52 = b_x_tv51 + b_x_t20[:, None]
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 10 * BT * BT
-                    + 12 * BT * BV
-                    + 19 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv52,
-                )
-                b_x_tk11 = tl.zeros([BT, BK], tl.float32)
-                tl.debug_barrier()
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    tl.debug_barrier()
-                    b_x_jh7 = tl.load(
-                        p_rows + 12 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th3 = tl.load(
-                        p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th21 = (
-                        b_x_jh7
-                        * b_x_th3
-                        * (
-                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
-                            - 1.4142135623730951
-                            * b_x_th
-                            * b_x_th
-                            * tl.exp(-(b_x_th * b_x_th / 2.0))
-                            / 3.544907701811032
-                        )
-                    )
-                    b_x_th10 = tl.load(
-                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_tj9 = tl.load(
-                        p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
-                    )
-                    b_x_jh8 = _tile_dot(tl.trans(b_x_tj9), b_x_th10, one, PREC)
-                    b_x_jh9 = b_x_jh8 / 2.0
-                    b_d_S_2_next = tl.load(
-                        p_d_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_tv15 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_x_jh10 = _tile_dot(b_x_tv15, tl.trans(b_d_S_2_next), one, PREC)
-                    b_x_jh11 = b_x_j2[:, None] * b_x_jh10
-                    b_d_M_2_next = tl.load(
-                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_jh12 = _tile_dot(b_x_tv15, tl.trans(b_d_M_2_next), one, PREC)
-                    b_x_jh13 = b_x_j5[:, None] * b_x_jh12
-                    b_x_jh14 = b_x_jh11 + b_x_jh13
-                    b_x_jh15 = b_x_jh9 + b_x_jh14
-                    b_x_tv52 = tl.load(
-                        p_rows
-                        + 15 * BT * F
-                        + 10 * BT * BT
-                        + 12 * BT * BV
-                        + 19 * BT
-                        + 2 * BT * BK
-                        + (o_t[:, None] * BV + o_v[None, :])
-                    )
-                    b_M_2 = tl.load(
-                        p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_anchor_2 = tl.load(
-                        p_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv = tl.where(b_fresh > 0, b_M_2, b_anchor_2)
-                    b_x_th25 = _tile_dot_add(b_x_jh15, b_x_tv52, tl.trans(b_x_hv), one, PREC)
-                    b_x_th26 = b_x_th25 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
-                        + 0.5
-                    )
-                    b_x_th27 = b_x_th21 + b_x_th26
-                    tl.store(p_rows + 14 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th27, mask=m_h1[None, :])
-                    b_M_1 = tl.load(
-                        p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_anchor_1 = tl.load(
-                        p_state + 2 * K * F + 2 * F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_x_kh = tl.where(b_fresh > 0, b_M_1, b_anchor_1)
-                    b_x_tk11 = _tile_dot_add(b_x_tk11, b_x_th27, tl.trans(b_x_kh), one, PREC)
-                b_decay_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t)
-                b_x_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 4 * BT + o_t)
-                b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-                b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-                b_x_tv32 = tl.load(
-                    p_rows + 15 * BT * F + 4 * BT * BT + 3 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv53 = b_x_tv32 * b_decay_t[:, None]
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 11 * BT * BT
-                    + 14 * BT * BV
-                    + 20 * BT
-                    + 4 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv53,
-                )
-                b_x_tv45 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 11 * BT * BT
-                    + 13 * BT * BV
-                    + 19 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tk13 = b_x_tk11 + b_x_tv45
-                b_d_pool_next = tl.load(p_d_next + 3 * K * F + 3 * F * V + o_k, mask=m_k, other=0.0)
-                b_x_j2 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 5 * BT * BV + 6 * BT + o_t)
-                b_x_jk4 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 11 * BT * BT
-                    + 14 * BT * BV
-                    + 20 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BK + o_k[None, :])
-                )
-                b_x_jk5 = b_x_j2[:, None] * b_x_jk4
-                b_x_j5 = tl.load(p_rows + 15 * BT * F + 6 * BT * BT + 6 * BT * BV + 7 * BT + o_t)
-                b_x_jk6 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 11 * BT * BT
-                    + 14 * BT * BV
-                    + 20 * BT
-                    + 3 * BT * BK
-                    + (o_t[:, None] * BK + o_k[None, :])
-                )
-                b_x_jk7 = b_x_j5[:, None] * b_x_jk6
-                b_x_jk8 = b_x_jk5 + b_x_jk7
-                b_x_jk9 = b_d_pool_next[None, :] + b_x_jk8
-                b_u = tl.load(
-                    u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_x_t43 = tl.load(p_rows + 15 * BT * F + 11 * BT * BT + 14 * BT * BV + 19 * BT + 2 * BT * BK + o_t)
-                b_at_t = o_t
-                b_at_j = o_t
-                b_x_tj19 = b_x_t43[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-                b_x_jk10 = _tile_dot_add(b_x_jk9, tl.trans(b_x_tj19), b_u.to(tl.float32), one, PREC)
-                b_x_jk11 = b_x_tk13 + b_x_jk10
-                b_q = tl.load(
-                    q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_x_tj11 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 10 * BT * BT
-                    + 13 * BT * BV
-                    + 19 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_d_k = _tile_dot_add(b_x_jk11, tl.trans(b_x_tj11), b_q.to(tl.float32), one, PREC)
-                tl.store(
-                    d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                    b_d_k.to(d_k.dtype.element_ty),
-                    mask=m_t[:, None] & m_k[None, :],
-                )
-                tl.debug_barrier()
-                for i_h1 in range(n_tiles):
-                    o_h1 = i_h1 * BF + tl.arange(0, BF)
-                    m_h1 = o_h1 < F
-                    tl.debug_barrier()
-                    b_d_anchor_1_next = tl.load(
-                        p_d_next + 2 * K * F + 2 * F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        mask=m_k[:, None] & m_h1[None, :],
-                        other=0.0,
-                    )
-                    b_k = tl.load(
-                        k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_x_th27 = tl.load(
-                        p_rows + 14 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_kh3 = _tile_dot_add(b_d_anchor_1_next, tl.trans(b_k.to(tl.float32)), b_x_th27, one, PREC)
-                    b_x_kh4 = b_x_kh3 * tl.where(b_fresh > 0, 1.0, 0.0)
-                    b_q = tl.load(
-                        q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
-                        mask=m_t[:, None] & m_k[None, :],
-                        other=0.0,
-                    ).to(IN)
-                    b_x_th19 = tl.load(
-                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th28 = b_x_th19 * b_decay_t[:, None]
-                    b_d_M_1_next = tl.load(
-                        p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
-                    )
-                    b_x_kh6 = b_d_M_1_next * b_decay_all
-                    b_x_kh7 = _tile_dot_add(b_x_kh6, tl.trans(b_q.to(tl.float32)), b_x_th28, one, PREC)
-                    b_d_M_1 = b_x_kh4 + b_x_kh7
-                    tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
-                    b_d_anchor_1 = b_x_kh3 * tl.where(b_fresh > 0, 0.0, 1.0)
-                    tl.store(
-                        p_d_state + 2 * K * F + 2 * F * V + (o_k[:, None] * F + o_h1[None, :]),
-                        b_d_anchor_1,
-                        mask=m_k[:, None] & m_h1[None, :],
-                    )
-                    b_x_th2 = tl.load(
-                        p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_tv52 = tl.load(
-                        p_rows
-                        + 15 * BT * F
-                        + 10 * BT * BT
-                        + 12 * BT * BV
-                        + 19 * BT
-                        + 2 * BT * BK
-                        + (o_t[:, None] * BV + o_v[None, :])
-                    )
-                    b_x_hv2 = _tile_dot(tl.trans(b_x_th2), b_x_tv52, one, PREC)
-                    b_x_hv3 = b_x_hv2 / 2.0
-                    b_x_tv15 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_x_th23 = tl.load(
-                        p_rows + 13 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_d_anchor_2_next = tl.load(
-                        p_d_next + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv5 = _tile_dot_add(b_d_anchor_2_next, tl.trans(b_x_th23), b_x_tv15, one, PREC)
-                    b_x_hv6 = b_x_hv3 + b_x_hv5
-                    b_x_hv7 = b_x_hv6 * tl.where(b_fresh > 0, 1.0, 0.0)
-                    b_x_th10 = tl.load(
-                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_tv53 = tl.load(
-                        p_rows
-                        + 15 * BT * F
-                        + 11 * BT * BT
-                        + 14 * BT * BV
-                        + 20 * BT
-                        + 4 * BT * BK
-                        + (o_t[:, None] * BV + o_v[None, :])
-                    )
-                    b_x_hv8 = _tile_dot(tl.trans(b_x_th10), b_x_tv53, one, PREC)
-                    b_x_hv9 = b_x_hv8 / 2.0
-                    b_d_M_2_next = tl.load(
-                        p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
-                        mask=m_h1[:, None] & m_v[None, :],
-                        other=0.0,
-                    )
-                    b_x_hv10 = b_d_M_2_next * b_decay_all
-                    b_x_hv11 = b_x_hv9 + b_x_hv10
-                    b_d_M_2 = b_x_hv7 + b_x_hv11
-                    tl.store(
-                        p_d_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
-                        b_d_M_2,
-                        mask=m_h1[:, None] & m_v[None, :],
-                    )
-                    b_d_anchor_2 = b_x_hv6 * tl.where(b_fresh > 0, 0.0, 1.0)
-                    tl.store(
-                        p_d_state + 3 * K * F + 2 * F * V + (o_h1[:, None] * V + o_v[None, :]),
-                        b_d_anchor_2,
-                        mask=m_h1[:, None] & m_v[None, :],
-                    )
-                tl.debug_barrier()
-        _copy(d_theta + (i_c.to(tl.int64) * BH + i_bh) * MEMORY, p_d + (i_last - i_first) % 2 * STATE, MEMORY)
+        for i_h1 in range(n_tiles):
+            o_h1 = i_h1 * BF + tl.arange(0, BF)
+            m_h1 = o_h1 < F
+            tl.debug_barrier()
+            b_d_error_1 = tl.load(
+                d_error_1 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_tv14 = tl.load(p_rows + 4 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
+            b_anchor_2 = tl.load(
+                p_anchor + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
+            )
+            b_x_th3 = _tile_dot(b_x_tv14, tl.trans(b_anchor_2), one, PREC)
+            b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+            b_x_th4 = (
+                b_d_error_1
+                * b_x_th3
+                * (
+                    1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
+                    - 1.4142135623730951 * b_x_th * b_x_th * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                )
+            )
+            b_d_seen_2 = tl.load(
+                d_seen_2 + i_at * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_t[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_tv33 = tl.load(p_rows + 4 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+            b_x_th7 = _tile_dot_add(b_d_seen_2, b_x_tv33, tl.trans(b_anchor_2), one, PREC)
+            b_x_th8 = b_x_th7 * (
+                b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
+                + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                + 0.5
+            )
+            b_x_th9 = b_x_th4 + b_x_th8
+            tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th9, mask=m_h1[None, :])
+            b_anchor_1 = tl.load(
+                p_anchor + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
+            )
+            b_x_tk2 = _tile_dot_add(b_x_tk2, b_x_th9, tl.trans(b_anchor_1), one, PREC)
+        b_x_tv26 = tl.load(p_rows + 4 * BT * F + 2 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+        b_x_tk4 = b_x_tk2 + b_x_tv26
+        b_d_k_layer_1 = tl.load(
+            d_k_layer_1 + i_at * K + (o_t[:, None] * K + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_d_k_rows = tl.load(
+            d_k_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        )
+        b_x_jk2 = b_d_k_layer_1 + b_d_k_rows
+        b_d_k = b_x_tk4 + b_x_jk2
+        tl.store(
+            d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
+            b_d_k.to(d_k.dtype.element_ty),
+            mask=m_t[:, None] & m_k[None, :],
+        )
+        tl.debug_barrier()
+        for i_h1 in range(n_tiles):
+            o_h1 = i_h1 * BF + tl.arange(0, BF)
+            m_h1 = o_h1 < F
+            tl.debug_barrier()
+            b_x_tv14 = tl.load(p_rows + 4 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
+            b_x_th5 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+            b_x_th2 = tl.load(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+            b_x_tv33 = tl.load(p_rows + 4 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+            b_x_hv2 = _tile_dot(tl.trans(b_x_th2), b_x_tv33, one, PREC)
+            b_x_hv3 = b_x_hv2 / 2.0
+            b_d_anchor_2 = _tile_dot_add(b_x_hv3, tl.trans(b_x_th5), b_x_tv14, one, PREC)
+            tl.store(
+                p_d_anchor + K * F + (o_h1[:, None] * V + o_v[None, :]), b_d_anchor_2, mask=m_h1[:, None] & m_v[None, :]
+            )
+            b_k = tl.load(
+                k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_x_th9 = tl.load(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+            b_d_anchor_1 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_th9, one, PREC)
+            tl.store(p_d_anchor + (o_k[:, None] * F + o_h1[None, :]), b_d_anchor_1, mask=m_k[:, None] & m_h1[None, :])
         tl.debug_barrier()
 
 
-STATE, MEMORY, ROWS = 98368, 32768, 369920  # numbers of a state, of its memory, and of rows between loops
+STATE, MEMORY, ROWS = 98304, 32768, 77824  # numbers of a state, of its memory, and of rows between loops
 CHUNK = 256  # tokens of a gradient chunk
 BLOCK = 64  # tokens of a block of rows
 
@@ -3832,72 +4679,50 @@ def _layout(T, device):
     return table(blocks), table(segments)
 
 
-@functools.lru_cache(maxsize=64)
-def _steps(T, BT, device):
-    """Tables of chunk steps of up to BT tokens, and how many states a group of them keeps.
-
-    steps (n, 8): start, end, segment, its start, its end, the sequence's first segment, whether a gradient chunk
-    begins, 0. chains (n, 2): first step, last + 1, of steps that follow one another.
-    """
-    steps, chains = [], []
-    for s, (begin, end) in enumerate(_segments(T)):
-        chains.append((len(steps), len(steps)))
-        for chunk in range(begin, end, CHUNK):
-            stop = min(chunk + CHUNK, end)
-            for start in range(chunk, stop, BT):
-                steps.append((start, min(start + BT, stop), s, begin, end, 0, int(start == chunk), 0))
-        chains[-1] = (chains[-1][0], len(steps))
-    longest = max(last - first for first, last in chains)
-    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
-    return table(steps), table(chains), math.isqrt(longest - 1) + 1
-
-
 # The axis that a kernel takes in tiles of BF: the hidden units of every layer.
-AXES = {"walk": "f", "read": "f", "rows": "f", "segments": "f", "reverse": "f"}
+AXES = {
+    "logits": "f",
+    "errors": "f",
+    "layer_1": "f",
+    "layer_2": "f",
+    "online": "f",
+    "read": "f",
+    "rows": "f",
+    "segments": "f",
+    "reverse_logits": "f",
+    "reverse_online": "f",
+    "queries_2": "f",
+    "gates_2_1": "f",
+    "gates_2_2": "f",
+    "gates_2_3": "f",
+    "writes_2": "f",
+    "queries_1": "f",
+    "gates_1_1": "f",
+    "gates_1_2": "f",
+    "gates_1_3": "f",
+    "writes_1": "f",
+    "inputs": "f",
+}
 
 # BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, of a
 # list of candidates, larger tiles first, the first that fits the shared memory and keeps all values in registers inside
 # its loops over hidden units, or else the one that reloads least there.
 CONFIGURATIONS = {
     "sm80": {
-        "bfloat16": {
-            "walk": (32, 64, 8, 1),
-            "read": (64, 64, 4, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
-            "reverse": (16, 64, 8, 1),
-        },
-        "float32": {"walk": (32, 64, 8, 1), "read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
     "sm90": {
-        "bfloat16": {
-            "walk": (32, 64, 8, 1),
-            "read": (64, 64, 4, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
-            "reverse": (16, 64, 8, 1),
-        },
-        "float32": {"walk": (32, 64, 8, 1), "read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
     "sm100": {
-        "bfloat16": {
-            "walk": (32, 64, 8, 1),
-            "read": (64, 64, 4, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
-            "reverse": (16, 64, 8, 1),
-        },
-        "float32": {"walk": (32, 64, 8, 1), "read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
     "gfx942": {
-        "bfloat16": {
-            "walk": (64, 32, 4, 1),
-            "read": (64, 64, 4, 1),
-            "rows": (64, 64, 4, 1),
-            "segments": (64, 64, 4, 1),
-            "reverse": (16, 64, 4, 1),
-        },
-        "float32": {"walk": (32, 32, 4, 1), "read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 4, 1), "segments": (64, 64, 4, 1)},
+        "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
 }
 
@@ -3964,13 +4789,13 @@ def _programs(entries, device):
     return min(entries, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _launch(kernel, name, entries, pointers, tensors, numbers, states=0, programs=None, **more):
-    """Launches a kernel for a number of entries; `states` is how many a program's buffer holds, besides the rows."""
+def _launch(kernel, name, entries, pointers, tensors, numbers, room=ROWS, programs=None, **more):
+    """Launches a kernel for a number of entries; a program's buffer has `room` for numbers, None where it has none."""
     element, device = _element(tensors), tensors[0].device
     BT, BF, options = _configuration(name, element, device)
     precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
     programs = programs or _programs(entries, device)
-    work = torch.empty(programs * (states * STATE + ROWS), dtype=torch.float32, device=device)
+    work = [torch.empty(programs * room, dtype=torch.float32, device=device)] if room is not None else []
     constants = {
         "K": 64,
         "V": 64,
@@ -3986,7 +4811,7 @@ def _launch(kernel, name, entries, pointers, tensors, numbers, states=0, program
         "PREC": precision,
         **more,
     }
-    kernel[(programs,)](*pointers, work, *numbers, entries, **constants, **options)
+    kernel[(programs,)](*pointers, *work, *numbers, entries, **constants, **options)
 
 
 def _rows_of_step(name, tensors):
@@ -4026,12 +4851,354 @@ def _saved_triton(tensors):
     return list(_empty_forward(_contiguous(tensors)).values())
 
 
+SPAN = 256  # tokens that go through a layer at once, at most
+GROUP = 8  # spans whose states are kept together, at least
+# Numbers a token of the rows that kernels leave for each other, of a span of each chain.
+ROW_WIDTHS = {
+    "error_1": (256,),
+    "result_1": (256,),
+    "d_error_1": (256,),
+    "d_result_1": (256,),
+    "d_beta_layer_1": (),
+    "d_eta_layer_1": (),
+    "d_alpha_layer_1": (),
+    "error_2": (64,),
+    "result_2": (64,),
+    "seen_2": (256,),
+    "d_error_2": (64,),
+    "d_result_2": (64,),
+    "d_seen_2": (256,),
+    "d_beta_layer_2": (),
+    "d_eta_layer_2": (),
+    "d_alpha_layer_2": (),
+    "d_q_layer_1": (64,),
+    "d_k_layer_1": (64,),
+}
+# The tensors of each kernel, in order.
+ARGUMENTS = {
+    "errors": ("k", "v", "error_1", "error_2", "seen_2", "records"),
+    "layer_1": ("q", "k", "beta", "eta", "alpha", "error_1", "result_1", "cached", "records"),
+    "layer_2": ("beta", "eta", "alpha", "result_1", "error_2", "seen_2", "result_2", "cached", "records"),
+    "queries_2": ("beta", "eta", "alpha", "result_1", "error_2", "seen_2", "d_result_2", "d_result_1", "records"),
+    "gates_2_1": (
+        "beta",
+        "eta",
+        "alpha",
+        "result_1",
+        "error_2",
+        "seen_2",
+        "d_result_2",
+        "d_cached",
+        "d_beta_layer_2",
+        "records",
+        "d_records",
+    ),
+    "gates_2_2": (
+        "beta",
+        "alpha",
+        "result_1",
+        "error_2",
+        "seen_2",
+        "d_result_2",
+        "d_cached",
+        "d_eta_layer_2",
+        "d_records",
+    ),
+    "gates_2_3": (
+        "beta",
+        "eta",
+        "alpha",
+        "result_1",
+        "error_2",
+        "seen_2",
+        "d_result_2",
+        "d_cached",
+        "d_alpha_layer_2",
+        "records",
+        "d_records",
+    ),
+    "writes_2": (
+        "beta",
+        "eta",
+        "alpha",
+        "result_1",
+        "error_2",
+        "seen_2",
+        "d_result_2",
+        "d_cached",
+        "d_seen_2",
+        "d_error_2",
+        "d_records",
+    ),
+    "queries_1": ("k", "beta", "eta", "alpha", "error_1", "d_result_1", "d_q_layer_1", "records"),
+    "gates_1_1": (
+        "q",
+        "k",
+        "beta",
+        "eta",
+        "alpha",
+        "error_1",
+        "d_result_1",
+        "d_cached",
+        "d_beta_layer_1",
+        "records",
+        "d_records",
+    ),
+    "gates_1_2": ("q", "k", "beta", "alpha", "error_1", "d_result_1", "d_cached", "d_eta_layer_1", "d_records"),
+    "gates_1_3": (
+        "q",
+        "k",
+        "beta",
+        "eta",
+        "alpha",
+        "error_1",
+        "d_result_1",
+        "d_cached",
+        "d_alpha_layer_1",
+        "records",
+        "d_records",
+    ),
+    "writes_1": (
+        "q",
+        "k",
+        "beta",
+        "eta",
+        "alpha",
+        "error_1",
+        "d_result_1",
+        "d_cached",
+        "d_k_layer_1",
+        "d_error_1",
+        "d_records",
+    ),
+    "online": ("q", "result_2", "o"),
+    "reverse_online": ("d_y", "online", "result_2", "d_result_2"),
+    "inputs": (
+        "k",
+        "v",
+        "d_y",
+        "online",
+        "d_q_rows",
+        "d_u_rows",
+        "d_error_1",
+        "d_beta_layer_1",
+        "d_eta_layer_1",
+        "d_alpha_layer_1",
+        "d_error_2",
+        "d_seen_2",
+        "d_beta_layer_2",
+        "d_eta_layer_2",
+        "d_alpha_layer_2",
+        "d_q_layer_1",
+        "d_k_layer_1",
+        "d_k_rows",
+        "d_k",
+        "d_q",
+        "d_u",
+        "d_v",
+        "d_beta",
+        "d_eta",
+        "d_alpha",
+        "records",
+        "d_anchors",
+    ),
+}
+# Whether a layer's kernel takes its inputs' axis and its results' in tiles.
+TILED = {
+    "layer_1": (False, True),
+    "layer_2": (True, False),
+    "queries_2": (True, False),
+    "gates_2_1": (True, False),
+    "gates_2_2": (True, False),
+    "gates_2_3": (True, False),
+    "writes_2": (True, False),
+    "queries_1": (False, True),
+    "gates_1_1": (False, True),
+    "gates_1_2": (False, True),
+    "gates_1_3": (False, True),
+    "writes_1": (False, True),
+}
+# Rows of which each tile of a layer has a part: one for each tile of its inputs, of its results, or both.
+PARTS = {
+    "layer_1": {"result_1": "inputs"},
+    "layer_2": {"result_2": "inputs"},
+    "queries_2": {"d_result_1": "results"},
+    "gates_2_1": {"d_beta_layer_2": "both"},
+    "gates_2_2": {"d_eta_layer_2": "both"},
+    "gates_2_3": {"d_alpha_layer_2": "both"},
+    "writes_2": {"d_seen_2": "results", "d_error_2": "inputs"},
+    "queries_1": {"d_q_layer_1": "results"},
+    "gates_1_1": {"d_beta_layer_1": "both"},
+    "gates_1_2": {"d_eta_layer_1": "both"},
+    "gates_1_3": {"d_alpha_layer_1": "both"},
+    "writes_1": {"d_k_layer_1": "results", "d_error_1": "inputs"},
+}
+
+
+@functools.lru_cache(maxsize=64)
+def _spans(T, device):
+    """The spans of all chains, one after another: whether a gradient chunk begins with it, and a table.
+
+    A table (n_chains, 4): start, end, segment, whether the segment ends there; zeros where a chain has no more spans.
+    """
+    chains = []
+    for s, (begin, end) in enumerate(_segments(T)):
+        own = []
+        for chunk in range(begin, end, CHUNK):
+            stop = min(chunk + CHUNK, end)
+            for start in range(chunk, stop, SPAN):
+                last = min(start + SPAN, stop)
+                own.append((start == chunk, (start, last, s, int(last == end))))
+        chains.append(own)
+    found = []
+    for spans in itertools.zip_longest(*chains, fillvalue=(False, (0, 0, 0, 0))):
+        table = torch.tensor([row for _, row in spans], dtype=torch.int32, device=device)
+        found.append((any(begins for begins, _ in spans), table))
+    return found
+
+
+def _groups(spans):
+    """Runs of spans: about as many as each has spans, so that few states are kept at once."""
+    size = max(GROUP, math.isqrt(len(spans) - 1) + 1)
+    return [spans[at : at + size] for at in range(0, len(spans), size)]
+
+
+def _flights(chains, device):
+    """Chains to go through the layers at once, as (first, last + 1): few, as each is many programs, a tile or a step."""
+    most = 4 if device.type == "cpu" else max(1, torch.cuda.get_device_properties(device).multi_processor_count // 2)
+    return [(first, min(first + most, chains)) for first in range(0, chains, most)]
+
+
+def _records(theta, first, last):
+    """The states that chains begin with: the initial weights, all else zero."""
+    found = theta.new_zeros(last - first, STATE)
+    found[:, :MEMORY] = theta[torch.arange(first, last, device=theta.device) % len(theta)]
+    return found
+
+
+def _enter(records, begins):
+    """Where a gradient chunk begins with a span, its gradients are taken at the memory there."""
+    if begins:
+        records[:, STATE - MEMORY :] = records[:, :MEMORY]
+
+
+def _empty_rows(chains, device):
+    return {
+        name: torch.empty(chains, SPAN, *width, dtype=torch.float32, device=device)
+        for name, width in ROW_WIDTHS.items()
+    }
+
+
+def _launch_steps(kernel, name, x, tensors, first, table, room=None):
+    """Launches a kernel for all steps of a span of the chains in flight."""
+    B, T, H, _ = x["q"].shape
+    steps = triton.cdiv(SPAN, _rows_of_step(name, tensors))
+    pointers, numbers = [x[one] for one in ARGUMENTS[name]], (table, first, steps, T, H, B * H)
+    _launch(kernel, name, len(x["records"]) * steps, pointers, tensors, numbers, room=room, SPAN=SPAN)
+
+
+def _launch_tiles(kernel, name, x, tensors, first, table, room=None, **modes):
+    """Launches a layer's kernel for all its tiles and the chains in flight, and adds up their parts of rows."""
+    B, T, H, _ = x["q"].shape
+    chains, tiles = len(x["records"]), triton.cdiv(256, _configuration(name, _element(tensors), x["q"].device)[1])
+    n_into, n_out = (tiles if tiled else 1 for tiled in TILED[name])
+    number = {"inputs": n_into, "results": n_out, "both": n_into * n_out}
+    parts = {
+        row: x[row].new_empty(chains, number[axis], *x[row].shape[1:])
+        for row, axis in PARTS[name].items()
+        if number[axis] > 1
+    }
+    pointers = [parts.get(one, x[one]) for one in ARGUMENTS[name]]
+    numbers = (table, first, T, H, B * H, len(_segments(T)))
+    _launch(kernel, name, chains * n_into * n_out, pointers, tensors, numbers, room=room, SPAN=SPAN, **modes)
+    if modes.get("READS", True):
+        for row, part in parts.items():
+            torch.sum(part, 1, out=x[row])
+
+
+def _through_span(x, tensors, first, table, **modes):
+    """A span of the chains in flight: the rows that gradients are made of, then layer after layer."""
+    _launch_steps(errors_kernel, "errors", x, tensors, first, table, room=ROWS)
+    _launch_tiles(layer_1_kernel, "layer_1", x, tensors, first, table, **modes)
+    _launch_tiles(layer_2_kernel, "layer_2", x, tensors, first, table, **modes)
+
+
+def _chains(tensors, x, theta):
+    """Takes all chains through their steps, a flight of them at a time, span by span."""
+    B, T, H, _ = x["q"].shape
+    for first, last in _flights(len(_segments(T)) * B * H, theta.device):
+        x |= {"records": _records(theta, first, last), **_empty_rows(last - first, theta.device)}
+        for begins, table in _spans(T, theta.device):
+            _enter(x["records"], begins)
+            _through_span(x, tensors, first, table, READS=True, ADVANCES=True)
+            _launch_steps(online_kernel, "online", x, tensors, first, table)
+
+
+def _reverse_span(x, tensors, first, table):
+    """The reverse of a span of the chains in flight, from the states before it and the gradients of those after it."""
+    _through_span(x, tensors, first, table, READS=True, ADVANCES=False)
+    _launch_steps(reverse_online_kernel, "reverse_online", x, tensors, first, table)
+    _launch_tiles(queries_2_kernel, "queries_2", x, tensors, first, table)
+    BT, BF, _ = _configuration("gates_2_1", _element(tensors), x["q"].device)
+    room = triton.cdiv(SPAN, BT) * 1 * BF * 64
+    _launch_tiles(gates_2_1_kernel, "gates_2_1", x, tensors, first, table, room=room)
+    _launch_tiles(gates_2_2_kernel, "gates_2_2", x, tensors, first, table)
+    BT, BF, _ = _configuration("gates_2_3", _element(tensors), x["q"].device)
+    room = triton.cdiv(SPAN, BT) * 2 * BF * 64
+    _launch_tiles(gates_2_3_kernel, "gates_2_3", x, tensors, first, table, room=room)
+    _launch_tiles(writes_2_kernel, "writes_2", x, tensors, first, table)
+    _launch_tiles(queries_1_kernel, "queries_1", x, tensors, first, table)
+    BT, BF, _ = _configuration("gates_1_1", _element(tensors), x["q"].device)
+    room = triton.cdiv(SPAN, BT) * 1 * 64 * BF
+    _launch_tiles(gates_1_1_kernel, "gates_1_1", x, tensors, first, table, room=room)
+    _launch_tiles(gates_1_2_kernel, "gates_1_2", x, tensors, first, table)
+    BT, BF, _ = _configuration("gates_1_3", _element(tensors), x["q"].device)
+    room = triton.cdiv(SPAN, BT) * 2 * 64 * BF
+    _launch_tiles(gates_1_3_kernel, "gates_1_3", x, tensors, first, table, room=room)
+    _launch_tiles(writes_1_kernel, "writes_1", x, tensors, first, table)
+    chains, steps = len(x["records"]), triton.cdiv(SPAN, _rows_of_step("inputs", tensors))
+    x["d_anchors"] = x["records"].new_empty(chains, steps, MEMORY)
+    _launch_steps(inputs_kernel, "inputs", x, tensors, first, table, room=ROWS)
+    x["d_records"][:, STATE - MEMORY :] += x["d_anchors"].sum(1)
+
+
+def _chains_back(tensors, x, theta, d_theta):
+    """Takes the gradients of all chains' states back through their steps: groups of spans, the last first.
+
+    The states that groups begin with are made going forward once and kept, those that their spans begin with once more.
+    """
+    T = x["q"].shape[1]
+    groups = _groups(_spans(T, theta.device))
+    for first, last in _flights(d_theta[..., 0].numel(), theta.device):
+        x |= {"records": _records(theta, first, last), **_empty_rows(last - first, theta.device)}
+        x["d_records"] = torch.zeros_like(x["records"])
+        kept = [x["records"].clone()]
+        for own in groups[:-1]:
+            for begins, table in own:
+                _enter(x["records"], begins)
+                _through_span(x, tensors, first, table, READS=False, ADVANCES=True)
+            kept.append(x["records"].clone())
+        for own in reversed(groups):
+            x["records"], starts = kept.pop(), []
+            for begins, table in own:
+                _enter(x["records"], begins)
+                starts.append(x["records"].clone())
+                if len(starts) < len(own):
+                    _through_span(x, tensors, first, table, READS=False, ADVANCES=True)
+            for begins, table in reversed(own):
+                x["records"] = starts.pop()
+                _reverse_span(x, tensors, first, table)
+                if begins:
+                    x["d_records"][:, :MEMORY] += x["d_records"][:, STATE - MEMORY :]
+                    x["d_records"][:, STATE - MEMORY :] = 0
+        d_theta.view(-1, MEMORY)[first:last] = x["d_records"][:, :MEMORY]
+
+
 def _run_forward_triton(tensors):
     x = _contiguous(tensors)
     q, v = x["q"], x["v"]
     B, T, H, _ = q.shape
     blocks, segments = _layout(T, q.device)
-    steps, chains, _ = _steps(T, _rows_of_step("walk", tensors), q.device)
     theta = _packed(tensors[len(INPUTS) :])
     x |= _empty_forward(x)
     x["y"] = torch.empty_like(v)
@@ -4039,27 +5206,15 @@ def _run_forward_triton(tensors):
     x["o"] = v.new_empty(v.shape, dtype=torch.float32)
     x["r"] = v.new_empty((B, T, H), dtype=torch.float32)
     _launch(
-        walk_kernel,
-        "walk",
-        len(chains) * B * H,
-        [
-            x["q"],
-            x["k"],
-            x["v"],
-            x["u"],
-            x["beta"],
-            x["eta"],
-            x["alpha"],
-            x["o"],
-            x["r"],
-            x["cached"],
-            x["pools"],
-            theta,
-        ],
+        logits_kernel,
+        "logits",
+        len(segments) * B * H,
+        [x["k"], x["u"], x["r"], x["pools"]],
         tensors,
-        (steps, chains, *sizes),
-        states=2,
+        (segments, *sizes),
+        room=None,
     )
+    _chains(tensors, x, theta)
     _launch(
         read_kernel,
         "read",
@@ -4124,9 +5279,8 @@ def _reverse_reads(tensors, x, blocks, segments):
 def _run_backward_triton(tensors, saved, d_y):
     x = _contiguous(tensors)
     q = x["q"]
-    B, T, H, _ = q.shape
+    B, T, H, K = q.shape
     blocks, segments = _layout(T, q.device)
-    steps, chains, group = _steps(T, _rows_of_step("reverse", tensors), q.device)
     theta = tensors[len(INPUTS) :]
     x |= dict(
         zip(
@@ -4152,40 +5306,19 @@ def _run_backward_triton(tensors, saved, d_y):
     x["d_beta"] = torch.empty_like(x["beta"], dtype=torch.float32, memory_format=torch.contiguous_format)
     x["d_eta"] = torch.empty_like(x["eta"], dtype=torch.float32, memory_format=torch.contiguous_format)
     x["d_alpha"] = torch.empty_like(x["alpha"], dtype=torch.float32, memory_format=torch.contiguous_format)
-    d_theta = new(len(chains), B, H, MEMORY)
+    x["d_k_rows"] = new(B, T, H, K)
+    entries = len(segments) * B * H
     _launch(
-        reverse_kernel,
-        "reverse",
-        len(chains) * B * H,
-        [
-            x["q"],
-            x["k"],
-            x["v"],
-            x["u"],
-            x["beta"],
-            x["eta"],
-            x["alpha"],
-            x["d_y"],
-            x["online"],
-            x["d_r"],
-            x["d_q_rows"],
-            x["d_u_rows"],
-            x["d_cached"],
-            x["d_pools"],
-            x["d_q"],
-            x["d_alpha"],
-            x["d_beta"],
-            x["d_eta"],
-            x["d_k"],
-            x["d_v"],
-            x["d_u"],
-            _packed(theta),
-            d_theta,
-        ],
+        reverse_logits_kernel,
+        "reverse_logits",
+        entries,
+        [x["k"], x["u"], x["d_r"], x["d_pools"], x["d_u_rows"], x["d_k_rows"]],
         tensors,
-        (steps, chains, group, *sizes),
-        states=2 * group + 4,
+        (segments, *sizes),
+        room=None,
     )
+    d_theta = new(len(segments), B, H, MEMORY)
+    _chains_back(tensors, x, _packed(theta), d_theta)
     found = [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
     return found + _unpacked(d_theta.sum((0, 1)), theta)
 

@@ -2915,13 +2915,13 @@ def _programs(entries, device):
     return min(entries, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _launch(kernel, name, entries, pointers, tensors, numbers, states=0, programs=None, **more):
-    """Launches a kernel for a number of entries; `states` is how many a program's buffer holds, besides the rows."""
+def _launch(kernel, name, entries, pointers, tensors, numbers, room=ROWS, programs=None, **more):
+    """Launches a kernel for a number of entries; a program's buffer has `room` for numbers, None where it has none."""
     element, device = _element(tensors), tensors[0].device
     BT, BF, options = _configuration(name, element, device)
     precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
     programs = programs or _programs(entries, device)
-    work = torch.empty(programs * (states * STATE + ROWS), dtype=torch.float32, device=device)
+    work = [torch.empty(programs * room, dtype=torch.float32, device=device)] if room is not None else []
     constants = {
         "K": 64,
         "V": 64,
@@ -2937,7 +2937,7 @@ def _launch(kernel, name, entries, pointers, tensors, numbers, states=0, program
         "PREC": precision,
         **more,
     }
-    kernel[(programs,)](*pointers, work, *numbers, entries, **constants, **options)
+    kernel[(programs,)](*pointers, *work, *numbers, entries, **constants, **options)
 
 
 def _rows_of_step(name, tensors):
@@ -2985,7 +2985,7 @@ def _run_forward_triton(tensors):
         [x["q"], x["k"], x["v"], x["beta"], x["eta"], x["alpha"], x["y"], theta],
         tensors,
         (steps, chains, *sizes),
-        states=2,
+        room=2 * STATE + ROWS,
     )
     return [x[name] for name in ("y",)]
 
@@ -3030,7 +3030,7 @@ def _run_backward_triton(tensors, saved, d_y):
         ],
         tensors,
         (steps, chains, group, *sizes),
-        states=2 * group + 4,
+        room=(2 * group + 4) * STATE + ROWS,
     )
     found = [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
     return found + _unpacked(d_theta.sum((0, 1)), theta)

@@ -2,8 +2,9 @@
 
 python -m tests.held CASES [resident]   # a JSON file of [[spec as a dict, tokens], ...]; prints the misses as JSON
 
-Hidden units of deep memories are taken in tiles of 16, their state from buffers, for all but `resident` cases. Every
-tensor that is made empty is full of NaN, so that what no kernel writes is seen.
+Hidden units of deep memories are taken in tiles of 16, their state from buffers, for all but `resident` cases, and long
+gradient chunks in spans of 48 tokens, a group each if they are few. Every tensor that is made empty is full of NaN, so
+that what no kernel writes is seen.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ def misses(cases: Cases, folder: Path, *options: str) -> list[str]:
 def main(file: str, *options: str) -> None:
     import torch
 
-    from mcgen.emit import triton_streamed
-    from mcgen.plan import streamed
+    from mcgen.emit import triton_deep
+    from mcgen.plan import layered, streamed
 
-    triton_streamed.BF = 16
+    triton_deep.BF = 16
+    layered.SPAN, triton_deep.GROUP = 48, 1
     if "resident" not in options:
         streamed.WIDEST_TILE = 0
 

@@ -14,13 +14,13 @@ from mcgen.emit.private_names import private_names, renamed
 from mcgen.emit.reference import reference_source
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
+from mcgen.emit.triton_deep import deep_source
 from mcgen.emit.triton_path import triton_source
-from mcgen.emit.triton_streamed import streamed_source
 from mcgen.emit.unused import without_unused
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.meaning import meaning as meaning_of
 
-LIBRARY = ("contextlib", "functools", "math", "os", "sys", "warnings")
+LIBRARY = ("contextlib", "functools", "itertools", "math", "os", "sys", "warnings")
 """What a file may need of the standard library."""
 ALWAYS = ("contextlib", "os", "sys")
 """What every file needs of it, for its first lines."""
@@ -55,7 +55,7 @@ def module_source(meaning: Meaning) -> str:
 
 
 def _kernels(meaning: Meaning) -> str:
-    return triton_source(meaning) if meaning.linear else streamed_source(meaning)
+    return triton_source(meaning) if meaning.linear else deep_source(meaning)
 
 
 def _uses(text: str, module: str) -> bool:

@@ -18,6 +18,7 @@ from mcgen.ir import aggregate, backward
 from mcgen.ir.closed_form import lagged_names
 from mcgen.ir.program import Program
 from mcgen.ir.step import step_with_errors
+from mcgen.passes.carried import carried
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.configurations import tile
@@ -235,7 +236,7 @@ class Kernels:
         held = {name: f"b_{name}" for name in self.state} | {f"d_{n}_next": f"b_d_{n}_next" for n in self.state}
         store = {**self.discard(whole.outputs), **{name: self.keep_rows(name) for name in pulls}}
         program = self._carried(self.bind(whole, held, store), "b_d_{}_next", "b_d_{}")
-        state = self.plan.carried(whole, self.plan.advance, "{}", "{}_next")
+        state = carried(whole, list(self.state), self.plan.advance, "{}", "{}_next")
         following, advance = self._recomputed(state, held)
         more = [f"start_{name}" for name in state if name != "anchor"] if self.starts else []
         if self.starts:

@@ -12,28 +12,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mcgen.emit.launching import launch_configurations
 from mcgen.emit.rendering import render
-from mcgen.emit.torch_path import tensor_inputs
 from mcgen.emit.triton_choice import gathered
-from mcgen.emit.triton_path import Kernels, idle, prelude
+from mcgen.emit.triton_path import Kernels, idle
 from mcgen.emit.triton_phases import Rows, phased_statements
 from mcgen.emit.triton_printer import Binding, offset, room, size
-from mcgen.emit.unused import without_unused
 from mcgen.ir.layers import sizes
 from mcgen.ir.program import Program
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
 from mcgen.passes.simplify import select
-from mcgen.plan.configurations import ELEMENTS, FAMILIES, HIDDEN, tile
+from mcgen.plan.configurations import tile
 from mcgen.plan.streamed import StreamedPlan
-from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
 
 Text = tuple[list[str], str]
-STEPPING = ("walk", "read_soup", "through_layers", "reverse")
-"""The kernels that go step by step: each takes the rows of a gradient chunk at once, unless it is several steps."""
-BF = 32
-"""Hidden units of a tile, where no configuration says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class StreamedKernels(Kernels):
         before: Counter[str] = Counter()
         for name, axes in self.state.items():
             found[name] = room(before)
-            before[" * ".join(map(_width, axes))] += 1
+            before[" * ".join(map(width_of, axes))] += 1
         return found
 
     @property
@@ -104,7 +96,7 @@ class StreamedKernels(Kernels):
     def keep(self, name: str, add: bool = False) -> Callable[[str], list[str]]:
         """Statements that store, or add, the tile of a buffer's part."""
         ((pointer, at, axes),) = self._buffers(name)
-        place, mask = _place(pointer, axes, at)
+        place, mask = place_of(pointer, axes, at)
         total = f"tl.load({place}, mask={mask}, other=0.0) + " if add else ""
         return lambda tile: [f"tl.store({place}, {total}{tile}, mask={mask})"]
 
@@ -146,14 +138,14 @@ class StreamedKernels(Kernels):
         if self.soup:
             arguments = [*self.tensors(program.inputs), "cached", "pools"]
             lines = self.phased(program, {name: self._following(name) for name in program.outputs}, self._resident)
-            return self._text("walk", arguments, lines, doc="The state at the end of every segment")
+            return self._text("streamed/walk", arguments, lines, doc="The state at the end of every segment")
         outputs = {"o": self._rows("o" if read else "y"), "r": self._number("r")}
         store = {name: outputs.get(name) or self._following(name) for name in program.outputs}
         out = ["o", *(["r"] if self.meaning.routes else [])] if read else ["y"]
         kept = [*(["cached"] if read else []), *(["pools"] if self.meaning.routes else [])]
         doc = "The online read-outs, and the state at the end of every segment" if read else "The read-outs y"
         lines = self.phased(program, store, self._resident)
-        return self._text("walk", [*self.tensors(program.inputs), *out, *kept], lines, doc=doc)
+        return self._text("streamed/walk", [*self.tensors(program.inputs), *out, *kept], lines, doc=doc)
 
     @property
     def _resident(self) -> dict[str, str]:
@@ -170,7 +162,7 @@ class StreamedKernels(Kernels):
         found = []
         for name in self._resident:
             axes = self.state[name]
-            place, mask = _place("", axes, self.places[name])
+            place, mask = place_of("", axes, self.places[name])
             shape = ", ".join(map(size, axes))
             learned = name.startswith(f"{MEMORY}_")
             begin = f"tl.load(theta + i_h * MEMORY{place}, mask={mask}, other=0.0)"
@@ -183,7 +175,7 @@ class StreamedKernels(Kernels):
         store = {name: (lambda tile: []) for name in program.outputs}
         more = ["o", "r", "pools", "lse", "online"] if routes else ["o"]
         arguments = [*self.tensors(program.inputs), "cached", *more, "y"]
-        return self._text("read", arguments, self.phased(program, store))
+        return self._text("streamed/read", arguments, self.phased(program, store))
 
     def read_soup(self) -> Text:
         program, logit = self.programs["read_soup"], self.programs["logit"]
@@ -215,7 +207,7 @@ class StreamedKernels(Kernels):
         """A kernel that walks the chains again, for what is read of all segments at once."""
         given = self.tensors(self.programs["advance"].inputs)
         arguments = list(dict.fromkeys([*self.tensors([*inputs, *given]), *more]))
-        return self._text("soup", arguments, program, kernel=kernel, advance_call=self._advance_call, **parts)
+        return self._text("streamed/soup", arguments, program, kernel=kernel, advance_call=self._advance_call, **parts)
 
     @property
     def _advance_call(self) -> str:
@@ -231,14 +223,14 @@ class StreamedKernels(Kernels):
         more = ["pools", "d_r"] if routes else []
         more += [] if self.soup else ["d_y", *(["y", "delta"] if routes else [])]
         arguments = [*self.tensors(program.inputs), "cached", *more, *(f"d_{name}_rows" for name in self.queries)]
-        return self._text("rows", list(dict.fromkeys(arguments)), self.phased(program, store, held))
+        return self._text("streamed/rows", list(dict.fromkeys(arguments)), self.phased(program, store, held))
 
     def segments(self) -> Text:
         program = self.programs["segment"]
         store = {name: self.keep(name, add=True) for name in program.outputs if name != "d_pools"}
         store |= {"d_pools": _added("s_pools")}
         more = ["cached", "d_cached", *(["pools", "d_pools"] if self.meaning.routes else [])]
-        return self._text("segments", [*self.tensors(program.inputs), *more], self.phased(program, store))
+        return self._text("streamed/segments", [*self.tensors(program.inputs), *more], self.phased(program, store))
 
     def reverse(self) -> Text:
         program, advance = self.programs["reverse"], self.programs["advance"]
@@ -250,7 +242,7 @@ class StreamedKernels(Kernels):
         arguments = self.tensors([*program.inputs, *advance.inputs]) + more
         arguments += [name for name in program.outputs if name not in parts]
         return self._text(
-            "reverse",
+            "streamed/reverse",
             arguments,
             self.phased(program, store),
             advance=self.phased(advance, {name: self.keep(name) for name in advance.outputs}),
@@ -258,9 +250,14 @@ class StreamedKernels(Kernels):
             advance_call=self._advance_call,
         )
 
-    def _rows(self, tensor: str) -> Callable[[str], list[str]]:
-        place, mask = _row(tensor, "v")
+    def _rows(self, tensor: str, axis: str = "v") -> Callable[[str], list[str]]:
+        place, mask = _row(tensor, axis)
         return lambda tile: [f"tl.store({place}, ({tile}).to({tensor}.dtype.element_ty), mask={mask})"]
+
+    def _added_rows(self, tensor: str) -> Callable[[str], list[str]]:
+        """Statements that add to a tensor's rows along k."""
+        place, mask = _row(tensor, "k")
+        return lambda tile: [f"tl.store({place}, tl.load({place}, mask={mask}, other=0.0) + {tile}, mask={mask})"]
 
     def _number(self, tensor: str) -> Callable[[str], list[str]]:
         return lambda tile: [f"tl.store({tensor} + i_row + o_t * H, {tile}, mask=m_t)"]
@@ -268,7 +265,7 @@ class StreamedKernels(Kernels):
     def _text(self, template: str, arguments: list[str], program: list[str], **more: object) -> Text:
         meaning = self.meaning
         text = render(
-            f"triton/{'' if template == 'route' else 'streamed/'}{template}.py.jinja",
+            f"triton/{template}.py.jinja",
             arguments=", ".join(arguments),
             program=program,
             queries=self.queries,
@@ -297,7 +294,7 @@ class StreamedKernels(Kernels):
         read = select(self.programs["read_segment"], ["o_cached"], "read")
         program = self._grouped(read, {"o_cached": "o"})
         doc, arguments = "Read-outs of chosen segments", [*self.tensors(read.inputs), "cached", "o_chosen"]
-        return self._text("chosen", arguments, program, kernel="chosen_reads", doc=doc, sums={"o": "v"})
+        return self._text("streamed/chosen", arguments, program, kernel="chosen_reads", doc=doc, sums={"o": "v"})
 
     def chosen_rows(self) -> Text:
         rows = self.programs["rows"]
@@ -305,7 +302,7 @@ class StreamedKernels(Kernels):
         program = self._grouped(rows, {name: name for name in sums})
         arguments = [*self.tensors(rows.inputs), "cached", "pools", *(f"{name}_chosen" for name in sums)]
         doc = "What every choice owes to the segment it reads: gradients of its row's queries and of its logit"
-        return self._text("chosen", arguments, program, kernel="chosen_rows", doc=doc, sums=sums)
+        return self._text("streamed/chosen", arguments, program, kernel="chosen_rows", doc=doc, sums=sums)
 
     def chosen_segments(self) -> Text:
         program = self.programs["segment"]
@@ -313,10 +310,10 @@ class StreamedKernels(Kernels):
         store |= {"d_pools": _added("s_pools")}
         lines = self.phased(program, store, self._gathered(program))
         arguments = [*self.tensors(program.inputs), "cached", "pools", "d_cached", "d_pools"]
-        return self._text("chosen_segments", arguments, lines)
+        return self._text("streamed/chosen_segments", arguments, lines)
 
     def read_chosen(self) -> Text:
-        return self._text("read_chosen", ["o", "r", "r_chosen", "o_chosen", "lse", "online", "y"], [])
+        return self._text("streamed/read_chosen", ["o", "r", "r_chosen", "o_chosen", "lse", "online", "y"], [])
 
     def _grouped(self, program: Program, sums: Mapping[str, str]) -> list[str]:
         """A program for the rows of one group at a time, added up where a row belongs to it."""
@@ -334,87 +331,30 @@ class StreamedKernels(Kernels):
         return {name: getattr(self, name)() for name in [*forward, *every, *backwards]}
 
 
-def _width(axis: str) -> str:
+def width_of(axis: str) -> str:
     return "F" if axis in HIDDEN_AXES else axis.upper()
 
 
 def _row(tensor: str, axis: str) -> tuple[str, str]:
     """The text of the addresses of a tile of rows along an axis, and of their mask."""
-    width = _width(axis)
+    width = width_of(axis)
     place = f"{tensor} + i_row * {width} + (o_t[:, None] * (H * {width}) + o_{axis}[None, :])"
     return place, f"m_t[:, None] & m_{axis}[None, :]"
 
 
-def _place(pointer: str, axes: tuple[str, ...], at: str) -> tuple[str, str]:
+def place_of(pointer: str, axes: tuple[str, ...], at: str) -> tuple[str, str]:
     """The text of the addresses of a tile of a buffer's part, and of their mask."""
     base = f"{pointer} + {at}" if at != "0" else pointer
     if len(axes) == 1:
         return f"{base} + o_{axes[0]}", f"m_{axes[0]}"
     into, out = axes
-    return f"{base} + (o_{into}[:, None] * {_width(out)} + o_{out}[None, :])", f"m_{into}[:, None] & m_{out}[None, :]"
+    return f"{base} + (o_{into}[:, None] * {width_of(out)} + o_{out}[None, :])", f"m_{into}[:, None] & m_{out}[None, :]"
 
 
 def _loaded(pointer: str, axes: tuple[str, ...], at: str) -> str:
-    place, mask = _place(pointer, axes, at)
+    place, mask = place_of(pointer, axes, at)
     return f"tl.load({place}, mask={mask}, other=0.0)"
 
 
 def _added(total: str, mask: str = "") -> Callable[[str], list[str]]:
     return lambda tile: [f"{total} += tl.where({mask}, {tile}, 0.0)" if mask else f"{total} += {tile}"]
-
-
-def streamed_source(meaning: Meaning) -> str:
-    """The text that defines `_run_forward_triton`, `_run_backward_triton` and `_saved_triton`."""
-    kernels = StreamedKernels(meaning)
-    parts = kernels.kernels()
-    text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
-    shapes = {name: ", ".join(map(str, kernels.streamed.shape(name))) for name in kernels.state}
-    layout = [f"{name} ({shapes[name]}) at {at}" for name, at in kernels.streamed.places.items()]
-    own = render("triton/streamed/prelude.py.jinja", layout=layout)
-    kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{own.strip()}\n\n\n{text}\n")
-    axes = dict.fromkeys(parts, HIDDEN)
-    rows = {} if kernels.streamed.anchored else dict.fromkeys(STEPPING, kernels.streamed.least_rows)
-    found = launch_configurations(meaning.spec, kernels_text, axes, rows)
-    return f"{kernels_text}\n\n{_host(kernels, parts, axes, found).strip()}"
-
-
-def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str, str], found: Mapping) -> str:
-    meaning, spec, plan = kernels.meaning, kernels.meaning.spec, kernels.streamed
-    reads, routes = meaning.reads_cached, meaning.routes
-    shapes = {"cached": "B, H, N, MEMORY"} if reads else {}
-    shapes |= {"pools": "B, H, N, K", "lse": "B, T, H", "online": "B, T, H"} if routes else {}
-    saved = [*(["y"] if routes and not kernels.soup else []), *shapes]
-    return render(
-        "triton/streamed/host.py.jinja",
-        sizes={"state": plan.total, "memory": plan.memory, "rows": plan.between_loops},
-        gradient=meaning.gradient_chunk,
-        chained=meaning.chained,
-        keeps=reads,
-        reads_cached=reads,
-        routes=routes,
-        kind=meaning.aggregate,
-        axes=dict(axes),
-        configurations=found,
-        defaults=_defaults(plan),
-        least_rows=plan.least_rows,
-        whole={"walk": tile(plan.hidden)} if plan.resident else {},
-        key_dim=spec.head.key_dim,
-        value_dim=spec.head.value_dim,
-        hidden=plan.hidden,
-        tile_k=tile(spec.head.key_dim),
-        tile_v=tile(spec.head.value_dim),
-        forward_shapes=shapes,
-        tensors=lambda kernel: ", ".join(f'x["{name}"]' for name in parts[kernel][0]),
-        outputs=", ".join(f'"{name}"' for name in ["y", *shapes]),
-        saved=", ".join(f'"{name}"' for name in saved),
-        between={name: _width(axis) for name, axis in kernels.between.items()},
-        queries=kernels.queries,
-        gradients=tensor_inputs(meaning),
-        gates=list(spec.tensor_gates),
-    )
-
-
-def _defaults(plan: StreamedPlan) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """BT, BF and num_warps by family of architectures and type: small tiles, few registers."""
-    rows, columns, warps = plan.least_rows, min(BF, tile(plan.hidden)), {"sm": 8, "gf": 4, "cpu": 4}
-    return {family: dict.fromkeys(ELEMENTS, (rows, columns, warps[family])) for family in FAMILIES}

@@ -62,10 +62,15 @@ def read(b: Builder, spec: Spec, x: Node, linear: Callable[[Layer, Node], Node])
             value = b.map(activation(spec), {symbol("x"): value})
         inputs[layer], value = value, linear(layer, value)
         results[layer] = value
-    if spec.memory.kind == "mlp":
-        value = _normed(b, value, spec.head.value_dim) if spec.memory.norm == "layernorm" else value
-        value = b.total([b.rename(x, "k", "v"), value]) if spec.memory.residual else value
-    return ReadOut(value, inputs, results)
+    return ReadOut(read_out(b, spec, x, value), inputs, results)
+
+
+def read_out(b: Builder, spec: Spec, x: Node, value: Node) -> Node:
+    """M(x) from x and the last layer's results: normed, and x added, where the memory has these."""
+    if spec.memory.kind != "mlp":
+        return value
+    value = _normed(b, value, spec.head.value_dim) if spec.memory.norm == "layernorm" else value
+    return b.total([b.rename(x, "k", "v"), value]) if spec.memory.residual else value
 
 
 def activation(spec: Spec) -> sympy.Expr:

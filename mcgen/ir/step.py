@@ -139,7 +139,7 @@ def step_outputs(
         outputs["r"], outputs["pool_next"] = pooled(b, meaning)
     for slot, weights in slots.items():
         for layer in weights:
-            outputs[f"{slot}{layer.suffix}_next"] = _next_state(form, slot, slots, layer)
+            outputs[f"{slot}{layer.suffix}_next"] = next_state(form, slot, slots, layer)
     return outputs
 
 
@@ -187,7 +187,7 @@ def after_tokens(form: ClosedForm, slots: Mapping[str, Weights], layer: Layer, x
     return b.total(terms)
 
 
-def _next_state(form: ClosedForm, slot: str, slots: Mapping[str, Weights], layer: Layer) -> Node:
+def next_state(form: ClosedForm, slot: str, slots: Mapping[str, Weights], layer: Layer) -> Node:
     b, end = form.b, form.coefficients(slot, None)
     terms = [b.product(node, slots[source][layer]) for source, node in end.start.items()]
     for write, node in end.writes.items():

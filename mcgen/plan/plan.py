@@ -17,8 +17,10 @@ from mcgen.ir import backward
 from mcgen.ir.closed_form import lagged_names
 from mcgen.ir.program import Program
 from mcgen.ir.step import error_names, state_axes, step_after_errors
+from mcgen.passes.carried import carried
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
+from mcgen.plan.layered import planned
 from mcgen.plan.streamed import streamed_plan_text
 from mcgen.symbolic.cost import cost
 from mcgen.symbolic.meaning import Meaning
@@ -139,29 +141,17 @@ class Plan:
         program = select(self.gradients, [f"d_{name}" for name in wanted], kernel)
         whole = not parts and any(axis in getattr(node, "over", ()) for node in program.nodes)
         reverse = any(f"d_{name}_next" in program.inputs for name in self.state)
-        d_state = self.carried(program, self.gradients, "d_{}_next", "d_{}") if reverse else ()
+        d_state = carried(program, list(self.state), self.gradients, "d_{}_next", "d_{}") if reverse else ()
         program = select(self.gradients, [f"d_{name}" for name in [*wanted, *d_state]], kernel)
-        state = self.carried(program, self.advance, "{}", "{}_next")
+        state = carried(program, list(self.state), self.advance, "{}", "{}_next")
         stepped = self.stepped and not set(self.reverse.pulls).isdisjoint(program.inputs)
         return Walk(axis, wanted, program, reverse, d_state, state, stepped, whole, parts)
-
-    def carried(self, program: Program, source: Program, read: str, written: str) -> tuple[str, ...]:
-        """The parts of the state a walk has to carry: those the program reads, and those that these depend on."""
-        needed: list[str] = []
-        while True:
-            known = set(program.inputs)
-            more = [n for n in self.state if read.format(n) in known and n not in needed]
-            if not more:
-                return tuple(name for name in self.state if name in needed)
-            needed += more
-            further = {f"+{name}": source.outputs[written.format(name)] for name in more}
-            program = Program("carried", {**program.outputs, **further})
 
 
 def plan_text(meaning: Meaning) -> str:
     """The plan in words: each choice with the property it follows from and what it costs."""
     if not meaning.linear:
-        return streamed_plan_text(meaning)
+        return streamed_plan_text(planned(meaning))
     plan = Plan(meaning)
     lines = [f"{what}: {chosen}\n    {why}" for what, chosen, why in _choices(plan)]
     return "\n".join([*lines, "", "Launches", *(f"  {line}" for line in _launches(plan))])

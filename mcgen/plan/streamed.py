@@ -34,6 +34,11 @@ WIDEST_TILE = 64
 RULES = (*FACTORS, WEIGHTED_SUM)
 
 
+def is_long(meaning: Meaning) -> bool:
+    """Whether a gradient chunk is too long for one step of a kernel."""
+    return meaning.gradient_chunk > LONGEST_STEP
+
+
 @dataclass(frozen=True)
 class StreamedPlan:
     """The programs of one deep memory's kernels, and how its state lies in a buffer."""
@@ -44,10 +49,10 @@ class StreamedPlan:
     def soup(self) -> bool:
         return self.meaning.aggregate == "soup"
 
-    @cached_property
+    @property
     def anchored(self) -> bool:
         """Whether a gradient chunk is several steps, so that the memory at its start is carried along."""
-        return self.meaning.gradient_chunk > LONGEST_STEP
+        return is_long(self.meaning)
 
     @cached_property
     def least_rows(self) -> int:
@@ -101,7 +106,7 @@ class StreamedPlan:
     @cached_property
     def between_loops(self) -> int:
         """Numbers that a kernel's buffer has room for, of what passes between its loops."""
-        return max(map(self._between_loops, self.programs.values()))
+        return max(self._between_loops(self.programs[name]) for name in self.phased)
 
     def _between_loops(self, program: Program) -> int:
         head, phases = self.meaning.spec.head, Phases(program)
@@ -145,14 +150,69 @@ class StreamedPlan:
             return ["walk", "route", "chosen_reads", "read_chosen"], chosen
         return ["walk", "read"], ["rows", "segments", "reverse"]
 
+    @property
+    def phased(self) -> list[str]:
+        """The programs that are loops over hidden units."""
+        return list(self.programs)
 
-def streamed_plan_text(meaning: Meaning) -> str:
+    def choices(self) -> Iterator[tuple[str, str, str]]:
+        """What is chosen, how, and the property it follows from with what it costs."""
+        chunk = self.meaning.gradient_chunk
+        size = f"{self.total:,} numbers, {4 * self.total // 1024:,} KB in float32"
+        if self.resident:
+            fits = "a program of every target has room for it, and for all hidden units in one tile"
+            yield "state", "in registers going forward, in buffers going back", f"{size}: {fits}"
+        else:
+            yield (
+                "state",
+                "in buffers, a tile of hidden units at a time",
+                f"{size}: a program reads and writes that much a step, from the second-level cache",
+            )
+        if self.anchored:
+            kept = f"a gradient chunk of {chunk} is several steps; the memory at its start is carried along"
+            yield "steps", "of up to BT tokens", kept
+        else:
+            yield "steps", f"of a gradient chunk, {chunk} tokens", "all its gradients are taken at the state before it"
+        yield self._segments()
+        yield (
+            "backward",
+            "steps in reverse, from states made again",
+            "a program keeps the state at the start of every sqrt(n)-th of its n steps, and those in between once more",
+        )
+        yield from self._reads()
+
+    def _segments(self) -> tuple[str, str, str]:
+        if self.meaning.chained:
+            return "segments", "one chain, in order", "init checkpoint: B H programs"
+        return "segments", "side by side", "init independent: B H N programs, as many in flight as the GPU has room for"
+
+    def _reads(self) -> Iterator[tuple[str, str, str]]:
+        meaning = self.meaning
+        if self.soup:
+            why = "a layer is linear in its parameters: one pass over the segments a layer, one activation"
+            yield "cached states", "averaged layer by layer, in its results", why
+        elif meaning.aggregate == "ssc":
+            yield (
+                "cached states",
+                "rows grouped by the segment they chose",
+                "reads follow top_k; only logits meet every segment",
+            )
+        elif meaning.routes:
+            yield "cached states", "online softmax over segments", "neither weights nor read-outs are kept"
+        elif meaning.reads_cached:
+            yield (
+                "cached states",
+                "read one after another",
+                "a read-out is not linear in the state, so states do not add up",
+            )
+
+
+def streamed_plan_text(plan: StreamedPlan) -> str:
     """The plan in words: each choice with the property it follows from and what it costs."""
-    plan = StreamedPlan(meaning)
-    lines = [f"{what}: {chosen}\n    {why}" for what, chosen, why in _choices(plan)]
+    lines = [f"{what}: {chosen}\n    {why}" for what, chosen, why in plan.choices()]
     forward, backwards = plan.launches
     launches = [f"forward, {len(forward)}: {', '.join(forward)}", f"backward, {len(backwards)}: {', '.join(backwards)}"]
-    loops = [f"{name}: {text}" for name, program in plan.programs.items() if (text := _loops(program))]
+    loops = [f"{name}: {text}" for name in plan.phased if (text := _loops(plan.programs[name]))]
     listed = [
         "",
         "Launches",
@@ -162,56 +222,6 @@ def streamed_plan_text(meaning: Meaning) -> str:
         *(f"  {x}" for x in loops),
     ]
     return "\n".join([*lines, *listed])
-
-
-def _choices(plan: StreamedPlan) -> Iterator[tuple[str, str, str]]:
-    meaning, chunk = plan.meaning, plan.meaning.gradient_chunk
-    size = f"{plan.total:,} numbers, {4 * plan.total // 1024:,} KB in float32"
-    if plan.resident:
-        fits = "a program of every target has room for it, and for all hidden units in one tile"
-        yield "state", "in registers going forward, in buffers going back", f"{size}: {fits}"
-    else:
-        yield (
-            "state",
-            "in buffers, a tile of hidden units at a time",
-            f"{size}: a program reads and writes that much a step, from the second-level cache",
-        )
-    if plan.anchored:
-        kept = f"a gradient chunk of {chunk} is several steps; the memory at its start is carried along"
-        yield "steps", "of up to BT tokens", kept
-    else:
-        yield "steps", f"of a gradient chunk, {chunk} tokens", "all its gradients are taken at the state before it"
-    if meaning.chained:
-        yield "segments", "one chain, in order", "init checkpoint: B H programs"
-    else:
-        yield "segments", "side by side", "init independent: B H N programs, as many in flight as the GPU has room for"
-    yield (
-        "backward",
-        "steps in reverse, from states made again",
-        "a program keeps the state at the start of every sqrt(n)-th of its n steps, and those in between once more",
-    )
-    yield from _reads(plan)
-
-
-def _reads(plan: StreamedPlan) -> Iterator[tuple[str, str, str]]:
-    meaning = plan.meaning
-    if plan.soup:
-        why = "a layer is linear in its parameters: one pass over the segments a layer, one activation"
-        yield "cached states", "averaged layer by layer, in its results", why
-    elif meaning.aggregate == "ssc":
-        yield (
-            "cached states",
-            "rows grouped by the segment they chose",
-            "reads follow top_k; only logits meet every segment",
-        )
-    elif meaning.routes:
-        yield "cached states", "online softmax over segments", "neither weights nor read-outs are kept"
-    elif meaning.reads_cached:
-        yield (
-            "cached states",
-            "read one after another",
-            "a read-out is not linear in the state, so states do not add up",
-        )
 
 
 def _loops(program: Program) -> str:

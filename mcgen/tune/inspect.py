@@ -59,6 +59,10 @@ def from_amdgcn(listing: str) -> Usage:
     )
 
 
+WAITING = re.compile(r"\b(SYNCS\.\S*TRYWAIT|BRA|NOP)\b")
+"""Instructions of a loop that does nothing but wait."""
+
+
 def sass_loop_loads(listing: str) -> tuple[int, int]:
     """How many loads from local memory (`LDL`) stand in a loop of a SASS listing, and in an innermost one."""
     return count_in_loops(sass_instructions(listing), lambda line: re.search(r"\bLDL\b", line.text) is not None)
@@ -80,12 +84,13 @@ def amdgcn_instructions(listing: str) -> list[Instruction]:
 def count_in_loops(lines: list[Instruction], wanted: Callable[[Instruction], bool]) -> tuple[int, int]:
     """How many of the wanted instructions lie on a cycle of the control flow, and how many on an innermost one.
 
-    Cycles, not backward branches: a block moved out of line jumps back without being a loop.
+    Cycles, not backward branches: a block moved out of line jumps back without being a loop. One that only waits, for
+    tensor cores to have done, is none either: what stands around it is not a loop around a loop.
     """
     starts, successors = _flow(lines)
-    ends = [*starts[1:], len(lines)]
-    counts = [sum(map(wanted, lines[start:end])) for start, end in zip(starts, ends, strict=True)]
-    loops = _loops(successors)
+    blocks = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    counts = [sum(map(wanted, block)) for block in blocks]
+    loops = [loop for loop in _loops(successors) if not all(WAITING.search(i.text) for b in loop for i in blocks[b])]
     inner = [loop for loop in loops if not any(other < loop for other in loops)]
     return tuple(sum(counts[block] for block in set().union(*some)) for some in (loops, inner))
 

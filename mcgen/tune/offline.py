@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
+from inspect import getsource
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -310,13 +311,13 @@ def _key(
     target: Target,
     choices: Mapping[str, Any],
 ) -> str:
-    """The name a result is kept by: all that decides it, the target's limits aside."""
+    """The name a result is kept by: all that decides it, how figures are read included, the target's limits aside."""
     import triton
 
     constants = {name: str(value) for name, value in sorted(constexprs.items())}
     attributes = sorted(at for (at,) in arguments.attributes)
-    architecture = [target.arch, target.warp_size]
-    parts = [source_digest(fn), arguments.types, constants, attributes, architecture, choices, triton.__version__]
+    architecture, tools = [target.arch, target.warp_size], [triton.__version__, _sha256(getsource(inspect))]
+    parts = [source_digest(fn), arguments.types, constants, attributes, architecture, choices, tools]
     return _sha256(json.dumps(parts, sort_keys=True, default=str))
 
 

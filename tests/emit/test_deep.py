@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -113,9 +114,26 @@ def test_the_backward_pass_holds_few_states(tmp_path: Path, heads: int) -> None:
     assert len(run) + max(chunks) < 4 * sum(chunks) ** 0.5
 
 
+@pytest.mark.parametrize("segment", [{}, {"init": "checkpoint"}], ids=["side by side", "in a chain"])
+def test_the_triton_path_of_long_chunks_holds_few_states(tmp_path: Path, segment: dict) -> None:
+    """Those before a chain's groups of spans and before one group's spans: a small multiple of √(spans)."""
+    length, chunk = 1 << 20, 128
+    text = _spec("deep_spans", {}, {**LONG, "gradient": {"chunk": chunk}}, {"kind": "none"}, segment, (6, 6))
+    importlib.import_module("triton")  # a file defines its kernels, and what launches them, where Triton is imported
+    _, module = _module(tmp_path, text.replace("size: 16", "size: 524288"))
+    spans = module._spans(length, torch.device("cpu"))
+    covered = sum(int((table[:, 1] - table[:, 0]).sum()) for _, table in spans)
+    assert covered == length
+    groups = module._groups(spans)
+    assert [span for group in groups for span in group] == spans
+    assert len(groups) + max(map(len, groups)) <= 2 * len(spans) ** 0.5 + module.GROUP
+
+
 def test_no_name_of_a_file_is_given_twice() -> None:
-    """Both backends lie in one file: a constant of one must not stand for a constant of the other."""
+    """Both backends lie in one file: a constant or function of one must not stand for one of the other."""
     text = source(loads(_spec("deep_names", {}, LONG, {"kind": "ssc", "top_k": 2}, {"size": 150}, (6, 6))))
-    assigned = [target for s in ast.parse(text).body if isinstance(s, ast.Assign) for target in s.targets]
+    body = ast.parse(text).body
+    assigned = [target for s in body if isinstance(s, ast.Assign) for target in s.targets]
     given = [target.id for target in assigned if isinstance(target, ast.Name)]
+    given += [s.name for s in body if isinstance(s, ast.FunctionDef | ast.ClassDef)]
     assert {one for one in given if given.count(one) > 1} <= {"triton", "tl"}

@@ -17,6 +17,9 @@ TITANS = {"rule": "titans", "gradient": {"chunk": 4}}
 MANY_STEPS = {"rule": "titans", "gradient": {"chunk": 1}}
 DLA = {"rule": "dla", "gradient": {"chunk": 7}}
 LONG = {"rule": "titans", "gradient": {"chunk": 100}}
+DLA_LONG = {"rule": "dla", "gradient": {"chunk": 70}}
+THREE = {"layers": 3, "expansion": 3, "residual": False, "activation": "sigmoid"}
+WIDE = {"residual": False, "expansion": 3}
 HUBER = {
     "objective": "sum(sqrt(1 + (p - v)**2))",
     "steps": ["S = beta*S - eta*grad", "M = alpha*M + S"],
@@ -92,9 +95,13 @@ FAMILIES = {
         (spec(TITANS, "soup", (5, 5), {"norm": "layernorm", "expansion": 4}), 19),
         (spec(DLA, {"kind": "soup", "connector": "q"}, (5, 5), {"layers": 3, "activation": "silu"}, **CHAIN), 17),
     ],
-    "gradient chunks of several steps": [
-        (spec(LONG, "grm", (5, 5), {}, size=90), 100),
-        (spec(LONG, "soup", (4, 4), {"expansion": 1}, size=90), 100),
+    "gradient chunks of several steps": [(spec(LONG, "soup", (4, 4), {"expansion": 1}, size=90), 100)],
+    "long gradient chunks": [(spec(LONG, "grm", (5, 5), {}, size=90), 100)],
+    "long gradient chunks in a chain": [(spec(LONG, "none", (6, 6), {"norm": "layernorm"}, size=150, **CHAIN), 190)],
+    "long gradient chunks of three layers": [(spec(DLA_LONG, "residual", (4, 6), THREE, size=80), 100)],
+    "long gradient chunks and chosen segments": [(spec(LONG, {**SSC, "top_k": 1}, (4, 4), {}, size=70), 150)],
+    "long gradient chunks of two gradients": [
+        (spec({**TWICE, "gradient": {"chunk": 66}}, {"kind": "grm", "connector": "q"}, (6, 4), WIDE, size=70), 75),
     ],
 }
 
@@ -108,7 +115,7 @@ RESIDENT = {
         (spec(TITANS, {"kind": "grm", "pool": "sum"}, (5, 5), {}, **CHAIN), 17),
         (spec(TITANS, "soup", (4, 4), {"expansion": 1}), 19),
     ],
-    "gradient chunks of several steps in registers": [(spec(LONG, "grm", (4, 4), {"expansion": 1}, size=90), 100)],
+    "gradient chunks of several steps in registers": [(spec(LONG, "soup", (4, 4), {"expansion": 1}, size=90), 100)],
 }
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from mcgen.plan.layered import LayeredPlan
 from mcgen.plan.plan import TILES, Plan, plan_text
-from mcgen.plan.streamed import streamed_plan_text
+from mcgen.plan.streamed import StreamedPlan, streamed_plan_text
 from mcgen.spec import load, loads
 from mcgen.spec.shipped import shipped
 from mcgen.symbolic.meaning import Meaning, meaning
@@ -63,7 +64,16 @@ def test_a_deep_state_stays_in_registers_where_every_target_has_room(size: int, 
     head = {"key_dim": size, "value_dim": size}
     document = {"mcgen": 1, "name": "deep", "memory": memory, "head": head, "aggregate": {"kind": "none"}}
     spec = loads(json.dumps({**document, "update": {"rule": "titans", "gradient": {"chunk": 16}}}))
-    assert f"state: {place}" in streamed_plan_text(meaning(spec))
+    assert f"state: {place}" in streamed_plan_text(StreamedPlan(meaning(spec)))
+
+
+def test_long_gradient_chunks_are_taken_layer_by_layer() -> None:
+    plan = LayeredPlan(of("titans_chunk_grm"))
+    assert plan.launches[0] == ["logits", "errors", "layer_1", "layer_2", "online", "read"]
+    assert "layer_1" in plan_text(of("titans_chunk_grm"))
+    needs = {name: (walk.state, walk.d_state) for name, walk in plan.walks.items() if name.endswith(("_1", "_1_2"))}
+    assert needs["queries_1"] == (("S_1", "M_1"), ())
+    assert needs["writes_1"] == needs["gates_1_2"] == ((), ("S_1", "M_1"))  # what eta is owed needs no state either
 
 
 def test_a_kernel_that_takes_in_several_gates_stays_small() -> None:

@@ -91,6 +91,24 @@ def test_reloads_between_inner_loops_are_told_from_those_in_them() -> None:
     assert inspect.sass_loop_loads(NESTED) == (3, 1)
 
 
+# A loop that waits for a product, with a reload before it in the loop around both.
+WAITS = """\
+.text.kern:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDL R4, [R1] ;
+.L_x_2:
+        /*0020*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P3, [UR17+0x2000], R4 ;
+        /*0030*/              @!P3 BRA `(.L_x_2) ;
+        /*0040*/               @P1 BRA `(.L_x_1) ;
+        /*0050*/                   EXIT ;
+"""
+
+
+def test_a_loop_that_waits_is_no_loop_inside_another() -> None:
+    assert inspect.sass_loop_loads(WAITS) == (1, 1)
+
+
 def test_a_branch_is_known_from_a_conditional_one() -> None:
     lines = inspect.sass_instructions(SASS)
     assert [line.target for line in lines if line.target] == [".L_x_9", ".L_x_2", ".L_x_1", ".L_x_3", ".L_x_10"]
