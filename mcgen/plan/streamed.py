@@ -26,9 +26,11 @@ from mcgen.plan.targets import targets
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
 
-LONGEST_STEP = 64
-"""Tokens: gradient chunks up to this many are one step of a kernel."""
-LEAST_ROWS = 16
+LONGEST_STEP = 32
+"""Tokens: gradient chunks up to this many are one step of a kernel. For 64 at once most targets have too few registers
+going back, whatever the tile."""
+LEAST_ROWS, MOST_ROWS = 16, 64
+"""Rows of a step, where a gradient chunk is several."""
 WIDEST_TILE = 64
 """Hidden units that a kernel takes at once, at most."""
 RULES = (*FACTORS, WEIGHTED_SUM)
@@ -111,8 +113,8 @@ class StreamedPlan:
     def _between_loops(self, program: Program) -> int:
         head, phases = self.meaning.spec.head, Phases(program)
         widths = {"k": tile(head.key_dim), "v": tile(head.value_dim)}
-        whole = sum(prod(widths.get(axis, LONGEST_STEP) for axis in node.axes) for node in phases.kept)
-        return len(phases.rows) * LONGEST_STEP * self.hidden + whole
+        whole = sum(prod(widths.get(axis, MOST_ROWS) for axis in node.axes) for node in phases.kept)
+        return len(phases.rows) * MOST_ROWS * self.hidden + whole
 
     @cached_property
     def between(self) -> Mapping[str, str]:

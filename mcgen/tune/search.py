@@ -12,7 +12,6 @@ from mcgen import pipeline
 from mcgen.plan import configurations
 from mcgen.plan.configurations import HIDDEN, Configuration, Entry, Key
 from mcgen.plan.kernels import SUFFIX, digests
-from mcgen.plan.streamed import LONGEST_STEP
 from mcgen.plan.targets import Target
 from mcgen.spec import Spec
 from mcgen.spec.model import Chunk
@@ -23,6 +22,9 @@ from mcgen.tune.offline import Job, Resources
 
 HEADS = (64, 128)
 """Sizes of heads that the shipped tables have configurations for."""
+LONG_CHUNK = 64
+"""Tokens of a gradient chunk that the tables have deep memories for, besides that of the shipped specs: it is long, and
+kernels of long ones are the same for all lengths."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,13 @@ def with_gradient_chunk(spec: Spec, size: int) -> Spec:
 
 
 def variants(spec: Spec) -> Iterator[Spec]:
-    """What the shipped tables have of a spec: heads of two sizes, gradients of a deep memory by its chunk and by 64."""
+    """What the shipped tables have of a spec: heads of two sizes, gradients of a deep memory by its chunk and by 64, as
+    which longer ones are too."""
     for size in HEADS:
         one = with_head(spec, size)
         yield one
-        if spec.memory.kind == "mlp" and (spec.gradient_chunk or 0) < LONGEST_STEP:
-            yield with_gradient_chunk(one, LONGEST_STEP)
+        if spec.memory.kind == "mlp" and (spec.gradient_chunk or 0) < LONG_CHUNK:
+            yield with_gradient_chunk(one, LONG_CHUNK)
 
 
 def _module(spec: Spec, folder: Path, elements: Sequence[str]) -> Module:
