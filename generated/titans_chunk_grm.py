@@ -1274,14 +1274,6 @@ def _pow(x, y):
 
 
 @_jit
-def _copy(to, source, N: tl.constexpr):
-    """N numbers from one buffer to another."""
-    for i in range(tl.cdiv(N, 1024)):
-        o_n = i * 1024 + tl.arange(0, 1024)
-        tl.store(to + o_n, tl.load(source + o_n, mask=o_n < N), mask=o_n < N)
-
-
-@_jit
 def _fill(to, N: tl.constexpr):
     """N zeros."""
     for i in range(tl.cdiv(N, 1024)):
@@ -4779,7 +4771,7 @@ def _configuration(kernel, element, device):
     return max(BT, LEAST_ROWS), BF, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
-LEAST_ROWS = 16  # fewest tokens of a step: a gradient chunk is one, or a whole number of them
+LEAST_ROWS = 16  # fewest tokens of a step: a gradient chunk is one, or several
 
 
 def _programs(entries, device):
@@ -5037,7 +5029,8 @@ PARTS = {
 
 @functools.lru_cache(maxsize=64)
 def _spans(T, device):
-    """The spans of all chains, one after another: whether a gradient chunk begins with it, and a table.
+    """The spans of all chains, one after another: how long each chain's is, whether a gradient chunk begins with it, and
+    a table.
 
     A table (n_chains, 4): start, end, segment, whether the segment ends there; zeros where a chain has no more spans.
     """
@@ -5053,8 +5046,16 @@ def _spans(T, device):
     found = []
     for spans in itertools.zip_longest(*chains, fillvalue=(False, (0, 0, 0, 0))):
         table = torch.tensor([row for _, row in spans], dtype=torch.int32, device=device)
-        found.append((any(begins for begins, _ in spans), table))
+        tokens = [end - start for _, (start, end, _, _) in spans]
+        found.append((tokens, any(begins for begins, _ in spans), table))
     return found
+
+
+def _spans_of(T, BH, first, last, device):
+    """The spans of the chains in flight, as long as one has any: tokens of the longest, and the rest of `_spans`."""
+    chains = slice(first // BH, (last - 1) // BH + 1)
+    found = [(max(tokens[chains]), begins, table) for tokens, begins, table in _spans(T, device)]
+    return [span for span in found if span[0]]
 
 
 def _groups(spans):
@@ -5076,28 +5077,29 @@ def _records(theta, first, last):
     return found
 
 
-def _enter(records, begins):
+def _enter(records, span):
     """Where a gradient chunk begins with a span, its gradients are taken at the memory there."""
+    _, begins, _ = span
     if begins:
         records[:, STATE - MEMORY :] = records[:, :MEMORY]
 
 
-def _empty_rows(chains, device):
-    return {
-        name: torch.empty(chains, SPAN, *width, dtype=torch.float32, device=device)
-        for name, width in ROW_WIDTHS.items()
-    }
+def _empty_rows(chains, device, back):
+    """Room for a span's rows, and for their gradients on the way `back`."""
+    new = functools.partial(torch.empty, dtype=torch.float32, device=device)
+    return {name: new(chains, SPAN, *width) for name, width in ROW_WIDTHS.items() if back or not name.startswith("d_")}
 
 
-def _launch_steps(kernel, name, x, tensors, first, table, room=None):
+def _launch_steps(kernel, name, x, tensors, first, span, room=None):
     """Launches a kernel for all steps of a span of the chains in flight."""
     B, T, H, _ = x["q"].shape
-    steps = triton.cdiv(SPAN, _rows_of_step(name, tensors))
+    tokens, _, table = span
+    steps = triton.cdiv(tokens, _rows_of_step(name, tensors))
     pointers, numbers = [x[one] for one in ARGUMENTS[name]], (table, first, steps, T, H, B * H)
     _launch(kernel, name, len(x["records"]) * steps, pointers, tensors, numbers, room=room, SPAN=SPAN)
 
 
-def _launch_tiles(kernel, name, x, tensors, first, table, room=None, **modes):
+def _launch_tiles(kernel, name, x, tensors, first, span, room=None, leaves_rows=True, **modes):
     """Launches a layer's kernel for all its tiles and the chains in flight, and adds up their parts of rows."""
     B, T, H, _ = x["q"].shape
     chains, tiles = len(x["records"]), triton.cdiv(256, _configuration(name, _element(tensors), x["q"].device)[1])
@@ -5106,59 +5108,59 @@ def _launch_tiles(kernel, name, x, tensors, first, table, room=None, **modes):
     parts = {
         row: x[row].new_empty(chains, number[axis], *x[row].shape[1:])
         for row, axis in PARTS[name].items()
-        if number[axis] > 1
+        if number[axis] > 1 and leaves_rows
     }
     pointers = [parts.get(one, x[one]) for one in ARGUMENTS[name]]
-    numbers = (table, first, T, H, B * H, len(_segments(T)))
+    numbers = (span[-1], first, T, H, B * H, len(_segments(T)))
     _launch(kernel, name, chains * n_into * n_out, pointers, tensors, numbers, room=room, SPAN=SPAN, **modes)
-    if modes.get("READS", True):
-        for row, part in parts.items():
-            torch.sum(part, 1, out=x[row])
+    for row, part in parts.items():
+        torch.sum(part, 1, out=x[row])
 
 
-def _through_span(x, tensors, first, table, **modes):
+def _through_span(x, tensors, first, span, reads, advances):
     """A span of the chains in flight: the rows that gradients are made of, then layer after layer."""
-    _launch_steps(errors_kernel, "errors", x, tensors, first, table, room=ROWS)
-    _launch_tiles(layer_1_kernel, "layer_1", x, tensors, first, table, **modes)
-    _launch_tiles(layer_2_kernel, "layer_2", x, tensors, first, table, **modes)
+    modes = {"leaves_rows": reads, "READS": reads, "ADVANCES": advances}
+    _launch_steps(errors_kernel, "errors", x, tensors, first, span, room=ROWS)
+    _launch_tiles(layer_1_kernel, "layer_1", x, tensors, first, span, **modes)
+    _launch_tiles(layer_2_kernel, "layer_2", x, tensors, first, span, **modes)
 
 
 def _chains(tensors, x, theta):
     """Takes all chains through their steps, a flight of them at a time, span by span."""
     B, T, H, _ = x["q"].shape
     for first, last in _flights(len(_segments(T)) * B * H, theta.device):
-        x |= {"records": _records(theta, first, last), **_empty_rows(last - first, theta.device)}
-        for begins, table in _spans(T, theta.device):
-            _enter(x["records"], begins)
-            _through_span(x, tensors, first, table, READS=True, ADVANCES=True)
-            _launch_steps(online_kernel, "online", x, tensors, first, table)
+        x |= {"records": _records(theta, first, last), **_empty_rows(last - first, theta.device, back=False)}
+        for span in _spans_of(T, B * H, first, last, theta.device):
+            _enter(x["records"], span)
+            _through_span(x, tensors, first, span, reads=True, advances=True)
+            _launch_steps(online_kernel, "online", x, tensors, first, span)
 
 
-def _reverse_span(x, tensors, first, table):
+def _reverse_span(x, tensors, first, span):
     """The reverse of a span of the chains in flight, from the states before it and the gradients of those after it."""
-    _through_span(x, tensors, first, table, READS=True, ADVANCES=False)
-    _launch_steps(reverse_online_kernel, "reverse_online", x, tensors, first, table)
-    _launch_tiles(queries_2_kernel, "queries_2", x, tensors, first, table)
+    _through_span(x, tensors, first, span, reads=True, advances=False)
+    _launch_steps(reverse_online_kernel, "reverse_online", x, tensors, first, span)
+    _launch_tiles(queries_2_kernel, "queries_2", x, tensors, first, span)
     BT, BF, _ = _configuration("gates_2_1", _element(tensors), x["q"].device)
     room = triton.cdiv(SPAN, BT) * 1 * BF * 64
-    _launch_tiles(gates_2_1_kernel, "gates_2_1", x, tensors, first, table, room=room)
-    _launch_tiles(gates_2_2_kernel, "gates_2_2", x, tensors, first, table)
+    _launch_tiles(gates_2_1_kernel, "gates_2_1", x, tensors, first, span, room=room)
+    _launch_tiles(gates_2_2_kernel, "gates_2_2", x, tensors, first, span)
     BT, BF, _ = _configuration("gates_2_3", _element(tensors), x["q"].device)
     room = triton.cdiv(SPAN, BT) * 2 * BF * 64
-    _launch_tiles(gates_2_3_kernel, "gates_2_3", x, tensors, first, table, room=room)
-    _launch_tiles(writes_2_kernel, "writes_2", x, tensors, first, table)
-    _launch_tiles(queries_1_kernel, "queries_1", x, tensors, first, table)
+    _launch_tiles(gates_2_3_kernel, "gates_2_3", x, tensors, first, span, room=room)
+    _launch_tiles(writes_2_kernel, "writes_2", x, tensors, first, span)
+    _launch_tiles(queries_1_kernel, "queries_1", x, tensors, first, span)
     BT, BF, _ = _configuration("gates_1_1", _element(tensors), x["q"].device)
     room = triton.cdiv(SPAN, BT) * 1 * 64 * BF
-    _launch_tiles(gates_1_1_kernel, "gates_1_1", x, tensors, first, table, room=room)
-    _launch_tiles(gates_1_2_kernel, "gates_1_2", x, tensors, first, table)
+    _launch_tiles(gates_1_1_kernel, "gates_1_1", x, tensors, first, span, room=room)
+    _launch_tiles(gates_1_2_kernel, "gates_1_2", x, tensors, first, span)
     BT, BF, _ = _configuration("gates_1_3", _element(tensors), x["q"].device)
     room = triton.cdiv(SPAN, BT) * 2 * 64 * BF
-    _launch_tiles(gates_1_3_kernel, "gates_1_3", x, tensors, first, table, room=room)
-    _launch_tiles(writes_1_kernel, "writes_1", x, tensors, first, table)
-    chains, steps = len(x["records"]), triton.cdiv(SPAN, _rows_of_step("inputs", tensors))
+    _launch_tiles(gates_1_3_kernel, "gates_1_3", x, tensors, first, span, room=room)
+    _launch_tiles(writes_1_kernel, "writes_1", x, tensors, first, span)
+    chains, steps = len(x["records"]), triton.cdiv(span[0], _rows_of_step("inputs", tensors))
     x["d_anchors"] = x["records"].new_empty(chains, steps, MEMORY)
-    _launch_steps(inputs_kernel, "inputs", x, tensors, first, table, room=ROWS)
+    _launch_steps(inputs_kernel, "inputs", x, tensors, first, span, room=ROWS)
     x["d_records"][:, STATE - MEMORY :] += x["d_anchors"].sum(1)
 
 
@@ -5167,27 +5169,28 @@ def _chains_back(tensors, x, theta, d_theta):
 
     The states that groups begin with are made going forward once and kept, those that their spans begin with once more.
     """
-    T = x["q"].shape[1]
-    groups = _groups(_spans(T, theta.device))
+    B, T, H, _ = x["q"].shape
     for first, last in _flights(d_theta[..., 0].numel(), theta.device):
-        x |= {"records": _records(theta, first, last), **_empty_rows(last - first, theta.device)}
+        groups = _groups(_spans_of(T, B * H, first, last, theta.device))
+        x |= {"records": _records(theta, first, last), **_empty_rows(last - first, theta.device, back=True)}
         x["d_records"] = torch.zeros_like(x["records"])
         kept = [x["records"].clone()]
-        for own in groups[:-1]:
-            for begins, table in own:
-                _enter(x["records"], begins)
-                _through_span(x, tensors, first, table, READS=False, ADVANCES=True)
+        for group in groups[:-1]:
+            for span in group:
+                _enter(x["records"], span)
+                _through_span(x, tensors, first, span, reads=False, advances=True)
             kept.append(x["records"].clone())
-        for own in reversed(groups):
+        for group in reversed(groups):
             x["records"], starts = kept.pop(), []
-            for begins, table in own:
-                _enter(x["records"], begins)
+            for span in group:
+                _enter(x["records"], span)
                 starts.append(x["records"].clone())
-                if len(starts) < len(own):
-                    _through_span(x, tensors, first, table, READS=False, ADVANCES=True)
-            for begins, table in reversed(own):
+                if len(starts) < len(group):
+                    _through_span(x, tensors, first, span, reads=False, advances=True)
+            for span in reversed(group):
                 x["records"] = starts.pop()
-                _reverse_span(x, tensors, first, table)
+                _reverse_span(x, tensors, first, span)
+                _, begins, _ = span
                 if begins:
                     x["d_records"][:, :MEMORY] += x["d_records"][:, STATE - MEMORY :]
                     x["d_records"][:, STATE - MEMORY :] = 0

@@ -4766,7 +4766,7 @@ def _configuration(kernel, element, device):
     return max(BT, LEAST_ROWS), BF, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
-LEAST_ROWS = 16  # fewest tokens of a step: a gradient chunk is one, or a whole number of them
+LEAST_ROWS = 16  # fewest tokens of a step: a gradient chunk is one, or several
 
 
 def _programs(entries, device):

@@ -3,7 +3,7 @@
 python -m tests.held CASES [resident]   # a JSON file of [[spec as a dict, tokens], ...]; prints the misses as JSON
 
 Hidden units of deep memories are taken in tiles of 16, their state from buffers, for all but `resident` cases, and long
-gradient chunks in spans of 48 tokens, a group each if they are few. Every tensor that is made empty is full of NaN, so
+gradient chunks in spans of 16 tokens, a group each if they are few. Every tensor that is made empty is full of NaN, so
 that what no kernel writes is seen.
 """
 
@@ -40,7 +40,7 @@ def main(file: str, *options: str) -> None:
     from mcgen.plan import layered, streamed
 
     triton_deep.BF = 16
-    layered.SPAN, triton_deep.GROUP = 48, 1
+    layered.SPAN, layered.GROUP = 16, 1
     if "resident" not in options:
         streamed.WIDEST_TILE = 0
 

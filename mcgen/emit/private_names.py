@@ -23,7 +23,7 @@ OF_PROGRAMS = (
     "q k v u o r y n_t n_j at_t at_j pool pools count head valid fresh anchor share online lse delta cached mine"
 )
 BUILT = re.compile(
-    r"^(d|b|s|m|o|i|n|x|k|v|r|start|kept|decay|sum|max|error|pull|seen|result|rows)_|_(next|rows|chosen|cached|runs|kernel)$"
+    r"^(d|b|s|m|o|i|n|x|k|v|r|start|kept|decay|sum|max|error|pull|seen|result|rows)_|_(next|rows|chosen|cached|runs|kernel|layer_\d+)$"
 )
 
 

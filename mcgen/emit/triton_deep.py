@@ -13,7 +13,7 @@ from mcgen.emit.triton_streamed import StreamedKernels, Text, width_of
 from mcgen.emit.unused import without_unused
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
 from mcgen.plan.configurations import ELEMENTS, FAMILIES, HIDDEN, tile
-from mcgen.plan.layered import GROUP, is_layered
+from mcgen.plan.layered import is_layered
 from mcgen.plan.streamed import StreamedPlan
 from mcgen.symbolic.meaning import Meaning
 
@@ -30,7 +30,8 @@ def deep_source(meaning: Meaning) -> str:
     text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
     shapes = {name: ", ".join(map(str, kernels.streamed.shape(name))) for name in kernels.state}
     layout = [f"{name} ({shapes[name]}) at {at}" for name, at in kernels.streamed.places.items()]
-    own = render("triton/streamed/prelude.py.jinja", layout=layout, layered=is_layered(meaning))
+    moves = [name for name in ("_copy", "_fill", "_add") if f"{name}(" in text]
+    own = render("triton/streamed/prelude.py.jinja", layout=layout, layered=is_layered(meaning), moves=moves)
     kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{own.strip()}\n\n\n{text}\n")
     axes = dict.fromkeys(parts, HIDDEN)
     rows = {} if kernels.streamed.anchored else dict.fromkeys(STEPPING, kernels.streamed.least_rows)
@@ -82,7 +83,7 @@ def _layer_by_layer(kernels: LayeredKernels, parts: Mapping[str, Text]) -> dict[
     in_spans = ("errors", *tiled, "online", "reverse_online", "inputs")
     return {
         "span": plan.span,
-        "group": GROUP,
+        "group": plan.group,
         "layers": [f"layer{layer.suffix}" for layer in plan.layers],
         "walks": {name: kernels.room(name) for name in plan.walks},
         "row_widths": {name: kernels.widths(axis) for name, axis in kernels.span_rows.items()},

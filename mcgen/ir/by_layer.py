@@ -5,7 +5,7 @@ known for all its tokens before the first is read. Given these, layers have noth
 that one's results are the next one's inputs; each is a matrix memory whose keys and values are known:
 
     z_l,t = sum over slots s of R[t, s] X_s,l(a_l,t) + sum over j <= t of C[t, j] <a_l,t, x_l,j> e_l,j
-    a_1 = q,    a_(l+1) = sigma(z_l),    o = q + norm(z_L)
+    a_1 = q,    a_(l+1) = sigma(z_l),    o = q + norm(z_L)  (where the memory has a residual and a norm)
 
 Every sum over a layer's inputs may be taken in parts, so that tiles of a layer's parameters know nothing of each other.
 """
@@ -101,8 +101,10 @@ def inputs(meaning: Meaning) -> Program:
     terms["v"] = [b.broadcast(found.get("v", zero), ("j", "v"))]
     terms["k"] += [found["k"]] if "k" in found else []
     terms["q"] += [_through_online(b, meaning)["q"]] if spec.memory.residual else []
+    reached = Program("layer", _layer(Builder(), meaning, first)).inputs  # as by the others
     for gate in spec.tensor_gates:
-        terms[gate] = [b.input(owed(gate, layer), "t") for layer in layers(spec)]
+        shares = [b.input(owed(gate, layer), "t") for layer in layers(spec)]
+        terms[gate] = shares if gate in reached else [b.broadcast(zero, ("t",))]
     return Program("inputs", {f"d_{name}": b.total(nodes) for name, nodes in terms.items()} | anchors)
 
 

@@ -8,7 +8,7 @@ last token's value of the slots that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import sympy
@@ -110,10 +110,25 @@ class ClosedForm:
         return self.of_values(write.value, {VALUE: self.b.input(value_name(write.value_lag), "j", "v")})
 
     def of_values(self, expression: sympy.Expr, values: Mapping[sympy.Symbol, Node]) -> Node:
-        """A function of rows. Masked programs pad with zeros, where it need not be finite; there it is made 0."""
-        if self.masked and problem(expression.subs(dict.fromkeys(values, 0))):
-            expression = Where(sum(map(Absolute, values)), expression, sympy.S.Zero)
+        """A function of rows. Masked programs pad with zeros, where it or a derivative need not be finite. It is 0
+        there, and its derivatives are taken elsewhere: 0 times infinity is no 0."""
+        if self.masked and not _is_finite(expression, dict.fromkeys(values, 0)):
+            there = sum(map(Absolute, values))
+            others = {value: Where(there, value, number) for value, number in _stand_in(expression, values).items()}
+            expression = Where(there, expression.subs(others, simultaneous=True), sympy.S.Zero)
         return self.b.map(expression, values)
+
+
+def _is_finite(expression: sympy.Expr, at: Mapping[sympy.Symbol, int]) -> bool:
+    """Whether a function and its derivatives are finite at some values."""
+    derivatives = (sympy.diff(expression, value) for value in at)
+    return not any(problem(function.subs(at)) for function in (expression, *derivatives))
+
+
+def _stand_in(expression: sympy.Expr, values: Iterable[sympy.Symbol]) -> dict[sympy.Symbol, int]:
+    """Values at which a function and its derivatives are finite, or the last of those tried."""
+    tried = [dict(zip(values, numbers, strict=False)) for numbers in ((1, 0), (1, 2), (2, 1), (1, 1))]
+    return next((at for at in tried if _is_finite(expression, at)), tried[-1])
 
 
 def gate_nodes(b: Builder, spec: Spec) -> dict[sympy.Symbol, Node]:

@@ -74,6 +74,11 @@ class LayeredPlan(StreamedPlan):
         return min(SPAN, self.meaning.gradient_chunk)
 
     @property
+    def group(self) -> int:
+        """Spans whose states are kept together going back, at least."""
+        return GROUP
+
+    @property
     def resident(self) -> bool:
         return False
 
@@ -107,9 +112,10 @@ class LayeredPlan(StreamedPlan):
         found: dict[str, LayerWalk] = {}
         for layer in reversed(self.layers):
             rows = {f"d_error{layer.suffix}", f"d_seen{layer.suffix}", by_layer.owed("k", layer)}
-            gates = [by_layer.owed(gate, layer) for gate in self.meaning.spec.tensor_gates]
-            slots = [f"d_{slot}" for slot in self.slots(layer)]
             outputs = self.programs[f"reverse_layer{layer.suffix}"].outputs
+            gates = [by_layer.owed(gate, layer) for gate in self.meaning.spec.tensor_gates]
+            gates = [gate for gate in gates if gate in outputs]
+            slots = [f"d_{slot}" for slot in self.slots(layer)]
             queries = [label for label in outputs if label not in {*rows, *gates, *slots}]
             found[f"queries{layer.suffix}"] = self._walk(layer, queries)
             alike: dict[tuple, list[str]] = {}

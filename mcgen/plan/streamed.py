@@ -185,8 +185,8 @@ class StreamedPlan:
 
     def _segments(self) -> tuple[str, str, str]:
         if self.meaning.chained:
-            return "segments", "one chain, in order", "init checkpoint: B H programs"
-        return "segments", "side by side", "init independent: B H N programs, as many in flight as the GPU has room for"
+            return "segments", "one chain, in order", "init checkpoint: B H chains"
+        return "segments", "side by side", "init independent: B H N chains, as many in flight as the GPU has room for"
 
     def _reads(self) -> Iterator[tuple[str, str, str]]:
         meaning = self.meaning

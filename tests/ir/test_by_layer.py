@@ -27,10 +27,12 @@ TWICE = {
     "steps": ["M = alpha*M - eta*grad", "M = M - lam*grad"],
     "gradient": {"chunk": 6},
 }
+UNREAD = {**TWICE, "steps": ["S = beta*S - eta*grad", "M = alpha*M - 0.1*grad"], "gates": {"alpha": 0.9}}
 CASES = {
     "two layers": (TITANS, {"norm": "layernorm"}, "none"),
     "three layers": (TITANS, {"layers": 3, "activation": "silu", "residual": False}, "residual"),
     "four layers, two gradients": (TWICE, {"layers": 4, "activation": "tanh"}, "mean"),
+    "a slot that is not read": (UNREAD, {"residual": False}, "none"),
     "routed": (TITANS, {"norm": "layernorm", "activation": "sigmoid"}, "grm"),
 }
 
