@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from mcgen import pipeline
+from mcgen.emit.triton_deep import deep_source
 from mcgen.plan import configurations
 from mcgen.plan.configurations import ELEMENTS, SHIPPED, Entry, Key
 from mcgen.plan.kernels import digests
 from mcgen.plan.targets import lookup
 from mcgen.spec import load
 from mcgen.spec.shipped import shipped
+from mcgen.symbolic.meaning import meaning
 from mcgen.tune import offline
-from mcgen.tune.search import job, modules, with_head
+from mcgen.tune.search import LONG_CHUNK, job, modules, with_gradient_chunk, with_head
 
 GENERATED = Path(__file__).parents[2] / "generated"
 HEADS = (64, 128)
@@ -40,9 +41,10 @@ def kernels(name: str) -> dict[str, str]:
 
 
 @functools.cache
-def kernels_for(name: str, head: int) -> dict[str, str]:
-    spec = load(shipped()[name])
-    return kernels(name) if spec.head.key_dim == head else digests(pipeline.source(with_head(spec, head)))
+def deep_kernels(name: str, head: int, chunk: int | None = None) -> dict[str, str]:
+    """For heads of a size, and gradient chunks: the spec's own, or of so many tokens."""
+    spec = with_head(load(shipped()[name]), head)
+    return digests(deep_source(meaning(with_gradient_chunk(spec, chunk) if chunk else spec)))
 
 
 @pytest.mark.parametrize("name", covered())
@@ -65,12 +67,13 @@ def _is_clean(entry: Entry, target: str) -> bool:
     return entry.spills == 0 and entry.shared_bytes <= lookup(target).shared_bytes
 
 
+@pytest.mark.parametrize("chunk", [None, LONG_CHUNK], ids=["own chunk", "long chunk"])
 @pytest.mark.parametrize("name", deep())
-def test_a_deep_kernel_is_there_and_spills_nothing_in_loops_over_tiles(name: str) -> None:
-    """For products in bfloat16 and gradient chunks of up to 16 tokens, or of several steps."""
+def test_a_deep_kernel_is_there_and_spills_nothing_in_loops_over_tiles(name: str, chunk: int | None) -> None:
+    """For products in bfloat16."""
     missing, faulty = set(), set()
     for head in HEADS:
-        for kernel, digest in kernels_for(name, head).items():
+        for kernel, digest in deep_kernels(name, head, chunk).items():
             for target, table in TABLES.items():
                 found = [
                     table.get(Key(digest, head, head, "bfloat16", lookup(target).architecture, n)) for n in (None, 16)
@@ -92,7 +95,8 @@ def _allowed(kernel: str, head: int) -> int:
 def test_no_kernel_is_there_that_no_spec_has() -> None:
     """`make offline` drops them."""
     current = {digest for name in covered() for digest in kernels(name).values()}
-    current |= {digest for name in deep() for head in HEADS for digest in kernels_for(name, head).values()}
+    variants = [(name, head, chunk) for name in deep() for head in HEADS for chunk in (None, LONG_CHUNK)]
+    current |= {digest for variant in variants for digest in deep_kernels(*variant).values()}
     assert {key.digest for table in TABLES.values() for key in table} <= current
 
 
