@@ -2997,6 +2997,7 @@ CONFIGURATIONS = {
             "through_layers": (16, 64, 8, 1),
             "rows": (32, 64, 8, 1),
             "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "sm90": {
@@ -3014,6 +3015,7 @@ CONFIGURATIONS = {
             "through_layers": (16, 64, 4, 1),
             "rows": (32, 64, 4, 1),
             "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "sm100": {
@@ -3031,6 +3033,7 @@ CONFIGURATIONS = {
             "through_layers": (16, 64, 4, 1),
             "rows": (32, 64, 4, 1),
             "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "gfx942": {
@@ -3048,6 +3051,7 @@ CONFIGURATIONS = {
             "through_layers": (16, 64, 4, 1),
             "rows": (32, 64, 4, 1),
             "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
         },
     },
 }

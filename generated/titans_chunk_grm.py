@@ -4701,19 +4701,43 @@ AXES = {
 # its loops over hidden units, or else the one that reloads least there.
 CONFIGURATIONS = {
     "sm80": {
-        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "bfloat16": {
+            "logits": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "reverse_logits": (32, 64, 4, 1),
+        },
         "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
     "sm90": {
-        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "bfloat16": {
+            "logits": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "reverse_logits": (32, 64, 4, 1),
+        },
         "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
     "sm100": {
-        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "bfloat16": {
+            "logits": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "reverse_logits": (32, 64, 4, 1),
+        },
         "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
     "gfx942": {
-        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 4, 1), "segments": (64, 64, 4, 1)},
+        "bfloat16": {
+            "logits": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 4, 1),
+            "segments": (64, 64, 4, 1),
+            "reverse_logits": (64, 64, 4, 1),
+        },
         "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
 }

@@ -2846,10 +2846,22 @@ AXES = {"walk": "f", "reverse": "f"}
 # list of candidates, larger tiles first, the first that fits the shared memory and keeps all values in registers inside
 # its loops over hidden units, or else the one that reloads least there.
 CONFIGURATIONS = {
-    "sm80": {"bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)}, "float32": {"walk": (16, 64, 8, 1)}},
-    "sm90": {"bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)}, "float32": {"walk": (16, 64, 4, 1)}},
-    "sm100": {"bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)}, "float32": {"walk": (16, 64, 4, 1)}},
-    "gfx942": {"bfloat16": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 4, 1)}, "float32": {"walk": (16, 64, 4, 1)}},
+    "sm80": {
+        "bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
+        "float32": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
+    },
+    "sm90": {
+        "bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
+        "float32": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 8, 1)},
+    },
+    "sm100": {
+        "bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
+        "float32": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 8, 1)},
+    },
+    "gfx942": {
+        "bfloat16": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 4, 1)},
+        "float32": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 4, 1)},
+    },
 }
 
 # BT, BF and num_warps where there is nothing better: of other GPUs, and of kernels not found above.

@@ -4369,6 +4369,7 @@ CONFIGURATIONS = {
             "through_layers": (16, 64, 8, 1),
             "rows": (32, 64, 8, 1),
             "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "sm90": {
@@ -4386,6 +4387,7 @@ CONFIGURATIONS = {
             "through_layers": (16, 64, 8, 1),
             "rows": (32, 64, 4, 1),
             "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "sm100": {
@@ -4403,6 +4405,7 @@ CONFIGURATIONS = {
             "through_layers": (16, 64, 8, 1),
             "rows": (32, 64, 4, 1),
             "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "gfx942": {
@@ -4420,6 +4423,7 @@ CONFIGURATIONS = {
             "through_layers": (16, 64, 4, 1),
             "rows": (32, 64, 4, 1),
             "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
         },
     },
 }

@@ -70,9 +70,9 @@ def _is_clean(entry: Entry, target: str) -> bool:
 @pytest.mark.parametrize("chunk", [None, LONG_CHUNK], ids=["own chunk", "long chunk"])
 @pytest.mark.parametrize("name", deep())
 def test_a_deep_kernel_is_there_and_spills_nothing_in_loops_over_tiles(name: str, chunk: int | None) -> None:
-    """For products in bfloat16."""
+    """For products in bfloat16; those of soups with long chunks, which go by steps, for heads of 64."""
     missing, faulty = set(), set()
-    for head in HEADS:
+    for head in HEADS[:1] if chunk and "soup" in name else HEADS:
         for kernel, digest in deep_kernels(name, head, chunk).items():
             for target, table in TABLES.items():
                 found = [
