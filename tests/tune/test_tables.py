@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from mcgen.emit.triton_deep import deep_source
+from mcgen import pipeline
 from mcgen.plan import configurations
 from mcgen.plan.configurations import ELEMENTS, SHIPPED, Entry, Key
 from mcgen.plan.kernels import digests
 from mcgen.plan.targets import lookup
 from mcgen.spec import load
 from mcgen.spec.shipped import shipped
-from mcgen.symbolic.meaning import meaning
 from mcgen.tune import offline
 from mcgen.tune.search import LONG_CHUNK, job, modules, with_gradient_chunk, with_head
 
@@ -44,7 +43,7 @@ def kernels(name: str) -> dict[str, str]:
 def deep_kernels(name: str, head: int, chunk: int | None = None) -> dict[str, str]:
     """For heads of a size, and gradient chunks: the spec's own, or of so many tokens."""
     spec = with_head(load(shipped()[name]), head)
-    return digests(deep_source(meaning(with_gradient_chunk(spec, chunk) if chunk else spec)))
+    return digests(pipeline.source(with_gradient_chunk(spec, chunk) if chunk else spec))
 
 
 @pytest.mark.parametrize("name", covered())
