@@ -46,11 +46,17 @@ def _digest(kernel: str, functions: Mapping[str, ast.FunctionDef], numbers: Mapp
             continue
         if name in functions:
             parts[name] = _plain(functions[name])
-            pending += sorted({node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)})
+            pending += sorted(_globals(functions[name]))
         elif name in numbers:
             parts[name] = numbers[name]
     parts[""] = parts.pop(kernel)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _globals(function: ast.FunctionDef) -> set[str]:
+    """The names that a function reads and that are no arguments of its own."""
+    arguments = {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
+    return {node.id for node in ast.walk(function) if isinstance(node, ast.Name)} - arguments
 
 
 def _plain(function: ast.FunctionDef) -> str:
