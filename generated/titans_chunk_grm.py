@@ -1616,7 +1616,7 @@ def layer_1_kernel(
                 p_record + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]), b_S_1, mask=m_k[:, None] & m_h1[None, :]
             )
             tl.store(p_record + (o_k[:, None] * F + o_h1[None, :]), b_M_1, mask=m_k[:, None] & m_h1[None, :])
-        if READS and ADVANCES:
+        if READS and ADVANCES:  # noqa: SIM102  (known when compiled, what follows is not)
             if tl.load(spans + 4 * i_c + 3) == 1:
                 i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
                 tl.store(
@@ -1777,7 +1777,7 @@ def layer_2_kernel(
                 mask=m_h1[:, None] & m_v[None, :],
             )
             tl.store(p_record + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2, mask=m_h1[:, None] & m_v[None, :])
-        if READS and ADVANCES:
+        if READS and ADVANCES:  # noqa: SIM102  (known when compiled, what follows is not)
             if tl.load(spans + 4 * i_c + 3) == 1:
                 i_cached = i_bh.to(tl.int64) * n_segments + tl.load(spans + 4 * i_c + 2)
                 tl.store(
@@ -5117,8 +5117,8 @@ PARTS = {
 
 @functools.lru_cache(maxsize=64)
 def _spans(T, device):
-    """The spans of all chains, one after another: how long each chain's is, whether a gradient chunk begins with it, and
-    a table.
+    """The spans of all chains, one after another: tokens of each chain, whether a gradient chunk begins with it, and a
+    table.
 
     A table (n_chains, 4): start, end, segment, whether the segment ends there; zeros where a chain has no more spans.
     """
@@ -5153,7 +5153,7 @@ def _groups(spans):
 
 
 def _flights(chains, device):
-    """Chains to go through the layers at once, as (first, last + 1): few, as each is many programs, a tile or a step."""
+    """Chains to go through the layers at once, as (first, last + 1): few, as each is many programs."""
     most = 4 if device.type == "cpu" else max(1, torch.cuda.get_device_properties(device).multi_processor_count // 2)
     return [(first, min(first + most, chains)) for first in range(0, chains, most)]
 
