@@ -30,7 +30,7 @@ lint: install-test
 	$(BIN)/ruff format --check .
 
 # Kernels that the tables have are left as they are; OFFLINE names specs, all of them by default.
-# What they lack of deep memories (float32, soups with long gradient chunks) takes hours.
+# What they lack of deep memories, float32, takes hours.
 offline: install-test
 	env -u TRITON_INTERPRET $(BIN)/python -m mcgen tune --offline --shipped $(OFFLINE)
 
