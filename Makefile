@@ -23,7 +23,7 @@ demo: install
 
 # The tests turn Triton's interpreter on and off themselves, so none is inherited.
 test: lint
-	env -u TRITON_INTERPRET OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	env -u TRITON_INTERPRET OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -1959,6 +1959,13 @@ def _element(tensors):
     return torch.float32 if element == torch.bfloat16 and INTERPRETED else element
 
 
+def _precision(element):
+    """How float32 numbers are multiplied: as three tf32 products on tensor cores that have tf32, else as they are."""
+    if torch.version.hip or INTERPRETED:
+        return "ieee"
+    return "tf32x3" if element == torch.float32 else "tf32"
+
+
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
 
 
@@ -1980,8 +1987,16 @@ def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
     element = _element(tensors)
     BT, BK, BV, options = _configuration(name, element, tensors[0].device)
     BT = max(LEAST_ROWS, min(BT, _tile(layout[3])))
-    precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
-    constants = {"K": 64, "V": 64, "BT": BT, "BK": BK, "BV": BV, "IN": _TYPES[element], "PREC": precision, **more}
+    constants = {
+        "K": 64,
+        "V": 64,
+        "BT": BT,
+        "BK": BK,
+        "BV": BV,
+        "IN": _TYPES[element],
+        "PREC": _precision(element),
+        **more,
+    }
     kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)
 
 

@@ -3755,6 +3755,13 @@ def _element(tensors):
     return torch.float32 if element == torch.bfloat16 and INTERPRETED else element
 
 
+def _precision(element):
+    """How float32 numbers are multiplied: as three tf32 products on tensor cores that have tf32, else as they are."""
+    if torch.version.hip or INTERPRETED:
+        return "ieee"
+    return "tf32x3" if element == torch.float32 else "tf32"
+
+
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
 
 
@@ -3780,7 +3787,6 @@ def _launch(kernel, name, entries, pointers, tensors, numbers, room=ROWS, progra
     """Launches a kernel for a number of entries; a program's buffer has `room` for numbers, None where it has none."""
     element, device = _element(tensors), tensors[0].device
     BT, BF, options = _configuration(name, element, device)
-    precision = "ieee" if torch.version.hip else ("tf32x3" if element == torch.float32 else "tf32")
     programs = programs or _programs(entries, device)
     work = [torch.empty(programs * room, dtype=torch.float32, device=device)] if room is not None else []
     constants = {
@@ -3795,7 +3801,7 @@ def _launch(kernel, name, entries, pointers, tensors, numbers, room=ROWS, progra
         "MEMORY": MEMORY,
         "ROWS": ROWS,
         "IN": _TYPES[element],
-        "PREC": precision,
+        "PREC": _precision(element),
         **more,
     }
     kernel[(programs,)](*pointers, *work, *numbers, entries, **constants, **options)

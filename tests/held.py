@@ -1,6 +1,8 @@
 """Holds Triton kernels, interpreted on the CPU, in a process of its own: Triton decides that when imported.
 
-python -m tests.held CASES [resident]   # a JSON file of [[spec as a dict, tokens], ...]; prints the misses as JSON
+python -m tests.held CASES [resident] [by_parts]   # a JSON file of [[spec as a dict, tokens], ...]; prints the misses
+
+Misses are printed as JSON. Numbers are multiplied as they are, `by_parts` as GPUs do with float32.
 
 Hidden units of deep memories are taken in tiles of 16, their state from buffers, for all but `resident` cases, and long
 gradient chunks in spans of 16 tokens, a group each if they are few. Every tensor that is made empty is full of NaN, so
@@ -48,18 +50,21 @@ def main(file: str, *options: str) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True
     with tempfile.TemporaryDirectory() as folder:
         cases = json.loads(Path(file).read_text())
-        print(json.dumps([text for i, (spec, length) in enumerate(cases) for text in _held(spec, length, folder, i)]))
+        print(json.dumps([text for case in cases for text in _held(*case, Path(folder), "by_parts" in options)]))
 
 
-def _held(spec: Mapping[str, Any], length: int, folder: str, number: int) -> list[str]:
+def _held(spec: Mapping[str, Any], length: int, folder: Path, by_parts: bool) -> list[str]:
     from mcgen.pipeline import source
     from mcgen.spec import loads
     from mcgen.tune.verification import Case, hold, imported
 
     meaning = loads(json.dumps(spec))
-    path = Path(folder) / f"case_{number}.py"
+    path = Path(tempfile.mkdtemp(dir=folder)) / "case.py"
     path.write_text(source(meaning))
-    findings = list(hold(Case(imported(path), meaning, length, batch=1, heads=2), "triton", "cpu", seed=length))
+    module = imported(path)
+    if by_parts:
+        module._precision = lambda element: "tf32x3"
+    findings = list(hold(Case(module, meaning, length, batch=1, heads=2), "triton", "cpu", seed=length))
     assert findings
     return [f"{spec['name']}, {length} tokens: {f}" for f in findings if not f.holds]
 

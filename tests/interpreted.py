@@ -1,6 +1,6 @@
 """Runs the Triton path of modules interpreted on the CPU, in a process of its own: Triton decides that when imported.
 
-python -m tests.interpreted JOBS RESULTS     # files of torch.save
+python -m tests.interpreted JOBS RESULTS [by_parts]     # files of torch.save; multiplies float32 as GPUs do
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Tensors = dict[str, torch.Tensor]
 ROOT = Path(__file__).parents[1]
 
 
-def interpreted(jobs: Sequence[tuple[Spec, Tensors]], folder: Path) -> list[Tensors]:
+def interpreted(jobs: Sequence[tuple[Spec, Tensors]], folder: Path, *options: str) -> list[Tensors]:
     """y and the gradients of `hostile.results`, for the inputs of each job."""
     import json
 
     torch.save([(json.dumps(spec.to_dict()), x) for spec, x in jobs], folder / "jobs.pt")
-    command = [sys.executable, "-m", "tests.interpreted", str(folder / "jobs.pt"), str(folder / "results.pt")]
+    command = [sys.executable, "-m", "tests.interpreted", str(folder / "jobs.pt"), str(folder / "results.pt"), *options]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder / "results.pt")
 
 
-def main(jobs: str, results_file: str) -> None:
+def main(jobs: str, results_file: str, *options: str) -> None:
     from mcgen.emit.module import module_source
     from mcgen.symbolic.meaning import meaning
     from tests.emit.fragments import run
@@ -40,6 +40,8 @@ def main(jobs: str, results_file: str) -> None:
     found = []
     for text, x in torch.load(jobs):
         module = run(module_source(meaning(loads(text))))
+        if "by_parts" in options:
+            module.op.__globals__["_precision"] = lambda element: "tf32x3"
         found.append(results(module.op, x, backend="triton"))
     torch.save(found, results_file)
 
