@@ -1,12 +1,10 @@
 """Holds Triton kernels, interpreted on the CPU, in a process of its own: Triton decides that when imported.
 
-python -m tests.held CASES [resident] [by_parts]   # a JSON file of [[spec as a dict, tokens], ...]; prints the misses
+python -m tests.held CASES [resident] [by_parts]   # a JSON file of [[spec as a dict, tokens], ...]; misses as JSON
 
-Misses are printed as JSON. Numbers are multiplied as they are, `by_parts` as GPUs do with float32.
-
-Hidden units of deep memories are taken in tiles of 16, their state from buffers, for all but `resident` cases, and long
-gradient chunks in spans of 16 tokens, a group each if they are few. Every tensor that is made empty is full of NaN, so
-that what no kernel writes is seen.
+Numbers are multiplied as they are, or `by_parts` as GPUs do with float32. Hidden units of deep memories are taken in
+tiles of 16, their state from buffers, for all but `resident` cases, and long gradient chunks in spans of 16 tokens, a
+group each if they are few. Every tensor that is made empty is full of NaN, so that what no kernel writes is seen.
 """
 
 from __future__ import annotations
