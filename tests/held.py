@@ -55,13 +55,14 @@ def _held(spec: Mapping[str, Any], length: int, folder: Path, by_parts: bool) ->
     from mcgen.pipeline import source
     from mcgen.spec import loads
     from mcgen.tune.verification import Case, hold, imported
+    from tests.interpreted import multiply_by_parts
 
     meaning = loads(json.dumps(spec))
     path = Path(tempfile.mkdtemp(dir=folder)) / "case.py"
     path.write_text(source(meaning))
     module = imported(path)
     if by_parts:
-        module._precision = lambda element: "tf32x3"
+        multiply_by_parts(module)
     findings = list(hold(Case(module, meaning, length, batch=1, heads=2), "triton", "cpu", seed=length))
     assert findings
     return [f"{spec['name']}, {length} tokens: {f}" for f in findings if not f.holds]
