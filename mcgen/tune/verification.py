@@ -20,6 +20,7 @@ from mcgen.emit.mathematics import weight_shapes
 from mcgen.errors import Diagnostic, SpecError, UnsupportedError
 from mcgen.spec import Spec
 from mcgen.symbolic.recurrence import GradientWrite, recurrence
+from mcgen.tune.compiler import COMPILES, LAUNCHES, require_triton
 
 TOLERANCES = {
     ("torch", "cpu"): (torch.float64, 1e-10, 1e-9),
@@ -90,16 +91,16 @@ def imported(path: Path) -> ModuleType:
     return module
 
 
-def require(module: ModuleType, backend: str, device: str) -> None:
-    """Nothing, where a module can run on a backend here.
+def require(backend: str, device: str) -> None:
+    """Nothing, where modules can run on a backend here.
 
     Raises:
         UnsupportedError: it cannot.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("there is no CUDA device here; --device cpu runs the Triton kernels interpreted")
-    if backend == "triton" and getattr(module, "_triton_op", None) is None:
-        raise UnsupportedError("the module has no Triton backend, or Triton is not installed; try --backend torch")
+    if backend == "triton":
+        require_triton("--backend triton", COMPILES if device == "cpu" else LAUNCHES)
 
 
 def hold(case: Case, backend: str, device: str, seed: int) -> Iterator[Finding]:
