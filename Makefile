@@ -53,7 +53,7 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[tune]'
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.torch
