@@ -24,6 +24,7 @@ import warnings
 
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 # Triton takes long to import, so a file does that only where kernels can run, or where others have done it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -184,6 +185,40 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
             y.append(y_t)
         cached.append(M)
     return (torch.stack(y, 1) if T else v).to(y_dtype)
+
+
+def _pieces(T, size):
+    """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
+    full, rest = T // 256, T % 256
+    return full * ((256 + size - 1) // size) + (rest + size - 1) // size
+
+
+def _segment_count(T):
+    """The number of segments of T tokens; T may be symbolic."""
+    return (T + 255) // 256
+
+
+def _room(shape):
+    """Numbers that a tensor takes in a buffer: what follows begins at a whole 16 bytes."""
+    return (math.prod(shape) + 3) // 4 * 4
+
+
+def _buffer(rooms, like, dtype):
+    """One empty tensor for tensors of these shapes, which may be symbolic."""
+    return like.new_empty((sum(map(_room, rooms.values())),), dtype=dtype)
+
+
+def _parted(buffer, rooms):
+    """The tensors of these shapes in a buffer."""
+    parts = buffer.split(list(map(_room, rooms.values())))
+    return [part[: math.prod(shape)].view(shape) for part, shape in zip(parts, rooms.values(), strict=True)]
+
+
+def _clear_between(buffer, rooms):
+    """Zeros what a buffer has between its tensors, so that all of it is the same at every run."""
+    for part, shape in zip(buffer.split(list(map(_room, rooms.values()))), rooms.values(), strict=True):
+        if math.prod(shape) < len(part):
+            part[math.prod(shape) :] = 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -604,30 +639,58 @@ class _Panel:
         self.offset, self.length, self.chunk = offset, (last - first) // max(j - i, 1), chunk
 
 
+def _panel_size(heads):
+    """Tokens of a panel, a whole number of TOKENS; `heads`, which is B * H, may be symbolic."""
+    return torch.sym_max(PANEL_ROWS // (torch.sym_max(heads, 1) * TOKENS), 1) * TOKENS
+
+
+def _even_chunk(length):
+    """Tokens of the chunks that a length is walked in, all of one size; 0 where that would not be a good one."""
+    return 0 if length > TOKENS and length % TOKENS else min(length, TOKENS)
+
+
+def _spans_of_segment(first, last, size):
+    """The panels' tokens in a segment that has several: whole chunks, and what is left."""
+    part, parts = max(size, int(((last - first) // TOKENS / 8) ** 0.5) * TOKENS), []
+    whole = last - (last - first) % TOKENS
+    parts += [(a, min(a + part, whole)) for a in range(first, whole, part)]
+    return [*parts, (whole, last)] if whole < last else parts
+
+
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
     The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
-    size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
-    spans = _segments(T)
+    size, walk, spans, i = _panel_size(heads), [], _segments(T), 0
     while i < len(spans):
         first, last = spans[i]
         length, j = last - first, i + 1
-        chunk, uneven = min(length, TOKENS), length > TOKENS and length % TOKENS > 0
-        if length > size or uneven:
-            part = max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
-            whole = last - length % TOKENS
-            parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
-            parts += [(whole, last)] if whole < last else []
-            walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
+        chunk = _even_chunk(length)
+        if not chunk or length > size:
+            panels = [(a, b, min(b - a, TOKENS)) for a, b in _spans_of_segment(first, last, size)]
         else:
             while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
                 j += 1
-            walk.append([_Panel(i, j, first, spans[j - 1][1], 0, chunk)])
+            panels = [(first, spans[j - 1][1], chunk)]
+        walk.append([_Panel(i, j, a, b, a - first, chunk) for a, b, chunk in panels])
         i = j
     return walk
+
+
+def _inner_of(length, size):
+    """Room for the states before the panels inside a segment of so many tokens; `size` of a panel may be symbolic."""
+    more = (length - 1) // size
+    if not _even_chunk(length):
+        return more + 1
+    return more + torch.sym_min(more, 1) if length > TOKENS and length % TOKENS else more
+
+
+def _inner(T, heads):
+    """Room for the states before panels inside segments: as many as `_panels` makes, or a few more; T may be symbolic."""
+    size = _panel_size(heads)
+    return T // 256 * _inner_of(256, size) + T % 256 // size + 1
 
 
 def _rows(t, panel, dtype):
@@ -743,32 +806,25 @@ def _blend_backward(x, bank, d_bank, panel):
 _read_forward, _read_backward = _blend_forward, _blend_backward
 
 
-def _saved_torch(tensors):
-    """Empty tensors for what the forward pass saves.
+def _rooms_torch(B, T, H):
+    """The shapes of what the forward pass saves in a buffer, by name; all sizes may be symbolic."""
+    N = _segment_count(T)
+    P = _inner(T, B * H)
+    return {
+        "o": (B, H, T, 64),  # online read-outs
+        "kept_M_1": (B, H, N, 64, 256),  # M_1 at the ends of segments
+        "kept_M_2": (B, H, N, 256, 64),  # M_2 at the ends of segments
+        "rows_x_tv8": (B, H, T, 64),  # x_tv8 of every chunk
+        "inner_M_1": (B, H, P, 64, 256),  # M_1 before panels inside segments
+        "inner_M_2": (B, H, P, 256, 64),  # M_2 before panels inside segments
+    }
 
-    o (B, H, T, V): online read-outs
-    kept_M_1 (B, H, N, 64, 256): M_1 at the ends of segments
-    kept_M_2 (B, H, N, 256, 64): M_2 at the ends of segments
-    rows_x_tv8 (B, H, T, 64): x_tv8 of every chunk
-    inner_M_1 (B, H, P, 64, 256): M_1 before panels inside segments
-    inner_M_2 (B, H, P, 256, 64): M_2 before panels inside segments
-    """
-    q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
-    B, T, H, _ = q.shape
-    V = v.shape[3]
-    N = len(_segments(T))
-    P = sum(len(run) - 1 for run in _panels(T, B * H))
-    return [
-        q.new_empty(shape, dtype=dtype)
-        for shape in [
-            (B, H, T, V),
-            (B, H, N, 64, 256),
-            (B, H, N, 256, 64),
-            (B, H, T, 64),
-            (B, H, P, 64, 256),
-            (B, H, P, 256, 64),
-        ]
-    ]
+
+def _saved_torch(tensors):
+    """Empty tensors for what the forward pass saves: a buffer."""
+    q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
+    buffer = _buffer(_rooms_torch(B, T, H), q, _compute_type(tensors))
+    return [buffer]
 
 
 def _run_forward_torch(tensors):
@@ -776,7 +832,15 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    o, kept_M_1, kept_M_2, rows_x_tv8, inner_M_1, inner_M_2 = saved
+    _clear_between(saved[0], _rooms_torch(B, T, H))
+    (
+        o,
+        kept_M_1,
+        kept_M_2,
+        rows_x_tv8,
+        inner_M_1,
+        inner_M_2,
+    ) = _parted(saved[0], _rooms_torch(B, T, H))
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
     at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
@@ -798,20 +862,33 @@ def _run_forward_torch(tensors):
         rows = {name: x[name].flatten(2, 4) for name in ("q", "o")}
         o[:, :, panel.first : panel.last] = rows["o"]
         y[:, panel.first : panel.last] = _read_forward(rows, bank, panel).transpose(1, 2)
+    for inner in (
+        inner_M_1,
+        inner_M_2,
+    ):
+        inner[:, :, at:] = 0  # room that was not needed
     return [y, *saved]
 
 
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    o, kept_M_1, kept_M_2, rows_x_tv8, inner_M_1, inner_M_2 = saved
+    (
+        o,
+        kept_M_1,
+        kept_M_2,
+        rows_x_tv8,
+        inner_M_1,
+        inner_M_2,
+    ) = _parted(saved[0], _rooms_torch(B, T, H))
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     d = d[: len(INPUTS)]
     d_theta = [torch.zeros_like(t, dtype=dtype) for t in tensors[len(INPUTS) :]]
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
-    at = inner_M_1.shape[2]
-    for run in reversed(_panels(T, B * H)):
+    walk = _panels(T, B * H)
+    at = sum(len(run) - 1 for run in walk)
+    for run in reversed(walk):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
@@ -2441,19 +2518,26 @@ def _contiguous(tensors):
     return dict(zip(INPUTS, (t.contiguous() for t in tensors[: len(INPUTS)]), strict=True))
 
 
-def _empty_forward(x):
-    """Tensors the forward kernels fill for the backward pass, by name."""
-    q = x["q"]
-    B, T, H, _ = q.shape
-    N = len(_segments(T))
-    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+def _rooms_triton(B, T, H):
+    """The shapes of what the forward kernels leave for the backward pass, by name; all sizes may be symbolic."""
+    n_segments = _segment_count(T)
     return {
-        "cached": new(B, H, N, MEMORY),
+        "cached": (B, H, n_segments, MEMORY),
     }
 
 
 def _saved_triton(tensors):
-    return list(_empty_forward(_contiguous(tensors)).values())
+    """Empty tensors for what the forward pass saves: a buffer."""
+    q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
+    buffer = _buffer(_rooms_triton(B, T, H), q, torch.float32)
+    return [buffer]
+
+
+def _named(q, saved):
+    """What the forward pass saves, by name."""
+    rooms = _rooms_triton(*q.shape[:3])
+    parts = dict(zip(rooms, _parted(saved[0], rooms), strict=True))
+    return parts
 
 
 def _run_forward_triton(tensors):
@@ -2463,7 +2547,9 @@ def _run_forward_triton(tensors):
     blocks, segments = _layout(T, q.device)
     steps, chains, _ = _steps(T, _rows_of_step("walk", tensors), q.device)
     theta = _packed(tensors[len(INPUTS) :])
-    x |= _empty_forward(x)
+    saved = _saved_triton(tensors)
+    _clear_between(saved[0], _rooms_triton(B, T, H))
+    x |= _named(q, saved)
     x["y"] = torch.empty_like(v)
     sizes = (T, H, B * H, len(segments))
     x["o"] = v.new_empty(v.shape, dtype=torch.float32)
@@ -2477,13 +2563,7 @@ def _run_forward_triton(tensors):
         room=2 * STATE + ROWS,
     )
     _launch(read_kernel, "read", len(blocks) * B * H, [x["q"], x["cached"], x["o"], x["y"]], tensors, (blocks, *sizes))
-    return [
-        x[name]
-        for name in (
-            "y",
-            "cached",
-        )
-    ]
+    return [x["y"], *saved]
 
 
 def _reverse_reads(tensors, x, blocks, segments):
@@ -2519,7 +2599,7 @@ def _run_backward_triton(tensors, saved, d_y):
     blocks, segments = _layout(T, q.device)
     steps, chains, group = _steps(T, _rows_of_step("reverse", tensors), q.device)
     theta = tensors[len(INPUTS) :]
-    x |= dict(zip(("cached",), saved, strict=True))
+    x |= _named(q, saved)
     sizes = (T, H, B * H, len(segments))
     new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
     x["d_y"] = d_y.contiguous()
@@ -2561,6 +2641,7 @@ def _run_backward_triton(tensors, saved, d_y):
 # ---------------------------------------------------------------------------------------------------------------------
 
 INPUTS = ("q", "k", "v", "eta")
+TWICE = "second derivatives of op are not lowered; differentiate `reference` twice instead"
 
 
 def _define(backend, forward, backward, saved, first=1):
@@ -2578,19 +2659,23 @@ def _define(backend, forward, backward, saved, first=1):
     torch.library.define(names[0], "(Tensor[] tensors) -> Tensor[]", tags=tags)
     torch.library.define(names[1], "(Tensor[] tensors, Tensor[] saved, Tensor d_y) -> Tensor[]", tags=tags)
 
+    @torch.library.register_fake(names[0])
+    def nothing(tensors):
+        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
+
     @torch.library.impl(names[0], "default")
     def run(tensors):
+        if tensors[0].numel() == 0:
+            return nothing(tensors)
         with torch.autocast(tensors[0].device.type, enabled=False):
             return forward(tensors)
 
     @torch.library.impl(names[1], "default")
     def run_backward(tensors, saved, d_y):
+        if d_y.numel() == 0:
+            return [torch.zeros_like(t) for t in tensors]
         with torch.autocast(d_y.device.type, enabled=False):
             return backward(tensors, saved, d_y)
-
-    @torch.library.register_fake(names[0])
-    def fake(tensors):
-        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
 
     @torch.library.register_fake(names[1])
     def fake_backward(tensors, saved, d_y):
@@ -2610,15 +2695,74 @@ def _define(backend, forward, backward, saved, first=1):
         return getattr(library, f"{backend}_backward_{number}")(list(tensors), list(saved), gradients[0])
 
     def refuse(ctx, gradients):
-        raise UnsupportedError("second derivatives of op are not lowered; differentiate `reference` twice instead")
+        raise UnsupportedError(TWICE)
 
     torch.library.register_autograd(names[0], differentiate, setup_context=keep)
     torch.library.register_autograd(names[1], refuse)
-    return getattr(library, f"{backend}_forward_{number}")
+    operators = [getattr(library, f"{backend}_{way}_{number}") for way in ("forward", "backward")]
+    for way, operator in enumerate(operators):
+        register_flop_formula(operator)(lambda shapes, *_, way=way, **__: _flops(shapes)[way])
+    return operators
 
 
-_torch_op = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
-_triton_op = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=1)
+def _flops(shapes):
+    """FLOPs forward and backward, of products alone, two for a multiply and an add: the cost that mcgen plans with."""
+    B, T, H, _ = shapes[0]
+    N = _segment_count(T)
+    return 4096 * B * H * T * (8 * N + 53), 2048 * B * H * T * (32 * N + 249)
+
+
+_torch_op, _torch_backward = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
+_triton_op, _triton_backward = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=1)
+
+
+class _Mapped(torch.autograd.Function):
+    """The operator under transforms of torch.func; what is mapped over joins the batch."""
+
+    @staticmethod
+    def forward(operators, *tensors):
+        return operators[0](list(tensors))[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.operators, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, d_y):
+        return None, *_MappedBackward.apply(ctx.operators, d_y, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info, in_dims, operators, *tensors):
+        found = [_Mapped.apply(operators, *_nth(tensors, in_dims[1:], n)) for n in range(info.batch_size)]
+        return torch.stack(found), 0
+
+
+class _MappedBackward(torch.autograd.Function):
+    """The derivative of `_Mapped`; it runs the operator again, since what that saves is not to be mapped over."""
+
+    @staticmethod
+    def forward(operators, d_y, *tensors):
+        y, *saved = operators[0](list(tensors))
+        return tuple(operators[1](list(tensors), [*saved] if operators[0] is _triton_op else saved, d_y))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise UnsupportedError(TWICE)
+
+    @staticmethod
+    def vmap(info, in_dims, operators, *tensors):
+        found = [_MappedBackward.apply(operators, *_nth(tensors, in_dims[1:], n)) for n in range(info.batch_size)]
+        return tuple(map(torch.stack, zip(*found, strict=True))), (0,) * (len(tensors) - 1)
+
+
+def _nth(tensors, dims, n):
+    """The n-th of what is mapped over, of every tensor."""
+    return [t if dim is None else t.select(dim, n) for t, dim in zip(tensors, dims, strict=True)]
 
 
 def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens=None, backend=None, **gates):
@@ -2638,18 +2782,18 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("state= and return_state= are not lowered yet; pass the whole sequence in one call")
     if cu_seqlens is not None:
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
-    if q.shape[1] == 0 or q.numel() == 0:
-        return torch.zeros_like(v)
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
     if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
         raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
-    run = {"torch": _torch_op, "triton": _triton_op}[backend]
     tensors = [named[name] for name in ("q", "k", "v", "eta")] + list(theta)
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
         raise UnsupportedError("forward-mode derivatives of op are not lowered; take those of `reference` instead")
-    return run(tensors)[0]
+    operators = {"torch": (_torch_op, _torch_backward), "triton": (_triton_op, _triton_backward)}[backend]
+    if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
+        return _Mapped.apply(operators, *tensors)
+    return operators[0](tensors)[0]
 
 
 class _ShortConvolution(torch.nn.Conv1d):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import sys
@@ -21,6 +22,7 @@ import warnings
 
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 # Triton takes long to import, so a file does that only where kernels can run, or where others have done it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -142,6 +144,40 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
     return (torch.stack(y, 1) if T else v).to(y_dtype)
 
 
+def _pieces(T, size):
+    """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
+    full, rest = T // 256, T % 256
+    return full * ((256 + size - 1) // size) + (rest + size - 1) // size
+
+
+def _segment_count(T):
+    """The number of segments of T tokens; T may be symbolic."""
+    return (T + 255) // 256
+
+
+def _room(shape):
+    """Numbers that a tensor takes in a buffer: what follows begins at a whole 16 bytes."""
+    return (math.prod(shape) + 3) // 4 * 4
+
+
+def _buffer(rooms, like, dtype):
+    """One empty tensor for tensors of these shapes, which may be symbolic."""
+    return like.new_empty((sum(map(_room, rooms.values())),), dtype=dtype)
+
+
+def _parted(buffer, rooms):
+    """The tensors of these shapes in a buffer."""
+    parts = buffer.split(list(map(_room, rooms.values())))
+    return [part[: math.prod(shape)].view(shape) for part, shape in zip(parts, rooms.values(), strict=True)]
+
+
+def _clear_between(buffer, rooms):
+    """Zeros what a buffer has between its tensors, so that all of it is the same at every run."""
+    for part, shape in zip(buffer.split(list(map(_room, rooms.values()))), rooms.values(), strict=True):
+        if math.prod(shape) < len(part):
+            part[math.prod(shape) :] = 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Torch path: any device, any float type.
 #
@@ -251,31 +287,24 @@ class _Panel:
         self.offset, self.length, self.chunk = offset, (last - first) // max(j - i, 1), chunk
 
 
-def _panels(T, heads):
-    """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
+def _panel_size(heads):
+    """Tokens of a panel, a whole number of TOKENS; `heads`, which is B * H, may be symbolic."""
+    return torch.sym_max(PANEL_ROWS // (torch.sym_max(heads, 1) * TOKENS), 1) * TOKENS
 
-    The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
-    of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
-    """
-    size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
-    spans = [(a, min(a + size, T)) for a in range(0, T, size)]  # what segments there are makes no difference
-    while i < len(spans):
-        first, last = spans[i]
-        length, j = last - first, i + 1
-        chunk = max(n for n in range(1, TOKENS + 1) if length % n == 0)
-        uneven = length > TOKENS and chunk < TOKENS // 4
-        if length > size or uneven:
-            part = max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
-            whole = last - length % TOKENS
-            parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
-            parts += [(whole, last)] if whole < last else []
-            walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
-        else:
-            while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
-                j += 1
-            walk.append([_Panel(i, j, first, spans[j - 1][1], 0, chunk)])
-        i = j
-    return walk
+
+def _even_chunk(length):
+    """Tokens of the chunks that a length is walked in, all of one size; 0 where that would not be a good one."""
+    chunk = max(n for n in range(1, TOKENS + 1) if length % n == 0)
+    return 0 if length > TOKENS and chunk < TOKENS // 4 else chunk
+
+
+def _panels(T, heads):
+    """The walk over T tokens, `heads` being B * H: runs of one panel each, since segments make no difference."""
+    borders = [*range(0, T, _panel_size(heads)), T]
+    if not _even_chunk(T - borders[-2]):
+        borders.insert(-1, T - T % TOKENS)
+    spans = enumerate(itertools.pairwise(borders))
+    return [[_Panel(i, i + 1, first, last, 0, _even_chunk(last - first))] for i, (first, last) in spans]
 
 
 def _rows(t, panel, dtype):
@@ -341,15 +370,19 @@ def _walk_back(x, d_state, d_ends, segments):
     return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
 
-def _saved_torch(tensors):
-    """Empty tensors for what the forward pass saves.
+def _rooms_torch(B, T, H):
+    """The shapes of what the forward pass saves in a buffer, by name; all sizes may be symbolic."""
+    N = (T - 1) // _panel_size(B * H) + 2
+    return {
+        "kept_M": (B, H, N, 64, 64),  # M at the ends of segments
+    }
 
-    kept_M (B, H, N, 64, 64): M at the ends of segments
-    """
-    q, dtype = tensors[INPUTS.index("q")], _compute_type(tensors)
-    B, T, H, _ = q.shape
-    N = _panels(T, B * H)[-1][-1].j
-    return [q.new_empty(shape, dtype=dtype) for shape in [(B, H, N, 64, 64)]]
+
+def _saved_torch(tensors):
+    """Empty tensors for what the forward pass saves: a buffer."""
+    q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
+    buffer = _buffer(_rooms_torch(B, T, H), q, _compute_type(tensors))
+    return [buffer]
 
 
 def _run_forward_torch(tensors):
@@ -357,7 +390,8 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    (kept_M,) = saved
+    _clear_between(saved[0], _rooms_torch(B, T, H))
+    (kept_M,) = _parted(saved[0], _rooms_torch(B, T, H))
     state = _fresh(tensors, 1, dtype)
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
         i, j = panel.i, panel.j
@@ -369,16 +403,19 @@ def _run_forward_torch(tensors):
         x |= _read_online(**x)
         rows = {name: x[name].flatten(2, 4) for name in ("o",)}
         y[:, panel.first : panel.last] = rows["o"].transpose(1, 2)
+    for kept in (kept_M,):
+        kept[:, :, j:] = 0  # room that was not needed
     return [y, *saved]
 
 
 def _run_backward_torch(tensors, saved, d_y):
     """The gradient of every input."""
     dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
-    (kept_M,) = saved
+    (kept_M,) = _parted(saved[0], _rooms_torch(B, T, H))
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     d_state = _nothing(tensors, 1, dtype)
-    for run in reversed(_panels(T, B * H)):
+    walk = _panels(T, B * H)
+    for run in reversed(walk):
         i = run[0].i
         states = [_fresh(tensors, 1, dtype)]
         if i > 0:
@@ -818,15 +855,8 @@ def retreat_kernel(
             b_d_M_next = b_d_M
 
 
-BLOCK = 256
+BLOCK = 256  # tokens of a block, at most
 LEAST_ROWS = 16  # fewest tokens of a chunk
-
-
-def _block_length(length):
-    """Tokens of a block: BLOCK in segments up to 4 BLOCK; longer ones have as many blocks as a block has chunks."""
-    if length <= 4 * BLOCK:
-        return BLOCK
-    return BLOCK * ((math.isqrt(length * 64 - 1) + BLOCK) // BLOCK)
 
 
 @functools.lru_cache(maxsize=64)
@@ -840,10 +870,9 @@ def _layout(T, device):
     blocks, chains, segments = [], [], []
     for s, (begin, end) in enumerate(_segments(T)):
         segments.append((begin, end, 0, T))
-        length = _block_length(end - begin)
-        for start in range(begin, end, length):
+        for start in range(begin, end, BLOCK):
             border = 0
-            blocks.append((start, min(start + length, end), s, begin, end, 0, border, 0))
+            blocks.append((start, min(start + BLOCK, end), s, begin, end, 0, border, 0))
     chains.append((0, len(blocks)))
     longest = max(end - start for start, end, *_ in blocks)
     table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
@@ -1022,16 +1051,26 @@ def _contiguous(tensors):
     return dict(zip(INPUTS, (t.contiguous() for t in tensors), strict=True))
 
 
-def _empty_forward(x):
-    """Tensors the forward kernels fill for the backward pass, by name."""
-    q, v = x["q"], x["v"]
-    B, T, H, K = q.shape
-    V = v.shape[-1]
-    blocks, _, _, _ = _layout(T, q.device)
-    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+def _rooms_triton(B, T, H):
+    """The shapes of what the forward kernels leave for the backward pass, by name; all sizes may be symbolic."""
+    n_blocks = _pieces(T, BLOCK)
     return {
-        "start_M": new(B, H, len(blocks), K, V),
+        "start_M": (B, H, n_blocks, 64, 64),
     }
+
+
+def _saved_triton(tensors):
+    """Empty tensors for what the forward pass saves: a buffer."""
+    q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
+    buffer = _buffer(_rooms_triton(B, T, H), q, torch.float32)
+    return [buffer]
+
+
+def _named(q, saved):
+    """What the forward pass saves, by name."""
+    rooms = _rooms_triton(*q.shape[:3])
+    parts = dict(zip(rooms, _parted(saved[0], rooms), strict=True))
+    return parts
 
 
 def _run_forward_triton(tensors):
@@ -1040,7 +1079,9 @@ def _run_forward_triton(tensors):
     B, T, H, _ = q.shape
     layout = _layout(T, q.device)
     blocks, chains, segments, _ = layout
-    x |= _empty_forward(x)
+    saved = _saved_triton(tensors)
+    _clear_between(saved[0], _rooms_triton(B, T, H))
+    x |= _named(q, saved)
     x["y"] = torch.empty_like(v)
     sizes = (T, H, B * H, len(blocks), len(segments))
     _launch(
@@ -1061,11 +1102,7 @@ def _run_forward_triton(tensors):
         lambda BT: (blocks, *sizes),
         layout,
     )
-    return [x[name] for name in ("y", "start_M")]
-
-
-def _saved_triton(tensors):
-    return list(_empty_forward(dict(zip(INPUTS, tensors, strict=True))).values())
+    return [x["y"], *saved]
 
 
 def _run_backward_triton(tensors, saved, d_y):
@@ -1074,7 +1111,7 @@ def _run_backward_triton(tensors, saved, d_y):
     B, T, H, _ = q.shape
     layout = _layout(T, q.device)
     blocks, chains, segments, _ = layout
-    x |= dict(zip(("start_M",), saved, strict=True))
+    x |= _named(q, saved)
     x["d_y"] = d_y.contiguous()
     sizes = (T, H, B * H, len(blocks), len(segments))
     x["d_end_M"] = torch.empty_like(x["start_M"])
@@ -1125,6 +1162,7 @@ def _run_backward_triton(tensors, saved, d_y):
 # ---------------------------------------------------------------------------------------------------------------------
 
 INPUTS = ("q", "k", "v")
+TWICE = "second derivatives of op are not lowered; differentiate `reference` twice instead"
 
 
 def _define(backend, forward, backward, saved, first=1):
@@ -1142,19 +1180,23 @@ def _define(backend, forward, backward, saved, first=1):
     torch.library.define(names[0], "(Tensor[] tensors) -> Tensor[]", tags=tags)
     torch.library.define(names[1], "(Tensor[] tensors, Tensor[] saved, Tensor d_y) -> Tensor[]", tags=tags)
 
+    @torch.library.register_fake(names[0])
+    def nothing(tensors):
+        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
+
     @torch.library.impl(names[0], "default")
     def run(tensors):
+        if tensors[0].numel() == 0:
+            return nothing(tensors)
         with torch.autocast(tensors[0].device.type, enabled=False):
             return forward(tensors)
 
     @torch.library.impl(names[1], "default")
     def run_backward(tensors, saved, d_y):
+        if d_y.numel() == 0:
+            return [torch.zeros_like(t) for t in tensors]
         with torch.autocast(d_y.device.type, enabled=False):
             return backward(tensors, saved, d_y)
-
-    @torch.library.register_fake(names[0])
-    def fake(tensors):
-        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
 
     @torch.library.register_fake(names[1])
     def fake_backward(tensors, saved, d_y):
@@ -1174,15 +1216,76 @@ def _define(backend, forward, backward, saved, first=1):
         return getattr(library, f"{backend}_backward_{number}")(list(tensors), list(saved), gradients[0])
 
     def refuse(ctx, gradients):
-        raise UnsupportedError("second derivatives of op are not lowered; differentiate `reference` twice instead")
+        raise UnsupportedError(TWICE)
 
     torch.library.register_autograd(names[0], differentiate, setup_context=keep)
     torch.library.register_autograd(names[1], refuse)
-    return getattr(library, f"{backend}_forward_{number}")
+    operators = [getattr(library, f"{backend}_{way}_{number}") for way in ("forward", "backward")]
+    for way, operator in enumerate(operators):
+        register_flop_formula(operator)(lambda shapes, *_, way=way, **__: _flops(shapes)[way])
+    return operators
 
 
-_torch_op = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
-_triton_op = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=1)
+def _flops(shapes):
+    """FLOPs forward and backward, of products alone, two for a multiply and an add: the cost that mcgen plans with."""
+    B, T, H, _ = shapes[0]
+    return 32768 * B * H * T, 81920 * B * H * T
+
+
+_torch_op, _torch_backward = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
+_triton_op, _triton_backward = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=1)
+
+
+class _Mapped(torch.autograd.Function):
+    """The operator under transforms of torch.func; what is mapped over joins the batch."""
+
+    @staticmethod
+    def forward(operators, *tensors):
+        return operators[0](list(tensors))[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.operators, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, d_y):
+        return None, *_MappedBackward.apply(ctx.operators, d_y, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info, in_dims, operators, *tensors):
+        y = _Mapped.apply(operators, *_joined(tensors, in_dims[1:], info.batch_size))
+        return y.unflatten(0, (info.batch_size, -1)), 0
+
+
+class _MappedBackward(torch.autograd.Function):
+    """The derivative of `_Mapped`; it runs the operator again, since what that saves is not to be mapped over."""
+
+    @staticmethod
+    def forward(operators, d_y, *tensors):
+        y, *saved = operators[0](list(tensors))
+        return tuple(operators[1](list(tensors), [*saved] if operators[0] is _triton_op else saved, d_y))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise UnsupportedError(TWICE)
+
+    @staticmethod
+    def vmap(info, in_dims, operators, *tensors):
+        found = _MappedBackward.apply(operators, *_joined(tensors, in_dims[1:], info.batch_size))
+        return tuple(d.unflatten(0, (info.batch_size, -1)) for d in found), (0,) * len(found)
+
+
+def _joined(tensors, dims, size):
+    """Tensors with the axis that is mapped over made part of the batch; those without one are repeated."""
+    moved = (
+        t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, dims, strict=True)
+    )
+    return [t.flatten(0, 1) for t in moved]
 
 
 def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens=None, backend=None, **gates):
@@ -1202,18 +1305,18 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("state= and return_state= are not lowered yet; pass the whole sequence in one call")
     if cu_seqlens is not None:
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
-    if q.shape[1] == 0 or q.numel() == 0:
-        return torch.zeros_like(v)
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
     if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
         raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
-    run = {"torch": _torch_op, "triton": _triton_op}[backend]
     tensors = [named[name] for name in ("q", "k", "v")]
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
         raise UnsupportedError("forward-mode derivatives of op are not lowered; take those of `reference` instead")
-    return run(tensors)[0]
+    operators = {"torch": (_torch_op, _torch_backward), "triton": (_triton_op, _triton_backward)}[backend]
+    if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
+        return _Mapped.apply(operators, *tensors)
+    return operators[0](tensors)[0]
 
 
 class _ShortConvolution(torch.nn.Conv1d):

@@ -16,6 +16,7 @@ from mcgen.emit.arguments import arguments_source
 from mcgen.emit.reference import reference_source
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
+from mcgen.symbolic.cost import flops
 from mcgen.symbolic.meaning import meaning
 from tests.emit.fragments import difference, gradients, inputs, run, source, spec_of
 
@@ -52,10 +53,12 @@ def torch_module(parsed: Any) -> str:
         value_dim=parsed.head.value_dim,
         deep=False,
         keeps_y=False,
+        flops=flops(found),
     )
+    sizes = render("sizes.py.jinja", segment_size=parsed.segment.size)
     constants = f"SPEC_HASH = {parsed.digest()!r}\nTOP_K = {parsed.aggregate.top_k}"
     constants += "\n_run_forward_triton = _run_backward_triton = _saved_triton = None"
-    return source(constants, arguments_source(parsed), reference_source(parsed), torch_source(found), operator)
+    return source(constants, sizes, arguments_source(parsed), reference_source(parsed), torch_source(found), operator)
 
 
 def module_of(parsed: Any) -> SimpleNamespace:
