@@ -490,7 +490,7 @@ def _panels(T, heads):
 
 
 def _inner_of(length, size):
-    """Room for the states before the panels inside a segment of so many tokens; `size` of a panel may be symbolic."""
+    """Room for the states before the panels inside a segment of so many tokens; the panels' size may be symbolic."""
     more = (length - 1) // size
     if not _even_chunk(length):
         return more + 1
@@ -498,7 +498,7 @@ def _inner_of(length, size):
 
 
 def _inner(T, heads):
-    """Room for the states before panels inside segments: as many as `_panels` makes, or a few more; T may be symbolic."""
+    """Room for the states before panels inside segments, or a little more; T may be symbolic."""
     size = _panel_size(heads)
     return sum(T // 2**bit % 2 * _inner_of(2**bit, size) for bit in range(31))
 
@@ -2145,7 +2145,7 @@ def _define(backend, forward, backward, saved, first=1):
 
     Defined by schema, since what `torch.library.custom_op` wraps around a function imports torch.compile at its first
     call. Under autocast the arithmetic stays what the tensors' types say. Outputs from `first` on are kept for the
-    backward pass: 0 for y too.
+    backward pass: 0 for y too. Returns the operator, its reverse, and `first`.
     """
     library, number = getattr(torch.ops, f"mcgen_{SPEC_HASH[:16]}"), 1
     while hasattr(library, f"{backend}_forward_{number}"):
@@ -2198,18 +2198,20 @@ def _define(backend, forward, backward, saved, first=1):
     operators = [getattr(library, f"{backend}_{way}_{number}") for way in ("forward", "backward")]
     for way, operator in enumerate(operators):
         register_flop_formula(operator)(lambda shapes, *_, way=way, **__: _flops(shapes)[way])
-    return operators
+    return (*operators, first)
 
 
 def _flops(shapes):
-    """FLOPs forward and backward, of products alone, two for a multiply and an add: the cost that mcgen plans with."""
+    """FLOPs forward and backward, of products alone: what mcgen plans with."""
     B, T, H, _ = shapes[0]
     N = _segment_count(T)
     return 64 * B * H * T * (65 * N + 577), 128 * B * H * T * (65 * N + 833)
 
 
-_torch_op, _torch_backward = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
-_triton_op, _triton_backward = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=0)
+OPERATORS = {
+    "torch": _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch),
+    "triton": _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=0),
+}
 
 
 class _Mapped(torch.autograd.Function):
@@ -2239,8 +2241,8 @@ class _MappedBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(operators, d_y, *tensors):
-        y, *saved = operators[0](list(tensors))
-        return tuple(operators[1](list(tensors), [y, *saved] if operators[0] is _triton_op else saved, d_y))
+        run, run_backward, first = operators
+        return tuple(run_backward(list(tensors), run(list(tensors))[first:], d_y))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -2289,7 +2291,7 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
     tensors = [named[name] for name in ("q", "k", "v", "u", "alpha")]
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
         raise UnsupportedError("forward-mode derivatives of op are not lowered; take those of `reference` instead")
-    operators = {"torch": (_torch_op, _torch_backward), "triton": (_triton_op, _triton_backward)}[backend]
+    operators = OPERATORS[backend]
     if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
         return _Mapped.apply(operators, *tensors)
     return operators[0](tensors)[0]

@@ -241,13 +241,11 @@ def test_operators_are_registered_as_torch_wants_them(aggregate: str) -> None:
     arguments = {name: x.float().detach().requires_grad_() for name, x in inputs(parsed, 40, B=1).items()}
     order = module.op.__globals__["INPUTS"]
     tensors = [arguments[name] for name in order]
-    forward = module.op.__globals__["_torch_op"]
+    forward, reverse, _ = module.op.__globals__["OPERATORS"]["torch"]
     torch.library.opcheck(forward.default, (tensors,))
-    backward = getattr(torch.ops, forward.default.namespace)
-    backward = getattr(backward, forward.default.name().split("::")[1].replace("forward", "backward"))
     detached = [x.detach() for x in tensors]
     y, *saved = forward(detached)
-    torch.library.opcheck(backward.default, (detached, saved, torch.randn_like(y)))
+    torch.library.opcheck(reverse.default, (detached, saved, torch.randn_like(y)))
 
 
 def test_compiles_into_one_graph(decay: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
