@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mcgen.emit.expressions import LINE_LENGTH, Identifiers
+from mcgen.emit.expressions import LINE_LENGTH, TORCH_FUNCTIONS, Identifiers
 from mcgen.emit.mathematics import labelled, weight_shapes
 from mcgen.emit.rendering import render
 from mcgen.spec import Gate, Spec
@@ -14,17 +14,15 @@ from mcgen.spec import Gate, Spec
 ATTRIBUTES = ("q_proj", "k_proj", "v_proj", "u_proj", "g_proj", "o_proj", "o_norm", "q_conv1d", "k_conv1d", "v_conv1d")
 """Attributes of every layer, which no gate's parameter may take."""
 
-LOCALS = ("self", "x", "torch", "F", "op")
+LOCALS = ("self", "x", "torch", "F", "_widen", "_discount")
+"""What the function that makes gates reads, which no variable of its own may be called."""
 
 ENTRY = 12  # columns before an entry of the gates' dictionary
 
 FUNCTIONS = {
-    "sigmoid": "torch.sigmoid({z})",
-    "softplus": "F.softplus({z})",
-    "exp": "torch.exp({z})",
-    "tanh": "torch.tanh({z})",
-    "identity": "({z})",
-    "decay": "_discount({z}, self.{A_log})",
+    **{name: TORCH_FUNCTIONS[name] for name in ("sigmoid", "softplus", "exp", "tanh")},
+    "identity": "({})",
+    "decay": "_discount({}, self.{A_log})",
 }
 """What makes a gate of z = x w_h + bias."""
 
@@ -107,7 +105,7 @@ class _Layer:
         """The expression that makes a gate."""
         key = _projection(gate)
         z = f"{self.locals[key]} + self.{self.biases[key, gate.bias]}"
-        text = FUNCTIONS[gate.fn].format(z=z, A_log=self.rates.get(gate.name))
+        text = FUNCTIONS[gate.fn].format(z, A_log=self.rates.get(gate.name))
         if gate.scale != 1:
             return f"{gate.scale!r} * {text}"
         return z if gate.fn == "identity" else text
