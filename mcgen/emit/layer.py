@@ -62,6 +62,7 @@ class _Layer:
             docstring=self.docstring,
             declarations=[*self.gate_declarations, *self.theta_declarations],
             resets=self.resets,
+            undecayed=self.numbers_a_head,
             projections=[f"{name} = _widen(self.{self.projections[key]}(x))" for key, name in self.locals.items()],
             gates=[line for gate in self.gates for line in _entry(gate.name, self.made(gate))],
             arguments=self.arguments,
@@ -114,10 +115,8 @@ class _Layer:
     def gate_declarations(self) -> list[str]:
         linear = "torch.nn.Linear(d_model, heads, bias=False, **factory)"
         lines = [f"self.{name} = {linear}" for name in self.projections.values()]
-        for name in self.numbers_a_head:
-            lines.append(f"self.{name} = torch.nn.Parameter(torch.empty(heads, **factory))")
-            lines.append(f"self.{name}._no_weight_decay = True")
-        return lines
+        numbers = [f"self.{name} = torch.nn.Parameter(torch.empty(heads, **factory))" for name in self.numbers_a_head]
+        return lines + numbers
 
     @property
     def numbers_a_head(self) -> list[str]:
