@@ -14,7 +14,7 @@ from mcgen.spec import Gate, Spec
 ATTRIBUTES = ("q_proj", "k_proj", "v_proj", "u_proj", "g_proj", "o_proj", "o_norm", "q_conv1d", "k_conv1d", "v_conv1d")
 """Attributes of every layer, which no gate's parameter may take."""
 
-LOCALS = ("self", "x", "torch", "F", "_widen", "_discount")
+LOCALS = ("self", "x", "torch", "F", "_widen", "_project", "_discount")
 """What the function that makes gates reads, which no variable of its own may be called."""
 
 ENTRY = 12  # columns before an entry of the gates' dictionary
@@ -63,7 +63,9 @@ class _Layer:
             declarations=[*self.gate_declarations, *self.theta_declarations],
             resets=self.resets,
             undecayed=self.numbers_a_head,
-            projections=[f"{name} = _widen(self.{self.projections[key]}(x))" for key, name in self.locals.items()],
+            projections=[
+                f"{name} = _widen(_project(x, self.{self.projections[key]}))" for key, name in self.locals.items()
+            ],
             gates=[line for gate in self.gates for line in _entry(gate.name, self.made(gate))],
             arguments=self.arguments,
         )
