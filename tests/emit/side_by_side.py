@@ -45,7 +45,11 @@ def side_by_side(folder: Path) -> list[list[Gradients]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "tests.emit.side_by_side", str(folder)]
     running = [subprocess.Popen([*command, rank], cwd=ROOT, env=environment) for rank in "01"]
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    try:
+        assert [process.wait(timeout=300) for process in running] == [0, 0]
+    finally:
+        for process in running:
+            process.kill()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
