@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import sys
@@ -64,7 +65,7 @@ SPEC_HASH = "7c8e396b4358a4a7516b45316db4cd25777c7da64062a69fc7ad3aa6585fb4f4"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group")
+    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -4684,7 +4685,34 @@ CHUNK = 16  # tokens of a gradient chunk
 BLOCK = 64  # tokens of a block of rows
 
 
-@functools.lru_cache(maxsize=64)
+def _by_length(make):
+    """Remembers the tables of the last 64 lengths, and for good those that a CUDA graph was captured with.
+
+    A graph reads its tables wherever they lay when it was captured; and none can be made in a capture, since that
+    copies from the host.
+    """
+    tables, captured = {}, set()
+
+    @functools.wraps(make)
+    def table(*key):
+        capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if key not in tables:
+            if capturing:
+                raise UnsupportedError(
+                    f"{key[0]} tokens met first in a CUDA graph: run both passes once before capturing"
+                )
+            if len(tables) - len(captured) >= 64:
+                del tables[next(one for one in tables if one not in captured)]
+            tables[key] = make(*key)
+        tables[key] = tables.pop(key)
+        if capturing:
+            captured.add(key)
+        return tables[key]
+
+    return table
+
+
+@_by_length
 def _layout(T, device):
     """Tables of where things are.
 
@@ -4700,7 +4728,7 @@ def _layout(T, device):
     return table(blocks), table(segments)
 
 
-@functools.lru_cache(maxsize=64)
+@_by_length
 def _steps(T, BT, device):
     """Tables of chunk steps of up to BT tokens, and how many states a group of them keeps.
 
@@ -5078,11 +5106,87 @@ def _run_backward_triton(tensors, saved, d_y):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Numbers that are not finite. Paths multiply whole chunks, and in a product a weight of 0 keeps no NaN out: so paths get
+# finite numbers in their place, and what they would reach, one token's read-out and those after it, is NaN afterwards.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _finite(tensors):
+    """The tensors with finite numbers alone in k, v and gates, and which rows of y (B, T, H) others would reach.
+
+    No rows, None, where all are finite as a CPU can tell by their sums; a GPU is not waited for.
+    """
+    written = {name: t for name, t in zip(INPUTS, tensors, strict=False) if name not in ("q", "u")}
+    if tensors[0].is_cpu and all(math.isfinite(t.sum(dtype=_compute_type([t]))) for t in written.values()):
+        return tensors, None
+    bad = torch.zeros(tensors[0].shape[:3], dtype=torch.int32, device=tensors[0].device)
+    replace = _replace_triton if tensors[0].is_cuda and triton else _replace_torch
+    clean = {name: replace(t, bad, 0.0 if t.dim() == 4 else 0.5) for name, t in written.items()}
+    return [clean.get(name, t) for name, t in itertools.zip_longest(INPUTS, tensors)], bad.cumsum(1) > 0
+
+
+def _replace_torch(t, bad, by):
+    """t with a number in place of those that are not finite; marks their rows in `bad`."""
+    finite = t.isfinite()
+    bad |= ~(finite.all(-1) if t.dim() == 4 else finite)
+    return t.where(finite, by)
+
+
+def _spoil(y, late):
+    """Makes the rows of y NaN that a number which is not finite reaches."""
+    if y.is_cuda and triton:
+        _by_rows(spoil_kernel, y, late)
+    else:
+        y.masked_fill_(late.unsqueeze(-1), math.nan)
+
+
+def _replace_triton(t, bad, by):
+    clean = torch.empty_like(t, memory_format=torch.contiguous_format)
+    _by_rows(replace_kernel, clean, t.contiguous(), bad, by)
+    return clean
+
+
+def _by_rows(kernel, first, *others):
+    """Launches a kernel for the rows, one a token and head, of a contiguous tensor."""
+    width = first.shape[3] if first.dim() == 4 else 1
+    BW, n_rows = triton.next_power_of_2(width), math.prod(first.shape[:3])
+    BT = 4096 // BW
+    kernel[(triton.cdiv(n_rows, BT),)](first, *others, n_rows, WIDTH=width, BT=BT, BW=BW)
+
+
+@_jit
+def replace_kernel(clean, x, bad, by, n_rows, WIDTH: tl.constexpr, BT: tl.constexpr, BW: tl.constexpr):
+    """The same as `_replace_torch`."""
+    o_r, o_w = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT), tl.arange(0, BW)
+    place, mask = o_r[:, None] * WIDTH + o_w[None, :], (o_r < n_rows)[:, None] & (o_w < WIDTH)[None, :]
+    b_x = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    finite = tl.abs(b_x) < float("inf")
+    tl.store(clean + place, tl.where(finite, b_x, by).to(clean.dtype.element_ty), mask=mask)
+    b_bad = tl.max((~finite).to(tl.int32), 1)
+    tl.store(bad + o_r, b_bad, mask=b_bad > 0)
+
+
+@_jit
+def spoil_kernel(y, late, n_rows, WIDTH: tl.constexpr, BT: tl.constexpr, BW: tl.constexpr):
+    """The same as `_spoil`: where no row is late, none is touched."""
+    o_r, o_w = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT), tl.arange(0, BW)
+    m_r = tl.load(late + o_r, mask=o_r < n_rows, other=0) != 0
+    b_nan = tl.full([BT, BW], float("nan"), tl.float32).to(y.dtype.element_ty)
+    tl.store(y + o_r[:, None] * WIDTH + o_w[None, :], b_nan, mask=m_r[:, None] & (o_w < WIDTH)[None, :])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The operator: both paths behind custom ops, so that torch.compile, autocast and checkpointing see one node each way.
 # ---------------------------------------------------------------------------------------------------------------------
 
 INPUTS = ("q", "k", "v", "u", "beta", "eta", "alpha")
+FORWARD_MODE = "forward-mode derivatives of op are not lowered; take those of `reference` instead"
 TWICE = "second derivatives of op are not lowered; differentiate `reference` twice instead"
+
+
+def _on_device(x):
+    """Launches go to the GPU that the tensors lie on, whichever is the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _define(backend, forward, backward, saved, first=1):
@@ -5108,14 +5212,18 @@ def _define(backend, forward, backward, saved, first=1):
     def run(tensors):
         if tensors[0].numel() == 0:
             return nothing(tensors)
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return forward(tensors)
+        with _on_device(tensors[0]), torch.autocast(tensors[0].device.type, enabled=False):
+            clean, late = _finite(tensors)
+            y, *saved = forward(clean)
+            if late is not None:
+                _spoil(y, late)
+            return [y, *saved]
 
     @torch.library.impl(names[1], "default")
     def run_backward(tensors, saved, d_y):
         if d_y.numel() == 0:
             return [torch.zeros_like(t) for t in tensors]
-        with torch.autocast(d_y.device.type, enabled=False):
+        with _on_device(d_y), torch.autocast(d_y.device.type, enabled=False):
             return backward(tensors, saved, d_y)
 
     @torch.library.register_fake(names[1])
@@ -5176,6 +5284,10 @@ class _Mapped(torch.autograd.Function):
         return None, *_MappedBackward.apply(ctx.operators, d_y, *ctx.saved_tensors)
 
     @staticmethod
+    def jvp(ctx, *_):
+        raise UnsupportedError(FORWARD_MODE)
+
+    @staticmethod
     def vmap(info, in_dims, operators, *tensors):
         found = [_Mapped.apply(operators, *_nth(tensors, in_dims[1:], n)) for n in range(info.batch_size)]
         return torch.stack(found), 0
@@ -5196,6 +5308,10 @@ class _MappedBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise UnsupportedError(TWICE)
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise UnsupportedError(FORWARD_MODE)
 
     @staticmethod
     def vmap(info, in_dims, operators, *tensors):
@@ -5232,26 +5348,54 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v", "u", "beta", "eta", "alpha")] + list(theta)
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
-        raise UnsupportedError("forward-mode derivatives of op are not lowered; take those of `reference` instead")
+        raise UnsupportedError(FORWARD_MODE)
     operators = OPERATORS[backend]
     if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
         return _Mapped.apply(operators, *tensors)
     return operators[0](tensors)[0]
 
 
-class _ShortConvolution(torch.nn.Conv1d):
-    """silu of a causal depthwise convolution along time, (B, T, channels) in and out."""
-
-    def __init__(self, channels, size, **factory):
-        super().__init__(channels, channels, size, groups=channels, bias=False, padding=size - 1, **factory)
-
-    def forward(self, x):
-        return F.silu(super().forward(x.mT)[..., : x.shape[1]].mT)
-
-
 def _widen(x):
     """x in float32, or wider if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _autocasts(x):
+    """Whether autocast chooses the type of x's products; float64 it leaves alone."""
+    return not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+
+
+def _stream_type(x):
+    """The type of what passes between the parts of a layer of x, and of its output: x's, or autocast's."""
+    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+
+
+def _fitted(x, module):
+    """x in the type of the module's weight, as torch's modules want it; a weight that is no float takes x as it is."""
+    weight = getattr(module, "weight", None)
+    return x.to(weight.dtype) if isinstance(weight, torch.Tensor) and weight.dtype in _FLOATS else x
+
+
+def _operand(x, module):
+    """x as a projection or a convolution takes it: under autocast as it is, since that fits types itself."""
+    return x if _autocasts(x) else _fitted(x, module)
+
+
+def _project(x, linear):
+    """linear(x), in the type of its weight, or in autocast's."""
+    return linear(_operand(x, linear))
+
+
+class _ShortConvolution(torch.nn.Conv1d):
+    """silu of a causal depthwise convolution along time, (B, T, channels) in and out, in x's type."""
+
+    def __init__(self, channels, size, **factory):
+        super().__init__(channels, channels, size, groups=channels, bias=False, **factory)
+
+    def forward(self, x):
+        # One zero more than the kernel needs, and its output dropped: torch convolves nothing of length 0.
+        padded = F.pad(_operand(x, self).mT, (*self.kernel_size, 0))
+        return F.silu(super().forward(padded)[..., 1:].mT).to(x.dtype)
 
 
 def _l2(x):
@@ -5278,6 +5422,9 @@ class TitansDeepGrm(torch.nn.Module):
         output_norm: "rms" normalises the read-out of each head, with a learned scale; "none" leaves it.
         output_gate: whether the read-out is multiplied by silu(x W_g).
         device, dtype: of the parameters.
+
+    Parameters may come to differ in type, from one another and from x. Each part computes in its own, gates in float32
+    or wider; what passes from part to part, the output included, has x's type, or under autocast autocast's.
 
     Raises:
         ValueError: an argument is none of these.
@@ -5314,11 +5461,8 @@ class TitansDeepGrm(torch.nn.Module):
         self.eta_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
         self.alpha_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
         self.beta_bias = torch.nn.Parameter(torch.empty(heads, **factory))
-        self.beta_bias._no_weight_decay = True
         self.eta_bias = torch.nn.Parameter(torch.empty(heads, **factory))
-        self.eta_bias._no_weight_decay = True
         self.alpha_bias = torch.nn.Parameter(torch.empty(heads, **factory))
-        self.alpha_bias._no_weight_decay = True
         shapes = [(128, 64), (128, 128), (64, 128)]
         weights = (torch.empty(heads, out, into, **factory) for out, into in shapes)
         self.theta = torch.nn.ParameterList(map(torch.nn.Parameter, weights))
@@ -5352,12 +5496,27 @@ class TitansDeepGrm(torch.nn.Module):
         torch.nn.init.constant_(self.alpha_bias, 4.0)
         for W in self.theta:
             torch.nn.init.normal_(W, std=W.shape[-1] ** -0.5)
+        for name in self.no_weight_decay():
+            self.get_parameter(name)._no_weight_decay = True
+
+    def no_weight_decay(self):
+        """The names of the parameters that weight decay is not for: biases and rates of gates, the norm's scale.
+
+        `reset_parameters` marks each of them `_no_weight_decay` too; a mark is lost where a parameter is copied or
+        replaced (copy.deepcopy, to_empty, load_state_dict(assign=True), fully_shard), a name is not.
+        """
+        names = {
+            "beta_bias",
+            "eta_bias",
+            "alpha_bias",
+        }
+        return names | {"o_norm.weight"} if self.output_norm == "rms" else names
 
     def gates(self, x):
         """The gates of x (B, T, d_model) by name, each (B, T, H) in float32 or wider: scale * fn(x w_h + bias)."""
-        beta = _widen(self.beta_proj(x))
-        eta = _widen(self.eta_proj(x))
-        alpha = _widen(self.alpha_proj(x))
+        beta = _widen(_project(x, self.beta_proj))
+        eta = _widen(_project(x, self.eta_proj))
+        alpha = _widen(_project(x, self.alpha_proj))
         return {
             "beta": torch.sigmoid(beta + self.beta_bias),
             "eta": 0.0005 * torch.sigmoid(eta + self.eta_bias),
@@ -5365,7 +5524,7 @@ class TitansDeepGrm(torch.nn.Module):
         }
 
     def forward(self, x, state=None, return_state=False, cu_seqlens=None, backend=None):
-        """y (B, T, d_model) of x (B, T, d_model); `backend` is that of `op`.
+        """y (B, T, d_model) of x (B, T, d_model), B and T 0 too; `backend` is that of `op`.
 
         Raises:
             ValueError: x has another shape.
@@ -5375,22 +5534,21 @@ class TitansDeepGrm(torch.nn.Module):
             raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
-        if x.shape[1] == 0:
-            return x.clone()
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        dtype = _stream_type(x)
+        q, k, v = (_project(x, linear).to(dtype) for linear in (self.q_proj, self.k_proj, self.v_proj))
         if self.conv_size:
             q, k, v = self.q_conv1d(q), self.k_conv1d(k), self.v_conv1d(v)
         q, k, v = (h.unflatten(-1, (self.heads, -1)) for h in (q, k, v))
         if self.qk_norm == "l2":
             q, k = _l2(q), _l2(k)
-        u = self.u_proj(x).unflatten(-1, (self.heads, -1))
+        u = _project(x, self.u_proj).to(dtype).unflatten(-1, (self.heads, -1))
         y = op(q, k, v, u, theta=list(self.theta), backend=backend, **self.gates(x))
         if self.output_norm == "rms":
-            y = self.o_norm(y.to(self.o_norm.weight.dtype))
+            y = self.o_norm(_fitted(y, self.o_norm)).to(dtype)
         y = y.flatten(-2)
         if self.output_gate:
-            y = y * F.silu(self.g_proj(x))
-        return self.o_proj(y)
+            y = y * F.silu(_project(x, self.g_proj)).to(dtype)
+        return _project(y, self.o_proj).to(dtype)
 
     def extra_repr(self):
         return (

@@ -40,6 +40,11 @@ def module_source(meaning: Meaning) -> str:
         render("sizes.py.jinja", segment_size=spec.segment.size),
         torch_source(lowered),
         _kernels(lowered),
+        render(
+            "finite.py.jinja",
+            deep=not meaning.linear,
+            within_segment=not meaning.chained and not meaning.reads_cached,
+        ),
         _operator(lowered, tensor_inputs(meaning)),
         layer_source(spec),
     ]
