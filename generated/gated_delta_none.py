@@ -1463,9 +1463,7 @@ def _by_length(make):
         capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key not in tables:
             if capturing:
-                raise UnsupportedError(
-                    f"{key[0]} tokens met first in a CUDA graph: run both passes once before capturing"
-                )
+                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
             if len(tables) - len(captured) >= 64:
                 del tables[next(one for one in tables if one not in captured)]
             tables[key] = make(*key)
@@ -1824,8 +1822,8 @@ def _run_backward_triton(tensors, saved, d_y):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Numbers that are not finite. Paths multiply whole chunks, and in a product a weight of 0 keeps no NaN out: so paths get
-# finite numbers in their place, and what they would reach, one token's read-out and those after it, is NaN afterwards.
+# Numbers that are not finite. Paths multiply whole chunks, and in a product a weight of 0 keeps no NaN out: they get
+# finite numbers in their place, and what those would reach, a token's read-out and those after it, is made NaN.
 # ---------------------------------------------------------------------------------------------------------------------
 
 

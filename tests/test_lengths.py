@@ -1,4 +1,4 @@
-"""Every shipped spec at lengths around chunks and segments, and at others, on both paths; what is set aside for them."""
+"""Every shipped spec at lengths around chunks and segments, and at others, on both paths, and the room they take."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_kernels_hold_around_chunks_and_segments(name: str, lengths: tuple[int, 
 
 @pytest.mark.parametrize("name", shipped())
 def test_what_is_set_aside_holds_every_panel(name: str) -> None:
-    """The torch path's room for states is a formula, since a length may be a symbol; the walk itself is not."""
+    """The torch path's room for states is a formula, since a length may be a symbol; the walk is none."""
     module = generated(name)
     for heads in (1, 3, 16, 24, 64, 200):
         for length in (*range(1, 200), 255, 256, 257, 511, 512, 513, 1000, 1024, 4097):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -20,7 +19,7 @@ from mcgen.spec.shipped import shipped
 from mcgen.symbolic import cost as costs
 from mcgen.symbolic.meaning import meaning
 from mcgen.tune.verification import imported
-from tests.emit.fragments import difference, inputs, leaves, spec_of
+from tests.emit.fragments import difference, inputs, leaves
 
 ROOT = Path(__file__).parents[1]
 VARIED = (
