@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 SUFFIX = "_kernel"
-"""How the name of a function ends that is launched."""
+"""How the name of a function ends that is launched in a configuration of its own."""
 MARK = "_jit"
 """The decorator of functions that Triton compiles."""
 
