@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mcgen.cli.output import PIPED_WIDTH, json_option, print_json, show_diagnostics
-from mcgen.errors import UnsupportedError
+from mcgen.errors import UnsupportedError, in_order
 from mcgen.spec import load
 from mcgen.spec.shipped import find
 
@@ -143,10 +143,11 @@ def explain(spec: str, stage: str | None, html: Path | None, as_json: bool) -> N
       mcgen explain swla_grm --stage closed-form
       mcgen explain my_memory.yaml --html my_memory.html
     """
+    from mcgen.symbolic.advice import advice
     from mcgen.symbolic.meaning import meaning
 
     understood = meaning(load(find(spec)))
-    show_diagnostics(understood.spec.warnings)
+    show_diagnostics(in_order(understood.spec.warnings, advice(understood)))
     sections = [_section(stage, understood)] if stage else [_tried(name, understood) for name in STAGES]
     if as_json:
         print_json({section.stage: section.plain() for section in sections})

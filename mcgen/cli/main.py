@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 import mcgen
-from mcgen.errors import InternalError, McgenError, SpecError
+from mcgen.errors import InternalError, SpecError, UnsupportedError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("mcgen.cli.build:build", "Compile specs to Python modules."),
@@ -98,8 +98,10 @@ def report(error: Exception) -> int:
 
         show_diagnostics(diagnosis(error))
         return USER_ERROR
-    if isinstance(error, McgenError) and not isinstance(error, InternalError):
-        click.echo(f"error: {error}", err=True)
+    if isinstance(error, UnsupportedError):
+        from mcgen.cli.output import show_diagnostics
+
+        show_diagnostics(error.diagnostics)
         return USER_ERROR
     if isinstance(error, OSError) and error.filename is not None:
         click.echo(f"error: {click.format_filename(error.filename)}: {error.strerror}", err=True)

@@ -179,10 +179,16 @@ SCALE_ZERO = Refusal(
     "take kind: mean for that",
     "{update: {rule: linear}, aggregate: {kind: grm, scale: 0}}",
 )
+FLAT_ACTIVATION = Refusal(
+    "an activation whose derivative is 0 everywhere",
+    "no layer but the last would learn",
+    "take one that has a derivative, such as gelu or tanh(x)",
+    "{memory: {kind: mlp, activation: sign(x)}, update: {rule: dla}}",
+)
 NOTHING_WRITTEN = Refusal(
     "nothing is ever written to M",
-    "every read-out is zero",
-    "write outer(v, k) to it",
+    "it holds nothing of the sequence",
+    "write outer(v, k) to a matrix, or descend by grad",
     'update: {steps: ["M = alpha*M"]}',
 )
 
@@ -242,13 +248,13 @@ LANGUAGE = (
     OTHER_NAMES_IN_AN_OBJECTIVE,
     ROUTER,
 )
-LOWERING = (TOKEN_GRADIENTS_OF_AN_MLP, TOKEN_GRADIENTS_NOT_AFFINE, SCALE_ZERO, NOTHING_WRITTEN)
+LOWERING = (TOKEN_GRADIENTS_OF_AN_MLP, TOKEN_GRADIENTS_NOT_AFFINE, FLAT_ACTIVATION, SCALE_ZERO, NOTHING_WRITTEN)
 GENERATED = (STATE, PACKED, LAYER_STATE, SECOND_DERIVATIVES, FORWARD_MODE, FLOAT64_ON_TRITON)
 
 GROUPS: dict[str, tuple[str, tuple[Refusal, ...]]] = {
     "language": ("Not in the language: refused by every command that reads a spec", LANGUAGE),
     "lowering": (
-        "In the language, but not lowered: refused by `check` and `build`, accepted by `check --parse-only`",
+        "In the language, but not lowered: `check --parse-only` accepts it, `check` and `build` do not",
         LOWERING,
     ),
     "generated": ("By generated files: an `UnsupportedError`", GENERATED),

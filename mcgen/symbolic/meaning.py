@@ -13,6 +13,7 @@ import sympy
 from mcgen.errors import Diagnostic, UnsupportedError, in_order
 from mcgen.spec import Spec
 from mcgen.spec.refusals import (
+    FLAT_ACTIVATION,
     NOTHING_WRITTEN,
     SCALE_ZERO,
     TOKEN_GRADIENTS_NOT_AFFINE,
@@ -20,6 +21,7 @@ from mcgen.spec.refusals import (
     Refusal,
 )
 from mcgen.spec.source import Position
+from mcgen.symbolic.expressions import symbol, to_sympy
 from mcgen.symbolic.recurrence import (
     MEMORY,
     Atom,
@@ -195,6 +197,13 @@ def _token_gradients_of_an_mlp(meaning: Meaning) -> Diagnostic | None:
     return _refused(TOKEN_GRADIENTS_OF_AN_MLP, place, same=_same(meaning.recurrence))
 
 
+def _flat_activation(meaning: Meaning) -> Diagnostic | None:
+    activation = meaning.spec.activation_expression
+    if activation is None or sympy.diff(to_sympy(activation), symbol("x")) != 0:
+        return None
+    return _refused(FLAT_ACTIVATION, meaning.spec.document.nearest(("memory", "activation")))
+
+
 def _weights_alike(meaning: Meaning) -> Diagnostic | None:
     if not meaning.routes or meaning.spec.aggregate.scale != 0:
         return None
@@ -224,5 +233,11 @@ def _refused(refusal: Refusal, position: Position, **words: str) -> Diagnostic:
     return position.diagnose(refusal.message(**words), hint=refusal.hint(**words))
 
 
-LOWERABLE = (_token_gradients_of_an_mlp, _weights_alike, _nothing_written, _token_gradients_not_affine)
+LOWERABLE = (
+    _token_gradients_of_an_mlp,
+    _token_gradients_not_affine,
+    _flat_activation,
+    _weights_alike,
+    _nothing_written,
+)
 """What keeps a meaning from being lowered, each None where it does not."""
