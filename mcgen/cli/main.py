@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("mcgen.cli.verify:verify", "Hold generated code against the token-by-token reference."),
     "new": ("mcgen.cli.new:new", "Write a commented spec to start from."),
     "list": ("mcgen.cli.list:list_", "List presets and shipped specs."),
+    "refusals": ("mcgen.cli.refusals:refusals", "List what is refused, why, and what there is instead."),
     "targets": ("mcgen.cli.targets:targets_", "List the GPUs mcgen compiles for."),
     "schema": ("mcgen.cli.schema:schema", "Print the JSON schema of the spec language."),
 }

@@ -142,7 +142,7 @@ FUNCTION_OF_A_SUM = Refusal(
     "a function of a sum, or a product of sums",
     "an error row is a function of p and v, element by element",
     "an objective is a combination of sum(…) and dot(…) with numbers for coefficients",
-    'update: {objective: sqrt(dot(p - v, p - v)), steps: ["M = M - eta*grad"]}',
+    'update: {objective: "sqrt(dot(p - v, p - v))", steps: ["M = M - eta*grad"]}',
 )
 OTHER_NAMES_IN_AN_OBJECTIVE = Refusal(
     "unknown name `$name` in $place",
@@ -293,18 +293,23 @@ def page() -> str:
     ]
     for title, refusals in GROUPS.values():
         lines += ["", f"## {title}", "", "| for example | refused | why | instead |", "| --- | --- | --- | --- |"]
-        lines += [f"| {' | '.join(map(_cell, row(refusal)))} |" for refusal in refusals]
+        lines += [f"| {' | '.join(_cells(refusal))} |" for refusal in refusals]
     return "\n".join(lines) + "\n"
 
 
 def row(refusal: Refusal) -> tuple[str, str, str, str]:
     """Example, feature, reason and what there is instead, as text."""
     shown = (_filled(text, refusal.words) for text in (refusal.feature, refusal.reason, refusal.instead))
-    return (f"`{refusal.example}`", *shown)
+    return (refusal.example, *shown)
 
 
-def _cell(text: str) -> str:
-    """Text in a cell of a Markdown table: outside code, what Markdown would read as its own is written as it stands."""
-    pieces = text.replace("|", "\\|").split("`")
-    plain = [piece.replace("*", "\\*") if index % 2 == 0 else piece for index, piece in enumerate(pieces)]
-    return "`".join(plain)
+def _cells(refusal: Refusal) -> tuple[str, ...]:
+    """A row of the page: the example as code, and text without what Markdown would read as its own."""
+    example, *texts = row(refusal)
+    return (f"`{example}`", *map(_escaped, texts))
+
+
+def _escaped(text: str) -> str:
+    """Text outside code with a backslash before each star."""
+    pieces = text.split("`")
+    return "`".join(piece if index % 2 else piece.replace("*", "\\*") for index, piece in enumerate(pieces))
