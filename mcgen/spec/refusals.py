@@ -129,7 +129,7 @@ CYCLE = Refusal(
     "slots feed one another in a cycle: $cycle",
     "their recurrence has no triangular form",
     "let a slot read only slots that do not read it back, directly or through others",
-    'update: {steps: ["S = alpha*M + outer(v, k)", "M = beta*S + M"]}',
+    'update: {steps: ["S = S + a*M", "M = M + b*S + outer(v, k)"]}',
     {"cycle": "S -> M -> S"},
 )
 OUTER_ON_MLP = Refusal(

@@ -17,7 +17,7 @@ from mcgen.spec import Gate, Spec, Step
 from mcgen.spec.grammar import Call, Expression, Name, Number, Span, Unary, evaluate, unparse, walk
 from mcgen.symbolic.expressions import symbol
 from mcgen.symbolic.meaning import Meaning
-from mcgen.symbolic.reach import unreached
+from mcgen.symbolic.reach import stays_zero, unreached
 from mcgen.symbolic.recurrence import MEMORY, GradientWrite
 from mcgen.symbolic.text import text
 
@@ -186,7 +186,7 @@ class _Adviser:
         names = {part.id for step in lines for part in walk(step.expression) if isinstance(part, Name)}
         large = [gate.name for gate in self.spec.gates if gate.name in names and self._is_large(gate)]
         if large:
-            position = self.spec.document.nearest(("update", "gates", large[0]))
+            position = self.spec.document.nearest(("update", "gates", large[0], "per_head"))
             return position.diagnose(message, hint=hint, severity="warning")
         return lines[-1].diagnose(lines[-1].expression.span, message, hint, "warning")
 
@@ -248,9 +248,21 @@ class _Adviser:
         return unreached(self.meaning) if self.meaning.recurrence.writes else ()
 
     def _without_gradient(self) -> Iterator[Diagnostic]:
+        if self._flat and stays_zero(self.meaning):
+            yield self._stays_zero()
+            return
         if "v" in self._flat:
             yield self._value_without_gradient()
         yield from (self._gate_without_gradient(name) for name in self._gates if name in self._flat)
+
+    def _stays_zero(self) -> Diagnostic:
+        message, hint = "M never leaves 0", "write outer(v, k) to it"
+        position = self.spec.steps[-1].position
+        if self.meaning.recurrence.error is not None:
+            message += ": the objective's gradient by p is 0 where p is, and nothing else is written"
+            hint = "take one that tells v from 0, such as sum((p - v)**2)/2"
+            position = self.spec.objective_position
+        return position.diagnose(message, hint=hint, severity="warning")
 
     def _value_without_gradient(self) -> Diagnostic:
         found, position = self.meaning.recurrence, self.spec.objective_position

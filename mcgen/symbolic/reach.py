@@ -14,7 +14,7 @@ import sympy
 from mcgen.symbolic.expressions import symbol
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.objective import PREDICTION, VALUE
-from mcgen.symbolic.recurrence import MEMORY, GradientWrite, LinearForm, PreviousSlot, Write
+from mcgen.symbolic.recurrence import MEMORY, GradientWrite, LinearForm, PreviousSlot, Recurrence, Write
 
 THETA = "theta[{}]"
 """What the initial weights of a layer of a deep memory are called, the first one's number 0."""
@@ -27,9 +27,21 @@ def inputs(meaning: Meaning) -> tuple[str, ...]:
     return ("q", "k", "v", *(["u"] if spec.routes_by_u else []), *spec.tensor_gates, *weights)
 
 
+def stays_zero(meaning: Meaning) -> bool:
+    """Whether a matrix memory never leaves 0: gradients are 0 where p is, and no other write reaches a token."""
+    found = meaning.recurrence
+    live = [write for write in found.writes if _Flow(meaning).is_live(write)]
+    return meaning.linear and not any(isinstance(w, Write) or _at_zero(found) != 0 for w in live)
+
+
+def _at_zero(found: Recurrence) -> sympy.Expr:
+    """The error row where p is 0."""
+    return found.error.expression.subs(PREDICTION, 0)
+
+
 def unreached(meaning: Meaning) -> tuple[str, ...]:
     """The inputs by which the gradient is 0 by construction."""
-    reached = _Flow(meaning).reached()
+    reached = set() if stays_zero(meaning) else _Flow(meaning).reached()
     return tuple(name for name in inputs(meaning) if name not in reached)
 
 
@@ -89,7 +101,7 @@ class _Flow:
 
     def _of_form(self, form: LinearForm) -> Iterator[_Value]:
         for atom, coefficient in form.items():
-            if not self._live(atom):
+            if not self.is_live(atom):
                 continue
             yield from (gate for gate in self.meaning.spec.tensor_gates if _changes(coefficient, symbol(gate)))
             yield _State(atom.name) if isinstance(atom, PreviousSlot) else atom
@@ -107,7 +119,7 @@ class _Flow:
         """The initial weights."""
         return () if self.meaning.linear else map(THETA.format, range(self.meaning.spec.memory.layers))
 
-    def _live(self, atom: PreviousSlot | Write | GradientWrite) -> bool:
+    def is_live(self, atom: PreviousSlot | Write | GradientWrite) -> bool:
         """Whether an atom can be other than 0: it can not before the first token, nor where an error row is 0."""
         if isinstance(atom, GradientWrite):
             return self.meaning.recurrence.error.expression != 0
