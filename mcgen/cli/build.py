@@ -71,11 +71,11 @@ def build(specs: tuple[str, ...], output: Path, target_names: tuple[str, ...], c
         outcomes = ["error" if one.text is None else "not written" for one in built]
     else:
         outcomes = [_compared(one) for one in built] if check else _written(built)
-    for one in built:
-        show_diagnostics(one.diagnostics)
     if as_json:
         print_json([_plain(one, outcome) for one, outcome in zip(built, outcomes, strict=True)])
     else:
+        for one in built:
+            show_diagnostics(one.diagnostics)
         _show(built, outcomes)
     if wrong:
         return USER_ERROR
