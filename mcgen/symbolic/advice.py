@@ -17,7 +17,7 @@ from mcgen.spec import Gate, Spec, Step
 from mcgen.spec.grammar import Call, Expression, Name, Number, Span, Unary, evaluate, unparse, walk
 from mcgen.symbolic.expressions import symbol
 from mcgen.symbolic.meaning import Meaning
-from mcgen.symbolic.reach import stays_zero, unreached
+from mcgen.symbolic.reach import changes, stays_zero, unreached
 from mcgen.symbolic.recurrence import MEMORY, GradientWrite
 from mcgen.symbolic.text import text
 
@@ -278,7 +278,7 @@ class _Adviser:
         found = self.meaning.recurrence
         forms = [*found.forms.values(), *found.memory_at.values()]
         parts = [part for form in forms for part in form.values() if part.has(symbol(name))]
-        flat = [part for part in parts if sympy.diff(part, symbol(name)) == 0]
+        flat = [part for part in parts if not changes(part, symbol(name))]
         why = "M does not depend on it" if not parts else "what it multiplies is 0"
         if flat:
             why = f"{text(flat[0])} has no derivative by it"

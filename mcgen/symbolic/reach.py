@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import sympy
 
 from mcgen.symbolic.expressions import symbol
+from mcgen.symbolic.functions import Larger, Sign, Step, Where
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.objective import PREDICTION, VALUE
 from mcgen.symbolic.recurrence import MEMORY, GradientWrite, LinearForm, PreviousSlot, Recurrence, Write
+
+FLAT = (Sign, Step, Larger)
+"""Functions whose derivative is 0; so is that of `Where` by its condition."""
 
 THETA = "theta[{}]"
 """What the initial weights of a layer of a deep memory are called, the first one's number 0."""
@@ -95,7 +100,7 @@ class _Flow:
             case _MemoryAt():
                 yield from (_State(MEMORY), *self._initial())
             case Write(value=row):
-                yield from ("k", *(["v"] if _changes(row, VALUE) else []))
+                yield from ("k", *(["v"] if changes(row, VALUE) else []))
             case GradientWrite():
                 yield from self._of_gradient(value)
 
@@ -103,7 +108,7 @@ class _Flow:
         for atom, coefficient in form.items():
             if not self.is_live(atom):
                 continue
-            yield from (gate for gate in self.meaning.spec.tensor_gates if _changes(coefficient, symbol(gate)))
+            yield from (gate for gate in self.meaning.spec.tensor_gates if changes(coefficient, symbol(gate)))
             yield _State(atom.name) if isinstance(atom, PreviousSlot) else atom
             if atom == PreviousSlot(MEMORY):
                 yield from self._initial()
@@ -111,8 +116,8 @@ class _Flow:
     def _of_gradient(self, write: GradientWrite) -> Iterator[_Value]:
         """e kᵀ of a matrix; the layers' of an mlp, which its weights are in too."""
         row = self.meaning.recurrence.error.expression
-        yield from ("k", *(["v"] if _changes(row, VALUE) else []))
-        if not self.meaning.linear or _changes(row, PREDICTION):
+        yield from ("k", *(["v"] if changes(row, VALUE) else []))
+        if not self.meaning.linear or changes(row, PREDICTION):
             yield _MemoryAt(write.line)
 
     def _initial(self) -> Iterable[_Value]:
@@ -131,6 +136,17 @@ class _Flow:
         return max(atom.value_lag, atom.key_lag) < size
 
 
-def _changes(expression: sympy.Expr, variable: sympy.Symbol) -> bool:
+def changes(expression: sympy.Expr, variable: sympy.Symbol) -> bool:
     """Whether an expression has a derivative by a variable that is not 0 as it stands."""
-    return expression.has(variable) and sympy.diff(expression, variable) != 0
+    return variable in _variables(expression)
+
+
+@lru_cache(maxsize=4096)
+def _variables(expression: sympy.Basic) -> frozenset[sympy.Symbol]:
+    """The symbols by which an expression has a derivative: those that stand in it outside functions without one."""
+    if isinstance(expression, sympy.Symbol):
+        return frozenset([expression])
+    if isinstance(expression, FLAT):
+        return frozenset()
+    arguments = expression.args[1:] if isinstance(expression, Where) else expression.args
+    return frozenset().union(*map(_variables, arguments))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sympy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcgen.spec import Spec, load
 from mcgen.spec.shipped import shipped
+from mcgen.symbolic.functions import SCALAR_FUNCTIONS
 from mcgen.symbolic.meaning import lowerable, meaning
 from mcgen.symbolic.reach import inputs as names_of
 from mcgen.symbolic.reach import unreached
@@ -90,6 +92,16 @@ def test_what_is_0_by_construction_is_what_autograd_finds(spec: Spec, expected: 
 def test_of_any_rule_it_is_0(update: dict[str, Any], kind: str) -> None:
     spec = small(update, aggregate={"kind": kind})
     assert set(unreached(meaning(spec))) <= zeros(spec)
+
+
+@pytest.mark.parametrize("function", SCALAR_FUNCTIONS)
+def test_every_function_has_the_derivative_that_is_said(function: str) -> None:
+    """A gate is reached through a function exactly where its derivative is no 0."""
+    arguments = "a, b" if function in ("min", "max") else "a"
+    spec = example({"steps": [f"M = M + {function}({arguments})*outer(v, k)"]})
+    x, y = sympy.symbols("x y", real=True)
+    value = SCALAR_FUNCTIONS[function](*([x, y] if function in ("min", "max") else [x]))
+    assert ("a" in unreached(meaning(spec))) == (sympy.diff(value, x) == 0)
 
 
 @pytest.mark.parametrize("name", shipped())
