@@ -299,12 +299,26 @@ def _evenness(sizes: list[float]) -> float:
 
 
 def _size(expression: sympy.Expr, values: Mapping[sympy.Symbol, float]) -> float | None:
-    """The size of an expression's value, where that is a number."""
+    """The size of an expression's value, where that is a finite number."""
+    value = _value(expression, values)
+    return None if value is None else abs(value)
+
+
+def _value(expression: sympy.Basic, values: Mapping[sympy.Symbol, float]) -> float | None:
+    """An expression in floats, from the inside out: SymPy's own have no bounds, and take long beyond those."""
+    if isinstance(expression, sympy.Symbol):
+        value = values.get(expression)
+    else:
+        arguments = [_value(argument, values) for argument in expression.args]
+        value = None if None in arguments else _called(expression, arguments)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _called(expression: sympy.Basic, arguments: list[float]) -> float | None:
     try:
-        value = float(expression.xreplace({name: sympy.Float(value) for name, value in values.items()}))
+        return float(expression.func(*map(sympy.Float, arguments)) if arguments else expression)
     except (TypeError, ValueError, OverflowError):
         return None
-    return abs(value) if math.isfinite(value) else None
 
 
 def _at_head(expression: Expression, head: int) -> float:

@@ -219,3 +219,5 @@ def test_numbers_without_a_value_are_no_fault() -> None:
     """Constants that only some heads have, gates beyond floats: nothing is said of them here."""
     assert not found(rule("M = a*M + outer(v, k)", gates='a: {per_head: "sqrt(1 - h)/2"}', more="layer: {heads: 2}\n"))
     assert not found(rule("M = a*M + outer(v, k)", gates="a: {fn: exp, bias: 1000}"))
+    for function in ("exp(exp(a))", "sin(exp(a))", "log(a - 2)"):
+        found(rule(f"M = {function}*M + outer(v, k)", gates="a: {fn: identity, bias: 1e300}"))
