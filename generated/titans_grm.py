@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import sys
@@ -26,6 +27,7 @@ import warnings
 
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 # Triton takes long to import, so a file does that only where kernels can run, or where others have done it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -63,7 +65,7 @@ SPEC_HASH = "7dfa449aa177e7140cc299db59ae843870271714ec6db4a224d946aea5e86894"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group")
+    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -207,6 +209,40 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
         cached.append(M)
         pools.append(pool)
     return (torch.stack(y, 1) if T else v).to(y_dtype)
+
+
+def _pieces(T, size):
+    """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
+    full, rest = T // 256, T % 256
+    return full * ((256 + size - 1) // size) + (rest + size - 1) // size
+
+
+def _segment_count(T):
+    """The number of segments of T tokens; T may be symbolic."""
+    return (T + 255) // 256
+
+
+def _room(shape):
+    """Numbers that a tensor takes in a buffer: what follows begins at a whole 16 bytes."""
+    return (math.prod(shape) + 3) // 4 * 4
+
+
+def _buffer(rooms, like, dtype):
+    """One empty tensor for tensors of these shapes, which may be symbolic."""
+    return like.new_empty((sum(map(_room, rooms.values())),), dtype=dtype)
+
+
+def _parted(buffer, rooms):
+    """The tensors of these shapes in a buffer."""
+    parts = buffer.split(list(map(_room, rooms.values())))
+    return [part[: math.prod(shape)].view(shape) for part, shape in zip(parts, rooms.values(), strict=True)]
+
+
+def _clear_between(buffer, rooms):
+    """Zeros what a buffer has between its tensors, so that all of it is the same at every run."""
+    for part, shape in zip(buffer.split(list(map(_room, rooms.values()))), rooms.values(), strict=True):
+        if math.prod(shape) < len(part):
+            part[math.prod(shape) :] = 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -986,30 +1022,58 @@ class _Panel:
         self.offset, self.length, self.chunk = offset, (last - first) // max(j - i, 1), chunk
 
 
+def _panel_size(heads):
+    """Tokens of a panel, a whole number of TOKENS; `heads`, which is B * H, may be symbolic."""
+    return torch.sym_max(PANEL_ROWS // (torch.sym_max(heads, 1) * TOKENS), 1) * TOKENS
+
+
+def _even_chunk(length):
+    """Tokens of the chunks that a length is walked in, all of one size; 0 where that would not be a good one."""
+    return 0 if length > TOKENS and length % TOKENS else min(length, TOKENS)
+
+
+def _spans_of_segment(first, last, size):
+    """The panels' tokens in a segment that has several: whole chunks, and what is left."""
+    part, parts = max(size, int(((last - first) // TOKENS / 8) ** 0.5) * TOKENS), []
+    whole = last - (last - first) % TOKENS
+    parts += [(a, min(a + part, whole)) for a in range(first, whole, part)]
+    return [*parts, (whole, last)] if whole < last else parts
+
+
 def _panels(T, heads):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
 
     The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
-    size, walk, i = max(PANEL_ROWS // (heads * TOKENS), 1) * TOKENS, [], 0
-    spans = _segments(T)
+    size, walk, spans, i = _panel_size(heads), [], _segments(T), 0
     while i < len(spans):
         first, last = spans[i]
         length, j = last - first, i + 1
-        chunk, uneven = min(length, TOKENS), length > TOKENS and length % TOKENS > 0
-        if length > size or uneven:
-            part = max(size, int((length // TOKENS / 8) ** 0.5) * TOKENS)
-            whole = last - length % TOKENS
-            parts = [(a, min(a + part, whole)) for a in range(first, whole, part)]
-            parts += [(whole, last)] if whole < last else []
-            walk.append([_Panel(i, j, a, b, a - first, min(b - a, TOKENS)) for a, b in parts])
+        chunk = _even_chunk(length)
+        if not chunk or length > size:
+            panels = [(a, b, min(b - a, TOKENS)) for a, b in _spans_of_segment(first, last, size)]
         else:
             while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
                 j += 1
-            walk.append([_Panel(i, j, first, spans[j - 1][1], 0, chunk)])
+            panels = [(first, spans[j - 1][1], chunk)]
+        walk.append([_Panel(i, j, a, b, a - first, chunk) for a, b, chunk in panels])
         i = j
     return walk
+
+
+def _inner_of(length, size):
+    """Room for the states before the panels inside a segment of so many tokens; the panels' size may be symbolic."""
+    more = (length - 1) // size
+    if not _even_chunk(length):
+        return more + 1
+    return more + torch.sym_min(more, 1) if length > TOKENS and length % TOKENS else more
+
+
+def _inner(T, heads):
+    """Room for the states before panels inside segments, or a little more; T may be symbolic."""
+    size = _panel_size(heads)
+    return T // 256 * _inner_of(256, size) + T % 256 // size + 1
 
 
 def _rows(t, panel, dtype):
@@ -1129,46 +1193,32 @@ def _blend_backward(x, bank, pools, d_bank, d_pools, panel):
 _read_forward, _read_backward = _blend_forward, _blend_backward
 
 
-def _saved_torch(tensors):
-    """Empty tensors for what the forward pass saves.
+def _rooms_torch(B, T, H):
+    """The shapes of what the forward pass saves in a buffer, by name; all sizes may be symbolic."""
+    N = _segment_count(T)
+    P = _inner(T, B * H)
+    return {
+        "o": (B, H, T, 64),  # online read-outs
+        "r": (B, H, T),  # online logits
+        "kept_M_1": (B, H, N, 64, 256),  # M_1 at the ends of segments
+        "kept_M_2": (B, H, N, 256, 64),  # M_2 at the ends of segments
+        "rows_x_th3": (B, H, T, 256),  # x_th3 of every chunk
+        "rows_x_th4_M_2": (B, H, T, 64),  # x_th4_M_2 of every chunk
+        "rows_x_th4_S_2": (B, H, T, 64),  # x_th4_S_2 of every chunk
+        "inner_S_1": (B, H, P, 64, 256),  # S_1 before panels inside segments
+        "inner_S_2": (B, H, P, 256, 64),  # S_2 before panels inside segments
+        "inner_M_1": (B, H, P, 64, 256),  # M_1 before panels inside segments
+        "inner_M_2": (B, H, P, 256, 64),  # M_2 before panels inside segments
+        "inner_pool": (B, H, P, 64),  # pool before panels inside segments
+        "pools": (B, H, N, 64),  # pooled keys
+    }
 
-    o (B, H, T, V): online read-outs
-    r (B, H, T): online logits
-    kept_M_1 (B, H, N, 64, 256): M_1 at the ends of segments
-    kept_M_2 (B, H, N, 256, 64): M_2 at the ends of segments
-    rows_x_th3 (B, H, T, 256): x_th3 of every chunk
-    rows_x_th4_M_2 (B, H, T, 64): x_th4_M_2 of every chunk
-    rows_x_th4_S_2 (B, H, T, 64): x_th4_S_2 of every chunk
-    inner_S_1 (B, H, P, 64, 256): S_1 before panels inside segments
-    inner_S_2 (B, H, P, 256, 64): S_2 before panels inside segments
-    inner_M_1 (B, H, P, 64, 256): M_1 before panels inside segments
-    inner_M_2 (B, H, P, 256, 64): M_2 before panels inside segments
-    inner_pool (B, H, P, 64): pool before panels inside segments
-    pools (B, H, N, 64): pooled keys
-    """
-    q, v, dtype = tensors[INPUTS.index("q")], tensors[INPUTS.index("v")], _compute_type(tensors)
-    B, T, H, _ = q.shape
-    V = v.shape[3]
-    N = len(_segments(T))
-    P = sum(len(run) - 1 for run in _panels(T, B * H))
-    return [
-        q.new_empty(shape, dtype=dtype)
-        for shape in [
-            (B, H, T, V),
-            (B, H, T),
-            (B, H, N, 64, 256),
-            (B, H, N, 256, 64),
-            (B, H, T, 256),
-            (B, H, T, 64),
-            (B, H, T, 64),
-            (B, H, P, 64, 256),
-            (B, H, P, 256, 64),
-            (B, H, P, 64, 256),
-            (B, H, P, 256, 64),
-            (B, H, P, 64),
-            (B, H, N, 64),
-        ]
-    ]
+
+def _saved_torch(tensors):
+    """Empty tensors for what the forward pass saves: a buffer."""
+    q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
+    buffer = _buffer(_rooms_torch(B, T, H), q, _compute_type(tensors))
+    return [buffer]
 
 
 def _run_forward_torch(tensors):
@@ -1176,6 +1226,7 @@ def _run_forward_torch(tensors):
     v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    _clear_between(saved[0], _rooms_torch(B, T, H))
     (
         o,
         r,
@@ -1190,7 +1241,7 @@ def _run_forward_torch(tensors):
         inner_M_2,
         inner_pool,
         pools,
-    ) = saved
+    ) = _parted(saved[0], _rooms_torch(B, T, H))
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
     at = 0
     for panel in [panel for run in _panels(T, B * H) for panel in run]:
@@ -1219,6 +1270,14 @@ def _run_forward_torch(tensors):
         o[:, :, panel.first : panel.last] = rows["o"]
         r[:, :, panel.first : panel.last] = rows["r"]
         y[:, panel.first : panel.last] = _read_forward(rows, bank, pools, panel).transpose(1, 2)
+    for inner in (
+        inner_S_1,
+        inner_S_2,
+        inner_M_1,
+        inner_M_2,
+        inner_pool,
+    ):
+        inner[:, :, at:] = 0  # room that was not needed
     return [y, *saved]
 
 
@@ -1239,15 +1298,16 @@ def _run_backward_torch(tensors, saved, d_y):
         inner_M_2,
         inner_pool,
         pools,
-    ) = saved
+    ) = _parted(saved[0], _rooms_torch(B, T, H))
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     d = d[: len(INPUTS)]
     d_theta = [torch.zeros_like(t, dtype=dtype) for t in tensors[len(INPUTS) :]]
     bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
     d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
     d_pools = torch.zeros_like(pools)
-    at = inner_S_1.shape[2]
-    for run in reversed(_panels(T, B * H)):
+    walk = _panels(T, B * H)
+    at = sum(len(run) - 1 for run in walk)
+    for run in reversed(walk):
         i, j = run[0].i, run[0].j
         states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
@@ -3558,7 +3618,32 @@ CHUNK = 16  # tokens of a gradient chunk
 BLOCK = 64  # tokens of a block of rows
 
 
-@functools.lru_cache(maxsize=64)
+def _by_length(make):
+    """Remembers the tables of the last 64 lengths, and for good those that a CUDA graph was captured with.
+
+    A graph reads its tables wherever they lay when it was captured; and none can be made in a capture, since that
+    copies from the host.
+    """
+    tables, captured = {}, set()
+
+    @functools.wraps(make)
+    def table(*key):
+        capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if key not in tables:
+            if capturing:
+                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
+            if len(tables) - len(captured) >= 64:
+                del tables[next(one for one in tables if one not in captured)]
+            tables[key] = make(*key)
+        tables[key] = tables.pop(key)
+        if capturing:
+            captured.add(key)
+        return tables[key]
+
+    return table
+
+
+@_by_length
 def _layout(T, device):
     """Tables of where things are.
 
@@ -3574,7 +3659,7 @@ def _layout(T, device):
     return table(blocks), table(segments)
 
 
-@functools.lru_cache(maxsize=64)
+@_by_length
 def _steps(T, BT, device):
     """Tables of chunk steps of up to BT tokens, and how many states a group of them keeps.
 
@@ -3780,22 +3865,29 @@ def _contiguous(tensors):
     return dict(zip(INPUTS, (t.contiguous() for t in tensors[: len(INPUTS)]), strict=True))
 
 
-def _empty_forward(x):
-    """Tensors the forward kernels fill for the backward pass, by name."""
-    q = x["q"]
-    B, T, H, K = q.shape
-    N = len(_segments(T))
-    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
+def _rooms_triton(B, T, H):
+    """The shapes of what the forward kernels leave for the backward pass, by name; all sizes may be symbolic."""
+    n_segments = _segment_count(T)
     return {
-        "cached": new(B, H, N, MEMORY),
-        "pools": new(B, H, N, K),
-        "lse": new(B, T, H),
-        "online": new(B, T, H),
+        "cached": (B, H, n_segments, MEMORY),
+        "pools": (B, H, n_segments, 64),
+        "lse": (B, T, H),
+        "online": (B, T, H),
     }
 
 
 def _saved_triton(tensors):
-    return list(_empty_forward(_contiguous(tensors)).values())
+    """Empty tensors for what the forward pass saves: a buffer."""
+    q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
+    buffer = _buffer(_rooms_triton(B, T, H), q, torch.float32)
+    return [buffer]
+
+
+def _named(q, saved):
+    """What the forward pass saves, by name."""
+    rooms = _rooms_triton(*q.shape[:3])
+    parts = dict(zip(rooms, _parted(saved[0], rooms), strict=True))
+    return parts
 
 
 def _run_forward_triton(tensors):
@@ -3805,7 +3897,9 @@ def _run_forward_triton(tensors):
     blocks, segments = _layout(T, q.device)
     steps, chains, _ = _steps(T, _rows_of_step("walk", tensors), q.device)
     theta = _packed(tensors[len(INPUTS) :])
-    x |= _empty_forward(x)
+    saved = _saved_triton(tensors)
+    _clear_between(saved[0], _rooms_triton(B, T, H))
+    x |= _named(q, saved)
     x["y"] = torch.empty_like(v)
     sizes = (T, H, B * H, len(segments))
     x["o"] = v.new_empty(v.shape, dtype=torch.float32)
@@ -3840,16 +3934,7 @@ def _run_forward_triton(tensors):
         tensors,
         (blocks, *sizes),
     )
-    return [
-        x[name]
-        for name in (
-            "y",
-            "cached",
-            "pools",
-            "lse",
-            "online",
-        )
-    ]
+    return [x["y"], *saved]
 
 
 def _reverse_reads(tensors, x, blocks, segments):
@@ -3900,19 +3985,8 @@ def _run_backward_triton(tensors, saved, d_y):
     blocks, segments = _layout(T, q.device)
     steps, chains, group = _steps(T, _rows_of_step("reverse", tensors), q.device)
     theta = tensors[len(INPUTS) :]
-    x |= dict(
-        zip(
-            (
-                "y",
-                "cached",
-                "pools",
-                "lse",
-                "online",
-            ),
-            saved,
-            strict=True,
-        )
-    )
+    x["y"], *saved = saved
+    x |= _named(q, saved)
     sizes = (T, H, B * H, len(segments))
     new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
     x["d_y"] = d_y.contiguous()
@@ -3963,10 +4037,87 @@ def _run_backward_triton(tensors, saved, d_y):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Numbers that are not finite. Paths multiply whole chunks, and in a product a weight of 0 keeps no NaN out: they get
+# finite numbers in their place, and what those would reach, a token's read-out and those after it, is made NaN.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _finite(tensors):
+    """The tensors with finite numbers alone in k, v and gates, and which rows of y (B, T, H) others would reach.
+
+    No rows, None, where all are finite as a CPU can tell by their sums; a GPU is not waited for.
+    """
+    written = {name: t for name, t in zip(INPUTS, tensors, strict=False) if name not in ("q", "u")}
+    if tensors[0].is_cpu and all(math.isfinite(t.sum(dtype=_compute_type([t]))) for t in written.values()):
+        return tensors, None
+    bad = torch.zeros(tensors[0].shape[:3], dtype=torch.int32, device=tensors[0].device)
+    replace = _replace_triton if tensors[0].is_cuda and triton else _replace_torch
+    clean = {name: replace(t, bad, 0.0 if t.dim() == 4 else 0.5) for name, t in written.items()}
+    return [clean.get(name, t) for name, t in itertools.zip_longest(INPUTS, tensors)], bad.cumsum(1) > 0
+
+
+def _replace_torch(t, bad, by):
+    """t with a number in place of those that are not finite; marks their rows in `bad`."""
+    finite = t.isfinite()
+    bad |= ~(finite.all(-1) if t.dim() == 4 else finite)
+    return t.where(finite, by)
+
+
+def _spoil(y, late):
+    """Makes the rows of y NaN that a number which is not finite reaches."""
+    if y.is_cuda and triton:
+        _by_rows(spoil_kernel, y, late)
+    else:
+        y.masked_fill_(late.unsqueeze(-1), math.nan)
+
+
+def _replace_triton(t, bad, by):
+    clean = torch.empty_like(t, memory_format=torch.contiguous_format)
+    _by_rows(replace_kernel, clean, t.contiguous(), bad, by)
+    return clean
+
+
+def _by_rows(kernel, first, *others):
+    """Launches a kernel for the rows, one a token and head, of a contiguous tensor."""
+    width = first.shape[3] if first.dim() == 4 else 1
+    BW, n_rows = triton.next_power_of_2(width), math.prod(first.shape[:3])
+    BT = 4096 // BW
+    kernel[(triton.cdiv(n_rows, BT),)](first, *others, n_rows, WIDTH=width, BT=BT, BW=BW)
+
+
+@_jit
+def replace_kernel(clean, x, bad, by, n_rows, WIDTH: tl.constexpr, BT: tl.constexpr, BW: tl.constexpr):
+    """The same as `_replace_torch`."""
+    o_r, o_w = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT), tl.arange(0, BW)
+    place, mask = o_r[:, None] * WIDTH + o_w[None, :], (o_r < n_rows)[:, None] & (o_w < WIDTH)[None, :]
+    b_x = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    finite = tl.abs(b_x) < float("inf")
+    tl.store(clean + place, tl.where(finite, b_x, by).to(clean.dtype.element_ty), mask=mask)
+    b_bad = tl.max((~finite).to(tl.int32), 1)
+    tl.store(bad + o_r, b_bad, mask=b_bad > 0)
+
+
+@_jit
+def spoil_kernel(y, late, n_rows, WIDTH: tl.constexpr, BT: tl.constexpr, BW: tl.constexpr):
+    """The same as `_spoil`: where no row is late, none is touched."""
+    o_r, o_w = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT), tl.arange(0, BW)
+    m_r = tl.load(late + o_r, mask=o_r < n_rows, other=0) != 0
+    b_nan = tl.full([BT, BW], float("nan"), tl.float32).to(y.dtype.element_ty)
+    tl.store(y + o_r[:, None] * WIDTH + o_w[None, :], b_nan, mask=m_r[:, None] & (o_w < WIDTH)[None, :])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The operator: both paths behind custom ops, so that torch.compile, autocast and checkpointing see one node each way.
 # ---------------------------------------------------------------------------------------------------------------------
 
 INPUTS = ("q", "k", "v", "u", "beta", "eta", "alpha")
+FORWARD_MODE = "forward-mode derivatives of op are not lowered; take those of `reference` instead"
+TWICE = "second derivatives of op are not lowered; differentiate `reference` twice instead"
+
+
+def _on_device(x):
+    """Launches go to the GPU that the tensors lie on, whichever is the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _define(backend, forward, backward, saved, first=1):
@@ -3974,7 +4125,7 @@ def _define(backend, forward, backward, saved, first=1):
 
     Defined by schema, since what `torch.library.custom_op` wraps around a function imports torch.compile at its first
     call. Under autocast the arithmetic stays what the tensors' types say. Outputs from `first` on are kept for the
-    backward pass: 0 for y too.
+    backward pass: 0 for y too. Returns the operator, its reverse, and `first`.
     """
     library, number = getattr(torch.ops, f"mcgen_{SPEC_HASH[:16]}"), 1
     while hasattr(library, f"{backend}_forward_{number}"):
@@ -3984,19 +4135,27 @@ def _define(backend, forward, backward, saved, first=1):
     torch.library.define(names[0], "(Tensor[] tensors) -> Tensor[]", tags=tags)
     torch.library.define(names[1], "(Tensor[] tensors, Tensor[] saved, Tensor d_y) -> Tensor[]", tags=tags)
 
+    @torch.library.register_fake(names[0])
+    def nothing(tensors):
+        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
+
     @torch.library.impl(names[0], "default")
     def run(tensors):
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return forward(tensors)
+        if tensors[0].numel() == 0:
+            return nothing(tensors)
+        with _on_device(tensors[0]), torch.autocast(tensors[0].device.type, enabled=False):
+            clean, late = _finite(tensors)
+            y, *saved = forward(clean)
+            if late is not None:
+                _spoil(y, late)
+            return [y, *saved]
 
     @torch.library.impl(names[1], "default")
     def run_backward(tensors, saved, d_y):
-        with torch.autocast(d_y.device.type, enabled=False):
+        if d_y.numel() == 0:
+            return [torch.zeros_like(t) for t in tensors]
+        with _on_device(d_y), torch.autocast(d_y.device.type, enabled=False):
             return backward(tensors, saved, d_y)
-
-    @torch.library.register_fake(names[0])
-    def fake(tensors):
-        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
 
     @torch.library.register_fake(names[1])
     def fake_backward(tensors, saved, d_y):
@@ -4016,15 +4175,84 @@ def _define(backend, forward, backward, saved, first=1):
         return getattr(library, f"{backend}_backward_{number}")(list(tensors), list(saved), gradients[0])
 
     def refuse(ctx, gradients):
-        raise UnsupportedError("second derivatives of op are not lowered; differentiate `reference` twice instead")
+        raise UnsupportedError(TWICE)
 
     torch.library.register_autograd(names[0], differentiate, setup_context=keep)
     torch.library.register_autograd(names[1], refuse)
-    return getattr(library, f"{backend}_forward_{number}")
+    operators = [getattr(library, f"{backend}_{way}_{number}") for way in ("forward", "backward")]
+    for way, operator in enumerate(operators):
+        register_flop_formula(operator)(lambda shapes, *_, way=way, **__: _flops(shapes)[way])
+    return (*operators, first)
 
 
-_torch_op = _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch)
-_triton_op = _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=0)
+def _flops(shapes):
+    """FLOPs forward and backward, of products alone: what mcgen plans with."""
+    B, T, H, _ = shapes[0]
+    N = _segment_count(T)
+    return 6 * B * H * T * (5472 * N + 58475), 2 * B * H * T * (32832 * N + 488033)
+
+
+OPERATORS = {
+    "torch": _define("torch", _run_forward_torch, _run_backward_torch, _saved_torch),
+    "triton": _define("triton", _run_forward_triton, _run_backward_triton, _saved_triton, first=0),
+}
+
+
+class _Mapped(torch.autograd.Function):
+    """The operator under transforms of torch.func; what is mapped over joins the batch."""
+
+    @staticmethod
+    def forward(operators, *tensors):
+        return operators[0](list(tensors))[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.operators, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, d_y):
+        return None, *_MappedBackward.apply(ctx.operators, d_y, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise UnsupportedError(FORWARD_MODE)
+
+    @staticmethod
+    def vmap(info, in_dims, operators, *tensors):
+        found = [_Mapped.apply(operators, *_nth(tensors, in_dims[1:], n)) for n in range(info.batch_size)]
+        return torch.stack(found), 0
+
+
+class _MappedBackward(torch.autograd.Function):
+    """The derivative of `_Mapped`; it runs the operator again, since what that saves is not to be mapped over."""
+
+    @staticmethod
+    def forward(operators, d_y, *tensors):
+        run, run_backward, first = operators
+        return tuple(run_backward(list(tensors), run(list(tensors))[first:], d_y))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise UnsupportedError(TWICE)
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise UnsupportedError(FORWARD_MODE)
+
+    @staticmethod
+    def vmap(info, in_dims, operators, *tensors):
+        found = [_MappedBackward.apply(operators, *_nth(tensors, in_dims[1:], n)) for n in range(info.batch_size)]
+        return tuple(map(torch.stack, zip(*found, strict=True))), (0,) * (len(tensors) - 1)
+
+
+def _nth(tensors, dims, n):
+    """The n-th of what is mapped over, of every tensor."""
+    return [t if dim is None else t.select(dim, n) for t, dim in zip(tensors, dims, strict=True)]
 
 
 def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens=None, backend=None, **gates):
@@ -4044,33 +4272,61 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("state= and return_state= are not lowered yet; pass the whole sequence in one call")
     if cu_seqlens is not None:
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
-    if q.shape[1] == 0 or q.numel() == 0:
-        return torch.zeros_like(v)
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
     if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
         raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
-    run = {"torch": _torch_op, "triton": _triton_op}[backend]
     tensors = [named[name] for name in ("q", "k", "v", "u", "beta", "eta", "alpha")] + list(theta)
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
-        raise UnsupportedError("forward-mode derivatives of op are not lowered; take those of `reference` instead")
-    return run(tensors)[0]
-
-
-class _ShortConvolution(torch.nn.Conv1d):
-    """silu of a causal depthwise convolution along time, (B, T, channels) in and out."""
-
-    def __init__(self, channels, size, **factory):
-        super().__init__(channels, channels, size, groups=channels, bias=False, padding=size - 1, **factory)
-
-    def forward(self, x):
-        return F.silu(super().forward(x.mT)[..., : x.shape[1]].mT)
+        raise UnsupportedError(FORWARD_MODE)
+    operators = OPERATORS[backend]
+    if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
+        return _Mapped.apply(operators, *tensors)
+    return operators[0](tensors)[0]
 
 
 def _widen(x):
     """x in float32, or wider if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _autocasts(x):
+    """Whether autocast chooses the type of x's products; float64 it leaves alone."""
+    return not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+
+
+def _stream_type(x):
+    """The type of what passes between the parts of a layer of x, and of its output: x's, or autocast's."""
+    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+
+
+def _fitted(x, module):
+    """x in the type of the module's weight, as torch's modules want it; a weight that is no float takes x as it is."""
+    weight = getattr(module, "weight", None)
+    return x.to(weight.dtype) if isinstance(weight, torch.Tensor) and weight.dtype in _FLOATS else x
+
+
+def _operand(x, module):
+    """x as a projection or a convolution takes it: under autocast as it is, since that fits types itself."""
+    return x if _autocasts(x) else _fitted(x, module)
+
+
+def _project(x, linear):
+    """linear(x), in the type of its weight, or in autocast's."""
+    return linear(_operand(x, linear))
+
+
+class _ShortConvolution(torch.nn.Conv1d):
+    """silu of a causal depthwise convolution along time, (B, T, channels) in and out, in x's type."""
+
+    def __init__(self, channels, size, **factory):
+        super().__init__(channels, channels, size, groups=channels, bias=False, **factory)
+
+    def forward(self, x):
+        # One zero more than the kernel needs, and its output dropped: torch convolves nothing of length 0.
+        padded = F.pad(_operand(x, self).mT, (*self.kernel_size, 0))
+        return F.silu(super().forward(padded)[..., 1:].mT).to(x.dtype)
 
 
 def _l2(x):
@@ -4097,6 +4353,9 @@ class TitansGrm(torch.nn.Module):
         output_norm: "rms" normalises the read-out of each head, with a learned scale; "none" leaves it.
         output_gate: whether the read-out is multiplied by silu(x W_g).
         device, dtype: of the parameters.
+
+    Parameters may come to differ in type, from one another and from x. Each part computes in its own, gates in float32
+    or wider; what passes from part to part, the output included, has x's type, or under autocast autocast's.
 
     Raises:
         ValueError: an argument is none of these.
@@ -4133,11 +4392,8 @@ class TitansGrm(torch.nn.Module):
         self.eta_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
         self.alpha_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
         self.beta_bias = torch.nn.Parameter(torch.empty(heads, **factory))
-        self.beta_bias._no_weight_decay = True
         self.eta_bias = torch.nn.Parameter(torch.empty(heads, **factory))
-        self.eta_bias._no_weight_decay = True
         self.alpha_bias = torch.nn.Parameter(torch.empty(heads, **factory))
-        self.alpha_bias._no_weight_decay = True
         shapes = [(256, 64), (64, 256)]
         weights = (torch.empty(heads, out, into, **factory) for out, into in shapes)
         self.theta = torch.nn.ParameterList(map(torch.nn.Parameter, weights))
@@ -4171,12 +4427,27 @@ class TitansGrm(torch.nn.Module):
         torch.nn.init.constant_(self.alpha_bias, 4.0)
         for W in self.theta:
             torch.nn.init.normal_(W, std=W.shape[-1] ** -0.5)
+        for name in self.no_weight_decay():
+            self.get_parameter(name)._no_weight_decay = True
+
+    def no_weight_decay(self):
+        """The names of the parameters that weight decay is not for: biases and rates of gates, the norm's scale.
+
+        `reset_parameters` marks each of them `_no_weight_decay` too; a mark is lost where a parameter is copied or
+        replaced (copy.deepcopy, to_empty, load_state_dict(assign=True), fully_shard), a name is not.
+        """
+        names = {
+            "beta_bias",
+            "eta_bias",
+            "alpha_bias",
+        }
+        return names | {"o_norm.weight"} if self.output_norm == "rms" else names
 
     def gates(self, x):
         """The gates of x (B, T, d_model) by name, each (B, T, H) in float32 or wider: scale * fn(x w_h + bias)."""
-        beta = _widen(self.beta_proj(x))
-        eta = _widen(self.eta_proj(x))
-        alpha = _widen(self.alpha_proj(x))
+        beta = _widen(_project(x, self.beta_proj))
+        eta = _widen(_project(x, self.eta_proj))
+        alpha = _widen(_project(x, self.alpha_proj))
         return {
             "beta": torch.sigmoid(beta + self.beta_bias),
             "eta": 0.0005 * torch.sigmoid(eta + self.eta_bias),
@@ -4184,7 +4455,7 @@ class TitansGrm(torch.nn.Module):
         }
 
     def forward(self, x, state=None, return_state=False, cu_seqlens=None, backend=None):
-        """y (B, T, d_model) of x (B, T, d_model); `backend` is that of `op`.
+        """y (B, T, d_model) of x (B, T, d_model), B and T 0 too; `backend` is that of `op`.
 
         Raises:
             ValueError: x has another shape.
@@ -4194,22 +4465,21 @@ class TitansGrm(torch.nn.Module):
             raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
-        if x.shape[1] == 0:
-            return x.clone()
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        dtype = _stream_type(x)
+        q, k, v = (_project(x, linear).to(dtype) for linear in (self.q_proj, self.k_proj, self.v_proj))
         if self.conv_size:
             q, k, v = self.q_conv1d(q), self.k_conv1d(k), self.v_conv1d(v)
         q, k, v = (h.unflatten(-1, (self.heads, -1)) for h in (q, k, v))
         if self.qk_norm == "l2":
             q, k = _l2(q), _l2(k)
-        u = self.u_proj(x).unflatten(-1, (self.heads, -1))
+        u = _project(x, self.u_proj).to(dtype).unflatten(-1, (self.heads, -1))
         y = op(q, k, v, u, theta=list(self.theta), backend=backend, **self.gates(x))
         if self.output_norm == "rms":
-            y = self.o_norm(y.to(self.o_norm.weight.dtype))
+            y = self.o_norm(_fitted(y, self.o_norm)).to(dtype)
         y = y.flatten(-2)
         if self.output_gate:
-            y = y * F.silu(self.g_proj(x))
-        return self.o_proj(y)
+            y = y * F.silu(_project(x, self.g_proj)).to(dtype)
+        return _project(y, self.o_proj).to(dtype)
 
     def extra_repr(self):
         return (

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 INTERPRET = "TRITON_INTERPRET"
 SMALL_SEGMENT = 16
+LENGTHS = (1, 2, 63, 64, 65, 97, 131)
 LONGEST = 1025
 """Most tokens that the reference is run on."""
 
@@ -116,12 +117,13 @@ def _built(spec: Spec, folder: Path) -> Subject:
 
 
 def _cases(subject: Subject, small: bool, folder: Path) -> Iterator[Case]:
-    """Odd lengths, a segment and one, and, for long segments, the same rule in short ones, so that many are crossed."""
+    """Lengths around whole chunks and none of these, a segment and one, and, for long segments, the same rule in short
+    ones, so that many are crossed."""
     from mcgen.tune.verification import Case
 
     spec, shape = subject.spec, (1, 2) if small else (2, 3)
     size = spec.segment.size or 1
-    lengths = [1, 2, 63] if small else [1, 2, 63, 100, *([size + 1] if size < LONGEST else [])]
+    lengths = [1, 2, 63] if small else [*LENGTHS, *([size + 1] if size < LONGEST else [])]
     yield from (Case(subject.module, spec, length, *shape) for length in sorted({*lengths}))
     if size > 2 * SMALL_SEGMENT and subject.current:
         short = replace(spec, segment=spec.segment.model_copy(update={"size": SMALL_SEGMENT}))

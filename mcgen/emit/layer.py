@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mcgen.emit.expressions import LINE_LENGTH, Identifiers
+from mcgen.emit.expressions import LINE_LENGTH, TORCH_FUNCTIONS, Identifiers
 from mcgen.emit.mathematics import labelled, weight_shapes
 from mcgen.emit.rendering import render
 from mcgen.spec import Gate, Spec
@@ -14,17 +14,15 @@ from mcgen.spec import Gate, Spec
 ATTRIBUTES = ("q_proj", "k_proj", "v_proj", "u_proj", "g_proj", "o_proj", "o_norm", "q_conv1d", "k_conv1d", "v_conv1d")
 """Attributes of every layer, which no gate's parameter may take."""
 
-LOCALS = ("self", "x", "torch", "F", "op")
+LOCALS = ("self", "x", "torch", "F", "_widen", "_project", "_discount")
+"""What the function that makes gates reads, which no variable of its own may be called."""
 
 ENTRY = 12  # columns before an entry of the gates' dictionary
 
 FUNCTIONS = {
-    "sigmoid": "torch.sigmoid({z})",
-    "softplus": "F.softplus({z})",
-    "exp": "torch.exp({z})",
-    "tanh": "torch.tanh({z})",
-    "identity": "({z})",
-    "decay": "_discount({z}, self.{A_log})",
+    **{name: TORCH_FUNCTIONS[name] for name in ("sigmoid", "softplus", "exp", "tanh")},
+    "identity": "({})",
+    "decay": "_discount({}, self.{A_log})",
 }
 """What makes a gate of z = x w_h + bias."""
 
@@ -64,7 +62,10 @@ class _Layer:
             docstring=self.docstring,
             declarations=[*self.gate_declarations, *self.theta_declarations],
             resets=self.resets,
-            projections=[f"{name} = _widen(self.{self.projections[key]}(x))" for key, name in self.locals.items()],
+            undecayed=self.numbers_a_head,
+            projections=[
+                f"{name} = _widen(_project(x, self.{self.projections[key]}))" for key, name in self.locals.items()
+            ],
             gates=[line for gate in self.gates for line in _entry(gate.name, self.made(gate))],
             arguments=self.arguments,
         )
@@ -107,7 +108,7 @@ class _Layer:
         """The expression that makes a gate."""
         key = _projection(gate)
         z = f"{self.locals[key]} + self.{self.biases[key, gate.bias]}"
-        text = FUNCTIONS[gate.fn].format(z=z, A_log=self.rates.get(gate.name))
+        text = FUNCTIONS[gate.fn].format(z, A_log=self.rates.get(gate.name))
         if gate.scale != 1:
             return f"{gate.scale!r} * {text}"
         return z if gate.fn == "identity" else text
@@ -116,10 +117,8 @@ class _Layer:
     def gate_declarations(self) -> list[str]:
         linear = "torch.nn.Linear(d_model, heads, bias=False, **factory)"
         lines = [f"self.{name} = {linear}" for name in self.projections.values()]
-        for name in self.numbers_a_head:
-            lines.append(f"self.{name} = torch.nn.Parameter(torch.empty(heads, **factory))")
-            lines.append(f"self.{name}._no_weight_decay = True")
-        return lines
+        numbers = [f"self.{name} = torch.nn.Parameter(torch.empty(heads, **factory))" for name in self.numbers_a_head]
+        return lines + numbers
 
     @property
     def numbers_a_head(self) -> list[str]:

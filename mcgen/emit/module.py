@@ -17,6 +17,8 @@ from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
 from mcgen.emit.triton_deep import deep_source
 from mcgen.emit.triton_path import triton_source
 from mcgen.emit.unused import without_unused
+from mcgen.plan.plan import keeps_y
+from mcgen.symbolic.cost import flops
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.meaning import meaning as meaning_of
 
@@ -35,8 +37,14 @@ def module_source(meaning: Meaning) -> str:
         arguments_source(spec),
         reference_source(spec),
         _constants(meaning),
+        render("sizes.py.jinja", segment_size=spec.segment.size),
         torch_source(lowered),
         _kernels(lowered),
+        render(
+            "finite.py.jinja",
+            deep=not meaning.linear,
+            within_segment=not meaning.chained and not meaning.reads_cached,
+        ),
         _operator(lowered, tensor_inputs(meaning)),
         layer_source(spec),
     ]
@@ -76,5 +84,6 @@ def _operator(meaning: Meaning, arguments: list[str]) -> str:
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
         deep=not meaning.linear,
-        keeps_y=meaning.routes and meaning.aggregate != "soup",
+        keeps_y=keeps_y(meaning),
+        flops=flops(meaning),
     )

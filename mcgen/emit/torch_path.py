@@ -279,7 +279,8 @@ class TorchPath:
     def saved(self) -> dict[str, tuple[str, str]]:
         """What the forward pass saves, by name: its shape, and what it is."""
         by_row = self.meaning.reads_cached and self.reading != "soup"
-        saved = {"o": ("(B, H, T, V)", "online read-outs")} if by_row else {}
+        value_dim = self.meaning.spec.head.value_dim
+        saved = {"o": (f"(B, H, T, {value_dim})", "online read-outs")} if by_row else {}
         if self.meaning.routes and by_row:
             saved["r"] = "(B, H, T)", "online logits"
         for slot in self.kept:
@@ -292,6 +293,14 @@ class TorchPath:
         if self.meaning.routes:
             saved["pools"] = f"(B, H, N, {self.shapes['pool']})", "pooled keys"
         return saved
+
+    @property
+    def _unpacked(self) -> str:
+        """The statement that gives what was saved its names."""
+        names = ", ".join(self.saved)
+        if self.meaning.aggregate == "ssc":
+            return f"({names}), chosen = _parted(saved[0], _rooms_torch(B, T, H)), saved[1]"
+        return f"({names},) = _parted(saved[0], _rooms_torch(B, T, H))"
 
     @cached_property
     def tags(self) -> dict[str, str]:
@@ -315,9 +324,7 @@ class TorchPath:
         kind, inputs = meaning.aggregate, {name for program in self.programs for name in program.inputs}
         query = query_name(meaning)
         queries = ["q", *(["u"] if query == "u" and meaning.routes else [])]
-        chosen = (
-            {"chosen": ("(B, H, T, TOP_K)", "the segments each row reads, where it chooses")} if kind == "ssc" else {}
-        )
+        chosen = ["chosen"] if kind == "ssc" else []
         printed = [function(program, f"_{program.name}", _doc(program.name), self.tags) for program in self.programs]
         sums, deep = self.reading == "sums", not meaning.linear
         d_ends = {name: f'd_bank["{cached}"][:, :, i:j]' for cached, name in self.memory.items()}
@@ -343,9 +350,9 @@ class TorchPath:
             "kept": self.kept,
             "held": self.held,
             "remembered": list(self._remembered.values()),
-            "saved": [*saved, *chosen],
-            "shapes": [shape for shape, _ in saved.values()],
-            "saved_doc": [f"{name} {shape}: {what}" for name, (shape, what) in {**saved, **chosen}.items()],
+            "segment_size": meaning.spec.segment.size,
+            "saved": saved,
+            "unpacked": self._unpacked,
             "online": self.online,
             "chained": meaning.chained,
             "state_shapes": _dict({name: _shape(shape) for name, shape in self.shapes.items()}),

@@ -14,6 +14,7 @@ from mcgen.emit.unused import without_unused
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
 from mcgen.plan.configurations import ELEMENTS, FAMILIES, HIDDEN, tile
 from mcgen.plan.layered import is_layered
+from mcgen.plan.plan import keeps_y
 from mcgen.plan.streamed import StreamedPlan
 from mcgen.symbolic.meaning import Meaning
 
@@ -42,15 +43,15 @@ def deep_source(meaning: Meaning) -> str:
 def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str, str], found: Mapping) -> str:
     meaning, spec, plan = kernels.meaning, kernels.meaning.spec, kernels.streamed
     reads, routes = meaning.reads_cached, meaning.routes
-    shapes = {"cached": "B, H, N, MEMORY"} if reads else {}
-    shapes |= {"pools": "B, H, N, K", "lse": "B, T, H", "online": "B, T, H"} if routes else {}
-    saved = [*(["y"] if routes and not kernels.soup else []), *shapes]
+    shapes = {"cached": "B, H, n_segments, MEMORY"} if reads else {}
+    shapes |= (
+        {"pools": f"B, H, n_segments, {spec.head.key_dim}", "lse": "B, T, H", "online": "B, T, H"} if routes else {}
+    )
     return render(
         "triton/streamed/host.py.jinja",
         sizes={"state": plan.total, "memory": plan.memory, "rows": plan.between_loops},
         gradient=meaning.gradient_chunk,
         chained=meaning.chained,
-        keeps=reads,
         reads_cached=reads,
         routes=routes,
         kind=meaning.aggregate,
@@ -66,8 +67,7 @@ def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str
         tile_v=tile(spec.head.value_dim),
         forward_shapes=shapes,
         tensors=lambda kernel: ", ".join(f'x["{name}"]' for name in parts[kernel][0]),
-        outputs=", ".join(f'"{name}"' for name in ["y", *shapes]),
-        saved=", ".join(f'"{name}"' for name in saved),
+        keeps_y=keeps_y(meaning),
         between={name: width_of(axis) for name, axis in kernels.between.items()},
         queries=kernels.queries,
         gradients=tensor_inputs(meaning),

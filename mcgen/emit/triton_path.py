@@ -22,7 +22,7 @@ from mcgen.passes.carried import carried
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.configurations import tile
-from mcgen.plan.plan import BLOCK, LEAST_STEP, Plan, Walk
+from mcgen.plan.plan import BLOCK, LEAST_STEP, Plan, Walk, keeps_y
 from mcgen.symbolic.meaning import Meaning
 
 SCALARS = {
@@ -422,12 +422,13 @@ def _host(
     found: Mapping[str, Mapping],
 ) -> str:
     meaning, spec = kernels.meaning, kernels.meaning.spec
+    K, V, gradient = spec.head.key_dim, spec.head.value_dim, meaning.gradient_chunk or 1
     shapes = {
-        **{f"start_{slot}": "B, H, len(blocks), K, V" for slot in kernels.slots},
-        "start_pool": "B, H, len(blocks), K",
-        "cached": "B, H, len(segments), K, V",
-        "pools": "B, H, len(segments), K",
-        **dict.fromkeys(kernels.plan.errors, "B, T, H, V"),
+        **{f"start_{slot}": f"B, H, n_blocks, {K}, {V}" for slot in kernels.slots},
+        "start_pool": f"B, H, n_blocks, {K}",
+        "cached": f"B, H, n_segments, {K}, {V}",
+        "pools": f"B, H, n_segments, {K}",
+        **dict.fromkeys(kernels.plan.errors, f"B, T, H, {V}"),
         "lse": "B, T, H",
         "online": "B, T, H",
     }
@@ -437,19 +438,17 @@ def _host(
         source = kernels.lagged.get(name, (name, 0))[0]
         if source in MATRIX_AXES:
             gradients.append((name, source, source in lagged_sources))
-    saved = (["y"] if meaning.routes else []) + kernels.forward_tensors
     return render(
         "triton/host.py.jinja",
-        block=BLOCK,
+        block=-(-BLOCK // gradient) * gradient,  # gradient chunks are not cut
         chained=meaning.chained,
-        key_dim=spec.head.key_dim,
-        value_dim=spec.head.value_dim,
+        key_dim=K,
+        value_dim=V,
         forward_shapes={name: shapes[name] for name in kernels.forward_tensors},
         launches_states=launches_states,
         sums_cached=meaning.reads_cached and not meaning.routes,
         tensors=lambda kernel: ", ".join(f'x["{name}"]' for name in parts[kernel][0]),
-        outputs=", ".join(f'"{name}"' for name in ["y", *kernels.forward_tensors]),
-        saved_names="".join(f'"{name}", ' for name in saved),
+        keeps_y=keeps_y(meaning),
         reads_cached=meaning.reads_cached,
         routes=meaning.routes,
         queries=kernels.queries,

@@ -27,9 +27,14 @@ from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.text import text
 
 READS = "reads of cached segments"
-BLOCK = 256  # tokens of a block, where its segment is no longer than four of them
+BLOCK = 256  # tokens of a block, or a few more so that gradient chunks are whole
 LEAST_STEP = 32  # tokens: gradient chunks up to this many are one step of a kernel
 TILES = 60  # values with two axes in a gates' kernel: more of them spilled in every configuration tried
+
+
+def keeps_y(meaning: Meaning) -> bool:
+    """Whether the reverse of reads starts from y: from its inner product with the cotangent, as a softmax's does."""
+    return meaning.routes and meaning.aggregate != "soup"
 
 
 @dataclass(frozen=True)
@@ -199,8 +204,8 @@ def _blocks(plan: Plan) -> tuple[str, str, str]:
         return "blocks", "a segment is a block", f"segments are at most {BLOCK} tokens: nothing is kept inside them"
     return (
         "blocks",
-        f"cut at {BLOCK} tokens; of segments beyond {4 * BLOCK}, about as many blocks as chunks a block",
-        "what reads and reverses runs block by block; the state at each start is kept, for sqrt(chunks) a long segment",
+        f"cut at {BLOCK} tokens",
+        "what reads and reverses runs block by block; the state at each start is kept",
     )
 
 

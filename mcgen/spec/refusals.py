@@ -228,6 +228,12 @@ FLOAT64_ON_TRITON = Refusal(
     'pass float32, float16 or bfloat16, or backend="torch"',
     'op(q.double(), k.double(), v.double(), u.double(), backend="triton")',
 )
+LENGTH_IN_A_GRAPH = Refusal(
+    "tokens met first in a CUDA graph",
+    "have no tables yet",
+    "run both passes before capturing",
+    'op(q, k, v, u, backend="triton") inside torch.cuda.graph(graph)',
+)
 
 LANGUAGE = (
     GATE_BY_CHANNEL,
@@ -249,7 +255,7 @@ LANGUAGE = (
     ROUTER,
 )
 LOWERING = (TOKEN_GRADIENTS_OF_AN_MLP, TOKEN_GRADIENTS_NOT_AFFINE, FLAT_ACTIVATION, SCALE_ZERO, NOTHING_WRITTEN)
-GENERATED = (STATE, PACKED, LAYER_STATE, SECOND_DERIVATIVES, FORWARD_MODE, FLOAT64_ON_TRITON)
+GENERATED = (STATE, PACKED, LAYER_STATE, SECOND_DERIVATIVES, FORWARD_MODE, FLOAT64_ON_TRITON, LENGTH_IN_A_GRAPH)
 
 GROUPS: dict[str, tuple[str, tuple[Refusal, ...]]] = {
     "language": ("Not in the language: refused by every command that reads a spec", LANGUAGE),

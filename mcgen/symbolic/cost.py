@@ -269,6 +269,14 @@ def sizes(meaning: Meaning, sample: Mapping[sympy.Symbol, int] = SAMPLE) -> dict
     return {**found, TOP_K: min(spec.aggregate.top_k or 0, found[N])}
 
 
+def flops(meaning: Meaning) -> tuple[str, str]:
+    """FLOPs forward and backward as Python, in B, H, T and N, with the spec's own sizes put in."""
+    fixed = {size: value for size, value in sizes(meaning).items() if size not in (B, H, T, C, N, TOP_K)}
+    totals = [sympy.factor(total.subs(fixed)) for total in cost(meaning).total("flops")]
+    most = meaning.spec.aggregate.top_k
+    return tuple(str(total).replace("/", "//").replace("top_k", f"min({most}, N - 1)") for total in totals)
+
+
 def cost_table(found: Cost, what: str, problem: Mapping[sympy.Symbol, int]) -> tuple[list[str], list[list[str]]]:
     """A column of a cost's parts as a table: formulas, and their values for a problem, the sum last."""
     parts = [*getattr(found, what), Part("together", *found.total(what))]

@@ -73,7 +73,9 @@ def _run(module: ModuleType, element: str, length: int) -> None:
     gates = {name: make(dtype=torch.float32) for name in module.INPUTS if name not in tensors}
     weights = [torch.zeros(2, *shape, requires_grad=True) for shape in _weight_shapes(spec)]
     # Past `op`, which refuses Triton where no GPU is.
-    module._triton_op([*({**tensors, **gates}[name] for name in module.INPUTS), *weights])[0].sum().backward()
+    module.OPERATORS["triton"][0]([*({**tensors, **gates}[name] for name in module.INPUTS), *weights])[
+        0
+    ].sum().backward()
 
 
 def _weight_shapes(spec: Mapping[str, Any]) -> list[tuple[int, int]]:

@@ -103,7 +103,7 @@ def require(module: ModuleType, backend: str, device: str) -> None:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("there is no CUDA device here; --device cpu runs the Triton kernels interpreted")
-    if backend == "triton" and getattr(module, "_triton_op", None) is None:
+    if backend == "triton" and "triton" not in getattr(module, "OPERATORS", ()):
         raise UnsupportedError("the module has no Triton backend, or Triton is not installed; try --backend torch")
 
 

@@ -155,7 +155,7 @@ def test_triton_kernels_are_held_interpreted(tmp_path: Path) -> None:
 
 
 def test_a_module_without_triton_says_so(tmp_path: Path) -> None:
-    path = built(tmp_path, "without", "\n_triton_op = None\n")
+    path = built(tmp_path, "without", '\ndel OPERATORS["triton"]\n')
     done = outside(path, "--backend", "triton")
     assert (done.returncode, done.stdout) == (2, "")
     assert "the module has no Triton backend" in done.stderr

@@ -13,60 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from mcgen.emit.arguments import arguments_source
-from mcgen.emit.layer import layer_source
-from mcgen.emit.reference import reference_source
-from mcgen.spec import Spec
-from tests.emit.fragments import run, source, spec_of
+from tests.emit.fragments import spec_of
+from tests.emit.layers import HEAD, LAYER, SPECS, module, text_of
 
-OP = '''\
-def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens=None, backend=None, **gates):
-    """The reference."""
-    return reference(q, k, v, u, theta=theta, **gates)
-'''
-HEAD = {"key_dim": 4, "value_dim": 6}
-LAYER = {"d_model": 10, "heads": 3}
-MLP = {"kind": "mlp", "expansion": 2}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "u_proj", "g_proj", "o_proj")
-MAMBA = {
-    "steps": ["M = alpha*M + dt*outer(v, k)"],
-    "gates": {
-        "alpha": {"fn": "decay", "bias": -4.6, "from": "dt"},
-        "dt": {"fn": "softplus", "bias": -4.6, "from": "dt"},
-    },
-}
-MANY = {
-    "steps": [
-        "M = a*M + b*outer(v, k) + c*outer(v[-1], k) + d*outer(v, k[-1]) + e*outer(v[-1], k[-1]) + f*outer(v, k)"
-    ],
-    "gates": {
-        "a": {"fn": "decay", "bias": 1.0},
-        "b": {"fn": "softplus", "bias": -1.0, "scale": 0.01},
-        "c": {"fn": "exp", "bias": -2.0},
-        "d": {"fn": "tanh", "bias": 0.25},
-        "e": {"fn": "identity", "bias": 3.0, "scale": 2.0},
-        "f": {"per_head": "1/(1 + h)"},
-    },
-}
-
-
-def text_of(spec: Spec) -> str:
-    return source(arguments_source(spec), reference_source(spec), OP, layer_source(spec))
-
-
-def module(update: dict[str, Any], **sections: Any) -> SimpleNamespace:
-    whole = {"head": HEAD, "layer": LAYER, "segment": {"size": 5}} | sections
-    return run(text_of(spec_of(update, **whole)))
-
-
-SPECS: dict[str, dict[str, Any]] = {
-    "linear": {"update": {"rule": "linear"}},
-    "mamba": {"update": MAMBA, "aggregate": {"kind": "none"}},
-    "many": {"update": MANY, "aggregate": {"kind": "ssc", "top_k": 1, "connector": "q"}},
-    "titans": {"update": {"rule": "titans"}, "memory": MLP, "head": {"key_dim": 4, "value_dim": 4}},
-    "deeper": {"update": {"rule": "dla"}, "memory": {**MLP, "residual": False, "layers": 4}},
-    "colliding": {"update": {"steps": ["M = o*M + g*outer(v, k)"], "gates": {"o": {"from": "x"}, "g": {"from": "q"}}}},
-}
 
 
 @pytest.fixture(params=SPECS)
@@ -130,6 +80,14 @@ def test_gates_from_one_name_that_start_apart_have_their_own_biases() -> None:
     assert own == {"z_proj.weight", "alpha_bias", "beta_bias"}
 
 
+def test_gates_may_be_called_what_the_layer_calls_its_own() -> None:
+    names = ("_widen", "_project", "_discount", "_fitted", "F", "x_", "op")
+    steps = f"M = {names[0]}*M + {' + '.join(f'{name}*outer(v, k)' for name in names[1:])}"
+    layer = module({"steps": [steps], "gates": {name: {"fn": "decay"} for name in names}}).Layer()
+    assert list(layer.gates(torch.randn(1, 3, 10))) == list(names)
+    assert layer(torch.randn(1, 3, 10)).isfinite().all()
+
+
 def test_a_gate_named_as_the_source_of_another_shares_with_it() -> None:
     gates = {"alpha": {"fn": "decay"}, "lam": {"fn": "softplus", "from": "alpha"}}
     layer = module({"steps": ["M = alpha*M + lam*outer(v, k)"], "gates": gates}).Layer()
@@ -190,7 +148,6 @@ def test_initial_values() -> None:
     assert rate.max() <= 16
     assert rate.mean().item() == pytest.approx(8.5, rel=0.15)
     assert (layer.o_norm.weight == 1).all()
-    assert all(p._no_weight_decay for name, p in layer.named_parameters() if name.endswith(("_bias", "_A_log")))
 
 
 def test_initial_weights_of_a_deep_memory() -> None:
@@ -291,6 +248,18 @@ def test_the_spec_gives_the_defaults() -> None:
     scores = torch.einsum("bthk,bshk->bhts", q, k).tril()
     expected = layer.o_proj(torch.einsum("bhts,bshv->bthv", scores, v).flatten(-2))
     assert torch.allclose(layer(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 9])
+@pytest.mark.parametrize("T", [0, 1, 3, 30])
+def test_short_convolutions_read_no_later_token(size: int, T: int) -> None:
+    convolution = module(**SPECS["linear"])._ShortConvolution(6, size).double()
+    x = torch.randn(2, T, 6, dtype=torch.float64)
+    kernel = convolution.weight[:, 0].flip(-1)  # (channels, tokens back)
+    terms = [torch.nn.functional.pad(x, (0, 0, n, 0))[:, :T] * kernel[:, n] for n in range(size)]
+    assert torch.allclose(convolution(x), torch.nn.functional.silu(sum(terms)), rtol=0, atol=1e-12)
+    poisoned = torch.cat([x, torch.full((2, 2, 6), torch.nan, dtype=torch.float64)], 1)
+    assert torch.allclose(convolution(poisoned)[:, :T], convolution(x), rtol=0, atol=1e-12)
 
 
 def test_queries_and_keys_have_norm_one() -> None:

@@ -16,6 +16,7 @@ from mcgen.emit.arguments import arguments_source
 from mcgen.emit.reference import reference_source
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
+from mcgen.symbolic.cost import flops
 from mcgen.symbolic.meaning import meaning
 from tests.emit.fragments import difference, gradients, inputs, run, source, spec_of
 
@@ -52,10 +53,12 @@ def torch_module(parsed: Any) -> str:
         value_dim=parsed.head.value_dim,
         deep=False,
         keeps_y=False,
+        flops=flops(found),
     )
+    sizes = render("sizes.py.jinja", segment_size=parsed.segment.size)
     constants = f"SPEC_HASH = {parsed.digest()!r}\nTOP_K = {parsed.aggregate.top_k}"
     constants += "\n_run_forward_triton = _run_backward_triton = _saved_triton = None"
-    return source(constants, arguments_source(parsed), reference_source(parsed), torch_source(found), operator)
+    return source(constants, sizes, arguments_source(parsed), reference_source(parsed), torch_source(found), operator)
 
 
 def module_of(parsed: Any) -> SimpleNamespace:
@@ -238,13 +241,11 @@ def test_operators_are_registered_as_torch_wants_them(aggregate: str) -> None:
     arguments = {name: x.float().detach().requires_grad_() for name, x in inputs(parsed, 40, B=1).items()}
     order = module.op.__globals__["INPUTS"]
     tensors = [arguments[name] for name in order]
-    forward = module.op.__globals__["_torch_op"]
+    forward, reverse, _ = module.op.__globals__["OPERATORS"]["torch"]
     torch.library.opcheck(forward.default, (tensors,))
-    backward = getattr(torch.ops, forward.default.namespace)
-    backward = getattr(backward, forward.default.name().split("::")[1].replace("forward", "backward"))
     detached = [x.detach() for x in tensors]
     y, *saved = forward(detached)
-    torch.library.opcheck(backward.default, (detached, saved, torch.randn_like(y)))
+    torch.library.opcheck(reverse.default, (detached, saved, torch.randn_like(y)))
 
 
 def test_compiles_into_one_graph(decay: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
