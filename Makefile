@@ -3,6 +3,7 @@
 #   make demo      build a spec, verify it on both backends, and see the memory at work
 #   make test      lint and run the tests
 #   make offline   compile every kernel of the shipped specs for every GPU architecture and write the tables
+#   make docs      write the pages of docs/ that are printed from the code
 #   make ratios    time the torch backend against attention and flash-linear-attention's torch on this machine
 #   make traffic   count the launches and bytes of the Triton backend, beside a peer's and a lower bound
 
@@ -13,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 SPEC ?= linear_grm
 OFFLINE ?=
 
-.PHONY: demo test lint install install-test offline ratios traffic clean
+.PHONY: demo test lint install install-test offline docs ratios traffic clean
 
 demo: install
 	$(BIN)/python -m mcgen build mcgen/specs/$(SPEC).yaml -o build/demo
@@ -33,6 +34,9 @@ lint: install-test
 # What they lack of deep memories, float32, takes hours.
 offline: install-test
 	env -u TRITON_INTERPRET $(BIN)/python -m mcgen tune --offline --shipped $(OFFLINE)
+
+docs: install
+	$(BIN)/python -m mcgen refusals --markdown > docs/refusals.md
 
 # On a machine that does nothing else: many small operations feel it most when threads have to be woken.
 ratios: install-test
