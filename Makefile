@@ -2,6 +2,7 @@
 #
 #   make demo      build a spec, verify it on both backends, and see the memory at work
 #   make test      lint and run the tests
+#   make test-versions  the oldest and the newest torch, Triton and Python that are promised, each in its environment
 #   make offline   compile every kernel of the shipped specs for every GPU architecture and write the tables
 #   make docs      write the pages of docs/ that are printed from the code
 #   make ratios    time the torch backend against attention and flash-linear-attention's torch on this machine
@@ -13,8 +14,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SPEC ?= linear_grm
 OFFLINE ?=
+VERSIONS ?=
 
-.PHONY: demo test lint install install-test offline docs ratios traffic clean
+.PHONY: demo test test-versions lint install install-test offline docs ratios traffic clean
 
 demo: install
 	$(BIN)/python -m mcgen build mcgen/specs/$(SPEC).yaml -o build/demo
@@ -25,6 +27,10 @@ demo: install
 # The tests turn Triton's interpreter on and off themselves, so none is inherited.
 test: lint
 	env -u TRITON_INTERPRET OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Downloads several GB of torch, unless pip is pointed at builds for CPUs; VERSIONS names some of what there is.
+test-versions: install-test
+	$(BIN)/python -m tests.versions $(VERSIONS)
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -57,7 +63,7 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[tune]'
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.torch

@@ -20,19 +20,24 @@ from mcgen.symbolic.explanation import closed_form_lines, outcome_line, recurren
 from mcgen.symbolic.meaning import Meaning, lowerable, meaning
 
 
-def build(path: str | Path) -> tuple[Spec, str]:
-    """The spec in a file and the text of its module.
+def build(path: str | Path, tuned: bool = False) -> tuple[Spec, str]:
+    """The spec in a file and the text of its module: of the spec and what comes with mcgen alone, unless `tuned`.
+
+    Where it is, launch configurations that `mcgen tune` left in the user's tables come first.
 
     Raises:
         SpecError: the file is not a spec; every fault in it is in the error.
         UnsupportedError: the spec is valid but cannot be lowered; the message says what would be accepted.
     """
     spec = load(path)
-    return spec, source(spec)
+    return spec, source(spec, tuned)
 
 
-def source(spec: Spec) -> str:
-    """The text of a spec's module; raises what `build` raises. Every stage's output is dumped, if MCGEN_DUMP asks."""
+def source(spec: Spec, tuned: bool = False) -> str:
+    """The text of a spec's module; `tuned` and what it raises are as in `build`.
+
+    Every stage's output is dumped, if MCGEN_DUMP asks.
+    """
     dump = Dump.of(spec.name)
     dump("spec", lambda: spec_text(spec))
     understood = meaning(spec)
@@ -40,7 +45,7 @@ def source(spec: Spec) -> str:
     lowerable(understood)
     _dump_programs(dump, understood)
     dump("plan", lambda: plan_text(understood))
-    text = module_source(understood)
+    text = module_source(understood, tuned)
     dump("module", lambda: text)
     return text
 

@@ -16,6 +16,7 @@ import click
 from mcgen.cli.main import DOES_NOT_HOLD, DONE, USER_ERROR
 from mcgen.cli.output import in_progress, json_option, print_json, show_diagnostics
 from mcgen.errors import Diagnostic, SpecError, UnsupportedError, in_order
+from mcgen.plan import configurations
 from mcgen.plan.targets import lookup
 from mcgen.spec import Spec, load
 from mcgen.spec.shipped import find
@@ -51,28 +52,38 @@ class Built:
     multiple=True,
     help="A GPU the file is for, see `mcgen targets`; files carry every architecture's configurations.",
 )
+@click.option(
+    "--tuned",
+    is_flag=True,
+    help="Write launch configurations into the files that `mcgen tune` found on this machine, too.",
+)
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 where a file is not what its spec gives.")
 @json_option
-def build(specs: tuple[str, ...], output: Path, target_names: tuple[str, ...], check: bool, as_json: bool) -> int:
+def build(
+    specs: tuple[str, ...], output: Path, target_names: tuple[str, ...], tuned: bool, check: bool, as_json: bool
+) -> int:
     """Compile specs to Python modules: DIR/NAME.py for each.
 
     SPEC is a file, or the name of a shipped spec. Where any is wrong nothing is written, and every error is shown.
+    A file follows from its spec and from what comes with mcgen, and is the same on every machine; unless it is --tuned,
+    and what --check holds it against then is tuned, too.
 
     \b
     Example:
       mcgen build linear_grm my_memory.yaml -o generated
       mcgen build --check my_memory.yaml
     """
-    for name in target_names:
-        lookup(name)
-    built = _without_clashes([_built(argument, output) for argument in in_progress(specs, "building")])
+    architectures = [lookup(name).architecture for name in target_names or configurations.SHIPPED]
+    folder = _tuned_folder() if tuned else None
+    each = in_progress(specs, "building")
+    built = _without_clashes([_built(argument, output, architectures, tuned) for argument in each])
     wrong = any(one.text is None for one in built)
     if wrong:
         outcomes = ["error" if one.text is None else "not written" for one in built]
     else:
         outcomes = [_compared(one) for one in built] if check else _written(built)
     if as_json:
-        print_json([_plain(one, outcome) for one, outcome in zip(built, outcomes, strict=True)])
+        print_json([_plain(one, outcome, folder) for one, outcome in zip(built, outcomes, strict=True)])
     else:
         for one in built:
             show_diagnostics(one.diagnostics)
@@ -82,7 +93,16 @@ def build(specs: tuple[str, ...], output: Path, target_names: tuple[str, ...], c
     return DOES_NOT_HOLD if check and any(outcome != "holds" for outcome in outcomes) else DONE
 
 
-def _built(argument: str, output: Path) -> Built:
+def _tuned_folder() -> Path:
+    """Where the user's launch configurations lie; says so. Raises UnsupportedError where there are none."""
+    folder = configurations.user_folder()
+    if not configurations.read(folder):
+        raise UnsupportedError(f"no launch configurations lie in {folder}: `mcgen tune` keeps there what it finds")
+    click.echo(f"with launch configurations from {folder}", err=True)
+    return folder
+
+
+def _built(argument: str, output: Path, architectures: Sequence[str], tuned: bool) -> Built:
     from mcgen import pipeline
     from mcgen.symbolic.diagnosis import diagnosis, examined
 
@@ -92,10 +112,22 @@ def _built(argument: str, output: Path) -> Built:
         return Built(argument, diagnostics=diagnosis(error))
     found = examined(spec)
     try:
-        text = pipeline.source(spec)
+        text = pipeline.source(spec, tuned)
     except (SpecError, UnsupportedError) as error:
         return Built(argument, diagnostics=in_order(found, error.diagnostics))
-    return Built(argument, output / f"{spec.name}.py", spec, text, found)
+    warnings = (*found, *_default_tiles(argument, text, architectures))
+    return Built(argument, output / f"{spec.name}.py", spec, text, warnings)
+
+
+def _default_tiles(argument: str, text: str, architectures: Sequence[str]) -> tuple[Diagnostic, ...]:
+    """A warning, where a file has nothing better than default tiles for some kernels on some architectures."""
+    from mcgen.emit.launching import lacking_text, without_configuration
+
+    lacking = without_configuration(text, architectures)
+    if not lacking:
+        return ()
+    message = f"{argument}: default tiles for {lacking_text(lacking)}; `mcgen tune {argument} --offline` finds better"
+    return (Diagnostic("warning", message),)
 
 
 def _without_clashes(built: Sequence[Built]) -> list[Built]:
@@ -159,7 +191,7 @@ def _difference(one: Built) -> list[str]:
     return [*shown[:SHOWN_LINES], "…\n"] if len(shown) > SHOWN_LINES else shown
 
 
-def _plain(one: Built, outcome: str) -> dict[str, Any]:
+def _plain(one: Built, outcome: str, tuned: Path | None) -> dict[str, Any]:
     errors = [asdict(d) for d in one.diagnostics if d.severity == "error"]
     warnings = [asdict(d) for d in one.diagnostics if d.severity == "warning"]
     return {
@@ -168,6 +200,7 @@ def _plain(one: Built, outcome: str) -> dict[str, Any]:
         "file": str(one.path) if one.path else None,
         "name": one.spec.name if one.spec else None,
         "digest": one.spec.digest() if one.spec else None,
+        "tuned": str(tuned) if tuned else None,
         "errors": errors,
         "warnings": warnings,
     }

@@ -80,7 +80,7 @@ def _pieces(line: str, width: int) -> list[str]:
 def in_progress(items: Sequence[Item], doing: str) -> Iterable[Item]:
     """The items, with a bar on standard error while they are gone through, where that is a terminal."""
     console = Console(stderr=True)
-    return track(items, doing, transient=True, console=console, disable=not console.is_terminal)
+    return track(items, doing, transient=True, console=console) if console.is_terminal else items
 
 
 _COLOURS = {"error": "bold red", "warning": "bold yellow"}

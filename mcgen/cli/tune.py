@@ -49,11 +49,16 @@ def tune(
     processes: int,
     as_json: bool,
 ) -> int:
-    """Find launch configurations for the kernels of specs, and keep them for `mcgen build`.
+    """Find launch configurations for the kernels of specs, and keep them for this machine.
 
     SPEC is a file, or the name of a shipped spec. Candidates are tried larger tiles first; the first that keeps all
     values in registers (of a deep memory's kernels: all in loops over tiles) and fits the GPU's shared memory is taken.
     Where a kernel has none, the one that spills least is, and the exit is 1.
+
+    What is found is kept in the folder `configurations` of $MCGEN_CACHE_DIR, or else of the user's cache folder for
+    mcgen (~/.cache/mcgen on Linux), a table an architecture; the last line says where. Modules look there when they
+    first launch a kernel, so they need not be built again; `mcgen build --tuned` writes it into them. What compilations
+    gave is kept beside it, in `offline`. Needs Triton, though no GPU.
 
     \b
     Example:
@@ -64,11 +69,15 @@ def tune(
         raise UnsupportedError("tuning by timing on a GPU is not built yet; pass --offline to tune by compiling")
     if not specs and not ships:
         raise click.UsageError("Missing argument `SPEC...`.")
+    from mcgen.tune.compiler import require_triton
+
+    require_triton("mcgen tune")
     targets = [lookup(name) for name in target_names or configurations.SHIPPED]
     chosen = [load(find(name)) for name in specs] if specs else [load(path) for path in shipped().values()]
-    known = configurations.read(configurations.shipped_folder()) if ships and not again else {}
-    found = _search(_variants(chosen) if ships else chosen, targets, processes, known)
     folder = configurations.shipped_folder() if ships else configurations.user_folder()
+    kept = configurations.read(folder)  # what is there is a table, before anything takes hours
+    known = kept if ships and not again else {}
+    found = _search(_variants(chosen) if ships else chosen, targets, processes, known)
     configurations.keep(folder, {one.subject.key: one.entry for one in found if one.entry is not None})
     if ships:
         configurations.drop(folder, _kernels_of(_variants(map(load, shipped().values()))))
@@ -76,6 +85,9 @@ def tune(
         print_json([_plain(one) for one in found])
     else:
         print_table(COLUMNS, map(_row, found), "launch configurations")
+    if lost := [f"{one.subject.kernel} ({_place(one)})" for one in found if one.entry is None]:
+        click.echo(f"warning: default tiles are left to {', '.join(lost)}: nothing that was tried can run", err=True)
+    click.echo(f"kept in {folder}" + ("" if ships else ", where modules of these specs find it"), err=as_json)
     return DONE if all(one.good for one in found) else DOES_NOT_HOLD
 
 
@@ -97,8 +109,12 @@ def _search(specs: Sequence[Spec], targets: Sequence[Any], processes: int, known
     from mcgen.tune.search import modules, search, subjects
 
     with tempfile.TemporaryDirectory(prefix="mcgen-") as folder:
-        wanted = subjects(modules(specs, Path(folder)), targets)
+        wanted = subjects(modules(specs, Path(folder), progress=True), targets)
         return search([subject for subject in wanted if subject.key not in known], processes)
+
+
+def _place(one: Found) -> str:
+    return f"{one.subject.key.element} on {one.subject.key.architecture}"
 
 
 def _row(one: Found) -> tuple[str, ...]:

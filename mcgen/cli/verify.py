@@ -88,8 +88,8 @@ def _again(*arguments: str) -> int:
 def _findings(argument: str, backend: str, device: str, seed: int, folder: Path) -> Iterator[Finding]:
     from mcgen.tune.verification import hold, require
 
+    require(backend, device)
     subject = _subject(argument, folder)
-    require(subject.module, backend, device)
     cases = list(_cases(subject, small=(backend, device) == ("triton", "cpu"), folder=folder))
     for case in in_progress(cases, "verifying"):
         yield from hold(case, backend, device, seed)
@@ -103,7 +103,8 @@ def _subject(argument: str, folder: Path) -> Subject:
     if argument.endswith(".py"):
         module = imported(Path(argument))
         spec = loads(yaml.safe_dump(module.SPEC), argument)
-        return Subject(module, spec, current=Path(argument).read_text(encoding="utf-8") == pipeline.source(spec))
+        text = Path(argument).read_text(encoding="utf-8")
+        return Subject(module, spec, current=any(text == pipeline.source(spec, tuned) for tuned in (False, True)))
     return _built(load(find(argument)), folder)
 
 

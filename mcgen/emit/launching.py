@@ -1,34 +1,48 @@
-"""The launch configurations that a generated file carries: those its kernels have in some table, and defaults."""
+"""What a generated file knows of its launches: its kernels' digests, the configurations that they have in some table,
+and defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from mcgen.plan import configurations
-from mcgen.plan.configurations import Key
+from mcgen.plan.configurations import ELEMENTS, Key
 from mcgen.plan.kernels import digests
 from mcgen.spec import Spec
 
 ByType = dict[str, dict[str, tuple[int, ...]]]
 
 
-def launch_configurations(
-    spec: Spec, kernels: str, axes: Mapping[str, str], rows: Mapping[str, int] = {}
-) -> dict[str, ByType]:
-    """BT, BK, BV, num_warps and num_stages by architecture, type and kernel, of the kernels that some table has.
+@dataclass(frozen=True)
+class Launching:
+    """Digests by kernel; configurations by architecture, type and kernel; how many rows some kernels take at once."""
 
-    `kernels` is their text, `axes` what each takes in tiles, `rows` how many it takes at once where that is given.
+    digests: Mapping[str, str]
+    configurations: Mapping[str, ByType]
+    rows: Mapping[str, int]
+
+
+def launching(
+    spec: Spec, kernels: str, axes: Collection[str], rows: Mapping[str, int] = {}, tuned: bool = False
+) -> Launching:
+    """What is known of the launches of some kernels, `axes`, in a text; of the user's tables only where it is `tuned`.
+
+    `rows` is how many each takes at once, where that is given.
     """
-    found: dict[str, ByType] = {}
     head, digest = (spec.head.key_dim, spec.head.value_dim), digests(kernels)
-    for architecture in configurations.architectures():
-        for element in configurations.ELEMENTS:
-            for kernel, axis in axes.items():
-                entry = configurations.find(Key(digest[kernel], *head, element, architecture, rows.get(kernel)))
+    folders = configurations.folders(tuned)
+    found: dict[str, ByType] = {}
+    for architecture in configurations.architectures(folders):
+        for element in ELEMENTS:
+            for kernel in axes:
+                key = Key(digest[kernel], *head, element, architecture, rows.get(kernel))
+                entry = configurations.find(key, folders)
                 if entry is not None:
                     row = found.setdefault(architecture, {}).setdefault(element, {})
-                    row[kernel] = entry.configuration.launch(axis, *head)
-    return found
+                    row[kernel] = entry.configuration.numbers
+    return Launching({kernel: digest[kernel] for kernel in axes}, found, rows)
 
 
 def default_configurations(spec: Spec) -> dict[str, ByType]:
@@ -36,6 +50,38 @@ def default_configurations(spec: Spec) -> dict[str, ByType]:
     head = spec.head.key_dim, spec.head.value_dim
     found: dict[str, ByType] = {}
     for family in configurations.FAMILIES:
-        chosen = {kind: configurations.default(*head, kind, family) for kind in configurations.ELEMENTS}
+        chosen = {kind: configurations.default(*head, kind, family) for kind in ELEMENTS}
         found[family] = {kind: (c.rows, c.columns, c.warps) for kind, c in chosen.items()}
     return found
+
+
+def without_configuration(text: str, architectures: Collection[str]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """The kernels of a generated file that take default tiles, by type of products and architecture; empty for none."""
+    tables = {
+        node.targets[0].id: node.value
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    kernels, found = (ast.literal_eval(tables[name]) for name in ("AXES", "CONFIGURATIONS"))
+    places = [(element, architecture) for element in ELEMENTS for architecture in architectures]
+    lacking = {(e, a): tuple(k for k in kernels if k not in found.get(a, {}).get(e, {})) for e, a in places}
+    return {
+        place: ("every kernel",) if len(missing) == len(kernels) else missing
+        for place, missing in lacking.items()
+        if missing
+    }
+
+
+def lacking_text(lacking: Mapping[tuple[str, str], tuple[str, ...]]) -> str:
+    """What `without_configuration` gives, in words: kernels that lack the same together."""
+    on: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for (element, architecture), kernels in lacking.items():
+        on.setdefault((kernels, element), []).append(architecture)
+    both: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for (kernels, element), names in on.items():
+        both.setdefault((kernels, tuple(names)), []).append(element)
+    parts = [
+        f"{', '.join(kernels)} in {' and '.join(elements)} on {', '.join(names)}"
+        for (kernels, names), elements in both.items()
+    ]
+    return "; ".join(parts)

@@ -9,8 +9,12 @@ from typing import Any
 from mcgen.emit.expressions import LINE_LENGTH
 
 INDENT = 4
+UNICODE = unicodedata.ucd_3_2_0
+"""The characters of the Unicode that every Python knows: its own, newer one, differs from version to version."""
 SHOWN_AS_IT_IS = ("L", "N", "P", "S", "Zs")
 """Categories, or initials of categories, of characters that stand for themselves; the others are escaped."""
+PICTURES = 0x2300
+"""Where symbols begin, after the mathematical operators, that newer Unicodes make wider: they are escaped."""
 
 
 def literal(value: Any) -> str:
@@ -33,15 +37,16 @@ def _without_triple_quotes(text: str) -> Iterator[str]:
 
 def _width(text: str) -> int:
     """Columns that a line of text takes."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(2 if UNICODE.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _shows(character: str) -> bool:
     """Whether a character can stand for itself: it is printed, and takes one column or two whatever is beside it."""
     if character.isascii():
         return character.isprintable()
-    category = unicodedata.category(character)
-    return ord(character) <= 0xFFFF and character.isprintable() and category.startswith(SHOWN_AS_IT_IS)
+    code, category = ord(character), UNICODE.category(character)
+    plain = code <= 0xFFFF and (code < PICTURES or not category.startswith("S"))
+    return plain and character.isprintable() and category.startswith(SHOWN_AS_IT_IS)
 
 
 def _escaped(character: str) -> str:

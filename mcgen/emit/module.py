@@ -22,14 +22,25 @@ from mcgen.symbolic.cost import flops
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.meaning import meaning as meaning_of
 
-LIBRARY = ("contextlib", "functools", "itertools", "math", "os", "sys", "warnings")
+LIBRARY = (
+    "contextlib",
+    "functools",
+    "importlib.util",
+    "itertools",
+    "json",
+    "logging",
+    "math",
+    "os",
+    "sys",
+    "warnings",
+)
 """What a file may need of the standard library."""
 ALWAYS = ("contextlib", "os", "sys")
 """What every file needs of it, for its first lines."""
 
 
-def module_source(meaning: Meaning) -> str:
-    """The text of a spec's module."""
+def module_source(meaning: Meaning, tuned: bool = False) -> str:
+    """The text of a spec's module; with the launch configurations in the user's tables too, where it is `tuned`."""
     spec = meaning.spec
     names = private_names(spec)
     lowered = meaning_of(renamed(spec, names)) if names else meaning
@@ -39,7 +50,7 @@ def module_source(meaning: Meaning) -> str:
         _constants(meaning),
         render("sizes.py.jinja", segment_size=spec.segment.size),
         torch_source(lowered),
-        _kernels(lowered),
+        _kernels(lowered, tuned),
         render(
             "finite.py.jinja",
             deep=not meaning.linear,
@@ -62,8 +73,8 @@ def module_source(meaning: Meaning) -> str:
     )
 
 
-def _kernels(meaning: Meaning) -> str:
-    return triton_source(meaning) if meaning.linear else deep_source(meaning)
+def _kernels(meaning: Meaning, tuned: bool) -> str:
+    return (triton_source if meaning.linear else deep_source)(meaning, tuned)
 
 
 def _uses(text: str, module: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mcgen.emit.launching import launch_configurations
+from mcgen.emit.launching import Launching, launching
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import tensor_inputs
 from mcgen.emit.triton_layered import LayeredKernels
@@ -24,8 +24,11 @@ STEPPING = ("walk", "read_soup", "through_layers", "reverse")
 """The kernels that go step by step: each takes the rows of a gradient chunk at once, unless it is several steps."""
 
 
-def deep_source(meaning: Meaning) -> str:
-    """The text that defines `_run_forward_triton`, `_run_backward_triton` and `_saved_triton`."""
+def deep_source(meaning: Meaning, tuned: bool = False) -> str:
+    """The text that defines `_run_forward_triton`, `_run_backward_triton` and `_saved_triton`.
+
+    Where it is `tuned`, the launch configurations in it are from the user's tables first.
+    """
     kernels = LayeredKernels(meaning) if is_layered(meaning) else StreamedKernels(meaning)
     parts = kernels.kernels()
     text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
@@ -35,12 +38,13 @@ def deep_source(meaning: Meaning) -> str:
     own = render("triton/streamed/prelude.py.jinja", layout=layout, layered=is_layered(meaning), moves=moves)
     kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{own.strip()}\n\n\n{text}\n")
     axes = dict.fromkeys(parts, HIDDEN)
-    rows = {} if kernels.streamed.anchored else dict.fromkeys(STEPPING, kernels.streamed.least_rows)
-    found = launch_configurations(meaning.spec, kernels_text, axes, rows)
-    return f"{kernels_text}\n\n{_host(kernels, parts, axes, found).strip()}"
+    stepping = () if kernels.streamed.anchored else [name for name in STEPPING if name in parts]
+    rows = dict.fromkeys(stepping, kernels.streamed.least_rows)
+    known = launching(meaning.spec, kernels_text, axes, rows, tuned)
+    return f"{kernels_text}\n\n{_host(kernels, parts, axes, known).strip()}"
 
 
-def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str, str], found: Mapping) -> str:
+def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str, str], known: Launching) -> str:
     meaning, spec, plan = kernels.meaning, kernels.meaning.spec, kernels.streamed
     reads, routes = meaning.reads_cached, meaning.routes
     shapes = {"cached": "B, H, n_segments, MEMORY"} if reads else {}
@@ -56,7 +60,9 @@ def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str
         routes=routes,
         kind=meaning.aggregate,
         axes=dict(axes),
-        configurations=found,
+        digests=known.digests,
+        stepping=tuple(known.rows),
+        configurations=known.configurations,
         defaults=_defaults(plan),
         least_rows=plan.least_rows,
         whole={"walk": tile(plan.hidden)} if plan.resident else {},

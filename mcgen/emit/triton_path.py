@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mcgen.emit.launching import default_configurations, launch_configurations
+from mcgen.emit.launching import Launching, default_configurations, launching
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_path import tensor_inputs
 from mcgen.emit.triton_printer import Binding, statements
@@ -374,8 +374,11 @@ def _power(x, y):
 }
 
 
-def triton_source(meaning: Meaning) -> str:
-    """The text that defines `_run_forward_triton`, `_run_backward_triton` and `_saved_triton`."""
+def triton_source(meaning: Meaning, tuned: bool = False) -> str:
+    """The text that defines `_run_forward_triton`, `_run_backward_triton` and `_saved_triton`.
+
+    Where it is `tuned`, the launch configurations in it are from the user's tables first.
+    """
     kernels = Kernels(meaning)
     parts = {"read": kernels.read(), **kernels.gradient_kernels()}
     launches_states = bool(kernels.forward_tensors)
@@ -392,8 +395,8 @@ def triton_source(meaning: Meaning) -> str:
     text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
     kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{text}\n")
     axes = _axes(kernels, parts)
-    found = launch_configurations(meaning.spec, kernels_text, axes)
-    return f"{kernels_text}\n\n{_host(kernels, parts, launches_states, axes, found).strip()}"
+    known = launching(meaning.spec, kernels_text, axes, tuned=tuned)
+    return f"{kernels_text}\n\n{_host(kernels, parts, launches_states, axes, known).strip()}"
 
 
 def prelude(text: str, meaning: Meaning) -> str:
@@ -419,7 +422,7 @@ def _host(
     parts: Mapping[str, tuple[list[str], str]],
     launches_states: bool,
     axes: Mapping[str, str],
-    found: Mapping[str, Mapping],
+    known: Launching,
 ) -> str:
     meaning, spec = kernels.meaning, kernels.meaning.spec
     K, V, gradient = spec.head.key_dim, spec.head.value_dim, meaning.gradient_chunk or 1
@@ -459,7 +462,9 @@ def _host(
         least_rows=tile(min(meaning.gradient_chunk or 1, LEAST_STEP)),
         gradient=meaning.gradient_chunk,
         axes=axes,
-        configurations=found,
+        digests=known.digests,
+        stepping=(),
+        configurations=known.configurations,
         defaults=default_configurations(spec),
         walks=kernels.plan.walks,
         lagged=[(name, source, lag) for name, (source, lag) in kernels.lagged.items()],

@@ -1,7 +1,8 @@
 """Launch configurations: tile sizes and warps of a kernel, by what it computes, the head, the inputs' type and the GPU.
 
 They were found by compiling, see `mcgen.tune.search`, and lie in tables, a file an architecture: those shipped in the
-package, and the user's own in their cache folder, which come first. What no table has gets a default by rule.
+package, and the user's own in their cache folder. What no table has gets a default by rule. A build reads the shipped
+ones alone, so that a file is the same wherever it is built; the file itself looks for the user's when it is run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+
+from mcgen.errors import UnsupportedError
 
 SHIPPED = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 """The architectures whose tables are shipped, as targets call them."""
@@ -34,13 +37,10 @@ class Configuration:
     warps: int
     stages: int = 1
 
-    def launch(self, axis: str, key_dim: int, value_dim: int) -> tuple[int, ...]:
-        """BT, BK, BV, num_warps and num_stages of a kernel that takes `axis` in tiles; BT, BF, … of hidden units."""
-        if axis == HIDDEN:
-            return self.rows, self.columns, self.warps, self.stages
-        whole = {"k": tile(key_dim), "v": tile(value_dim)}
-        tiles = {**whole, axis: self.columns} if axis else whole
-        return self.rows, tiles["k"], tiles["v"], self.warps, self.stages
+    @property
+    def numbers(self) -> tuple[int, int, int, int]:
+        """As generated files and tables write it."""
+        return self.rows, self.columns, self.warps, self.stages
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,14 @@ class Key:
 Table = Mapping[Key, Entry]
 
 
-def find(key: Key) -> Entry | None:
-    """What the user's tables or else the shipped ones have for a kernel; None where neither has anything."""
-    for folder in (user_folder(), shipped_folder()):
+def folders(tuned: bool) -> tuple[Path, ...]:
+    """Where the tables of a build lie, first things first: the shipped ones, after the user's where it is `tuned`."""
+    return (user_folder(), shipped_folder()) if tuned else (shipped_folder(),)
+
+
+def find(key: Key, folders: Iterable[Path]) -> Entry | None:
+    """What the tables in some folders have for a kernel, the first that has anything; None where none has."""
+    for folder in folders:
         found = _read(folder / f"{key.architecture}.json").get(key)
         if found is not None:
             return found
@@ -102,16 +107,14 @@ def tile(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def architectures() -> list[str]:
-    """Every architecture that a table is there for, shipped ones first."""
-    folders = (shipped_folder(), user_folder())
-    return list(dict.fromkeys(path.stem for folder in folders for path in sorted(folder.glob("*.json"), key=_age)))
+def architectures(folders: Iterable[Path]) -> list[str]:
+    """Every architecture that some folder has a table for: NVIDIA's by number, then AMD's."""
+    return sorted({path.stem for folder in folders for path in folder.glob("*.json")}, key=_age)
 
 
-def _age(path: Path) -> tuple[bool, int, str]:
-    """NVIDIA's architectures by number, then AMD's."""
-    number = path.stem.removeprefix("sm")
-    return not number.isdigit(), int(number) if number.isdigit() else 0, path.stem
+def _age(architecture: str) -> tuple[bool, int, str]:
+    number = architecture.removeprefix("sm")
+    return not number.isdigit(), int(number) if number.isdigit() else 0, architecture
 
 
 def shipped_folder() -> Path:
@@ -154,8 +157,7 @@ def write(path: Path, table: Table) -> None:
     for key, entry in sorted(table.items(), key=lambda item: (item[1].kernel, *map(str, asdict(item[0]).values()))):
         place = f"{key.key_dim}x{key.value_dim} {key.element}" + (f" {key.rows}" if key.rows else "")
         chosen = entry.configuration
-        numbers = [chosen.rows, chosen.columns, chosen.warps, chosen.stages]
-        numbers += [entry.registers, entry.spills, entry.shared_bytes, entry.tried]
+        numbers = [*chosen.numbers, entry.registers, entry.spills, entry.shared_bytes, entry.tried]
         numbers += [entry.loop_loads, entry.inner_loads] if entry.spills else []
         kernels.setdefault((entry.kernel, key.digest), {})[place] = numbers
     blocks = [
@@ -171,11 +173,14 @@ def write(path: Path, table: Table) -> None:
 
 
 def _read(path: Path) -> Table:
-    """The table in a file; a file that is missing or no table is an empty one."""
+    """The table in a file, an empty one where there is none. Raises UnsupportedError where what is there is none."""
     try:
         return _parsed(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError, TypeError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        message = f"{path} is no table of launch configurations ({error}); remove it, and `mcgen tune` makes it anew"
+        raise UnsupportedError(message) from error
 
 
 @functools.lru_cache(maxsize=32)
@@ -189,5 +194,7 @@ def _parsed(path: Path, _: int) -> Table:
 
 
 def _entry(kernel: str, numbers: list[int]) -> Entry:
+    if not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"{kernel} has {numbers}")
     rows, columns, warps, stages, *taken = numbers
     return Entry(kernel, Configuration(rows, columns, warps, stages), *taken)

@@ -1,7 +1,8 @@
 """The kernels of a generated file, read off its text: a digest of each, by which launch configurations are kept.
 
-Two kernels with one digest compute the same, whatever they and their files are called: the digest is of the kernel's
-statements, those of the functions it calls and the numbers these read. Nothing is imported or run.
+Two kernels with one digest compute the same, whatever they, their values and their files are called: the digest is of
+the kernel's statements, those of the functions it calls and the numbers these read. It is of the syntax tree, written
+down here, since the text that an interpreter prints for one is another in every version. Nothing is imported or run.
 """
 
 from __future__ import annotations
@@ -10,11 +11,18 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mcgen.errors import InternalError
 
 SUFFIX = "_kernel"
 """How the name of a function ends that is launched in a configuration of its own."""
 MARK = "_jit"
 """The decorator of functions that Triton compiles."""
+UNSAID = ("ctx", "kind")
+"""Fields of syntax trees that follow from the rest, or say how a constant was spelled."""
+SCOPES = (ast.Lambda, ast.FunctionDef, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+"""What has names of its own; no kernel has any such thing inside."""
 
 
 def digests(source: str) -> dict[str, str]:
@@ -30,37 +38,73 @@ def _is_marked(function: ast.FunctionDef) -> bool:
     return any(isinstance(mark, ast.Name) and mark.id == MARK for mark in function.decorator_list)
 
 
-def _numbers(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
-    """The names that a file gives plain numbers or texts, with these as text."""
+def _numbers(body: list[ast.stmt]) -> Iterator[tuple[str, ast.Constant]]:
+    """The names that a file gives plain numbers or texts, with these."""
     for node in body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and node.value.value is not None:
-            yield from ((target.id, ast.unparse(node.value)) for target in node.targets if isinstance(target, ast.Name))
+            yield from ((target.id, node.value) for target in node.targets if isinstance(target, ast.Name))
 
 
-def _digest(kernel: str, functions: Mapping[str, ast.FunctionDef], numbers: Mapping[str, str]) -> str:
-    parts: dict[str, str] = {}
+def _digest(kernel: str, functions: Mapping[str, ast.FunctionDef], numbers: Mapping[str, ast.Constant]) -> str:
+    parts: dict[str, Any] = {}
     pending = [kernel]
     while pending:
         name = pending.pop()
         if name in parts:
             continue
         if name in functions:
-            parts[name] = _plain(functions[name])
-            pending += sorted(_globals(functions[name]))
+            own = _own_names(functions[name])
+            parts[name] = _plain(functions[name], own)
+            pending += sorted({node.id for node in _of(functions[name], ast.Name)} - own.keys())
         elif name in numbers:
-            parts[name] = numbers[name]
+            parts[name] = _written(numbers[name], {})
     parts[""] = parts.pop(kernel)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _globals(function: ast.FunctionDef) -> set[str]:
-    """The names that a function reads and that are no arguments of its own."""
-    arguments = {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
-    return {node.id for node in ast.walk(function) if isinstance(node, ast.Name)} - arguments
+def _of(tree: ast.AST, kind: type) -> Iterator[Any]:
+    return (node for node in ast.walk(tree) if isinstance(node, kind))
 
 
-def _plain(function: ast.FunctionDef) -> str:
+def _own_names(function: ast.FunctionDef) -> dict[str, int | str]:
+    """What stands for the names of a function's arguments and values: numbers, in the order in which they are given.
+
+    Arguments with an annotation are passed by name, so theirs stay. Raises InternalError where names are not plainly
+    the function's own.
+    """
+    if any(node is not function for scope in SCOPES for node in _of(function, scope)):
+        raise InternalError(f"{function.name} has a function of its own inside", stage="plan")
+    arguments = list(_of(function.args, ast.arg))
+    stored = sorted(
+        (node for node in _of(function, ast.Name) if isinstance(node.ctx, ast.Store)),
+        key=lambda node: (node.lineno, node.col_offset),
+    )
+    given = [argument.arg for argument in arguments if argument.annotation is None] + [node.id for node in stored]
+    kept = {argument.arg: argument.arg for argument in arguments if argument.annotation is not None}
+    return {**{name: at for at, name in enumerate(dict.fromkeys(given))}, **kept}
+
+
+def _plain(function: ast.FunctionDef, own: Mapping[str, int | str]) -> list[Any]:
     """A function's arguments and statements, without its name, marks and docstring."""
     skipped = ast.get_docstring(function, clean=False) is not None
-    arguments, body = ast.unparse(function.args), function.body[skipped:]
-    return "\n".join([f"({arguments})", *map(ast.unparse, body)])
+    return [_written(function.args, own), _written(function.body[skipped:], own)]
+
+
+def _written(node: Any, own: Mapping[str, int | str]) -> Any:
+    """A syntax tree as plain data: of every node its kind and those of its fields that are not empty, by their names.
+
+    Fields that a later Python adds are empty in what an earlier one can read. Names of the function's own are as `own`
+    has them.
+    """
+    if isinstance(node, list):
+        return [_written(item, own) for item in node]
+    if isinstance(node, ast.Constant):
+        return ["Constant", ascii(node.value)]
+    if isinstance(node, ast.Name):
+        return ["Name", own.get(node.id, node.id)]
+    if not isinstance(node, ast.AST):
+        return node
+    fields = {name: value for name, value in ast.iter_fields(node) if name not in UNSAID and value not in (None, [])}
+    if isinstance(node, ast.arg):
+        fields["arg"] = own[node.arg]
+    return [type(node).__name__, {name: _written(value, own) for name, value in fields.items()}]

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mcgen.errors import InternalError
 from mcgen.plan.targets import Target
 from mcgen.tune import inspect
+from mcgen.tune.progress import in_steps
 
 if TYPE_CHECKING:
     from triton import JITFunction
@@ -125,22 +126,29 @@ def compile_all(
 
 
 def in_workers(
-    call: Callable[[Item], Result], items: Sequence[Item], processes: int = 2, progress: bool = True
+    call: Callable[[Item], Result],
+    items: Sequence[Item],
+    processes: int = 2,
+    progress: bool = True,
+    weight: Callable[[Item], int] = lambda _: 1,
 ) -> list[Result | None]:
-    """What `call` gives for every item, in worker processes; None where it brings its process down, even alone."""
+    """What `call` gives for every item, in worker processes; None where it brings its process down, even alone.
+
+    `weight` is how many things an item counts for in what is shown of the progress.
+    """
     results: dict[int, Result | None] = {}
     lost: list[int] = []
-    with _bar(len(items), progress) as advance:
+    with in_steps("compiling", sum(map(weight, items)), progress) as advance:
         for at, found in _in_processes(call, items, range(len(items)), processes):
             if found is None:
                 lost.append(at)
             else:
                 results[at] = found
-                advance()
+                advance(weight(items[at]))
         # One crash breaks the whole pool: what it took along runs again, each item alone.
         for at in lost:
             ((_, results[at]),) = _in_processes(call, items, [at], 1)
-            advance()
+            advance(weight(items[at]))
     return [results[at] for at in range(len(items))]
 
 
@@ -425,15 +433,3 @@ def compile_job(job: Job, cache: Path | None = None) -> Resources:
         job.options,
         cache,
     )
-
-
-@contextlib.contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Any]:
-    """A progress bar on standard error; yields the function that moves it on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
-        task = progress.add_task("compiling", total=total)
-        yield lambda: progress.advance(task)

@@ -19,6 +19,7 @@ from mcgen.tune import offline
 from mcgen.tune.candidates import candidates, streamed_candidates
 from mcgen.tune.launches import Specialisation, specialisations
 from mcgen.tune.offline import Job, Resources
+from mcgen.tune.progress import in_steps
 
 HEADS = (64, 128)
 """Sizes of heads that the shipped tables have configurations for."""
@@ -61,9 +62,19 @@ class Found:
     good: bool
 
 
-def modules(specs: Iterable[Spec], folder: Path, elements: Sequence[str] = configurations.ELEMENTS) -> list[Module]:
+def modules(
+    specs: Sequence[Spec],
+    folder: Path,
+    elements: Sequence[str] = configurations.ELEMENTS,
+    progress: bool = False,
+) -> list[Module]:
     """The specs' files, built into a folder, with the kernels each launches. Raises what building raises."""
-    return [_module(spec, folder, elements) for spec in specs]
+    found = []
+    with in_steps("building", len(specs), progress) as advance:
+        for spec in specs:
+            found.append(_module(spec, folder, elements))
+            advance()
+    return found
 
 
 def with_head(spec: Spec, size: int) -> Spec:
@@ -146,7 +157,7 @@ def _in_workers(
     groups: Sequence[Sequence[Subject]], processes: int, progress: bool
 ) -> dict[Key, tuple[int, Resources]]:
     jobs = [[subject.jobs for subject in group] for group in groups]
-    results = offline.in_workers(first_good_of_each, jobs, processes, progress) if jobs else []
+    results = offline.in_workers(first_good_of_each, jobs, processes, progress, len) if jobs else []
     kept = [zip(group, some, strict=True) for group, some in zip(groups, results, strict=True) if some is not None]
     return {subject.key: result for pairs in kept for subject, result in pairs}
 

@@ -22,6 +22,7 @@ from mcgen.spec import Spec
 from mcgen.symbolic.meaning import meaning
 from mcgen.symbolic.reach import THETA, unreached
 from mcgen.symbolic.recurrence import GradientWrite, recurrence
+from mcgen.tune.compiler import COMPILES, LAUNCHES, require_triton
 
 TOLERANCES = {
     ("torch", "cpu"): (torch.float64, 1e-10, 1e-9),
@@ -95,16 +96,16 @@ def imported(path: Path) -> ModuleType:
     return module
 
 
-def require(module: ModuleType, backend: str, device: str) -> None:
-    """Nothing, where a module can run on a backend here.
+def require(backend: str, device: str) -> None:
+    """Nothing, where modules can run on a backend here.
 
     Raises:
         UnsupportedError: it cannot.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("there is no CUDA device here; --device cpu runs the Triton kernels interpreted")
-    if backend == "triton" and "triton" not in getattr(module, "OPERATORS", ()):
-        raise UnsupportedError("the module has no Triton backend, or Triton is not installed; try --backend torch")
+    if backend == "triton":
+        require_triton("--backend triton", COMPILES if device == "cpu" else LAUNCHES)
 
 
 def hold(case: Case, backend: str, device: str, seed: int) -> Iterator[Finding]:

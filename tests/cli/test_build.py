@@ -14,7 +14,10 @@ from click.testing import CliRunner, Result
 
 from mcgen.cli import main
 from mcgen.cli.build import write_whole
+from mcgen.plan import configurations
+from mcgen.plan.configurations import Configuration, Entry, Key
 from mcgen.spec import load
+from mcgen.tune.verification import imported
 
 SPEC = """\
 mcgen: 1
@@ -146,13 +149,74 @@ def test_a_file_where_the_folder_should_be_is_the_users_error(tmp_path: Path) ->
 
 def test_json(tmp_path: Path) -> None:
     done = build(spec(tmp_path, "mine"), "--json", "-o", tmp_path)
-    [row] = json.loads(done.output)
+    [row] = json.loads(done.stdout)
     assert (row["name"], row["status"], row["errors"]) == ("mine", "wrote", [])
     assert row["digest"] == load(tmp_path / "mine.yaml").digest()
     done = build(spec(tmp_path, "mine"), spec(tmp_path, "wrong", ("rule", "role")), "--json", "-o", tmp_path)
     rows = json.loads(done.stdout)
     assert (done.exit_code, [row["status"] for row in rows]) == (2, ["not written", "error"])
     assert rows[1]["errors"][0]["line"] == 4
+
+
+def keep(folder: Path, digests: dict[str, str]) -> None:
+    """Launch configurations of kernels on one GPU, as `mcgen tune` keeps them."""
+    key = {name: Key(digest, 8, 8, "float32", "sm90") for name, digest in digests.items()}
+    configurations.keep(folder, {key[name]: Entry(name, Configuration(16, 16, 2), 1, 0, 1, 1) for name in key})
+
+
+def test_what_was_tuned_is_written_only_if_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCGEN_CACHE_DIR", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "configurations"
+    mine, path = spec(tmp_path, "mine"), tmp_path / "mine.py"
+    build(mine, "-o", tmp_path)
+    before, module = path.read_bytes(), imported(path)
+    keep(folder, module.DIGESTS)
+    assert build("--check", mine, "-o", tmp_path).exit_code == 0
+    assert build("--check", "--tuned", mine, "-o", tmp_path).exit_code == 1
+
+    done = build("--tuned", mine, "-o", tmp_path)
+    assert done.exit_code == 0 and f"with launch configurations from {folder}\n" in done.stderr
+    tuned = imported(path).CONFIGURATIONS["sm90"]
+    assert tuned == {"float32": dict.fromkeys(module.DIGESTS, (16, 16, 2, 1))}
+    assert build("--check", "--tuned", mine, "-o", tmp_path).exit_code == 0
+    assert build("--check", mine, "-o", tmp_path).exit_code == 1
+    [row] = json.loads(build("--tuned", mine, "-o", tmp_path, "--json").stdout)
+    assert row["tuned"] == str(folder)
+    build(mine, "-o", tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_where_nothing_was_tuned_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCGEN_CACHE_DIR", str(tmp_path / "cache"))
+    done = build("--tuned", spec(tmp_path, "mine"), "-o", tmp_path)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"no launch configurations lie in {tmp_path / 'cache' / 'configurations'}: `mcgen tune`" in done.stderr
+    (tmp_path / "cache" / "configurations").mkdir(parents=True)
+    (tmp_path / "cache" / "configurations" / "sm90.json").write_text("{")
+    done = build("--tuned", spec(tmp_path, "mine"), "-o", tmp_path)
+    assert done.exit_code == 2 and "sm90.json is no table of launch configurations" in done.stderr
+    assert build(spec(tmp_path, "mine"), "-o", tmp_path).exit_code == 0
+
+
+def test_kernels_that_no_table_has_are_named_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCGEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(configurations, "shipped_folder", lambda: tmp_path / "tables")
+    mine = spec(tmp_path, "mine")
+    done = build(mine, "-o", tmp_path, "--target", "h100", "--target", "mi300x")
+    line = f"warning: {mine}: default tiles for {{}} on sm90, gfx942; `mcgen tune {mine} --offline` finds better\n"
+    assert done.exit_code == 0 and done.stderr == line.format("every kernel in bfloat16 and float32")
+    digests = imported(tmp_path / "mine.py").DIGESTS
+    keep(tmp_path / "tables", {name: digest for name, digest in digests.items() if name != "keys"})
+    done = build(mine, "-o", tmp_path, "--target", "h100")
+    lacking = "every kernel in bfloat16 on sm90; keys in float32 on sm90"
+    assert done.stderr == f"warning: {mine}: default tiles for {lacking}; `mcgen tune {mine} --offline` finds better\n"
+    [row] = json.loads(build(mine, "-o", tmp_path, "--json").stdout)
+    [warning] = row["warnings"]
+    assert "every kernel in float32 on sm80, sm100, gfx942; keys in float32 on sm90" in warning["message"]
+
+
+def test_where_tables_have_every_kernel_nothing_is_said(tmp_path: Path) -> None:
+    assert build("linear_grm", "-o", tmp_path).stderr == ""
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from mcgen.spec import Spec, loads
 from mcgen.tune import verification
 from mcgen.tune.verification import Case, hold, imported
 
+ROOT = Path(__file__).parents[2]
 SPEC = """\
 mcgen: 1
 name: {name}
@@ -155,11 +156,15 @@ def test_triton_kernels_are_held_interpreted(tmp_path: Path) -> None:
     assert {("40-token", 1), ("40-token", 63), ("16-token", 50)} <= tried
 
 
-def test_a_module_without_triton_says_so(tmp_path: Path) -> None:
-    path = built(tmp_path, "without", '\ndel OPERATORS["triton"]\n')
-    done = outside(path, "--backend", "triton")
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def test_without_triton_it_says_what_is_missing(tmp_path: Path, device: str) -> None:
+    program = "import sys; sys.modules['triton'] = None; from mcgen.cli import main; main(sys.argv[1:])"
+    arguments = ["verify", spec(tmp_path, "without"), "--backend", "triton", "--device", device]
+    environment = {**os.environ, "TRITON_INTERPRET": str(int(device == "cpu"))}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "the module has no Triton backend" in done.stderr
+    assert "--backend triton needs Triton, which is not installed: pip install 'triton>=3." in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

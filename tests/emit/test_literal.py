@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mcgen.emit.literal import docstring_lines, literal
+from mcgen.emit.literal import _shows, docstring_lines, literal
 
 NASTY = [
     'ends with a quote"',
@@ -74,3 +74,13 @@ def columns(line: str) -> int:
 )
 def test_it_is_laid_out_as_by_a_formatter(value: dict, text: str) -> None:
     assert literal(value) == text
+
+
+def test_what_is_shown_is_what_every_python_knows() -> None:
+    """A newer Unicode has more characters, and makes some of the older ones wider."""
+    shown = [c for c in map(chr, range(0x110000)) if _shows(c)]
+    first = unicodedata.ucd_3_2_0
+    assert len(shown) > 40_000 and {*"é漢→≤σ°"} <= set(shown)
+    assert not [c for c in shown if first.category(c) == "Cn"]
+    assert not [c for c in shown if (first.east_asian_width(c) in "WF") != (unicodedata.east_asian_width(c) in "WF")]
+    assert not {*"\u1e9e\u20bf\u231a\u200b\xad"} & set(shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 from pathlib import Path
@@ -36,15 +37,33 @@ def deep() -> list[str]:
     return [name for name in shipped() if name not in covered()]
 
 
+def configured(text: str) -> dict[str, str]:
+    """The kernels of a file that are launched by configurations, with the digests that it gives for them."""
+    (found,) = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DIGESTS"
+    ]
+    return found
+
+
+@functools.cache
 def kernels(name: str) -> dict[str, str]:
-    return digests((GENERATED / f"{name}.py").read_text(encoding="utf-8"))
+    return configured((GENERATED / f"{name}.py").read_text(encoding="utf-8"))
 
 
 @functools.cache
 def deep_kernels(name: str, head: int, chunk: int | None = None) -> dict[str, str]:
     """For heads of a size, and gradient chunks: the spec's own, or of so many tokens."""
     spec = with_head(load(shipped()[name]), head)
-    return digests(pipeline.source(with_gradient_chunk(spec, chunk) if chunk else spec))
+    return configured(pipeline.source(with_gradient_chunk(spec, chunk) if chunk else spec))
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_file_knows_its_kernels(name: str) -> None:
+    text = (GENERATED / f"{name}.py").read_text(encoding="utf-8")
+    assert kernels(name).items() <= digests(text).items()
+    assert set(kernels(name)) == set(importlib.import_module(f"generated.{name}").AXES)
 
 
 @pytest.mark.parametrize("name", covered())
