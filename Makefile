@@ -4,6 +4,7 @@
 #   make test      lint and run the tests
 #   make test-versions  the oldest and the newest torch, Triton and Python that are promised, each in its environment
 #   make offline   compile every kernel of the shipped specs for every GPU architecture and write the tables
+#   make docs      write the pages of docs/ that are printed from the code
 #   make ratios    time the torch backend against attention and flash-linear-attention's torch on this machine
 #   make traffic   count the launches and bytes of the Triton backend, beside a peer's and a lower bound
 
@@ -15,7 +16,7 @@ SPEC ?= linear_grm
 OFFLINE ?=
 VERSIONS ?=
 
-.PHONY: demo test test-versions lint install install-test offline ratios traffic clean
+.PHONY: demo test test-versions lint install install-test offline docs ratios traffic clean
 
 demo: install
 	$(BIN)/python -m mcgen build mcgen/specs/$(SPEC).yaml -o build/demo
@@ -39,6 +40,9 @@ lint: install-test
 # What they lack of deep memories, float32, takes hours.
 offline: install-test
 	env -u TRITON_INTERPRET $(BIN)/python -m mcgen tune --offline --shipped $(OFFLINE)
+
+docs: install
+	$(BIN)/python -m mcgen refusals --markdown > docs/refusals.md
 
 # On a machine that does nothing else: many small operations feel it most when threads have to be woken.
 ratios: install-test

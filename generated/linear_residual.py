@@ -22,7 +22,6 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import register_flop_formula
 
 # Triton takes long to import, so a file does that only where kernels can run, or where others have done it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -1212,14 +1211,14 @@ def _replace_torch(t, bad, by):
 def _spoil(y, late):
     """Makes the rows of y NaN that a number which is not finite reaches."""
     if y.is_cuda and triton:
-        _by_rows(spoil_kernel, y, late)
+        _by_rows(spoil_rows, y, late)
     else:
         y.masked_fill_(late.unsqueeze(-1), math.nan)
 
 
 def _replace_triton(t, bad, by):
     clean = torch.empty_like(t, memory_format=torch.contiguous_format)
-    _by_rows(replace_kernel, clean, t.contiguous(), bad, by)
+    _by_rows(replace_rows, clean, t.contiguous(), bad, by)
     return clean
 
 
@@ -1232,7 +1231,7 @@ def _by_rows(kernel, first, *others):
 
 
 @_jit
-def replace_kernel(clean, x, bad, by, n_rows, WIDTH: tl.constexpr, BT: tl.constexpr, BW: tl.constexpr):
+def replace_rows(clean, x, bad, by, n_rows, WIDTH: tl.constexpr, BT: tl.constexpr, BW: tl.constexpr):
     """The same as `_replace_torch`."""
     o_r, o_w = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT), tl.arange(0, BW)
     place, mask = o_r[:, None] * WIDTH + o_w[None, :], (o_r < n_rows)[:, None] & (o_w < WIDTH)[None, :]
@@ -1244,7 +1243,7 @@ def replace_kernel(clean, x, bad, by, n_rows, WIDTH: tl.constexpr, BT: tl.conste
 
 
 @_jit
-def spoil_kernel(y, late, n_rows, WIDTH: tl.constexpr, BT: tl.constexpr, BW: tl.constexpr):
+def spoil_rows(y, late, n_rows, WIDTH: tl.constexpr, BT: tl.constexpr, BW: tl.constexpr):
     """The same as `_spoil`: where no row is late, none is touched."""
     o_r, o_w = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT), tl.arange(0, BW)
     m_r = tl.load(late + o_r, mask=o_r < n_rows, other=0) != 0
@@ -1325,6 +1324,10 @@ def _define(backend, forward, backward, saved, first=1):
 
     torch.library.register_autograd(names[0], differentiate, setup_context=keep)
     torch.library.register_autograd(names[1], refuse)
+    from torch.utils.flop_counter import (
+        register_flop_formula,
+    )  # which imports Triton: after this file has decided on it
+
     operators = [getattr(library, f"{backend}_{way}_{number}") for way in ("forward", "backward")]
     for way, operator in enumerate(operators):
         register_flop_formula(operator)(lambda shapes, *_, way=way, **__: _flops(shapes)[way])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +35,11 @@ class Diagnostic:
     @property
     def headline(self) -> str:
         return f"{self.severity}: {_printable(self.message)}"
+
+    @property
+    def sentence(self) -> str:
+        """Message and hint, without the place."""
+        return f"{self.message}: {self.hint}" if self.hint else self.message
 
     @property
     def excerpt(self) -> tuple[str, str]:
@@ -77,7 +82,14 @@ class SpecError(McgenError):
 
 
 class UnsupportedError(McgenError, NotImplementedError):
-    """A valid spec that cannot be lowered; the message says what would be accepted."""
+    """What is valid but cannot be done; each finding says what would be accepted.
+
+    `diagnostics` are the findings; one given as a text has no place in a file.
+    """
+
+    def __init__(self, *refused: Diagnostic | str) -> None:
+        self.diagnostics = tuple(Diagnostic("error", one) if isinstance(one, str) else one for one in refused)
+        super().__init__("\n".join(diagnostic.sentence for diagnostic in self.diagnostics))
 
 
 class InternalError(McgenError):
@@ -86,6 +98,12 @@ class InternalError(McgenError):
     def __init__(self, message: str, stage: str, dump: str | None = None) -> None:
         self.stage, self.dump = stage, dump
         super().__init__(message)
+
+
+def in_order(*found: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
+    """Findings together, each once, in the order of the text."""
+    once = dict.fromkeys(diagnostic for findings in found for diagnostic in findings)
+    return tuple(sorted(once, key=lambda diagnostic: (diagnostic.line, diagnostic.column)))
 
 
 def _printable(text: str) -> str:

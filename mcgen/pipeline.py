@@ -11,7 +11,7 @@ from mcgen.emit.torch_path import CHUNK, READS, REWRITES, TorchPath
 from mcgen.ir import aggregate
 from mcgen.ir.program import Program
 from mcgen.ir.step import step, step_vjp
-from mcgen.passes.report import Stage, history, report
+from mcgen.passes.report import Stage, history, report, rule_lines
 from mcgen.plan.plan import plan_text
 from mcgen.spec import Spec, load
 from mcgen.spec.text import spec_text
@@ -81,7 +81,7 @@ def _dump_programs(dump: Dump, meaning: Meaning) -> None:
 
 
 def _table(stages: list[Stage]) -> str:
-    return tabulated(*report(stages))
+    return "\n".join([*rule_lines(stages), "", tabulated(*report(stages))])
 
 
 def _cost_tables(meaning: Meaning) -> list[str]:

@@ -125,7 +125,7 @@ for shape in ((2, 37, 3, 17), (1, 5, 1, 64), (2, 300, 2)):
     assert torch.equal(by_torch, by_triton) and torch.equal(*marks) and by_torch.isfinite().all()
     y = torch.randn(*shape[:3], 9)
     expected = y.masked_fill(marks[0].bool().unsqueeze(-1), math.nan)
-    m._by_rows(m.spoil_kernel, y, marks[0].bool())
+    m._by_rows(m.spoil_rows, y, marks[0].bool())
     assert torch.equal(y.nan_to_num(7), expected.nan_to_num(7))
 print("done")
 """
@@ -148,7 +148,7 @@ def test_they_compile_for_every_target(architecture: str, tmp_path: Path, monkey
     spoil = {"y": "*bf16", "late": "*i1", "n_rows": "i32"}
     jobs = [
         Job(path, kernel, signature, sizes, lookup(architecture), 4, 1)
-        for kernel, signature in (("replace_kernel", replace), ("spoil_kernel", spoil))
+        for kernel, signature in (("replace_rows", replace), ("spoil_rows", spoil))
     ]
     assert all(found.clean and not found.failure for found in compile_all(jobs, cache=tmp_path, progress=False))
     offline._load.cache_clear()

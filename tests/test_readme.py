@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from mcgen.cli import main
 from mcgen.spec import loads
+from mcgen.symbolic.diagnosis import examined
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,6 +49,14 @@ def test_specs_are_specs() -> None:
     assert loads(whole).name == "my_memory"
     spec = loads(f"mcgen: 1\nname: part\nmemory: {{kind: matrix}}\n{part}")
     assert spec.tensor_gates == ("alpha", "mu")
+
+
+def test_the_lines_of_each_memory_are_a_spec_without_warnings() -> None:
+    rows = [line for line in TEXT.splitlines() if line.startswith("| ") and "`update:" in line]
+    assert len(rows) > 8
+    for row in rows:
+        lines = "\n".join(["memory: {kind: matrix}"] * ("memory:" not in row) + re.findall("`(.*?)`", row))
+        assert examined(loads(f"mcgen: 1\nname: listed\n{lines}")) == (), row
 
 
 def test_the_python_runs() -> None:

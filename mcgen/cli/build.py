@@ -15,10 +15,10 @@ import click
 
 from mcgen.cli.main import DOES_NOT_HOLD, DONE, USER_ERROR
 from mcgen.cli.output import in_progress, json_option, print_json, show_diagnostics
-from mcgen.errors import Diagnostic, SpecError, UnsupportedError
+from mcgen.errors import Diagnostic, SpecError, UnsupportedError, in_order
 from mcgen.plan import configurations
 from mcgen.plan.targets import lookup
-from mcgen.spec import Spec
+from mcgen.spec import Spec, load
 from mcgen.spec.shipped import find
 
 SHOWN_LINES = 20
@@ -82,11 +82,11 @@ def build(
         outcomes = ["error" if one.text is None else "not written" for one in built]
     else:
         outcomes = [_compared(one) for one in built] if check else _written(built)
-    for one in built:
-        show_diagnostics(one.diagnostics)
     if as_json:
         print_json([_plain(one, outcome, folder) for one, outcome in zip(built, outcomes, strict=True)])
     else:
+        for one in built:
+            show_diagnostics(one.diagnostics)
         _show(built, outcomes)
     if wrong:
         return USER_ERROR
@@ -104,16 +104,18 @@ def _tuned_folder() -> Path:
 
 def _built(argument: str, output: Path, architectures: Sequence[str], tuned: bool) -> Built:
     from mcgen import pipeline
+    from mcgen.symbolic.diagnosis import diagnosis, examined
 
     try:
-        spec, text = pipeline.build(find(argument), tuned)
+        spec = load(find(argument))
     except SpecError as error:
-        from mcgen.symbolic.diagnosis import diagnosis
-
         return Built(argument, diagnostics=diagnosis(error))
-    except UnsupportedError as error:
-        return Built(argument, diagnostics=(Diagnostic("error", str(error), argument),))
-    warnings = spec.warnings + _default_tiles(argument, text, architectures)
+    found = examined(spec)
+    try:
+        text = pipeline.source(spec, tuned)
+    except (SpecError, UnsupportedError) as error:
+        return Built(argument, diagnostics=in_order(found, error.diagnostics))
+    warnings = (*found, *_default_tiles(argument, text, architectures))
     return Built(argument, output / f"{spec.name}.py", spec, text, warnings)
 
 

@@ -25,9 +25,10 @@ class Outcome:
 
 @click.command()
 @click.argument("specs", nargs=-1, required=True)
+@click.option("--parse-only", is_flag=True, help="Hold specs to the language alone, not to what `build` can lower.")
 @json_option
-def check(specs: tuple[str, ...], as_json: bool) -> int:
-    """Validate specs, and nothing else: every error and warning of every file.
+def check(specs: tuple[str, ...], parse_only: bool, as_json: bool) -> int:
+    """Validate specs, and nothing else: every error and warning of every file, and all that `build` would refuse.
 
     SPEC is a file, or the name of a shipped spec. Exit status 2 where any has an error.
 
@@ -35,8 +36,9 @@ def check(specs: tuple[str, ...], as_json: bool) -> int:
     Example:
       mcgen check my_memory.yaml
       mcgen check --json specs/*.yaml
+      mcgen check --parse-only my_idea.yaml
     """
-    outcomes = [_checked(argument) for argument in specs]
+    outcomes = [_checked(argument, lowered=not parse_only) for argument in specs]
     if as_json:
         print_json([_plain(outcome) for outcome in outcomes])
     else:
@@ -45,27 +47,16 @@ def check(specs: tuple[str, ...], as_json: bool) -> int:
     return 0 if all(outcome.spec for outcome in outcomes) else USER_ERROR
 
 
-def understand(argument: str) -> Spec:
-    """A spec that holds all that `check` asks of one.
+def _checked(argument: str, lowered: bool) -> Outcome:
+    from mcgen.symbolic.diagnosis import diagnosis, examined
 
-    Raises:
-        SpecError: it does not.
-    """
-    from mcgen.symbolic.meaning import meaning
-
-    spec = load(find(argument))
-    meaning(spec)
-    return spec
-
-
-def _checked(argument: str) -> Outcome:
     try:
-        spec = understand(argument)
+        spec = load(find(argument))
     except SpecError as error:
-        from mcgen.symbolic.diagnosis import diagnosis
-
-        return Outcome(argument, None, diagnosis(error))
-    return Outcome(argument, spec, spec.warnings)
+        return Outcome(argument, None, diagnosis(error, lowered))
+    found = examined(spec, lowered)
+    wrong = any(diagnostic.severity == "error" for diagnostic in found)
+    return Outcome(argument, None if wrong else spec, found)
 
 
 def _show(outcome: Outcome) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mcgen.cli.output import PIPED_WIDTH, json_option, print_json, show_diagnostics
-from mcgen.errors import UnsupportedError
+from mcgen.cli.output import json_option, print_json, printer, show_diagnostics, table, wrapped
+from mcgen.errors import UnsupportedError, in_order
 from mcgen.spec import load
 from mcgen.spec.shipped import find
 
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from mcgen.symbolic.meaning import Meaning
 
 HTML_WIDTH = 150
+PIPED_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _closed_form(meaning: Meaning) -> list[Block]:
 
 def _ir(meaning: Meaning) -> list[Block]:
     from mcgen.emit.torch_path import REWRITES
-    from mcgen.passes.report import history, report
+    from mcgen.passes.report import history, report, rule_lines
     from mcgen.pipeline import tile_programs
 
     blocks: list[Block] = []
@@ -89,6 +88,7 @@ def _ir(meaning: Meaning) -> list[Block]:
         stages = list(history(program, REWRITES))
         blocks += [
             f"As built: {program}",
+            "\n  ".join(["Rewrites that applied:", *rule_lines(stages)]),
             Rows(f"Rewrites of {program.name}", *report(stages)),
             f"Then: {stages[-1].program}",
         ]
@@ -143,15 +143,16 @@ def explain(spec: str, stage: str | None, html: Path | None, as_json: bool) -> N
       mcgen explain swla_grm --stage closed-form
       mcgen explain my_memory.yaml --html my_memory.html
     """
+    from mcgen.symbolic.advice import advice
     from mcgen.symbolic.meaning import meaning
 
     understood = meaning(load(find(spec)))
-    show_diagnostics(understood.spec.warnings)
+    show_diagnostics(in_order(understood.spec.warnings, advice(understood)))
     sections = [_section(stage, understood)] if stage else [_tried(name, understood) for name in STAGES]
     if as_json:
         print_json({section.stage: section.plain() for section in sections})
     elif html is None:
-        _show(sections, Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH))
+        _show(sections, printer(PIPED_WIDTH))
     else:
         html.write_text(_html(sections, understood.spec.name), encoding="utf-8", errors="backslashreplace")
         click.echo(f"wrote {click.format_filename(html)}")
@@ -175,18 +176,14 @@ def _show(sections: Sequence[Section], console: Console) -> None:
         title, _ = STAGES[section.stage]
         console.print(Text(title, style="bold underline"))
         for block in section.blocks:
-            console.print(_table(block) if isinstance(block, Rows) else Text(block.rstrip()), soft_wrap=True)
+            console.print(_shown(block, console.width), soft_wrap=True)
             console.print()
 
 
-def _table(block: Rows) -> Table:
-    title = Text(block.title, style="bold")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in block.columns:
-        table.add_column(Text(column))
-    for row in block.rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+def _shown(block: Block, width: int) -> Table | Text:
+    if isinstance(block, Rows):
+        return table(block.columns, block.rows, block.title)
+    return Text(wrapped(block.rstrip(), width))
 
 
 def _html(sections: Sequence[Section], name: str) -> str:

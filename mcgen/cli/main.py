@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 import mcgen
-from mcgen.errors import InternalError, McgenError, SpecError
+from mcgen.errors import InternalError, SpecError, UnsupportedError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("mcgen.cli.build:build", "Compile specs to Python modules."),
@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("mcgen.cli.verify:verify", "Hold generated code against the token-by-token reference."),
     "new": ("mcgen.cli.new:new", "Write a commented spec to start from."),
     "list": ("mcgen.cli.list:list_", "List presets and shipped specs."),
+    "refusals": ("mcgen.cli.refusals:refusals", "List what is refused, why, and what there is instead."),
     "targets": ("mcgen.cli.targets:targets_", "List the GPUs mcgen compiles for."),
     "schema": ("mcgen.cli.schema:schema", "Print the JSON schema of the spec language."),
 }
@@ -98,8 +99,10 @@ def report(error: Exception) -> int:
 
         show_diagnostics(diagnosis(error))
         return USER_ERROR
-    if isinstance(error, McgenError) and not isinstance(error, InternalError):
-        click.echo(f"error: {error}", err=True)
+    if isinstance(error, UnsupportedError):
+        from mcgen.cli.output import show_diagnostics
+
+        show_diagnostics(error.diagnostics)
         return USER_ERROR
     if isinstance(error, OSError) and error.filename is not None:
         click.echo(f"error: {click.format_filename(error.filename)}: {error.strerror}", err=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from textwrap import TextWrapper
 from typing import Any, TypeVar
 
 import click
@@ -35,10 +37,44 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """Print rows of text under column heads; numbers are the caller's to format."""
-    table = Table(*columns, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    printer().print(table(columns, rows, title))
+
+
+def printer(piped_width: int = PIPED_WIDTH) -> Console:
+    """Standard output: as wide as the terminal, or as said where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else piped_width)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """Rows of text under column heads; a cell too wide for its column goes on below, all of it."""
+    made = Table(title=title and Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(Text(column), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+class _Wrapper(TextWrapper):
+    """Breaks lines after operators, commas and brackets, too."""
+
+    wordsep_simple_re = re.compile(r"(\s+)|(?<=[*/,(\[{])(?=\S)")
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text with no line longer than `width`: what is longer goes on below, further in, broken at spaces if it can."""
+    return "\n".join(piece for line in text.split("\n") for piece in _pieces(line, width))
+
+
+def _pieces(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    margin = " " * min(len(line) - len(line.lstrip()) + 4, width // 2)
+    how = {"width": width, "subsequent_indent": margin, "replace_whitespace": False, "break_on_hyphens": False}
+    at_spaces = TextWrapper(**how, break_long_words=False).wrap(line)
+    if all(len(piece) <= width for piece in at_spaces):
+        return at_spaces
+    return _Wrapper(**how).wrap(line)
 
 
 def in_progress(items: Sequence[Item], doing: str) -> Iterable[Item]:

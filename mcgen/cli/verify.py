@@ -160,6 +160,8 @@ def _row(finding: Finding) -> list[str]:
     index = f"({', '.join(map(str, finding.worst))})" if finding.worst else ""
     where = f"{finding.length} ({finding.segments} segments)"
     verdict = "ok" if finding.holds else finding.fault or "missed"
+    if finding.zero:
+        return [finding.tensor, finding.what, "0 by construction", "0", "", where, verdict]
     return [finding.tensor, finding.what, f"{finding.error:.1e}", f"{finding.tolerance:.0e}", index, where, verdict]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import jinja2
 
+from mcgen.emit.literal import literal
+from mcgen.spec import refusals
+
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("mcgen.emit"),
     undefined=jinja2.StrictUndefined,
@@ -12,6 +15,8 @@ ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+ENVIRONMENT.globals["refusal"] = lambda name: literal(getattr(refusals, name).sentence())
+"""The message of a refusal as a string literal, by its name in the registry."""
 
 
 def render(template: str, **values: object) -> str:

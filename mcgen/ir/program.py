@@ -22,6 +22,8 @@ from mcgen.symbolic.functions import settled
 
 AXES = ("t", "s", "m", "j", "n", "k", *(f"h{n}" for n in range(1, 64)), "v")
 TOKEN_AXES = frozenset(AXES[: AXES.index("n")])
+BETWEEN = "i"
+"""What the text of a program calls the tokens that a product runs over: no axis."""
 
 
 def in_order(axes: Iterable[str]) -> tuple[str, ...]:
@@ -110,7 +112,7 @@ class Rename(Node):
 class Decay(Node):
     """Products of a gate over runs of tokens, with a zero gate exact.
 
-    D[row, column] = product of gate[m] over column < m <= row, or over column < m < row where `exclusive`; 0 where
+    D[row, column] = product of gate[i] over column < i <= row, or over column < i < row where `exclusive`; 0 where
     row < column (row <= column where exclusive). Without a row the run goes to the chunk's end; without a column it
     begins with the chunk's first token.
     """
@@ -280,8 +282,8 @@ def describe(node: Node, name: Mapping[Node, str]) -> str:
         case Rename(_, operand, old, new):
             return f"{name[operand]} with {old} as {new}"
         case Decay(_, gate, row, column, exclusive):
-            run = f"{column or 'start'} < m {'<' if exclusive else '<='} {row or 'end'}"
-            return f"product of {name[gate]}[m] over {run}"
+            run = f"{column or 'start'} < {BETWEEN} {'<' if exclusive else '<='} {row or 'end'}"
+            return f"product of {name[gate]}[{BETWEEN}] over {run}"
         case Solve(_, matrix, right, transposed):
             return f"x with x = {name[matrix]}{'ᵀ' if transposed else ''} x + {name[right]}"
     raise TypeError(f"no text for {type(node).__name__}")

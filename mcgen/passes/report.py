@@ -1,4 +1,4 @@
-"""What each rewrite does to a program: a table of operation counts after each rule, in the order they are applied."""
+"""What rewrites do to a program: a table of operation counts after each rule that applied, in their order."""
 
 from __future__ import annotations
 
@@ -60,10 +60,21 @@ def _scalar_operations(expression: sympy.Expr) -> int:
     return int(sympy.count_ops(expression))
 
 
+def applied(stages: Iterable[Stage]) -> list[Rule]:
+    """The rules that applied."""
+    return [stage.rule for stage in stages if stage.rule and stage.used]
+
+
+def rule_lines(stages: Iterable[Stage]) -> list[str]:
+    """What each rule that applied makes of what."""
+    return [f"{rule.name}: {rule.before}  ->  {rule.after}" for rule in applied(stages)]
+
+
 def report(stages: Iterable[Stage]) -> tuple[list[str], list[list[str]]]:
-    """A history as a table: column heads, and a row for each stage."""
+    """A history as a table: column heads, and a row for the program as it was built and for each rule that applied."""
     rows = []
     for stage in stages:
-        rule = [stage.rule.name, f"{stage.rule.before}  ->  {stage.rule.after}"] if stage.rule else ["as built", ""]
-        rows.append([*rule, str(stage.used) if stage.rule else "", *map(str, operations(stage.program).values())])
-    return ["rule", "before -> after", "used", "nodes", *KINDS, "scalar operations"], rows
+        if stage.rule is None or stage.used:
+            rule = [stage.rule.name, str(stage.used)] if stage.rule else ["as built", ""]
+            rows.append([*rule, *map(str, operations(stage.program).values())])
+    return ["rule", "used", "nodes", *KINDS, "scalar operations"], rows

@@ -84,7 +84,7 @@ RULES = (
     Rule("constant spread along axes", "c[t]", "c", _constant_axes),
     Rule("sum of zeros", "sum 0 * x", "0", _zero_sum),
     Rule("nothing to solve", "x with x = 0 x + b", "b", _no_system),
-    Rule("decay by one", "product of 1 over j < m <= t", "1 where j <= t, else 0", _unit_decay),
+    Rule("decay by one", "product of 1 over j < i <= t", "1 where j <= t, else 0", _unit_decay),
     Rule("constant along another axis", "c with t as j", "c", _constant_rename),
 )
 

@@ -16,7 +16,7 @@ from typing import Any
 from mcgen.errors import InternalError
 
 SUFFIX = "_kernel"
-"""How the name of a function ends that is launched."""
+"""How the name of a function ends that is launched in a configuration of its own."""
 MARK = "_jit"
 """The decorator of functions that Triton compiles."""
 UNSAID = ("ctx", "kind")

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from mcgen.spec.refusals import PRODUCT_OF_MATRICES
+
 
 @dataclass(frozen=True)
 class Span:
@@ -174,7 +176,7 @@ _TOKEN = re.compile(
 )
 _UNKNOWN_HINTS = {
     "^": "a power is written **",
-    "@": "a product is written *",
+    "@": PRODUCT_OF_MATRICES.hint(),
     "×": "a product is written *",
     "−": "a minus is written -",
 }
@@ -264,9 +266,6 @@ class _Parser:
         return self.lag(token) if self.take("[") else Name(token.text, token.span)
 
     def number(self, token: _Token) -> Number:
-        following = self.peek()
-        if following and following.kind != "operator":
-            raise ExpressionError("a product needs its sign", following.span, "write `*` between the factors")
         value = float(token.text)
         if math.isinf(value) or len(token.text) > MAX_DIGITS:
             raise ExpressionError("a number too large or too long", token.span)
@@ -313,13 +312,35 @@ class _Parser:
     def expect(self, operator: str) -> _Token:
         token = self.take(operator)
         if token is None:
-            raise self.unexpected(f"expected `{operator}`")
+            raise self.unexpected(_expected(operator))
         return token
 
     def unexpected(self, hint: str = "") -> ExpressionError:
-        token = self.peek()
-        message = f"unexpected `{token.text}`" if token else "the expression ends too early"
-        return ExpressionError(message, self.here, hint)
+        token, before = self.peek(), self.tokens[self.next - 1] if self.next else None
+        if token is None:
+            missing = f"something is missing after `{before.text}`" if before else "something is missing"
+            return ExpressionError("the expression ends too early", self.here, hint or missing)
+        if before and _ends_value(before) and _begins_value(token) and hint != _expected("]"):
+            return _missing_sign(before, token)
+        return ExpressionError(f"unexpected `{token.text}`", self.here, hint)
+
+
+def _expected(closing: str) -> str:
+    return f"expected `{closing}`"
+
+
+def _ends_value(token: _Token) -> bool:
+    return token.kind != "operator" or token.text in (")", "]")
+
+
+def _begins_value(token: _Token) -> bool:
+    return token.kind != "operator" or token.text == "("
+
+
+def _missing_sign(before: _Token, token: _Token) -> ExpressionError:
+    names = all(one.kind != "operator" for one in (before, token))
+    example = f": {before.text}*{token.text}" if names else " between the factors"
+    return ExpressionError("a product needs its sign", token.span, f"write `*`{example}")
 
 
 def _join(first: Span, last: Span) -> Span:

@@ -8,14 +8,14 @@ from os import PathLike
 
 from pydantic import ValidationError
 
-from mcgen.errors import Diagnostic, SpecError
+from mcgen.errors import Diagnostic, SpecError, in_order
 from mcgen.spec import model
 from mcgen.spec.contradictions import contradictions
 from mcgen.spec.document import MAX_BYTES, Document, read_document
 from mcgen.spec.grammar import Expression
 from mcgen.spec.messages import model_diagnostics
 from mcgen.spec.rule import RuleReader
-from mcgen.spec.source import Position, Source
+from mcgen.spec.source import Source
 from mcgen.spec.spec import Gate, Rule, Spec
 
 DEFAULT_SEGMENT = 256
@@ -48,15 +48,15 @@ def loads(text: str, filename: str = "<string>") -> Spec:
     document = read_document(Source(filename, text))
     reader = RuleReader(document)
     rule, per_head = reader.rule(), reader.per_head()
-    activation, activation_position = reader.activation()
+    activation = reader.activation()
     parsed, findings = _validated(document)
     found = [*document.diagnostics, *findings, *contradictions(document), *reader.diagnostics]
-    diagnostics = tuple(sorted(dict.fromkeys(found), key=lambda finding: (finding.line, finding.column)))
+    diagnostics = in_order(found)
     if parsed is None or any(finding.severity == "error" for finding in diagnostics):
         readable = not any(finding.severity == "error" for finding in reader.diagnostics)
         alone = _rule_alone(document) if readable else None
-        raise SpecError(diagnostics, alone and _spec(alone, rule, per_head, activation, activation_position))
-    return _spec(parsed, rule, per_head, activation, activation_position, diagnostics)
+        raise SpecError(diagnostics, alone and _spec(document, alone, rule, per_head, activation))
+    return _spec(document, parsed, rule, per_head, activation, diagnostics)
 
 
 def _rule_alone(document: Document) -> model.SpecFile | None:
@@ -69,11 +69,11 @@ def _rule_alone(document: Document) -> model.SpecFile | None:
 
 
 def _spec(
+    document: Document,
     parsed: model.SpecFile,
     rule: Rule,
     per_head: Mapping[str, Expression],
     activation: Expression | None,
-    activation_position: Position | None,
     warnings: tuple[Diagnostic, ...] = (),
 ) -> Spec:
     update = _filled_update(parsed, rule)
@@ -93,7 +93,7 @@ def _spec(
         gates=tuple(_gate(name, gate, per_head) for name, gate in update.gates.items()),
         warnings=warnings,
         objective_position=rule.objective_position,
-        activation_position=activation_position,
+        document=document,
     )
 
 

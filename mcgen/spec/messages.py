@@ -13,6 +13,7 @@ from mcgen.errors import Diagnostic
 from mcgen.spec.document import Document, Path
 from mcgen.spec.model import FORMS, Chunk, GateMap, PerHead, SpecFile
 from mcgen.spec.names import suggest
+from mcgen.spec.refusals import CHANNEL_FIELDS, GATE_BY_CHANNEL, ROUTER, ROUTER_FIELDS
 
 _SHOWN_VALUE = 40
 
@@ -34,14 +35,36 @@ def _path(document: Document, loc: tuple[int | str, ...]) -> Path:
 
 def _diagnose(document: Document, path: Path, detail: ErrorDetails) -> Diagnostic:
     if detail["type"] == "extra_forbidden":
-        position = document.key(path)
-        return position.diagnose(f"unknown field `{path[-1]}`", hint=suggest(path[-1], _fields(path[:-1])))
+        message, hint = _unknown_field(path)
+        return document.key(path).diagnose(message, hint=hint)
     if detail["type"] == "missing":
         position = document.key(path[:-1]) if path[:-1] else document.values[()]
         where = f" in {_dotted(path[:-1])}" if path[:-1] else ""
         return position.diagnose(f"missing field `{path[-1]}`{where}", hint=_described(path))
     message, hint = _explain(path, detail)
     return document.nearest(path).diagnose(message, hint=hint)
+
+
+def _unknown_field(path: Path) -> tuple[str, str]:
+    """Message and hint for a field that the mapping at `path[:-1]` does not have."""
+    name = str(path[-1])
+    if _is_gate(path[:-1]) and name in CHANNEL_FIELDS:
+        return GATE_BY_CHANNEL.message(field=name), GATE_BY_CHANNEL.hint()
+    if path[:-1] == ("aggregate",) and name in ROUTER_FIELDS:
+        return ROUTER.message(field=name), ROUTER.hint()
+    if name in _fields(path[:-1]):
+        return f"unknown field `{name}`", "a constant a head has per_head alone"
+    places = _places(name)
+    elsewhere = f"it is a field of {' and of '.join(places)}" if places else ""
+    return f"unknown field `{name}`", elsewhere or suggest(name, _fields(path[:-1]))
+
+
+def _places(name: str) -> list[str]:
+    """The mappings that have a field of this name, as they are called in a file."""
+    sections = [(field,) for field in SpecFile.model_fields]
+    mappings = {_dotted(path): _fields(path) for path in [(), *sections, ("update", "gradient")]}
+    mappings["a gate, in update.gates"] = _fields(("update", "gates", ""))
+    return [place for place, fields in mappings.items() if name in fields]
 
 
 def _explain(path: Path, detail: ErrorDetails) -> tuple[str, str]:

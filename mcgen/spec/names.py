@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from mcgen.spec.grammar import CONSTANTS, FUNCTIONS, STRUCTURAL
@@ -25,10 +25,13 @@ _TAKEN_CLASSES = ("SPEC", "UnsupportedError", "None", "True", "False")
 def suggest(word: object, known: Iterable[str]) -> str:
     """`did you mean …?` for the closest known word, or what is known."""
     choices = [str(choice) for choice in known]
+    return closest(word, choices) or (f"one of: {', '.join(choices)}" if choices else "")
+
+
+def closest(word: object, choices: Sequence[str]) -> str:
+    """`did you mean …?` for the closest of some words; empty where none is close."""
     close = get_close_matches(str(word)[:MAX_LENGTH], choices, 1)
-    if close:
-        return f"did you mean `{close[0]}`?"
-    return f"one of: {', '.join(choices)}" if choices else ""
+    return f"did you mean `{close[0]}`?" if close else ""
 
 
 def class_name(name: str) -> str:

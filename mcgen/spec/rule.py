@@ -25,6 +25,7 @@ from mcgen.spec.language import (
 )
 from mcgen.spec.names import gate_problem, suggest
 from mcgen.spec.presets import PRESETS
+from mcgen.spec.refusals import OUTER_ON_MLP
 from mcgen.spec.source import Position
 from mcgen.spec.spec import Rule, Step
 
@@ -66,12 +67,12 @@ class RuleReader:
             self._check_whole(rule)
         return rule
 
-    def activation(self) -> tuple[Expression | None, Position | None]:
+    def activation(self) -> Expression | None:
         """The activation, where it is an expression in x and no plain name."""
         path = ("memory", "activation")
         text = self.document.section("memory").get("activation")
         if not isinstance(text, str) or text.strip() in ACTIVATIONS:
-            return None, None
+            return None
         position = self.document.values[path]
         expression = self._parsed(parse, text, position)
         if isinstance(expression, Name) and expression.id != "x":
@@ -80,7 +81,7 @@ class RuleReader:
             self._report(position, check_scalar(expression, "x", "an activation"))
             if not names(expression, "x"):
                 self.diagnostics.append(position.diagnose("the activation does not depend on x"))
-        return expression, position
+        return expression
 
     def per_head(self) -> dict[str, Expression]:
         """The constants a head, by gate."""
@@ -147,14 +148,15 @@ class RuleReader:
 
     def _was_split(self, text: str, position: Position) -> bool:
         """Whether an unquoted item of a flow list, cut at the comma of `outer(v, k)`, is the likely cause."""
+        quoted = position.source.text[position.start] in ("'", '"')
         following = position.source.text[position.end : position.end + 1]
-        return text.count("(") > text.count(")") and following == ","
+        return not quoted and text.count("(") > text.count(")") and following == ","
 
     def _misplaced(self, expression: Expression, has_objective: bool) -> Iterator[Problem]:
         """What the rest of the spec does not allow in a step."""
         if self.document.section("memory").get("kind") == "mlp":
             for call in calls(expression, "outer"):
-                yield Problem("outer(…) on an mlp", call.span, "an mlp learns by grad; only a matrix takes outer(v, k)")
+                yield Problem(OUTER_ON_MLP.message(), call.span, OUTER_ON_MLP.hint())
         if not has_objective:
             for name in names(expression, "grad"):
                 yield Problem("grad without an objective", name.span, "add objective: sum((p - v)**2)/2")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from mcgen.errors import Diagnostic, Severity
 from mcgen.spec import model
+from mcgen.spec.document import Document
 from mcgen.spec.grammar import Expression, Span
 from mcgen.spec.names import class_name
 from mcgen.spec.source import Position
@@ -83,7 +84,8 @@ class Spec:
     gates: tuple[Gate, ...] = field(repr=False)
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False, repr=False)
     objective_position: Position | None = field(default=None, compare=False, repr=False)
-    activation_position: Position | None = field(default=None, compare=False, repr=False)
+    document: Document | None = field(default=None, compare=False, repr=False)
+    """The file, for the places of its fields."""
 
     def __hash__(self) -> int:
         return hash(self.digest())

@@ -14,8 +14,9 @@ tokens i_1 >= i_2 >= ... at which each link is passed, of the product of the rat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 
 import sympy
 
@@ -23,6 +24,8 @@ from mcgen.symbolic.recurrence import MEMORY, GradientWrite, LinearForm, Previou
 from mcgen.symbolic.text import as_factor, text
 
 ROW, COLUMN, BETWEEN, ONLY = (sympy.Symbol(name, integer=True) for name in ("t", "j", "m", "i"))
+SUMS, PRODUCTS = ("i",), ("m", "n")
+"""What indices of sums and of products are called in text; further ones are numbered."""
 MAX_PATHS = 64
 """The most paths that are written out."""
 MAX_OPERATIONS = 60
@@ -54,6 +57,9 @@ class Run:
     after: sympy.Expr
     upto: sympy.Expr
 
+    def renamed(self, new: Mapping[sympy.Symbol, sympy.Symbol]) -> Run:
+        return replace(self, after=self.after.xreplace(new), upto=self.upto.xreplace(new))
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -61,6 +67,9 @@ class Rate:
 
     value: sympy.Expr
     at: sympy.Expr
+
+    def renamed(self, new: Mapping[sympy.Symbol, sympy.Symbol]) -> Rate:
+        return replace(self, at=self.at.xreplace(new))
 
 
 @dataclass(frozen=True)
@@ -95,8 +104,14 @@ class Term:
         certain = self.reach == 0 or (self.origin == 0 and self.reach == 1)
         return value if certain else sympy.Piecewise((value, sympy.Ge(ROW, self.origin + self.reach)), (0, True))
 
-    def text(self, varying: Collection[str]) -> str:
-        """The term in a line of text, with its sign."""
+    def renamed(self, names: Iterator[str]) -> Term:
+        """The term with its indices by other names."""
+        new = {index.symbol: sympy.Symbol(name, integer=True) for index, name in zip(self.indices, names, strict=False)}
+        indices = [Index(*(part.xreplace(new) for part in (i.symbol, i.lower, i.upper))) for i in self.indices]
+        return replace(self, factors=tuple(factor.renamed(new) for factor in self.factors), indices=tuple(indices))
+
+    def text(self, varying: Collection[str], between: Iterator[str]) -> str:
+        """The term in a line of text, with its sign; `between` are names for the indices of its products."""
         number, shown = sympy.S.One, []
         for factor in self.factors:
             if isinstance(factor, Rate):
@@ -104,7 +119,7 @@ class Term:
                 number *= share
                 shown += [as_factor(_subscripted(rest, varying, factor.at))] if rest != 1 else []
             else:
-                shown.append(_run_text(factor, varying))
+                shown.append(_run_text(factor, varying, between))
         if abs(number) != 1 or not shown:
             shown.insert(0, text(abs(number)))
         sign = "-" if number < 0 else ""
@@ -152,12 +167,14 @@ class Entry:
         return sympy.Add(*(term.expression(varying) for term in self.terms))
 
     def text(self, varying: Collection[str]) -> str:
-        """The entry in a line of text."""
+        """The entry in a line of text, in which no two indices share a name."""
         if self.paths > len(self.terms):
             return f"a sum over {self.paths} paths"
+        sums, products = _fresh(SUMS), _fresh(PRODUCTS)
+        several = sum(len(term.indices) for term in self.terms) > 1
         shown = ""
         for term in self.terms:
-            piece = term.text(varying)
+            piece = (term.renamed(sums) if several else term).text(varying, products)
             joint = " - " if piece.startswith("-") else " + "
             shown += joint + piece.removeprefix("-") if shown else piece
         return shown or "0"
@@ -331,11 +348,18 @@ def _subscripted(expression: sympy.Expr, varying: Collection[str], at: sympy.Exp
     return expression.xreplace({gate: sympy.Symbol(f"{gate.name}_{index}", real=True) for gate in gates})
 
 
-def _run_text(run: Run, varying: Collection[str]) -> str:
+def _fresh(names: Sequence[str]) -> Iterator[str]:
+    """Names for indices: those given, then the same with numbers."""
+    yield from names
+    yield from (f"{name}_{number}" for number in count(1) for name in names)
+
+
+def _run_text(run: Run, varying: Collection[str], between: Iterator[str]) -> str:
     if not any(gate.name in varying for gate in run.kept.free_symbols):
         length = f"{run.upto}-{run.after}".replace(" ", "") if run.after != 0 else str(run.upto)
         return f"{as_factor(run.kept)}^{length if run.upto - run.after == ROW else f'({length})'}"
     last = run.upto + 1 if (run.upto + 1).is_Symbol else run.upto
     relation = "<" if last != run.upto else "<="
-    bounds = f"{run.after}<{BETWEEN}{relation}{last}".replace(" ", "")
-    return f"prod_{{{bounds}}} {as_factor(_subscripted(run.kept, varying, BETWEEN))}"
+    index = sympy.Symbol(next(between), integer=True)
+    bounds = f"{run.after}<{index}{relation}{last}".replace(" ", "")
+    return f"prod_{{{bounds}}} {as_factor(_subscripted(run.kept, varying, index))}"

@@ -10,8 +10,18 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from mcgen.errors import UnsupportedError
+from mcgen.errors import Diagnostic, UnsupportedError, in_order
 from mcgen.spec import Spec
+from mcgen.spec.refusals import (
+    FLAT_ACTIVATION,
+    NOTHING_WRITTEN,
+    SCALE_ZERO,
+    TOKEN_GRADIENTS_NOT_AFFINE,
+    TOKEN_GRADIENTS_OF_AN_MLP,
+    Refusal,
+)
+from mcgen.spec.source import Position
+from mcgen.symbolic.expressions import symbol, to_sympy
 from mcgen.symbolic.recurrence import (
     MEMORY,
     Atom,
@@ -173,22 +183,61 @@ def lowerable(meaning: Meaning) -> None:
     """Nothing, where a module can be made of a meaning.
 
     Raises:
-        UnsupportedError: it cannot; the message says what would be accepted.
+        UnsupportedError: it cannot; each finding says where, and what would be accepted.
     """
-    if not meaning.linear and meaning.recurrence.chunk is None:
-        same = " ({chunk: 1} is the same as token here)" if meaning.recurrence.gradients_come_first else ""
-        raise UnsupportedError(f"gradient: token needs a matrix memory. Take gradient: {{chunk: b}} for an mlp{same}")
-    if meaning.routes and meaning.spec.aggregate.scale == 0:
-        raise UnsupportedError("aggregate.scale: 0 weighs all memories alike; take kind: mean for that")
-    if not meaning.recurrence.writes:
-        raise UnsupportedError("nothing is ever written to M, so every read-out is zero; write outer(v, k) to it")
-    if meaning.recurrence.reads_memory and meaning.recurrence.chunk is None and meaning.recurrence.error.affine is None:
-        raise UnsupportedError(_token_gradients(meaning.recurrence))
+    refused = [finding for check in LOWERABLE if (finding := check(meaning)) is not None]
+    if refused:
+        raise UnsupportedError(*in_order(refused))
 
 
-def _token_gradients(recurrence: Recurrence) -> str:
-    same = " ({chunk: 1} is the same as token here)" if recurrence.gradients_come_first else ""
-    return (
-        "gradient: token needs an objective quadratic in p, with a curvature that is a number; "
-        f"this one's gradient by p is {text(recurrence.error.expression)}. Take gradient: {{chunk: b}}{same}"
-    )
+def _token_gradients_of_an_mlp(meaning: Meaning) -> Diagnostic | None:
+    if meaning.linear or meaning.recurrence.chunk is not None:
+        return None
+    place = meaning.spec.document.nearest(("update", "gradient"))
+    return _refused(TOKEN_GRADIENTS_OF_AN_MLP, place, same=_same(meaning.recurrence))
+
+
+def _flat_activation(meaning: Meaning) -> Diagnostic | None:
+    activation = meaning.spec.activation_expression
+    if activation is None or sympy.diff(to_sympy(activation), symbol("x")) != 0:
+        return None
+    return _refused(FLAT_ACTIVATION, meaning.spec.document.nearest(("memory", "activation")))
+
+
+def _weights_alike(meaning: Meaning) -> Diagnostic | None:
+    if not meaning.routes or meaning.spec.aggregate.scale != 0:
+        return None
+    return _refused(SCALE_ZERO, meaning.spec.document.nearest(("aggregate", "scale")))
+
+
+def _nothing_written(meaning: Meaning) -> Diagnostic | None:
+    if meaning.recurrence.writes:
+        return None
+    last = [step for step in meaning.spec.steps if step.slot == MEMORY][-1]
+    return _refused(NOTHING_WRITTEN, last.position)
+
+
+def _token_gradients_not_affine(meaning: Meaning) -> Diagnostic | None:
+    found = meaning.recurrence
+    if not (meaning.linear and found.reads_memory and found.chunk is None and found.error.affine is None):
+        return None
+    words = {"row": text(found.error.expression), "same": _same(found)}
+    return _refused(TOKEN_GRADIENTS_NOT_AFFINE, meaning.spec.objective_position, **words)
+
+
+def _same(recurrence: Recurrence) -> str:
+    return " ({chunk: 1} is the same as token here)" if recurrence.gradients_come_first else ""
+
+
+def _refused(refusal: Refusal, position: Position, **words: str) -> Diagnostic:
+    return position.diagnose(refusal.message(**words), hint=refusal.hint(**words))
+
+
+LOWERABLE = (
+    _token_gradients_of_an_mlp,
+    _token_gradients_not_affine,
+    _flat_activation,
+    _weights_alike,
+    _nothing_written,
+)
+"""What keeps a meaning from being lowered, each None where it does not."""

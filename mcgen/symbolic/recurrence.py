@@ -22,6 +22,7 @@ import sympy
 from mcgen.errors import Diagnostic, SpecError
 from mcgen.spec import Spec, Step
 from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Span, Unary, walk
+from mcgen.spec.refusals import CYCLE, NOT_LINEAR
 from mcgen.symbolic.expressions import problem, to_sympy
 from mcgen.symbolic.objective import VALUE, ErrorRow, error_row
 from mcgen.symbolic.text import text
@@ -183,11 +184,7 @@ def _triangular_order(spec: Spec, forms: Mapping[str, LinearForm]) -> tuple[str,
         cycle = refusal.args[1]
         step = next(step for step in spec.steps if step.slot in cycle)
         raise SpecError(
-            step.diagnose(
-                step.expression.span,
-                f"slots feed one another in a cycle: {' -> '.join(reversed(cycle))}",
-                "let a slot read only slots that do not read it back, directly or through others",
-            )
+            step.diagnose(step.expression.span, CYCLE.message(cycle=" -> ".join(reversed(cycle))), CYCLE.hint())
         ) from None
 
 
@@ -312,8 +309,7 @@ class _Line:
             message = f"{what} a number, not shaped like the memory"
             hint = "multiply it by a slot, outer(...) or grad"
         else:
-            message = "not linear in the slots"
-            hint = "each term is a number or a function of gates, times one slot, outer(...) or grad"
+            message, hint = NOT_LINEAR.message(), NOT_LINEAR.hint()
         return SpecError(self.step.diagnose(span, message, hint))
 
 

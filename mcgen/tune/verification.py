@@ -19,6 +19,8 @@ import torch
 from mcgen.emit.mathematics import weight_shapes
 from mcgen.errors import Diagnostic, SpecError, UnsupportedError
 from mcgen.spec import Spec
+from mcgen.symbolic.meaning import meaning
+from mcgen.symbolic.reach import THETA, unreached
 from mcgen.symbolic.recurrence import GradientWrite, recurrence
 from mcgen.tune.compiler import COMPILES, LAUNCHES, require_triton
 
@@ -33,7 +35,6 @@ TOLERANCES = {
 ROUNDINGS = 4
 """Errors of so many units in the last place of numbers around 1 are none."""
 
-THETA = "theta["  # and the number of a layer, and a bracket: its initial weights, which no gate is called
 DEEP_STEP = 0.03  # what gates that scale gradients are multiplied by, where a larger step makes a deep memory diverge
 
 
@@ -55,7 +56,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """How far one tensor is off. `worst` is the place of its largest difference; `fault` says what else is wrong."""
+    """How far one tensor is off. `worst` is the place of its largest difference; `fault` says what else is wrong.
+
+    `zero` is of a gradient that is 0 by construction: what is found is exactly that, or a fault.
+    """
 
     tensor: str
     what: str
@@ -65,6 +69,7 @@ class Finding:
     tolerance: float
     worst: tuple[int, ...] | None = None
     fault: str = ""
+    zero: bool = False
 
     @property
     def holds(self) -> bool:
@@ -121,7 +126,11 @@ def hold(case: Case, backend: str, device: str, seed: int) -> Iterator[Finding]:
         fault = f"{type(error).__name__}: {error}"
         yield Finding("y", "value", case.length, case.segments, float("inf"), tolerances[0], fault=fault)
         return
+    flat = [f"d{name}" for name in unreached(meaning(case.spec))]
     for name, value in expected.items():
+        if name in flat:
+            yield _zero(case, name, found[name], value)
+            continue
         what, tolerance = ("value", tolerances[0]) if name == "y" else ("gradient", tolerances[1])
         yield _compared(case, name, what, found[name], value, tolerance, dtype)
 
@@ -142,7 +151,7 @@ def _inputs(case: Case, seed: int, exact: bool) -> dict[str, torch.Tensor]:
             value = _gate(value, number, exact) * small.get(name, 1)
         inputs[name] = torch.nn.functional.normalize(value, dim=-1) if name == "k" else value
     for number, (out, into) in enumerate(weight_shapes(spec) if spec.memory.kind == "mlp" else ()):
-        inputs[f"{THETA}{number}]"] = _draw(1000 * seed + 90 + number, case.heads, out, into) * into**-0.5
+        inputs[THETA.format(number)] = _draw(1000 * seed + 90 + number, case.heads, out, into) * into**-0.5
     return inputs
 
 
@@ -160,9 +169,14 @@ def _step_sizes(spec: Spec) -> dict[str, float]:
 
 def _arguments(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Inputs by name as the arguments that take them: the weights of a deep memory are one list."""
-    theta = [value for name, value in inputs.items() if name.startswith(THETA)]
-    others = {name: value for name, value in inputs.items() if not name.startswith(THETA)}
+    theta = [value for name, value in inputs.items() if _is_weight(name)]
+    others = {name: value for name, value in inputs.items() if not _is_weight(name)}
     return {**others, "theta": theta} if theta else others
+
+
+def _is_weight(name: str) -> bool:
+    """Whether an input is a layer's initial weights: no gate is called as they are."""
+    return name.startswith(THETA.partition("{")[0])
 
 
 def _gate(value: torch.Tensor, number: int, exact: bool) -> torch.Tensor:
@@ -188,6 +202,13 @@ def _run(
     gradients = torch.autograd.grad((y * weight).sum(), list(leaves.values()), allow_unused=True)
     filled = [torch.zeros_like(x) if d is None else d for x, d in zip(leaves.values(), gradients, strict=True)]
     return {"y": y.detach(), **{f"d{name}": d for name, d in zip(leaves, filled, strict=True)}}
+
+
+def _zero(case: Case, name: str, found: torch.Tensor, expected: torch.Tensor) -> Finding:
+    """A gradient that is 0 by construction, held against 0."""
+    other = [who for who, value in (("op", found), ("reference", expected)) if value.count_nonzero()]
+    fault = f"not 0 in {' and '.join(other)}" if other else ""
+    return Finding(name, "gradient", case.length, case.segments, 0.0, 0.0, fault=fault, zero=True)
 
 
 def _compared(

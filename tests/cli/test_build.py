@@ -130,7 +130,8 @@ def test_what_cannot_be_lowered_is_refused_with_what_would_be(
     done = build(mine, "-o", tmp_path)
     assert done.exit_code == 2
     assert f"error: {reason}" in done.stderr
-    assert CliRunner().invoke(main, ["check", mine]).exit_code == 0
+    assert CliRunner().invoke(main, ["check", mine]).exit_code == 2
+    assert CliRunner().invoke(main, ["check", "--parse-only", mine]).exit_code == 0
 
 
 def test_an_unknown_target_is_the_users_error(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from mcgen.cli import main
 from mcgen.cli.explain import STAGES
+from mcgen.cli.output import wrapped
 from mcgen.dump import VARIABLE, Dump, tabulated
 from mcgen.spec import load, loads
 from mcgen.spec.shipped import shipped
@@ -38,7 +39,7 @@ def written(folder: Path, update: dict[str, Any], **sections: Any) -> str:
         ("spec", ["name: swla_soup", "gradient: token", "size: 256"]),
         ("recurrence", ["M[t] = alpha*M[t-1] + beta*v[t-1] k[t-1]ᵀ + lam*v[t] k[t]ᵀ", "soup is grm", "written soup"]),
         ("closed-form", ["prod_{j<m<=t} alpha_m · beta_j", "for G_j = v[j-1] k[j-1]ᵀ"]),
-        ("ir", ["As built: program step", "Then: program blend_vjp", "constant operand", "scalar operations"]),
+        ("ir", ["As built: program step", "Then: program blend_vjp", "identity: f(x) = x", "scalar operations"]),
         ("plan", ["Launches"]),
         ("cost", ["B*H*K*T*V*(N - 1)", "together", "Bytes moved"]),
     ],
@@ -50,6 +51,57 @@ def test_one_stage(stage: str, pieces: list[str]) -> None:
     assert done.output.startswith(title)
     assert all(piece in done.output for piece in pieces)
     assert sum(heading in done.output.splitlines() for heading, _ in STAGES.values()) == 1
+
+
+CASCADE = ["R = a*R + outer(v, k)", "S = b*S + R", "T = d*T + R", "M = c*M + S + T"]
+
+
+def test_nothing_is_wider_than_120_columns(tmp_path: Path) -> None:
+    """Tables fold, lines go on below further in, and nothing is lost: not of a line of many products either."""
+    wide = {"steps": [f"M = {'*'.join(f'gate_{n}' for n in range(30))}*M + outer(v, k)"]}
+    for spec in ("titans_ssc", "momentum_delta_grm", written(tmp_path, {"steps": CASCADE}), written(tmp_path, wide)):
+        done = run("explain", spec)
+        assert done.exit_code == 0
+        assert max(map(len, done.stdout.splitlines())) <= 120
+    assert "gate_29" in run("explain", written(tmp_path, wide), "--stage", "recurrence").stdout
+
+
+def test_a_wrapped_line_is_that_line() -> None:
+    line = "  %12[t j] = " + " + ".join(f"%{n}*%{n + 1}" for n in range(40))
+    first, *others = wrapped(line, 120).splitlines()
+    assert " ".join([first, *(other.strip() for other in others)]) == line
+    assert all(other.startswith(("      %", "      +")) for other in others)
+    product = "*".join(f"%{n}" for n in range(80))
+    pieces = wrapped(product, 50).splitlines()
+    assert "".join(piece.strip() for piece in pieces) == product
+    assert all(len(piece) <= 50 and piece.endswith("*") for piece in pieces[:-1])
+
+
+def test_rewrites_that_did_not_apply_are_not_shown() -> None:
+    done = run("explain", "linear_grm", "--stage", "ir")
+    assert "identity: f(x) = x  ->  x" in done.stdout
+    assert "nothing to solve" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["titans_matrix_grm", "titans_ssc", "gated_delta_grm", "swla_ssc"])
+def test_a_product_over_tokens_runs_over_an_index_of_its_own(name: str) -> None:
+    """`product of %1[i] over m < i <= t`: the index is no axis of the program, and stands for nothing else in it."""
+    text = run("explain", name, "--stage", "ir").stdout
+    products = re.findall(r"product of %\d+\[(\w+)\] over (\w+) < (\w+) <=? (\w+)", text)
+    axes = {axis for found in re.findall(r"%\d+\[([\w ]*)\] = ", text) for axis in found.split()}
+    assert products and axes
+    assert all(index == bound and index not in axes | {lower, upper} for index, lower, bound, upper in products)
+
+
+def test_no_two_indices_of_a_line_share_a_name(tmp_path: Path) -> None:
+    """Every sum and product of a closed form binds names that no other of its line does."""
+    text = run("explain", written(tmp_path, {"steps": CASCADE}), "--json", "--stage", "closed-form").stdout
+    lines = [line for block in json.loads(text)["closed-form"]["text"] for line in block.splitlines()]
+    for line in lines:
+        chains = [re.split("<=?", bounds) for bounds in re.findall(r"(?:sum|prod)_\{([^}]*)\}", line)]
+        bound = [name for chain in chains for name in chain[1:-1]]
+        assert len(bound) == len(set(bound))
+    assert any(line.count("prod_") > 4 for line in lines)
 
 
 def test_all_stages_in_order() -> None:

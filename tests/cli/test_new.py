@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from pydantic import BaseModel
 
 from mcgen.cli import main
 from mcgen.cli.new import scaffold
-from mcgen.spec import PRESETS, load, loads
+from mcgen.spec import PRESETS, Chunk, GateMap, PerHead, load, loads
+from mcgen.spec.model import SpecFile
 
 
 def new(folder: Path, *arguments: str) -> Result:
@@ -48,6 +52,50 @@ def test_the_lines_in_its_comments_are_the_rule(preset: str) -> None:
     written = text.replace(f"  rule: {preset}\n", "\n".join(lines) + "\n")
     assert loads(written).steps == loads(text).steps
     assert loads(written).objective_expression == loads(text).objective_expression
+
+
+def fields(model: type[BaseModel]) -> Iterator[str]:
+    """Every field of a model and of those inside it, as it is written in a file."""
+    for name, field in model.model_fields.items():
+        yield field.alias or name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_field_is_in_it(preset: str) -> None:
+    text = scaffold("mine", preset)
+    names = {name for part in (SpecFile, Chunk, GateMap, PerHead) for name in fields(part)}
+    assert {"gradient", "objective", "from", "per_head", "top_k", "norm", "chunk"} <= names
+    assert not [name for name in names if not re.search(rf"\b{name}:[ \n]", text)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_stands_in_its_comments_is_a_spec_too(tmp_path: Path, preset: str) -> None:
+    """A gate's other forms, the other memory, and ssc, each in the place of what is there."""
+    text = scaffold("mine", preset)
+    forms = re.findall(r"^  #   alpha: (\{.*?\}|[\d.]+)", text, re.MULTILINE)
+    assert len(forms) == 4
+    gated = [re.sub(r"^    (\w+): .*", rf"    \1: {form}", text, flags=re.MULTILINE) for form in forms]
+    others = [
+        text.replace("{kind: grm, connector", re.search(r"\{(kind: ssc, top_k: 2)\}", text).expand(r"{\1, connector"))
+    ]
+    if deep := re.search(r"^# (memory: .*)", text, re.MULTILINE):
+        learning = 'objective: "sum((p - v)**2)/2"\n  steps: ["M = M - 0.01*grad"]'
+        rule = re.sub(r"  gates:\n(    .*\n)*|  gates: .*\n", "", text.replace(f"rule: {preset}", learning))
+        others.append(
+            rule.replace("memory: {kind: matrix}", deep[1]).replace("gradient: token", "gradient: {chunk: 16}")
+        )
+    for number, other in enumerate([*gated, *others]):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(other)
+        assert CliRunner().invoke(main, ["check", str(path)]).exit_code == 0, other
+
+
+def test_what_it_writes_has_no_warnings(tmp_path: Path) -> None:
+    for preset in PRESETS:
+        assert new(tmp_path, f"a_{preset}", "--from", preset).stderr == ""
+        assert CliRunner().invoke(main, ["check", str(tmp_path / f"a_{preset}.yaml")]).stderr == ""
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

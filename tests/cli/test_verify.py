@@ -68,7 +68,8 @@ def test_a_spec_holds_at_odd_lengths_across_its_own_segments_and_short_ones(tmp_
     assert done.exit_code == 0
     assert "torch on cpu, seed 7" in " ".join(done.output.split())  # the heading is wrapped where the path is long
     assert all(f" {name} " in done.output for name in ("y", "dq", "dk", "dv", "du", "dalpha"))
-    assert "48 comparisons, 0 missed; tokens: 1, 2, 41, 63, 100 (40-token segments); 17, 63, 100" in done.output
+    tokens = "1, 2, 41, 63, 64, 65, 97, 131 (40-token segments); 17, 63, 100"
+    assert f"66 comparisons, 0 missed; tokens: {tokens}" in done.output
 
 
 def test_a_module_is_held_as_it_lies_there(tmp_path: Path) -> None:
@@ -92,6 +93,31 @@ def test_a_miss_is_shown_with_its_place_and_the_seed(tmp_path: Path) -> None:
     assert row[4:8] == ["(1,", "0,", "0,", "2)"]
     assert row[-1] == "missed"
     assert "seed 3" in done.output
+
+
+SIGNS = 'objective: "sum(abs(p - v))", gradient: {{chunk: 8}}, steps: ["M = {alpha}*M - eta*grad"]'
+
+
+def test_a_gradient_that_is_0_by_construction_is_named(tmp_path: Path) -> None:
+    """An objective of signs has none by v at any token: a row of 0.0 and ok would say that it has."""
+    path = tmp_path / "signs.yaml"
+    path.write_text(SPEC.replace('steps: ["M = {alpha}*M + outer(v, k)"]', SIGNS).format(name="signs", alpha="alpha"))
+    done = verify(path)
+    assert done.exit_code == 0, done.output
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert "0 by construction" in rows["dv"] and "0 by construction" not in rows["dk"]
+    report = json.loads(verify(path, "--json").stdout)
+    assert {finding["tensor"] for finding in report["findings"] if finding["zero"]} == {"dv"}
+
+
+def test_a_gradient_that_should_be_0_and_is_not_is_a_miss(tmp_path: Path) -> None:
+    path = tmp_path / "signs.yaml"
+    path.write_text(SPEC.replace('steps: ["M = {alpha}*M + outer(v, k)"]', SIGNS).format(name="signs", alpha="alpha"))
+    module = tmp_path / "signs.py"
+    line = "y = right(q, *tensors, **options) + 1e-12 * (options['v'] - options['v'].detach())"
+    module.write_text(pipeline.build(path)[1] + WRONG.format(line=line))
+    wrong = [finding for finding in json.loads(verify(module, "--json").stdout)["findings"] if not finding["ok"]]
+    assert {(finding["tensor"], finding["fault"]) for finding in wrong} == {("dv", "not 0 in op")}
 
 
 def test_what_the_file_raises_is_a_miss(tmp_path: Path) -> None:

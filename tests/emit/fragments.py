@@ -15,12 +15,12 @@ from mcgen.emit.reference import reference_source
 from mcgen.spec import Spec, loads
 
 HEADER = '''\
+import contextlib
 import itertools
 import math
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import register_flop_formula
 
 
 class UnsupportedError(NotImplementedError):

@@ -56,7 +56,10 @@ def torch_module(parsed: Any) -> str:
         flops=flops(found),
     )
     sizes = render("sizes.py.jinja", segment_size=parsed.segment.size)
-    constants = f"SPEC_HASH = {parsed.digest()!r}\nTOP_K = {parsed.aggregate.top_k}"
+    whole = {"within_segment": not found.chained and not found.reads_cached}
+    sizes += "\n\n" + render("finite.py.jinja", deep=False, **whole).partition("def _replace_triton")[0]
+    sizes = sizes.replace("_by_rows(spoil_rows, y, late)", "raise AssertionError")
+    constants = f"triton = None\nSPEC_HASH = {parsed.digest()!r}\nTOP_K = {parsed.aggregate.top_k}"
     constants += "\n_run_forward_triton = _run_backward_triton = _saved_triton = None"
     return source(constants, sizes, arguments_source(parsed), reference_source(parsed), torch_source(found), operator)
 

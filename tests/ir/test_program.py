@@ -120,7 +120,7 @@ def test_text() -> None:
     assert str(Program("example", {"y": node, "g": gate})).splitlines() == [
         "program example",
         "  %0[t] = input alpha",
-        "  %1[t j] = product of %0[m] over j < m <= t",
+        "  %1[t j] = product of %0[i] over j < i <= t",
         "  %2[t k] = input q",
         "  %3[j k] = input k",
         "  %4[t j] = sum[k] %2 * %3",
@@ -142,7 +142,7 @@ def test_every_kind_of_node_has_a_text() -> None:
         b.solve(x, b.input("v", "t", "v"), True),
     ]
     text = str(Program("p", {str(i): node for i, node in enumerate(nodes)}))
-    for piece in ("iota", "max[j]", "with t as s", "over start < m <= end", "ᵀ x +"):
+    for piece in ("iota", "max[j]", "with t as s", "over start < i <= end", "ᵀ x +"):
         assert piece in text
 
 

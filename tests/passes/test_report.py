@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from mcgen.ir.program import Builder, Program
 from mcgen.ir.step import step_vjp
-from mcgen.passes.report import KINDS, history, operations, report
+from mcgen.passes.report import KINDS, history, operations, report, rule_lines
 from mcgen.passes.simplify import RULES, simplify
 from mcgen.symbolic.meaning import meaning
 from tests.symbolic.rules import small
@@ -45,9 +45,13 @@ def test_operations_are_counted_by_kind() -> None:
     }
 
 
-def test_the_table_has_a_row_a_stage() -> None:
-    columns, rows = report(history(program()))
-    assert [row[0] for row in rows] == ["as built", *(rule.name for rule in RULES)]
+def test_the_table_has_a_row_for_each_rule_that_applied() -> None:
+    stages = list(history(program()))
+    columns, rows = report(stages)
+    names = [stage.rule.name for stage in stages[1:] if stage.used]
+    assert [row[0] for row in rows] == ["as built", *names]
+    assert [line.partition(":")[0] for line in rule_lines(stages)] == names
+    assert 0 < len(names) < len(RULES)
     assert all(len(row) == len(columns) for row in rows)
     nodes = columns.index("nodes")
     assert int(rows[-1][nodes]) < int(rows[0][nodes])

@@ -140,15 +140,15 @@ def shown(
 def test_momentum_reads_as_it_does_on_paper() -> None:
     _, lines = shown("S = beta*S - eta*grad", "M = alpha*M + S", objective=HALF)
     assert lines == [
-        "sum_{0<i<=t} prod_{i<m<=t} alpha_m · prod_{0<m<=i} beta_m",
+        "sum_{0<i<=t} prod_{i<m<=t} alpha_m · prod_{0<n<=i} beta_n",
         "prod_{0<m<=t} alpha_m",
-        "-sum_{j<=i<=t} prod_{i<m<=t} alpha_m · prod_{j<m<=i} beta_m · eta_j",
+        "-sum_{j<=i<=t} prod_{i<m<=t} alpha_m · prod_{j<n<=i} beta_n · eta_j",
     ]
 
 
 def test_a_line_that_reads_a_slot_assigned_below_it_reads_last_tokens() -> None:
     _, lines = shown("M = alpha*M + S", "S = beta*S - eta*grad", objective=HALF)
-    assert lines[-1] == "-sum_{j<i<=t} prod_{i<m<=t} alpha_m · prod_{j<m<i} beta_m · eta_j"
+    assert lines[-1] == "-sum_{j<i<=t} prod_{i<m<=t} alpha_m · prod_{j<n<i} beta_n · eta_j"
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_the_closed_form_in_lines_memory_first() -> None:
     lines = closed_form_lines(of({"rule": "titans"}))
     slots = [line for line in lines if line in ("M:", "S:")]
     assert slots == ["M:", "S:"]
-    assert "  C[t, j] = -sum_{j<=i<=t} prod_{i<m<=t} alpha_m · prod_{j<m<=i} beta_m · eta_j" in lines
+    assert "  C[t, j] = -sum_{j<=i<=t} prod_{i<m<=t} alpha_m · prod_{j<n<=i} beta_n · eta_j" in lines
     assert "      for G_j = grad[j, line 1]" in lines
 
 
