@@ -18,6 +18,7 @@ from mcgen.ir.error_rows import find_errors
 from mcgen.ir.layers import Layer, read
 from mcgen.ir.program import Builder, Node, Program
 from mcgen.ir.step import WITHOUT_GRADIENT, after_tokens, anchor, closed_form, logit_scale, pooled, query_name, weights
+from mcgen.ir.vocabulary import SEGMENTS, SOUP
 from mcgen.symbolic.functions import Shift
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
@@ -61,7 +62,7 @@ def soup(b: Builder, meaning: Meaning, anchored: bool = False) -> Outputs:
         read_out = b.contract(averaged, b.contract(x, cached[layer], layer.into), "n")
         return b.total([b.product(online, after_tokens(form, slots, layer, x)), read_out])
 
-    return {"y": read(b, meaning.spec, b.input("q", "t", "k"), linear).value}
+    return {"y": read(b, meaning.spec, b.input("q", "t", "k"), linear, SOUP).value}
 
 
 def weigh(b: Builder, meaning: Meaning) -> Outputs:
@@ -115,7 +116,7 @@ def _read_out(b: Builder, meaning: Meaning, *segment: str) -> Node:
     """M(q_t) of one cached segment[t v], or of all[t n v]."""
     cached = weights(b, meaning.spec, "cached", *segment)
     linear = lambda layer, x: b.contract(x, cached[layer], layer.into)  # noqa: E731
-    return read(b, meaning.spec, b.input("q", "t", "k"), linear).value
+    return read(b, meaning.spec, b.input("q", "t", "k"), linear, SEGMENTS).value
 
 
 def _shared(b: Builder, meaning: Meaning, both: Node) -> Node:
@@ -123,18 +124,20 @@ def _shared(b: Builder, meaning: Meaning, both: Node) -> Node:
 
 
 def segment_logits(b: Builder, meaning: Meaning, *segment: str) -> Node:
-    scores = b.contract(b.input(query_name(meaning), "t", "k"), b.input("pools", *segment, "k"), "k")
+    query = query_name(meaning)
+    scores = b.contract(b.input(query, "t", "k"), b.input("pools", *segment, "k"), "k")
     x = sympy.Symbol("x", real=True)
-    return b.map(logit_scale(meaning) * x, {x: scores})
+    return b.call(b.map(logit_scale(meaning) * x, {x: scores}), "r_cached", f"r_tn = scale <{query}_t, pool_n>")
 
 
 def _softmax(b: Builder, cached: Node, online: Node | None = None) -> tuple[Node, Node]:
     """The softmax over cached logits[t n] and the online one, r[t] unless given: weights[t n], weight[t]."""
     r, c, top, z = sympy.symbols("r c top z", real=True)
     online = online or b.input("r", "t")
-    both = b.max(cached, "n")
-    shift = b.map(Shift(r, c), {r: online, c: both})
-    e_cached = b.map(sympy.exp(c - top), {c: cached, top: shift})
-    e_online = b.map(sympy.exp(r - top), {r: online, top: shift})
-    norm = b.total([b.sum(e_cached, "n"), e_online])
-    return b.map(c / z, {c: e_cached, z: norm}), b.map(r / z, {r: e_online, z: norm})
+    both = b.call(b.max(cached, "n"), "r_cached_max")
+    shift = b.call(b.map(Shift(r, c), {r: online, c: both}), "r_max")
+    e_cached = b.call(b.map(sympy.exp(c - top), {c: cached, top: shift}), "exp_cached")
+    e_online = b.call(b.map(sympy.exp(r - top), {r: online, top: shift}), "exp_online")
+    total = b.call(b.total([b.sum(e_cached, "n"), e_online]), "exp_sum")
+    weights = b.call(b.map(c / z, {c: e_cached, z: total}), "weights", "w_tn = exp(r_tn) / sum of exp(r)")
+    return weights, b.call(b.map(r / z, {r: e_online, z: total}), "weight", "w_t = exp(r_t) / sum of exp(r)")

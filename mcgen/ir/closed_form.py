@@ -15,6 +15,7 @@ import sympy
 
 from mcgen.ir.layers import Layer
 from mcgen.ir.program import Builder, Node
+from mcgen.ir.vocabulary import coefficient
 from mcgen.spec import Spec
 from mcgen.symbolic.expressions import problem, symbol, to_sympy
 from mcgen.symbolic.functions import Absolute, Where
@@ -56,23 +57,33 @@ class ClosedForm:
         return self._known[slot, row, exclusive]
 
     def _coefficients(self, slot: str, row: str | None, exclusive: bool) -> Coefficients:
-        own = self.gate(self.recurrence.transition(slot, slot), neutral=1)
+        own = self.b.call(self.gate(self.recurrence.transition(slot, slot), neutral=1), f"{slot}_keeps")
         start = {slot: self._decay(own, row, None, exclusive)}
         writes = {}
         for write in self.recurrence.writes:
             rate = self.recurrence.injection(slot, write)
             if rate != 0:
-                kept = self._decay(own, row, "j", exclusive)
-                writes[write] = self.b.product(kept, self.along(self.gate(rate, 0), "j"))
+                rate = self.b.call(self.gate(rate, 0), f"{slot}_rate{self._of(write)}")
+                writes[write] = self.b.product(self._decay(own, row, "j", exclusive), self.along(rate, "j"))
         for source in self.recurrence.slots:
             rate = self.recurrence.transition(slot, source)
             if source == slot or rate == 0:
                 continue
-            passed = self.b.product(self._decay(own, row, "s", exclusive), self.along(self.gate(rate, 0), "s"))
+            rate = self.b.call(self.gate(rate, 0), f"{slot}_takes_{source}")
+            passed = self.b.product(self._decay(own, row, "s", exclusive), self.along(rate, "s"))
             read = self.coefficients(source, "t", exclusive=True)
             self._add(start, {s: self._passed(passed, node) for s, node in read.start.items()})
             self._add(writes, {w: self._passed(passed, node) for w, node in read.writes.items()})
+        for source, node in start.items():
+            self.b.call(node, None if source == slot else coefficient(slot, source, row, exclusive, write=False))
+        for write, node in writes.items():
+            self.b.call(node, coefficient(slot, self._of(write), row, exclusive, write=True))
         return Coefficients(start, writes)
+
+    def _of(self, write: AnyWrite) -> str:
+        """Which of several writes, as the ending of a name."""
+        writes = self.recurrence.writes
+        return f"_{writes.index(write) + 1}" if len(writes) > 1 else ""
 
     def _passed(self, passed: Node, read: Node) -> Node:
         """What a slot takes in of another: the sum over tokens s of passed[., s] times what that other was before s."""

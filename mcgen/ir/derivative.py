@@ -17,6 +17,7 @@ from mcgen.ir.program import (
     Decay,
     Input,
     Iota,
+    Label,
     Map,
     Node,
     Reduce,
@@ -25,8 +26,11 @@ from mcgen.ir.program import (
     placeholder,
     topological,
 )
+from mcgen.ir.vocabulary import derivative
 
 Row = Callable[[Builder, Node, Node], Iterable[tuple[Node, Node]]]
+Namer = Callable[[Label], Label]
+"""What the cotangent of a named value is called."""
 
 
 def _map(b: Builder, node: Map, g: Node) -> Iterable[tuple[Node, Node]]:
@@ -61,6 +65,8 @@ def _decay(b: Builder, node: Decay, g: Node) -> Iterable[tuple[Node, Node]]:
     """d D[r, c]  ->  at gate m: sum over r, c of g[r, c] * D[r, m] * D[m exclusive, c]. Never divides by a gate."""
     after = b.decay(node.gate, node.row, "m", node.exclusive)
     reached = b.contract(after, g, node.row) if node.row else b.product(after, g)
+    if g.label:
+        b.call(reached, f"{g.label.name}_at_m", part=True)
     before = b.decay(node.gate, "m", node.column, exclusive=True)
     (axis,) = node.gate.axes
     yield node.gate, b.rename(b.sum(b.product(reached, before), *filter(None, [node.column])), "m", axis)
@@ -91,11 +97,16 @@ DERIVATIVES: Mapping[type[Node], Row] = {
 
 
 def vjp(
-    b: Builder, outputs: Mapping[str, Node], cotangents: Mapping[str, Node], at: Mapping[Node, str] | None = None
+    b: Builder,
+    outputs: Mapping[str, Node],
+    cotangents: Mapping[str, Node],
+    at: Mapping[Node, str] | None = None,
+    namer: Namer = derivative,
 ) -> dict[str, Node]:
     """The cotangent of every input the outputs depend on, by the input's name, and of the nodes named in `at`.
 
-    `cotangents` names a node for each output that has one; an output without one is taken not to matter.
+    `cotangents` names a node for each output that has one; an output without one is taken not to matter. `namer` says
+    what the cotangents of named values are called; each value's share of one is a part of it.
     """
     pending: dict[Node, list[Node]] = {}
     for name, cotangent in cotangents.items():
@@ -107,8 +118,17 @@ def vjp(
         g = b.broadcast(b.total(pending.pop(node)), node.axes)
         if isinstance(node, Input):
             result[node.name] = g
+        own = _label_of(node)
+        b.call(g, namer(own) if own else None)
         if at and node in at:
             result[at[node]] = g
         for operand, cotangent in DERIVATIVES[type(node)](b, node, g):
             pending.setdefault(operand, []).append(cotangent)
+            if own and (of := _label_of(operand)):
+                b.call(cotangent, f"{namer(of).name}_by_{own.name}", part=True)
     return result
+
+
+def _label_of(node: Node) -> Label | None:
+    """What a value is called, by its maker or as an input."""
+    return Label(node.name) if isinstance(node, Input) else node.label

@@ -20,6 +20,7 @@ from mcgen.ir.derivative import vjp
 from mcgen.ir.error_rows import MATRIX, Weights, find_errors
 from mcgen.ir.layers import Layer, layers, read
 from mcgen.ir.program import Builder, Node, Program
+from mcgen.ir.vocabulary import QUERIES
 from mcgen.spec import Spec
 from mcgen.symbolic.functions import Where
 from mcgen.symbolic.meaning import Meaning
@@ -115,7 +116,7 @@ Reading = Callable[[Builder, Meaning, ClosedForm, Mapping[str, Weights]], dict[s
 def read_online(b: Builder, meaning: Meaning, form: ClosedForm, slots: Mapping[str, Weights]) -> dict[str, Node]:
     """`o`[t v], M_t(q_t)."""
     linear = lambda layer, x: after_tokens(form, slots, layer, x)  # noqa: E731
-    return {"o": read(b, meaning.spec, b.input("q", "t", "k"), linear).value}
+    return {"o": read(b, meaning.spec, b.input("q", "t", "k"), linear, QUERIES).value}
 
 
 def step_outputs(

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+from mcgen.ir.cut import cut
 from mcgen.ir.program import Builder, Input, Map, Node, Program, Rename, placeholder
-from mcgen.ir.rebuild import is_constant, rebuilt
+from mcgen.ir.rebuild import is_constant, rebuilt, rewritten
 
 
 def hoist(program: Program, carried: Collection[str], label: Callable[[Node], str]) -> tuple[Program, Program]:
@@ -23,16 +24,12 @@ def hoist(program: Program, carried: Collection[str], label: Callable[[Node], st
     numbers along tokens it does not, for it has no inputs that say how many tokens there are.
     """
     waiting = reached(program, carried)
-    b, new, passed = Builder(), {}, {}
-    for node in program.nodes:
-        if node in waiting or _is_at_hand(node):
-            new[node] = rebuilt(b, node, new)
-        elif isinstance(node, Input):
-            new[node] = b.input(node.name, *node.axes)
-        else:
-            passed[node] = label(node)
-            new[node] = b.input(passed[node], *node.axes)
-    rest = Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+    passed = {
+        node: label(node)
+        for node in program.nodes
+        if not (node in waiting or _is_at_hand(node) or isinstance(node, Input))
+    }
+    rest = cut(program, passed)
     ahead = {name: node for node, name in passed.items() if name in rest.inputs}
     return Program(f"{program.name}_ahead", ahead), rest
 
@@ -45,10 +42,11 @@ def _is_at_hand(node: Node) -> bool:
 def part(program: Program, carried: Collection[str]) -> Program:
     """Gives what a sum or product holds besides carried values a node of its own: x + y + s -> (x + y) + s."""
     waiting = reached(program, carried)
-    b, new = Builder(), {}
-    for node in program.nodes:
-        new[node] = _parted(b, node, new, waiting) if node in waiting else rebuilt(b, node, new)
-    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+    def make(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
+        return _parted(b, node, new, waiting) if node in waiting else rebuilt(b, node, new)
+
+    return rewritten(program, make)
 
 
 def _parted(b: Builder, node: Node, new: Mapping[Node, Node], waiting: Collection[Node]) -> Node:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import sympy
 
 from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, Solve, placeholder
-from mcgen.ir.rebuild import is_constant, rebuilt, spread
+from mcgen.ir.rebuild import is_constant, rebuilt, rewritten
 from mcgen.symbolic.functions import Where
 
 
@@ -91,10 +91,7 @@ RULES = (
 
 def simplify(program: Program, rules: tuple[Rule, ...] = RULES) -> Program:
     """The program after the rewrites, with equal values shared and nothing that no output reaches."""
-    b, new = Builder(), {}
-    for node in program.nodes:
-        new[node] = _settled(b, rebuilt(b, node, new), rules)
-    return Program(program.name, {name: spread(b, new[node], node.axes) for name, node in program.outputs.items()})
+    return rewritten(program, lambda b, node, new: _settled(b, rebuilt(b, node, new), rules))
 
 
 def _settled(b: Builder, node: Node, rules: tuple[Rule, ...]) -> Node:

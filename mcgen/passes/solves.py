@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import sympy
 
 from mcgen.ir.program import TOKEN_AXES, Builder, Contract, Input, Map, Node, Program, Rename, Solve, placeholder
-from mcgen.ir.rebuild import rebuilt
+from mcgen.ir.rebuild import rebuilt, rewritten
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,14 @@ class _Form:
 
 def solves_apart(program: Program, carried: Collection[str]) -> Program:
     """The program with systems that wait for the carried inputs only through affine right-hand sides solved without."""
-    b, new = Builder(), {}
+    b = Builder()
     affine = _Affine(b, frozenset(carried))
-    for node in program.nodes:
-        new[node] = rebuilt(b, node, new)
-        if isinstance(node, Solve):
-            new[node] = affine.solved(new[node])
-    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+    def make(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
+        again = rebuilt(b, node, new)
+        return affine.solved(again) if isinstance(again, Solve) else again
+
+    return rewritten(program, make, b)
 
 
 @dataclass(frozen=True)
