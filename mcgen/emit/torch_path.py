@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from mcgen.emit.naming import described
+from mcgen.emit.naming import named
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_printer import HELPERS, RESERVED, function
 from mcgen.ir import aggregate
@@ -120,7 +120,22 @@ class TorchPath:
         return fixed(program, {"fresh": 0, **owed}) if self.anchors else program
 
     @cached_property
+    def _all(self) -> list[Program]:
+        """The step and its derivative, and the programs that read, with one name for every value of the file."""
+        return named([self._step, *self._reads], RESERVED)
+
+    @property
     def whole(self) -> Program:
+        """The step and its derivative."""
+        return self._all[0]
+
+    @property
+    def reads(self) -> list[Program]:
+        """The programs that combine read-outs, each with its derivative."""
+        return self._all[1:]
+
+    @cached_property
+    def _step(self) -> Program:
         """The step and its derivative, with what no state is needed for apart from the rest."""
         step = step_with_vjp(self.meaning, anchored=bool(self.anchors))
         program = simplify(self._at_anchors(step), RULES)
@@ -130,7 +145,7 @@ class TorchPath:
 
     @cached_property
     def names(self) -> Mapping[Node, str]:
-        return described(self.whole, RESERVED)
+        return {node: node.label.name if node.label else "" for node in self.whole.nodes}
 
     @cached_property
     def forward(self) -> tuple[Program, Program, Program]:
@@ -228,8 +243,7 @@ class TorchPath:
         return ["o", *(["r"] if self.meaning.routes else [])]
 
     @cached_property
-    def reads(self) -> list[Program]:
-        """The programs that combine read-outs, each with its derivative."""
+    def _reads(self) -> list[Program]:
         makers = READS.get(self.reading, ())
         how = {"anchored": True} if self.reading == "soup" and self.anchors else {}
         both = aggregate.program, aggregate.program_vjp

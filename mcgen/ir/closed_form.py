@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from mcgen.ir.derivative import run
 from mcgen.ir.layers import Layer
 from mcgen.ir.program import Builder, Node
 from mcgen.ir.vocabulary import coefficient
@@ -63,7 +64,7 @@ class ClosedForm:
         for write in self.recurrence.writes:
             rate = self.recurrence.injection(slot, write)
             if rate != 0:
-                rate = self.b.call(self.gate(rate, 0), f"{slot}_rate{self._of(write)}")
+                rate = self.b.call(self.gate(rate, 0), f"rate{self._of(write)}")
                 writes[write] = self.b.product(self._decay(own, row, "j", exclusive), self.along(rate, "j"))
         for source in self.recurrence.slots:
             rate = self.recurrence.transition(slot, source)
@@ -94,7 +95,7 @@ class ClosedForm:
             into[key] = self.b.total([into[key], node]) if key in into else node
 
     def _decay(self, gate: Node, row: str | None, column: str | None, exclusive: bool) -> Node:
-        return self.b.decay(self.b.broadcast(gate, ("t",)), row, column, exclusive and row is not None)
+        return run(self.b, self.b.broadcast(gate, ("t",)), row, column, exclusive and row is not None)
 
     def gate(self, expression: sympy.Expr, neutral: int) -> Node:
         """A function of the gates; past the sequence's end the neutral value, whatever the function gives there."""

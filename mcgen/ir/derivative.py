@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import sympy
 
+from mcgen.ir import vocabulary
 from mcgen.ir.program import (
     TOKEN_AXES,
     Builder,
@@ -23,10 +24,10 @@ from mcgen.ir.program import (
     Reduce,
     Rename,
     Solve,
+    name_of,
     placeholder,
     topological,
 )
-from mcgen.ir.vocabulary import derivative
 
 Row = Callable[[Builder, Node, Node], Iterable[tuple[Node, Node]]]
 Namer = Callable[[Label], Label]
@@ -63,11 +64,10 @@ def _rename(b: Builder, node: Rename, g: Node) -> Iterable[tuple[Node, Node]]:
 
 def _decay(b: Builder, node: Decay, g: Node) -> Iterable[tuple[Node, Node]]:
     """d D[r, c]  ->  at gate m: sum over r, c of g[r, c] * D[r, m] * D[m exclusive, c]. Never divides by a gate."""
-    after = b.decay(node.gate, node.row, "m", node.exclusive)
+    after = run(b, node.gate, node.row, "m", node.exclusive)
     reached = b.contract(after, g, node.row) if node.row else b.product(after, g)
-    if g.label:
-        b.call(reached, f"{g.label.name}_at_m", part=True)
-    before = b.decay(node.gate, "m", node.column, exclusive=True)
+    b.call(reached, f"{g.label.name}_at_m" if g.label else None, part=True)
+    before = run(b, node.gate, "m", node.column, exclusive=True)
     (axis,) = node.gate.axes
     yield node.gate, b.rename(b.sum(b.product(reached, before), *filter(None, [node.column])), "m", axis)
 
@@ -82,6 +82,12 @@ def _solve(b: Builder, node: Solve, g: Node) -> Iterable[tuple[Node, Node]]:
     if other in TOKEN_AXES:  # the columns of X are tokens too: another name, so as not to meet the matrix's
         rows, columns, other = b.rename(rows, other, "m"), b.rename(columns, other, "m"), "m"
     yield node.matrix, b.contract(rows, b.rename(columns, row, column), other)
+
+
+def run(b: Builder, gate: Node, row: str | None, column: str | None, exclusive: bool = False) -> Node:
+    """A gate's products over runs of tokens, called by the gate."""
+    own, found = name_of(gate), b.decay(gate, row, column, exclusive)
+    return b.call(found, vocabulary.run(own.name, row, column, exclusive) if own else None)
 
 
 DERIVATIVES: Mapping[type[Node], Row] = {
@@ -101,7 +107,7 @@ def vjp(
     outputs: Mapping[str, Node],
     cotangents: Mapping[str, Node],
     at: Mapping[Node, str] | None = None,
-    namer: Namer = derivative,
+    namer: Namer = vocabulary.derivative,
 ) -> dict[str, Node]:
     """The cotangent of every input the outputs depend on, by the input's name, and of the nodes named in `at`.
 
@@ -112,23 +118,26 @@ def vjp(
     for name, cotangent in cotangents.items():
         pending.setdefault(outputs[name], []).append(cotangent)
     result: dict[str, Node] = {}
+    through: dict[Node, Label] = {}
     for node in reversed(topological(outputs[name] for name in cotangents)):
         if node not in pending:
             continue
         g = b.broadcast(b.total(pending.pop(node)), node.axes)
         if isinstance(node, Input):
             result[node.name] = g
-        own = _label_of(node)
-        b.call(g, namer(own) if own else None)
+        own = name_of(node)
+        b.call(g, _cotangent(node, namer(own)) if own else None)
         if at and node in at:
             result[at[node]] = g
         for operand, cotangent in DERIVATIVES[type(node)](b, node, g):
             pending.setdefault(operand, []).append(cotangent)
-            if own and (of := _label_of(operand)):
-                b.call(cotangent, f"{namer(of).name}_by_{own.name}", part=True)
+            of, by = name_of(operand), own or through.get(node)
+            if by:
+                through.setdefault(operand, by)
+                b.call(cotangent, f"{namer(of).name}_by_{by.name}" if of else None, part=True)
     return result
 
 
-def _label_of(node: Node) -> Label | None:
-    """What a value is called, by its maker or as an input."""
-    return Label(node.name) if isinstance(node, Input) else node.label
+def _cotangent(node: Node, label: Label) -> Label:
+    """What a cotangent is called, by what is called after the value; along another axis, it is a part of that."""
+    return Label(f"{label.name}_{node.new}", part=True) if isinstance(node, Rename) else label

@@ -164,6 +164,18 @@ class Solve(Node):
         return self.matrix, self.right
 
 
+def name_of(node: Node) -> Label | None:
+    """What a value is called: an input by its name; what is another value, or that along another axis, as that is."""
+    if isinstance(node, Rename) or is_identity(node):
+        return name_of(node.operands[0]) or node.label
+    return Label(node.name) if isinstance(node, Input) else node.label
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a node gives another as it is."""
+    return isinstance(node, Map) and node.expression == placeholder(0) and node.axes == node.values[0].axes
+
+
 @dataclass(frozen=True)
 class Program:
     """A named program: its outputs by name. Inputs are the Input nodes its outputs reach."""
@@ -220,6 +232,8 @@ class Builder:
         is_free = node.label is None or (node.label.part and label is not None and not label.part)
         if label is not None and is_free and node.operands:
             object.__setattr__(node, "label", label)
+        if isinstance(node, Rename):
+            self.call(node.operand, label)
         return node
 
     def input(self, name: str, *axes: str) -> Node:
@@ -240,13 +254,15 @@ class Builder:
         return self._intern(Map(axes, settled(expression.xreplace(renamed)), distinct))
 
     def product(self, *values: Node) -> Node:
+        if len(values) == 1:
+            return values[0]
         symbols = [placeholder(i) for i in range(len(values))]
         return self.map(sympy.Mul(*symbols), dict(zip(symbols, values, strict=True)))
 
     def total(self, values: Sequence[Node]) -> Node:
         """The sum of values of any axes; the constant 0 where there are none."""
-        if not values:
-            return self.constant(0)
+        if len(values) < 2:
+            return values[0] if values else self.constant(0)
         symbols = [placeholder(i) for i in range(len(values))]
         return self.map(sympy.Add(*symbols), dict(zip(symbols, values, strict=True)))
 

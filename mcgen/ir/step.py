@@ -19,7 +19,7 @@ from mcgen.ir.closed_form import ClosedForm, gate_nodes
 from mcgen.ir.derivative import vjp
 from mcgen.ir.error_rows import MATRIX, Weights, find_errors
 from mcgen.ir.layers import Layer, layers, read
-from mcgen.ir.program import Builder, Node, Program
+from mcgen.ir.program import Builder, Input, Node, Program, name_of
 from mcgen.ir.vocabulary import QUERIES
 from mcgen.spec import Spec
 from mcgen.symbolic.functions import Where
@@ -181,19 +181,31 @@ def anchor(b: Builder, memory: Weights) -> Weights:
 def after_tokens(form: ClosedForm, slots: Mapping[str, Weights], layer: Layer, x: Node) -> Node:
     """A layer of M_t applied to rows x[t in], one M_t a row."""
     b, rows = form.b, form.coefficients(MEMORY, "t")
-    terms = [b.product(node, b.contract(x, slots[slot][layer], layer.into)) for slot, node in rows.start.items()]
+    terms = [_weighted(b, "R", node, seen_by(b, x, slots[slot][layer], layer)) for slot, node in rows.start.items()]
     for write, node in rows.writes.items():
-        scores = b.product(node, b.contract(x, form.key(write, layer), layer.into))
+        scores = _weighted(b, "C", node, seen_by(b, x, form.key(write, layer), layer))
         terms.append(b.contract(scores, form.value(write, layer), "j"))
     return b.total(terms)
 
 
+def _weighted(b: Builder, letter: str, coefficient: Node, value: Node) -> Node:
+    return b.call(b.product(coefficient, value), f"{letter}_{name_of(value).name}", part=True)
+
+
+def seen_by(b: Builder, x: Node, of: Node, layer: Layer) -> Node:
+    """Rows x times the parameters of a layer, or what the layer sees of keys: scores."""
+    seen, name = name_of(x).name, name_of(of).name
+    return b.call(b.contract(x, of, layer.into), f"{seen}_{name}" if isinstance(of, Input) else f"{seen}_scores")
+
+
 def next_state(form: ClosedForm, slot: str, slots: Mapping[str, Weights], layer: Layer) -> Node:
     b, end = form.b, form.coefficients(slot, None)
+    following = f"{slot}{layer.suffix}_next"
     terms = [b.product(node, slots[source][layer]) for source, node in end.start.items()]
     for write, node in end.writes.items():
-        terms.append(b.contract(form.key(write, layer), b.product(node, form.value(write, layer)), "j"))
-    return b.total(terms)
+        weighted = b.call(b.product(node, form.value(write, layer)), f"{slot}{layer.suffix}_writes", part=True)
+        terms.append(b.contract(form.key(write, layer), weighted, "j"))
+    return b.call(b.total(terms), following)
 
 
 def pooled(b: Builder, meaning: Meaning) -> tuple[Node, Node]:
@@ -204,4 +216,5 @@ def pooled(b: Builder, meaning: Meaning) -> tuple[Node, Node]:
     scores = b.map(seen, {later: b.iota("t"), earlier: b.iota("j"), score: b.contract(u, k, "k")})
     size = count if meaning.spec.aggregate.pool == "mean" else sympy.S.One
     terms = {x: b.sum(scores, "j"), y: b.contract(u, before, "k"), count: b.input("count", "t")}
-    return b.map(logit_scale(meaning) * (x + y) / size, terms), b.total([before, b.sum(k, "j")])
+    r = b.call(b.map(logit_scale(meaning) * (x + y) / size, terms), "r")
+    return r, b.call(b.total([before, b.sum(k, "j")]), "pool_next")

@@ -37,7 +37,8 @@ class Reader:
             "squares": f"{size} var({z})",
             "normed": f"LN({z})",
         }
-        return {part: Label(f"{self.prefix}{part}", equation) for part, equation in equations.items()}
+        names = {"sum": f"pre_{layer}_sum"}
+        return {part: Label(self.prefix + names.get(part, part), equation) for part, equation in equations.items()}
 
     def _z(self, layer: int) -> str:
         return f"z_{layer}({self.argument})"
@@ -66,6 +67,15 @@ def errors(layers: int, function: str, normed: bool) -> Callable[[Label], Label]
 def derivative(label: Label) -> Label:
     """d_x, the derivative of the loss by x."""
     return Label(f"d_{label.name}", f"dL/d{label.symbol}" if label.symbol else "", label.part)
+
+
+def run(gate: str, row: str | None, column: str | None, exclusive: bool) -> Label:
+    """Products of a gate over runs of tokens."""
+    axes = f"{row or ''}{column or ''}"
+    bounds = [*([column, "<"] if column else []), "i", *(["<" if exclusive else "<=", row] if row else [])]
+    over = " ".join(bounds) if len(bounds) > 1 else "the chunk"
+    words = [gate, "before" if exclusive else "run", axes or "all"]
+    return Label("_".join(words), f"product of {gate}_i over {over}")
 
 
 def coefficient(slot: str, of: str, row: str | None, exclusive: bool, write: bool) -> Label:

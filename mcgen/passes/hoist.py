@@ -24,19 +24,17 @@ def hoist(program: Program, carried: Collection[str], label: Callable[[Node], st
     numbers along tokens it does not, for it has no inputs that say how many tokens there are.
     """
     waiting = reached(program, carried)
-    passed = {
-        node: label(node)
-        for node in program.nodes
-        if not (node in waiting or _is_at_hand(node) or isinstance(node, Input))
-    }
+    passed = {node: label(node) for node in program.nodes if not (node in waiting or _is_at_hand(node))}
     rest = cut(program, passed)
     ahead = {name: node for node, name in passed.items() if name in rest.inputs}
     return Program(f"{program.name}_ahead", ahead), rest
 
 
 def _is_at_hand(node: Node) -> bool:
-    """Whether a value is a plain number, or an input along another axis: nothing to compute."""
-    return (is_constant(node) and not node.axes) or (isinstance(node, Rename) and isinstance(node.operand, Input))
+    """Whether a value is a plain number, or an input along other axes: nothing to compute."""
+    while isinstance(node, Rename):
+        node = node.operand
+    return (is_constant(node) and not node.axes) or isinstance(node, Input)
 
 
 def part(program: Program, carried: Collection[str]) -> Program:
@@ -57,6 +55,8 @@ def _parted(b: Builder, node: Node, new: Mapping[Node, Node], waiting: Collectio
     if len(apart.free_symbols) < 2:
         return rebuilt(b, node, new)
     known = b.map(apart, {symbol: new[value] for symbol, value in values.items()})
+    kind = "ahead" if node.expression.is_Add else "factor"
+    b.call(known, f"{node.label.name}_{kind}" if node.label else None, part=True)
     symbol = placeholder(len(values))
     whole = rest + symbol if node.expression.is_Add else rest * symbol
     return b.map(whole, {**{s: new[value] for s, value in values.items()}, symbol: known}, node.axes)

@@ -11,7 +11,19 @@ from dataclasses import dataclass
 
 import sympy
 
-from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, Solve, placeholder
+from mcgen.ir.program import (
+    Builder,
+    Contract,
+    Decay,
+    Map,
+    Node,
+    Program,
+    Reduce,
+    Rename,
+    Solve,
+    is_identity,
+    placeholder,
+)
 from mcgen.ir.rebuild import is_constant, rebuilt, rewritten
 from mcgen.symbolic.functions import Where
 
@@ -36,9 +48,7 @@ def _fold(b: Builder, node: Node) -> Node | None:
 
 
 def _identity(b: Builder, node: Node) -> Node | None:
-    if isinstance(node, Map) and node.expression == placeholder(0) and node.axes == node.values[0].axes:
-        return node.values[0]
-    return None
+    return node.operands[0] if is_identity(node) else None
 
 
 def _unused(b: Builder, node: Node) -> Node | None:
