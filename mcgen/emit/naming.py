@@ -161,7 +161,7 @@ class _File:
         return found
 
 
-LONGEST = 24
+LONGEST = 30
 """Letters of a name that is put together from others."""
 
 
@@ -204,21 +204,27 @@ def word(node: Node, names: Mapping[Node, str]) -> str:
 
 def _function(node: Map, names: Mapping[Node, str]) -> str:
     values, expression = node.values, node.expression
+    others = [names[value] for value in values if not isinstance(value, Iota)]
     if not values:
         return _with_axes("constant", node)
-    if all(isinstance(value, Iota) for value in values):
-        return "causal"
-    others = [value for value in values if not isinstance(value, Iota)]
-    joined = "_".join(names[value] for value in others)
+    if not others:
+        return "causal" if expression.subs(dict.fromkeys(expression.free_symbols, 0)) == 1 else "earlier"
     if len(others) < len(values):
-        return f"causal_{joined}"
+        return f"causal_{'_'.join(others)}"
     if expression == placeholder(0):
-        return _with_axes(joined, node)
-    if isinstance(expression, sympy.Pow) and expression.exp == sympy.Rational(1, 2):
-        return joined.replace("squares", "norm_scale") if "squares" in joined else f"{joined}_root"
-    if expression.is_Function and len(values) == 1:
-        return f"{expression.func.__name__.lower()}_{joined}"
-    return joined if len(values) > 1 else f"{joined}_scaled"
+        return _with_axes(others[0], node)
+    if len(values) == 1:
+        function = expression.func.__name__.lower() if expression.is_Function else ""
+        return f"{function}_{others[0]}" if function else f"{others[0]}_scaled"
+    return _fraction(node, names)
+
+
+def _fraction(node: Map, names: Mapping[Node, str]) -> str:
+    """What stands above and below in a function of several values."""
+    denominator = sympy.fraction(node.expression)[1]
+    below = [names[value] for i, value in enumerate(node.values) if denominator.has(placeholder(i))]
+    above = [names[value] for value in node.values if names[value] not in below]
+    return "_over_".join("_".join(part) for part in (above, below) if part)
 
 
 def _with_axes(name: str, node: Node) -> str:

@@ -108,7 +108,7 @@ class Body:
         shown, lines = self._shown(), []
         for label, node in self.program.outputs.items():
             group = [line for part in topological([node]) for line in shown.pop(part, [])]
-            lines += [f"# {self.tags[label]}", *group] if group and label in self.tags else group
+            lines += [f"# {self.tags[label]}", *group] if len(group) > 1 and label in self.tags else group
         lengths = [f"{size} = {self._length(axis)}" for axis, size in self.sizes.items() if _occurs(size, lines)]
         return [*lengths, *lines]
 

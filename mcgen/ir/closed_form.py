@@ -16,7 +16,7 @@ import sympy
 from mcgen.ir.derivative import run
 from mcgen.ir.layers import Layer
 from mcgen.ir.program import Builder, Node
-from mcgen.ir.vocabulary import coefficient
+from mcgen.ir.vocabulary import coefficient, passing
 from mcgen.spec import Spec
 from mcgen.symbolic.expressions import problem, symbol, to_sympy
 from mcgen.symbolic.functions import Absolute, Where
@@ -64,7 +64,7 @@ class ClosedForm:
         for write in self.recurrence.writes:
             rate = self.recurrence.injection(slot, write)
             if rate != 0:
-                rate = self.b.call(self.gate(rate, 0), f"rate{self._of(write)}")
+                rate = self.b.call(self.gate(rate, 0), f"rate{self.number(write)}")
                 writes[write] = self.b.product(self._decay(own, row, "j", exclusive), self.along(rate, "j"))
         for source in self.recurrence.slots:
             rate = self.recurrence.transition(slot, source)
@@ -72,16 +72,17 @@ class ClosedForm:
                 continue
             rate = self.b.call(self.gate(rate, 0), f"{slot}_takes_{source}")
             passed = self.b.product(self._decay(own, row, "s", exclusive), self.along(rate, "s"))
+            self.b.call(passed, passing(slot, source, row, exclusive))
             read = self.coefficients(source, "t", exclusive=True)
             self._add(start, {s: self._passed(passed, node) for s, node in read.start.items()})
             self._add(writes, {w: self._passed(passed, node) for w, node in read.writes.items()})
         for source, node in start.items():
             self.b.call(node, None if source == slot else coefficient(slot, source, row, exclusive, write=False))
         for write, node in writes.items():
-            self.b.call(node, coefficient(slot, self._of(write), row, exclusive, write=True))
+            self.b.call(node, coefficient(slot, self.number(write), row, exclusive, write=True))
         return Coefficients(start, writes)
 
-    def _of(self, write: AnyWrite) -> str:
+    def number(self, write: AnyWrite) -> str:
         """Which of several writes, as the ending of a name."""
         writes = self.recurrence.writes
         return f"_{writes.index(write) + 1}" if len(writes) > 1 else ""
@@ -99,7 +100,7 @@ class ClosedForm:
 
     def gate(self, expression: sympy.Expr, neutral: int) -> Node:
         """A function of the gates; past the sequence's end the neutral value, whatever the function gives there."""
-        value = self.b.map(expression, self.gates)
+        value = self.gates[expression] if expression in self.gates else self.b.map(expression, self.gates)
         if not self.masked or expression == neutral:
             return value
         valid, x = sympy.symbols("valid x", real=True)

@@ -18,7 +18,7 @@ import sympy
 
 from mcgen.ir.closed_form import AnyWrite, ClosedForm, Coefficients
 from mcgen.ir.derivative import vjp
-from mcgen.ir.layers import Layer, activation_name, layers, read
+from mcgen.ir.layers import Layer, activation_name, layers, read, seen_by
 from mcgen.ir.program import Builder, Node
 from mcgen.ir.vocabulary import KEYS, errors
 from mcgen.spec import Spec
@@ -86,8 +86,8 @@ def _equation(
     kappa, rest = form.recurrence.error.affine
     at = _at_line(form, form.recurrence.memory_at[write.line])
     k, c = b.constant(kappa), form.of_values(rest, {VALUE: _values(form)})
-    scores = lambda w: b.product(k, at.writes[w], b.contract(keys, form.key(w, MATRIX), "k"))  # noqa: E731
-    right = [b.product(k, node, b.contract(keys, slots[slot], "k")) for slot, node in at.start.items()]
+    scores = lambda w: b.product(k, at.writes[w], seen_by(b, keys, form.key(w, MATRIX), MATRIX))  # noqa: E731
+    right = [b.product(k, node, seen_by(b, keys, slots[slot], MATRIX)) for slot, node in at.start.items()]
     right += [b.contract(scores(w), form.value(w, MATRIX), "j") for w in at.writes if not isinstance(w, GradientWrite)]
     for g in set(gradients) & set(at.writes):
         b.call(scores(g), f"system{_number(gradients, write)}{_number(gradients, g)}", "A")

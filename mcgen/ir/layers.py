@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import sympy
 
-from mcgen.ir.program import Builder, Label, Node
+from mcgen.ir.program import Builder, Input, Label, Node, name_of
 from mcgen.ir.vocabulary import Reader
 from mcgen.spec import Spec
 from mcgen.symbolic.expressions import symbol, to_sympy
@@ -69,6 +69,12 @@ def read(b: Builder, spec: Spec, x: Node, linear: Callable[[Layer, Node], Node],
         inputs[layer], value, before = value, linear(layer, value), layer
         results[layer] = b.call(value, reader.pre(layer.number)) if spec.memory.kind == "mlp" else value
     return ReadOut(read_out(b, spec, x, value, reader), inputs, results)
+
+
+def seen_by(b: Builder, x: Node, of: Node, layer: Layer) -> Node:
+    """Rows x times the parameters of a layer, or what the layer sees of keys: scores."""
+    seen, name = name_of(x).name, name_of(of).name
+    return b.call(b.contract(x, of, layer.into), f"{seen}_{name}" if isinstance(of, Input) else f"{seen}_scores")
 
 
 def activated(b: Builder, spec: Spec, layer: Layer, value: Node, reader: Reader) -> Node:

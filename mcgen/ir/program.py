@@ -165,8 +165,8 @@ class Solve(Node):
 
 
 def name_of(node: Node) -> Label | None:
-    """What a value is called: an input by its name; what is another value, or that along another axis, as that is."""
-    if isinstance(node, Rename) or is_identity(node):
+    """What a value is called: an input by its name, and what is another value along other axes as that is."""
+    if isinstance(node, Rename) or (isinstance(node, Map) and node.expression == placeholder(0)):
         return name_of(node.operands[0]) or node.label
     return Label(node.name) if isinstance(node, Input) else node.label
 

@@ -117,8 +117,9 @@ def _read(b: Builder, meaning: Meaning, form: ClosedForm, slots: Mapping[str, We
     shares, online = _weight(b, meaning, segment_logits(b, meaning, "n")), b.input("online", "t")
 
     def linear(layer: Layer, x: Node) -> Node:
+        own = b.call(after_tokens(form, slots, layer, x), f"soup_pre{layer.suffix}_online")
         averaged = b.contract(b.product(shares, x), cached[layer], "n", layer.into)
-        return b.total([b.product(online, after_tokens(form, slots, layer, x)), averaged])
+        return b.total([b.product(online, own), b.call(averaged, f"soup_pre{layer.suffix}_cached", part=True)])
 
     return read(b, meaning.spec, b.input("q", "t", "k"), linear, SOUP)
 

@@ -18,9 +18,9 @@ import sympy
 from mcgen.ir.closed_form import ClosedForm, gate_nodes
 from mcgen.ir.derivative import vjp
 from mcgen.ir.error_rows import MATRIX, Weights, find_errors
-from mcgen.ir.layers import Layer, layers, read
-from mcgen.ir.program import Builder, Input, Node, Program, name_of
-from mcgen.ir.vocabulary import QUERIES
+from mcgen.ir.layers import Layer, layers, read, seen_by
+from mcgen.ir.program import Builder, Node, Program, name_of
+from mcgen.ir.vocabulary import MATRIX_QUERIES, QUERIES, following
 from mcgen.spec import Spec
 from mcgen.symbolic.functions import Where
 from mcgen.symbolic.meaning import Meaning
@@ -116,7 +116,8 @@ Reading = Callable[[Builder, Meaning, ClosedForm, Mapping[str, Weights]], dict[s
 def read_online(b: Builder, meaning: Meaning, form: ClosedForm, slots: Mapping[str, Weights]) -> dict[str, Node]:
     """`o`[t v], M_t(q_t)."""
     linear = lambda layer, x: after_tokens(form, slots, layer, x)  # noqa: E731
-    return {"o": read(b, meaning.spec, b.input("q", "t", "k"), linear, QUERIES).value}
+    reader = MATRIX_QUERIES if meaning.linear else QUERIES
+    return {"o": read(b, meaning.spec, b.input("q", "t", "k"), linear, reader).value}
 
 
 def step_outputs(
@@ -192,20 +193,14 @@ def _weighted(b: Builder, letter: str, coefficient: Node, value: Node) -> Node:
     return b.call(b.product(coefficient, value), f"{letter}_{name_of(value).name}", part=True)
 
 
-def seen_by(b: Builder, x: Node, of: Node, layer: Layer) -> Node:
-    """Rows x times the parameters of a layer, or what the layer sees of keys: scores."""
-    seen, name = name_of(x).name, name_of(of).name
-    return b.call(b.contract(x, of, layer.into), f"{seen}_{name}" if isinstance(of, Input) else f"{seen}_scores")
-
-
 def next_state(form: ClosedForm, slot: str, slots: Mapping[str, Weights], layer: Layer) -> Node:
     b, end = form.b, form.coefficients(slot, None)
-    following = f"{slot}{layer.suffix}_next"
     terms = [b.product(node, slots[source][layer]) for source, node in end.start.items()]
     for write, node in end.writes.items():
-        weighted = b.call(b.product(node, form.value(write, layer)), f"{slot}{layer.suffix}_writes", part=True)
-        terms.append(b.contract(form.key(write, layer), weighted, "j"))
-    return b.call(b.total(terms), following)
+        written = b.product(node, form.value(write, layer))
+        b.call(written, f"{slot}{layer.suffix}_writes{form.number(write)}", part=True)
+        terms.append(b.contract(form.key(write, layer), written, "j"))
+    return b.call(b.total(terms), following(f"{slot}{layer.suffix}", layer.number, deep=bool(layer.suffix)))
 
 
 def pooled(b: Builder, meaning: Meaning) -> tuple[Node, Node]:
@@ -216,5 +211,8 @@ def pooled(b: Builder, meaning: Meaning) -> tuple[Node, Node]:
     scores = b.map(seen, {later: b.iota("t"), earlier: b.iota("j"), score: b.contract(u, k, "k")})
     size = count if meaning.spec.aggregate.pool == "mean" else sympy.S.One
     terms = {x: b.sum(scores, "j"), y: b.contract(u, before, "k"), count: b.input("count", "t")}
-    r = b.call(b.map(logit_scale(meaning) * (x + y) / size, terms), "r")
+    aggregate = meaning.spec.aggregate
+    scale = "" if aggregate.scale == 1 else f"{aggregate.scale!r} "
+    r = b.map(logit_scale(meaning) * (x + y) / size, terms)
+    b.call(r, "r", f"r_t = {scale}<{query_name(meaning)}_t, {aggregate.pool} of the segment's keys up to t>")
     return r, b.call(b.total([before, b.sum(k, "j")]), "pool_next")

@@ -49,7 +49,9 @@ class Reader:
 
 KEYS = Reader("", "k", Label("prediction", "p = M(k)"))
 QUERIES = Reader("q_", "q", Label("o", "o_t = M_t(q_t)"))
+MATRIX_QUERIES = Reader("", "q", Label("o", "o_t = M_tᵀ q_t, M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ"))
 SEGMENTS = Reader("cached_", "q, n", Label("o_cached", "o_n = M_n(q)"))
+CHOSEN = Reader("chosen_", "q, n", Label("o_chosen", "o_n = M_n(q)"))
 SOUP = Reader("soup_", "q, w", Label("y", "y_t = M(q_t), every layer the average of all memories'"))
 
 
@@ -69,6 +71,24 @@ def derivative(label: Label) -> Label:
     return Label(f"d_{label.name}", f"dL/d{label.symbol}" if label.symbol else "", label.part)
 
 
+def root(label: Label) -> Label:
+    """The root that a norm divides by, of its sum of squares."""
+    return Label(label.name.replace("squares", "norm_scale"), f"sqrt({label.equation.partition(' ')[2]} + 1e-5)")
+
+
+def through_soup(label: Label) -> Label:
+    """The part of d_x that goes through the read of a soup, where x is read online too."""
+    found = derivative(label)
+    is_own = label.name.startswith(SOUP.prefix) or found.name.endswith("_soup")
+    return found if is_own else Label(f"{found.name}_soup", part=label.part)
+
+
+def following(slot: str, layer: int, deep: bool) -> Label:
+    """A slot, or a layer's part of it, after a chunk."""
+    written = f"x_{layer}(k_j) e_{layer},jᵀ" if deep else "k_j v_jᵀ"
+    return Label(f"{slot}_next", f"{slot}' = R {slot} + sum over j of C_j {written}")
+
+
 def run(gate: str, row: str | None, column: str | None, exclusive: bool) -> Label:
     """Products of a gate over runs of tokens."""
     axes = f"{row or ''}{column or ''}"
@@ -83,5 +103,14 @@ def coefficient(slot: str, of: str, row: str | None, exclusive: bool, write: boo
     start (R) or of an earlier token's write (C)."""
     axes = (row or "") + ("j" if write else "")
     words = [f"C_{slot}{of}" if write else f"R_{slot}_{of}", "before" if exclusive else "", axes]
-    end = f"{row}-1" if exclusive else row or "end"
-    return Label("_".join(filter(None, words)), f"d{slot}_{end}/d{f'G{of}_j' if write else f'{of}_0'}")
+    return Label("_".join(filter(None, words)), f"d{slot}_{_end(row, exclusive)}/d{f'G{of}_j' if write else f'{of}_0'}")
+
+
+def passing(slot: str, source: str, row: str | None, exclusive: bool) -> Label:
+    """What a slot has, after a token or at the chunk's end, of what another was before token s."""
+    words = [f"{slot}_of_{source}", "before" if exclusive else "", f"{row or ''}s"]
+    return Label("_".join(filter(None, words)), f"d{slot}_{_end(row, exclusive)}/d{source}_s-1")
+
+
+def _end(row: str | None, exclusive: bool) -> str:
+    return f"{row}-1" if exclusive else row or "end"

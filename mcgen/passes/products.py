@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import sympy
 
 from mcgen.ir.program import Builder, Iota, Map, Node, Reduce, placeholder, topological
+from mcgen.ir.vocabulary import root
 from mcgen.passes.simplify import Rule
 
 
@@ -169,10 +170,12 @@ def _root_apart(b: Builder, node: Node) -> Node | None:
     terms = Terms.empty()
     expression = terms.expression(node)
     for power in sorted(expression.atoms(sympy.Pow), key=str):
-        is_root = abs(power.exp) == sympy.Rational(1, 2) and power.free_symbols and not power.base.is_Symbol
+        is_root = abs(power.exp) == sympy.Rational(1, 2) and len(power.free_symbols) == 1 and not power.base.is_Symbol
         if is_root and terms.axes(power.base) < set(node.axes):
-            root = terms.symbol(terms.build(b, sympy.sqrt(power.base)))
-            return terms.build(b, expression.xreplace({power: root ** (2 * power.exp)}), node.axes)
+            apart = terms.build(b, sympy.sqrt(power.base))
+            (squares,) = apart.operands
+            b.call(apart, squares.label and root(squares.label))
+            return terms.build(b, expression.xreplace({power: terms.symbol(apart) ** (2 * power.exp)}), node.axes)
     return None
 
 
