@@ -100,7 +100,7 @@ class ClosedForm:
 
     def gate(self, expression: sympy.Expr, neutral: int) -> Node:
         """A function of the gates; past the sequence's end the neutral value, whatever the function gives there."""
-        value = self.gates[expression] if expression in self.gates else self.b.map(expression, self.gates)
+        value = self.b.map(expression, self.gates)
         if not self.masked or expression == neutral:
             return value
         valid, x = sympy.symbols("valid x", real=True)

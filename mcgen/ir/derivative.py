@@ -24,6 +24,7 @@ from mcgen.ir.program import (
     Reduce,
     Rename,
     Solve,
+    is_identity,
     name_of,
     placeholder,
     topological,
@@ -139,5 +140,7 @@ def vjp(
 
 
 def _cotangent(node: Node, label: Label) -> Label:
-    """What a cotangent is called, by what is called after the value; along another axis, it is a part of that."""
+    """What a cotangent is called, by what is called after the value; of a value under another name, it is a part."""
+    if is_identity(node) and name_of(node.operands[0]):
+        return Label(f"{label.name}_by_gate", part=True)
     return Label(f"{label.name}_{node.new}", part=True) if isinstance(node, Rename) else label
