@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import sympy
@@ -26,47 +26,23 @@ from mcgen.ir.program import (
 from mcgen.ir.rebuild import rebuilt
 
 
-@dataclass
-class Names:
-    """Hands out one name a value; a name taken gets a number."""
-
-    taken: set[str]
-    names: dict[Node, str] = field(default_factory=dict)
-
-    def give(self, node: Node, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self.taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self.taken.add(name)
-        self.names[node] = name
-        return name
+def name_values(program: Program, reserved: Collection[str]) -> Mapping[Node, str]:
+    """A name for every node of one program; inputs and outputs have their own, others none that is reserved."""
+    return _File([program], reserved).names
 
 
-def name_values(program: Program, reserved: set[str], order: Iterable[Node] | None = None) -> dict[Node, str]:
-    """A name for every node of one program; an output that is not an input is called by its output's name.
-
-    Values that ask for one name are numbered in `order`, the program's own where there is none.
-    """
-    names = Names(set(reserved))
-    outputs = {node: label for label, node in reversed(program.outputs.items()) if not isinstance(node, Input)}
-    names.taken |= set(outputs.values())
-    for node in program.nodes if order is None else order:
-        if node in outputs:
-            names.names[node] = outputs[node]
-        else:
-            names.give(node, node.label.name if node.label else word(node, names.names))
-    return names.names
-
-
-def named(programs: Sequence[Program], reserved: set[str]) -> list[Program]:
+def named(programs: Sequence[Program], reserved: Collection[str]) -> list[Program]:
     """The programs of one file, every value with a label: one name a value, whichever of them it is in.
 
     Values of different programs share a name that both their makers gave them, and no other.
     """
     together = _relabelled(programs, lambda node: node.label)
-    labels = _File(together, reserved).labels
-    return _relabelled(together, labels.get)
+    file = _File(together, reserved)
+    return _relabelled(together, lambda node: Label(file.names[node], _equation(node), node not in file.known))
+
+
+def _equation(node: Node) -> str:
+    return node.label.equation if node.label and not node.label.part else ""
 
 
 def _relabelled(programs: Sequence[Program], label: Callable[[Node], Label | None]) -> list[Program]:
@@ -83,51 +59,50 @@ def _whole(programs: Sequence[Program]) -> Program:
 
 @dataclass(frozen=True)
 class _File:
-    """The names of a file's values: of outputs first, then those that makers gave, then those of parts and the rest."""
+    """The names of a file's values: of inputs and outputs, then those that makers gave, then those of parts and the
+    rest."""
 
     programs: Sequence[Program]
-    reserved: set[str]
+    reserved: Collection[str]
 
     @cached_property
-    def labels(self) -> Mapping[Node, Label]:
-        names = self._known
-        labels = {node: self._called(node, name) for node, name in names.items() if not isinstance(node, Input)}
-        more = Names({*self.reserved, *names.values()}, names)
-        for node in _whole(self.programs).nodes:
+    def nodes(self) -> tuple[Node, ...]:
+        return _whole(self.programs).nodes
+
+    @cached_property
+    def names(self) -> Mapping[Node, str]:
+        names, taken = dict(self.known), {*self.reserved, *self.known.values()}
+        for node in self.nodes:
             if node in names:
                 continue
             if isinstance(node, Rename):
                 names[node] = names[node.operand] + ("_T" if moves(node) else "")
             else:
-                more.give(node, node.label.name if node.label else self._part(node, names))
-            labels[node] = Label(names[node], part=True)
-        return labels
+                names[node] = _first_free(node.label.name if node.label else self._word(node, names), taken)
+                taken.add(names[node])
+        return names
 
     @cached_property
-    def _known(self) -> dict[Node, str]:
+    def known(self) -> Mapping[Node, str]:
         """The names of inputs, of outputs, and of what has been named for what it is."""
-        names: dict[Node, str] = {}
-        held: dict[str, list[set[int]]] = {}
-        for node, wanted in self._wanted:
-            name, count = wanted, 1
-            while any(others & self._inside[node] for others in held.get(name, ())) or name in self.reserved:
-                count += 1
-                name = f"{wanted}_{count}"
-            names[node] = name
-            held.setdefault(name, []).append(self._inside[node])
+        names = dict(self._given)
+        held: dict[str, set[int]] = {}
+        for node, name in names.items():
+            held.setdefault(name, set()).update(self._inside[node])
+        for node in self.nodes:
+            value = _behind(node)
+            if value in names or node.label is None or node.label.part:
+                continue
+            elsewhere = [name for name, programs in held.items() if programs & self._inside[value]]
+            names[value] = name = _first_free(node.label.name, {*self.reserved, *elsewhere})
+            held.setdefault(name, set()).update(self._inside[value])
         return names
 
     @property
-    def _wanted(self) -> Iterator[tuple[Node, str]]:
-        """Values and what they are to be called, those first that come first to their name."""
-        nodes, seen = _whole(self.programs).nodes, set()
-        found = [(node, node.name) for node in nodes if isinstance(node, Input)]
-        found += [(node, name) for program in self.programs for name, node in program.outputs.items()]
-        found += [(_behind(node), node.label.name) for node in nodes if node.label and not node.label.part]
-        for node, name in found:
-            if node not in seen:
-                seen.add(node)
-                yield node, name
+    def _given(self) -> Mapping[Node, str]:
+        """The names of inputs and outputs; of an output that has several, the first."""
+        outputs = [(node, name) for program in self.programs for name, node in program.outputs.items()]
+        return {**dict(reversed(outputs)), **{node: node.name for node in self.nodes if isinstance(node, Input)}}
 
     @cached_property
     def _inside(self) -> Mapping[Node, set[int]]:
@@ -138,24 +113,21 @@ class _File:
                 found.setdefault(node, set()).add(number)
         return found
 
-    def _called(self, node: Node, name: str) -> Label:
-        return Label(name, node.label.equation if node.label else "")
-
-    def _part(self, node: Node, names: Mapping[Node, str]) -> str:
+    def _word(self, node: Node, names: Mapping[Node, str]) -> str:
         """A word for a value that nobody has named: what it is made of, or the one that it is a part of."""
         found = word(node, names)
-        return found if len(found) <= LONGEST else f"{self._whole_of(node, names)}_part"
+        return found if len(found) <= LONGEST else f"{self._whole_of(node)}_part"
 
-    def _whole_of(self, node: Node, names: Mapping[Node, str]) -> str:
+    def _whole_of(self, node: Node) -> str:
         """The named value that a value first goes into."""
-        while node not in names:
+        while node not in self.known:
             node = self._users[node][0]
-        return names[node]
+        return self.known[node]
 
     @cached_property
     def _users(self) -> Mapping[Node, list[Node]]:
         found: dict[Node, list[Node]] = {}
-        for node in _whole(self.programs).nodes:
+        for node in self.nodes:
             for operand in node.operands:
                 found.setdefault(operand, []).append(node)
         return found
@@ -163,6 +135,15 @@ class _File:
 
 LONGEST = 30
 """Letters of a name that is put together from others."""
+
+
+def _first_free(wanted: str, taken: Collection[str]) -> str:
+    """A name, or where it is taken, that with a number."""
+    name, count = wanted, 1
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
 
 
 def moves(node: Rename) -> bool:
@@ -213,10 +194,16 @@ def _function(node: Map, names: Mapping[Node, str]) -> str:
         return f"causal_{'_'.join(others)}"
     if expression == placeholder(0):
         return _with_axes(others[0], node)
-    if len(values) == 1:
-        function = expression.func.__name__.lower() if expression.is_Function else ""
-        return f"{function}_{others[0]}" if function else f"{others[0]}_scaled"
-    return _fraction(node, names)
+    return _of_one(expression, others[0]) if len(values) == 1 else _fraction(node, names)
+
+
+def _of_one(expression: sympy.Expr, name: str) -> str:
+    x = placeholder(0)
+    if expression.is_Function:
+        return f"{expression.func.__name__.lower()}_{name}"
+    slope = sympy.diff(expression, x)
+    words = {-x: f"minus_{name}", x**2: f"{name}_squared"}
+    return words.get(expression) or (f"{name}_scaled" if slope.is_number else f"of_{name}")
 
 
 def _fraction(node: Map, names: Mapping[Node, str]) -> str:

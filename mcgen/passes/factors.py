@@ -47,6 +47,7 @@ def _factors(b: Builder, node: Node, over: set[str]) -> tuple[list[Node], Node]:
     if not inner or not outer:
         return [], node
     rest = b.map(sympy.Mul(*inner), {**values, **kept})
+    b.call(rest, f"{node.label.name}_unscaled" if node.label else None, part=True)
     if _is_spread(rest) and rest.axes == rest.values[0].axes:
         rest = rest.values[0]
     return (outer, rest) if over <= set(rest.axes) else ([], node)
