@@ -88,7 +88,7 @@ class ScalarPrinter:
                 return f"{number(coefficient)} * {self.text(rest, _whole(names), PRODUCT)}", PRODUCT
         above, below = sympy.fraction(expression, exact=True)
         first, *others = [f for f in sympy.Mul.make_args(above) if f != 1] or [sympy.S.One]
-        factors = [self.text(first, names, PRODUCT), *(self.text(f, names, UNARY) for f in others)]
+        factors = [self.text(first, names, PRODUCT), *(self.text(f, _whole(names), PRODUCT) for f in others)]
         text = " * ".join(factors)
         if below != 1:
             text += f" / {self.text(below, names, UNARY)}"

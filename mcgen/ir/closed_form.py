@@ -15,7 +15,7 @@ import sympy
 
 from mcgen.ir.derivative import run
 from mcgen.ir.layers import Layer
-from mcgen.ir.program import Builder, Node
+from mcgen.ir.program import Builder, Node, is_identity
 from mcgen.ir.vocabulary import coefficient, passing
 from mcgen.spec import Spec
 from mcgen.symbolic.expressions import problem, symbol, to_sympy
@@ -58,20 +58,20 @@ class ClosedForm:
         return self._known[slot, row, exclusive]
 
     def _coefficients(self, slot: str, row: str | None, exclusive: bool) -> Coefficients:
-        own = self.b.call(self.gate(self.recurrence.transition(slot, slot), neutral=1), f"{slot}_keeps")
+        own = self.gate(self.recurrence.transition(slot, slot), 1, f"{slot}_keeps")
         start = {slot: self._decay(own, row, None, exclusive)}
         writes = {}
         for write in self.recurrence.writes:
             rate = self.recurrence.injection(slot, write)
             if rate != 0:
-                rate = self.b.call(self.gate(rate, 0), f"rate{self.number(write)}")
-                writes[write] = self.b.product(self._decay(own, row, "j", exclusive), self.along(rate, "j"))
+                kept, value = self._decay(own, row, "j", exclusive), self.gate(rate, 0, f"rate{self.number(write)}")
+                writes[write] = self.b.product(kept, self.along(value, "j"))
         for source in self.recurrence.slots:
             rate = self.recurrence.transition(slot, source)
             if source == slot or rate == 0:
                 continue
-            rate = self.b.call(self.gate(rate, 0), f"{slot}_takes_{source}")
-            passed = self.b.product(self._decay(own, row, "s", exclusive), self.along(rate, "s"))
+            value = self.gate(rate, 0, f"{slot}_takes_{source}")
+            passed = self.b.product(self._decay(own, row, "s", exclusive), self.along(value, "s"))
             self.b.call(passed, passing(slot, source, row, exclusive))
             read = self.coefficients(source, "t", exclusive=True)
             self._add(start, {s: self._passed(passed, node) for s, node in read.start.items()})
@@ -98,14 +98,14 @@ class ClosedForm:
     def _decay(self, gate: Node, row: str | None, column: str | None, exclusive: bool) -> Node:
         return run(self.b, self.b.broadcast(gate, ("t",)), row, column, exclusive and row is not None)
 
-    def gate(self, expression: sympy.Expr, neutral: int) -> Node:
+    def gate(self, expression: sympy.Expr, neutral: int, name: str = "") -> Node:
         """A function of the gates; past the sequence's end the neutral value, whatever the function gives there."""
         value = self.b.map(expression, self.gates)
         if not self.masked or expression == neutral:
-            return value
+            return value if is_identity(value) else self.b.call(value, name or None)
         valid, x = sympy.symbols("valid x", real=True)
         masked = Where(valid, x, sympy.Integer(neutral))
-        return self.b.map(masked, {valid: self.b.input("valid", "t"), x: value})
+        return self.b.call(self.b.map(masked, {valid: self.b.input("valid", "t"), x: value}), name or None)
 
     def along(self, gate: Node, axis: str) -> Node:
         return self.b.rename(gate, "t", axis)

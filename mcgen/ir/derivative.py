@@ -141,6 +141,6 @@ def vjp(
 
 def _cotangent(node: Node, label: Label) -> Label:
     """What a cotangent is called, by what is called after the value; of a value under another name, it is a part."""
-    if is_identity(node) and name_of(node.operands[0]):
+    if is_identity(node) and isinstance(node.operands[0], Input):
         return Label(f"{label.name}_by_gate", part=True)
     return Label(f"{label.name}_{node.new}", part=True) if isinstance(node, Rename) else label

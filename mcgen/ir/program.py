@@ -254,8 +254,6 @@ class Builder:
         return self._intern(Map(axes, settled(expression.xreplace(renamed)), distinct))
 
     def product(self, *values: Node) -> Node:
-        if len(values) == 1:
-            return values[0]
         symbols = [placeholder(i) for i in range(len(values))]
         return self.map(sympy.Mul(*symbols), dict(zip(symbols, values, strict=True)))
 
