@@ -51,10 +51,10 @@ def _at_anchor(form: ClosedForm, spec: Spec, anchor: Weights) -> Weights:
     b = form.b
     read_out = read(b, spec, _keys(form), lambda layer, x: b.contract(x, anchor[layer], layer.into), KEYS)
     values = {PREDICTION: read_out.value, VALUE: _values(form)}
-    error = b.call(form.of_values(form.recurrence.error.expression, values), "error", "e = dJ/dp, J the objective")
+    called = errors(spec.memory.layers, activation_name(spec), spec.memory.norm == "layernorm")
+    error = b.call(form.of_values(form.recurrence.error.expression, values), called(KEYS.value))
     form.seen.update(read_out.inputs)
     at = {node: layer.suffix for layer, node in read_out.results.items()}
-    called = errors(spec.memory.layers, activation_name(spec), spec.memory.norm == "layernorm")
     rows = vjp(b, {"p": read_out.value}, {"p": error}, at, called)
     return {layer: rows[layer.suffix] for layer in read_out.results}
 
