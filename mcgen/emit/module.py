@@ -32,6 +32,7 @@ LIBRARY = (
     "math",
     "os",
     "sys",
+    "types",
     "warnings",
 )
 """What a file may need of the standard library."""

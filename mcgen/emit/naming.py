@@ -1,20 +1,20 @@
-"""Names for the values of a tile program in source text: what a value is, where that can be said in a word."""
+"""Names for the values of tile programs in source text: what their makers call them, or what they are made of."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import sympy
 
 from mcgen.ir.program import (
-    TOKEN_AXES,
+    Builder,
     Contract,
     Decay,
     Input,
     Iota,
+    Label,
     Map,
     Node,
     Program,
@@ -22,246 +22,198 @@ from mcgen.ir.program import (
     Rename,
     Solve,
     placeholder,
-    topological,
 )
-from mcgen.symbolic.functions import Shift, Where
-
-Word = Callable[[Node, Mapping[Node, str]], str]
+from mcgen.ir.rebuild import rebuilt
 
 
-@dataclass
-class Names:
-    """Hands out one name a value; a name taken gets a number."""
-
-    taken: set[str]
-    names: dict[Node, str] = field(default_factory=dict)
-
-    def give(self, node: Node, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self.taken:
-            count += 1
-            name = f"{wanted}{count}"
-        self.taken.add(name)
-        self.names[node] = name
-        return name
+def name_values(program: Program, reserved: Collection[str]) -> Mapping[Node, str]:
+    """A name for every node of one program; inputs and outputs have their own, others none that is reserved."""
+    return _File([program], reserved).names
 
 
-def hint(node: Node, names: Mapping[Node, str]) -> str:
-    """A word for a value: its input's name, the pair it contracts, or its kind and axes."""
+def named(programs: Sequence[Program], reserved: Collection[str]) -> list[Program]:
+    """The programs of one file, every value with a label: one name a value, whichever of them it is in.
+
+    Values of different programs share a name that both their makers gave them, and no other.
+    """
+    together = _relabelled(programs, lambda node: node.label)
+    file = _File(together, reserved)
+    return _relabelled(together, lambda node: Label(file.names[node], _equation(node), node not in file.known))
+
+
+def _equation(node: Node) -> str:
+    return node.label.equation if node.label and not node.label.part else ""
+
+
+def _relabelled(programs: Sequence[Program], label: Callable[[Node], Label | None]) -> list[Program]:
+    """The programs over one set of nodes, so that what is in several of them is one node."""
+    b, new = Builder(), {}
+    for node in _whole(programs).nodes:
+        new[node] = b.call(rebuilt(b, node, new), label(node))
+    return [Program(p.name, {name: new[node] for name, node in p.outputs.items()}) for p in programs]
+
+
+def _whole(programs: Sequence[Program]) -> Program:
+    return Program("file", {f"{i} {name}": node for i, p in enumerate(programs) for name, node in p.outputs.items()})
+
+
+@dataclass(frozen=True)
+class _File:
+    """The names of a file's values: of inputs and outputs, then those that makers gave, then those of parts and the
+    rest."""
+
+    programs: Sequence[Program]
+    reserved: Collection[str]
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        return _whole(self.programs).nodes
+
+    @cached_property
+    def names(self) -> Mapping[Node, str]:
+        names, taken = dict(self.known), {*self.reserved, *self.known.values()}
+        for node in self.nodes:
+            if node in names:
+                continue
+            if isinstance(node, Rename):
+                names[node] = names[node.operand] + ("_T" if moves(node) else "")
+            else:
+                names[node] = _first_free(node.label.name if node.label else self._word(node, names), taken)
+                taken.add(names[node])
+        return names
+
+    @cached_property
+    def known(self) -> Mapping[Node, str]:
+        """The names of inputs, of outputs, and of what has been named for what it is."""
+        names = dict(self._given)
+        held: dict[str, set[int]] = {}
+        for node, name in names.items():
+            held.setdefault(name, set()).update(self._inside[node])
+        for node in self.nodes:
+            value = _behind(node)
+            if value in names or node.label is None or node.label.part:
+                continue
+            elsewhere = [name for name, programs in held.items() if programs & self._inside[value]]
+            names[value] = name = _first_free(node.label.name, {*self.reserved, *elsewhere})
+            held.setdefault(name, set()).update(self._inside[value])
+        return names
+
+    @property
+    def _given(self) -> Mapping[Node, str]:
+        """The names of inputs and outputs; of an output that has several, the first."""
+        outputs = [(node, name) for program in self.programs for name, node in program.outputs.items()]
+        return {**dict(reversed(outputs)), **{node: node.name for node in self.nodes if isinstance(node, Input)}}
+
+    @cached_property
+    def _inside(self) -> Mapping[Node, set[int]]:
+        """The programs that each value is in, by number."""
+        found: dict[Node, set[int]] = {}
+        for number, program in enumerate(self.programs):
+            for node in program.nodes:
+                found.setdefault(node, set()).add(number)
+        return found
+
+    def _word(self, node: Node, names: Mapping[Node, str]) -> str:
+        """A word for a value that nobody has named: what it is made of, or the one that it is a part of."""
+        found = word(node, names)
+        return found if len(found) <= LONGEST else f"{self._whole_of(node)}_part"
+
+    def _whole_of(self, node: Node) -> str:
+        """The named value that a value first goes into."""
+        while node not in self.known:
+            node = self._users[node][0]
+        return self.known[node]
+
+    @cached_property
+    def _users(self) -> Mapping[Node, list[Node]]:
+        found: dict[Node, list[Node]] = {}
+        for node in self.nodes:
+            for operand in node.operands:
+                found.setdefault(operand, []).append(node)
+        return found
+
+
+LONGEST = 30
+"""Letters of a name that is put together from others."""
+
+
+def _first_free(wanted: str, taken: Collection[str]) -> str:
+    """A name, or where it is taken, that with a number."""
+    name, count = wanted, 1
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
+def moves(node: Rename) -> bool:
+    """Whether an axis has another place under its new name."""
+    return node.axes.index(node.new) != node.operand.axes.index(node.old)
+
+
+def _behind(node: Node) -> Node:
+    """The value that renamings only give other axes: it has their name."""
+    while isinstance(node, Rename):
+        node = node.operand
+    return node
+
+
+def word(node: Node, names: Mapping[Node, str]) -> str:
+    """A word for a value by what it is made of: products by their factors, runs of a gate by the gate."""
     match node:
         case Input(_, name):
             return name
         case Iota((axis,)):
             return f"at_{axis}"
-        case Contract(_, left, right, _) if isinstance(left, Input) and isinstance(right, Input):
-            return f"{names[left]}_{names[right]}"
-        case Solve():
-            return "rows"
         case Decay():
-            return _with_axes("decay", node) if node.axes else "decay_all"
-        case Reduce(_, operation, _, _):
-            return _with_axes(operation, node)
-        case Map() | Contract() | Rename():
-            return _with_axes("x", node)
+            run = "before" if node.exclusive else "run"
+            return _with_axes(f"{names[node.gate]}_{run}", node) if node.axes else f"{names[node.gate]}_{run}_all"
+        case Contract(_, left, right, _):
+            return f"{names[left]}_{names[right]}"
+        case Solve(_, _, right, _):
+            return f"{names[right]}_solved"
+        case Reduce(_, "sum", Map(_, expression, (left, right))) if expression == placeholder(0) * placeholder(1):
+            return f"{names[left]}_dot_{names[right]}"
+        case Reduce(_, operation, operand, _):
+            return f"{names[operand]}_{operation}"
+        case Rename(_, operand):
+            return names[operand]
+        case Map():
+            return _function(node, names)
     raise TypeError(type(node).__name__)
 
 
-def name_values(
-    program: Program, reserved: set[str], order: Iterable[Node] | None = None, word: Word = hint
-) -> dict[Node, str]:
-    """A name for every node of a program; an output that is not an input is called by its output's name.
-
-    Values with the same word are numbered in `order`, the program's own where there is none.
-    """
-    names = Names(set(reserved))
-    outputs = {node: label for label, node in reversed(program.outputs.items()) if not isinstance(node, Input)}
-    names.taken |= set(outputs.values())
-    for node in program.nodes if order is None else order:
-        if node in outputs:
-            names.names[node] = outputs[node]
-        else:
-            names.give(node, word(node, names.names))
-    return names.names
+def _function(node: Map, names: Mapping[Node, str]) -> str:
+    values, expression = node.values, node.expression
+    others = [names[value] for value in values if not isinstance(value, Iota)]
+    if not values:
+        return _with_axes("constant", node)
+    if not others:
+        return "causal" if expression.subs(dict.fromkeys(expression.free_symbols, 0)) == 1 else "earlier"
+    if len(others) < len(values):
+        return f"causal_{'_'.join(others)}"
+    if expression == placeholder(0):
+        return _with_axes(others[0], node)
+    return _of_one(expression, others[0]) if len(values) == 1 else _fraction(node, names)
 
 
-def described(program: Program, reserved: set[str]) -> dict[Node, str]:
-    """Names that say more, for text that a person reads: inputs keep theirs, other values are called by a `Words`.
-
-    A sum over a product that is used for nothing else has the product's name.
-    """
-    order = sorted(program.nodes, key=lambda node: not isinstance(node, Input))
-    words = Words(program)
-    names = name_values(program, reserved, [node for node in order if not words.product_under(node)], words.word)
-    return names | {node: names[words.sum_over[node]] for node in order if words.product_under(node)}
+def _of_one(expression: sympy.Expr, name: str) -> str:
+    x = placeholder(0)
+    if expression.is_Function:
+        return f"{expression.func.__name__.lower()}_{name}"
+    slope = sympy.diff(expression, x)
+    words = {-x: f"minus_{name}", x**2: f"{name}_squared"}
+    return words.get(expression) or (f"{name}_scaled" if slope.is_number else f"of_{name}")
 
 
-@dataclass(frozen=True)
-class Words:
-    """Words for values by what they are made of.
-
-    R_t, C_tj        coefficients of the closed form: of the state at the chunk's start, of earlier tokens' writes
-    q_k, decayed_q_k products, by their factors; d_o_v the product of a cotangent
-    weights, weight  a softmax's, of the cached memories and of the online one
-    d_tj, x_tj       what has no better name, by its axes; with a d, what depends on a cotangent
-    """
-
-    program: Program
-
-    LONGEST = 16
-
-    def word(self, node: Node, names: Mapping[Node, str]) -> str:
-        if pair := self._pair(node):
-            return f"d_{pair[0].name}_{pair[1].name}"
-        match node:
-            case Decay() if node.exclusive:
-                return _with_axes("before", node)
-            case Contract(_, left, right, _):
-                found = self._coefficient(node) or self._joined(names, left, right)
-            case Map():
-                found = self._coefficient(node) or self._function(node, names)
-            case Reduce(_, _, operand, _) if operand in self.sum_over:
-                found = self._coefficient(node) or self._joined(names, *operand.operands)
-            case Reduce(_, operation, operand, _):
-                found = self._coefficient(node) or self._short(f"{operation}_{self._stem(operand, names)}")
-            case Rename(_, operand, _, _):
-                return names[operand]
-            case _:
-                return hint(node, names)
-        return found or _with_axes("d" if node in self._cotangents else "x", node)
-
-    def product_under(self, node: Node) -> bool:
-        """Whether a value is a product that one sum alone is over, and so is never seen by itself."""
-        return node in self.sum_over
-
-    @cached_property
-    def sum_over(self) -> Mapping[Node, Node]:
-        """For products that one sum alone is over, that sum."""
-        uses = Counter(operand for node in self.program.nodes for operand in node.operands)
-        outputs = set(self.program.outputs.values())
-        sums = (node for node in self.program.nodes if isinstance(node, Reduce) and node.operation == "sum")
-        return {
-            node.operand: node
-            for node in sums
-            if _is_product(node.operand) and uses[node.operand] == 1 and node.operand not in outputs
-        }
-
-    @cached_property
-    def _partners(self) -> Mapping[Node, Mapping[tuple[str, ...], Input]]:
-        """The inputs that a value is multiplied with, by the axes that are summed."""
-        found: dict[Node, dict[tuple[str, ...], Input]] = {}
-        for node in self.program.nodes:
-            if isinstance(node, Contract):
-                for value, other in ((node.left, node.right), (node.right, node.left)):
-                    if isinstance(other, Input) and not isinstance(value, Input):
-                        found.setdefault(value, {}).setdefault(node.over, other)
-        return found
-
-    def _pair(self, node: Node) -> tuple[Input, Input] | None:
-        """x and y, where a value can only be the cotangent of their product x yᵀ: it gives both their gradients."""
-        if node not in self._cotangents or len(node.axes) != 2:
-            return None
-        partners = self._partners.get(node, {})
-        pair = [partners.get((axis,)) for axis in node.axes]
-        return None if None in pair or pair[0] is pair[1] else (pair[0], pair[1])
-
-    # -- kinds of values ----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _cotangents(self) -> set[Node]:
-        """Values that depend on a cotangent."""
-        return _reached(self.program, lambda node: isinstance(node, Input) and node.name.startswith("d_"))
-
-    @cached_property
-    def _dense(self) -> set[Node]:
-        """Values that depend on more than numbers a token."""
-        return _reached(self.program, lambda node: isinstance(node, Input) and not self._a_token(node))
-
-    @cached_property
-    def _decayed(self) -> set[Node]:
-        """Values that depend on a product of gates over a run of tokens."""
-        return _reached(self.program, lambda node: isinstance(node, Decay) or _is_coefficient_name(node))
-
-    def _a_token(self, node: Input) -> bool:
-        known = ("count", "r", "r_cached", "w", "w_cached", "share")
-        return set(node.axes) <= TOKEN_AXES and node.name not in known and not node.name.startswith("d_")
-
-    def _coefficient(self, node: Node) -> str | None:
-        if node in self._dense or node not in self._decayed or isinstance(node, Decay):
-            return None
-        return _with_axes("R" if set(node.axes) <= {"t"} else "C", node)
-
-    # -- words --------------------------------------------------------------------------------------------------------
-
-    def _function(self, node: Map, names: Mapping[Node, str]) -> str | None:
-        values, expression = node.values, node.expression
-        x, y = placeholder(0), placeholder(1)
-        if values and all(isinstance(value, Iota) for value in values):
-            return "causal"
-        if expression == x:
-            return _with_axes(self._stem(values[0], names), node)
-        others = [value for value in values if not isinstance(value, Iota)]
-        if expression.func is Where and len(others) == 1 < len(values):
-            return self._short(f"causal_{self._stem(others[0], names)}")
-        if values and expression.func is sympy.exp:
-            return self._short(f"exp_{self._stem(values[0], names)}")
-        if expression.func is Shift:
-            return "top"
-        if expression.is_Add and any(_is_exponential(value) for value in values):
-            return "norm"
-        if expression == x / y and values[0] in topological([values[1]]):
-            return "weights" if "n" in node.axes else "weight"
-        if (
-            expression.is_Mul
-            and len(values) > 1
-            and expression in (sympy.Mul(*map(placeholder, range(len(values)))), x / y)
-        ):
-            return self._joined(names, *values)
-        return None
-
-    def _joined(self, names: Mapping[Node, str], *factors: Node) -> str | None:
-        """Factors' names together, numbers a token first."""
-        stems = [self._stem(node, names) for node in sorted(factors, key=self._is_scale, reverse=True)]
-        return self._short("_".join(stems))
-
-    def _is_scale(self, node: Node) -> bool:
-        return isinstance(node, Decay) or (self._coefficient(node) is not None) or _is_coefficient_name(node)
-
-    def _stem(self, node: Node, names: Mapping[Node, str]) -> str:
-        """A value's name as part of another's; along another axis it is the same."""
-        while isinstance(node, Rename):
-            node = node.operand
-        if isinstance(node, Decay):
-            return "decayed"
-        return names[node].partition("_")[0] if self._is_scale(node) else names[node]
-
-    def _short(self, name: str) -> str | None:
-        return name if len(name) <= self.LONGEST else None
+def _fraction(node: Map, names: Mapping[Node, str]) -> str:
+    """What stands above and below in a function of several values."""
+    denominator = sympy.fraction(node.expression)[1]
+    below = [names[value] for i, value in enumerate(node.values) if denominator.has(placeholder(i))]
+    above = [names[value] for value in node.values if names[value] not in below]
+    return "_over_".join("_".join(part) for part in (above, below) if part)
 
 
 def _with_axes(name: str, node: Node) -> str:
     axes = "".join(axis[0] for axis in node.axes)
     return f"{name}_{axes}" if axes else name
-
-
-def _is_product(node: Node) -> bool:
-    return isinstance(node, Map) and node.expression == placeholder(0) * placeholder(1)
-
-
-def _is_exponential(node: Node) -> bool:
-    return isinstance(node, Map) and node.expression.func is sympy.exp
-
-
-def _is_coefficient_name(node: Node) -> bool:
-    """Whether an input is a coefficient that another program has given."""
-    return (
-        isinstance(node, Input) and node.name.partition("_")[0] in ("R", "C", "decay") and set(node.axes) <= TOKEN_AXES
-    )
-
-
-def _reached(program: Program, begins: Callable[[Node], bool]) -> set[Node]:
-    """Values that are, or depend on, one of a kind."""
-    found: set[Node] = set()
-    for node in program.nodes:
-        if begins(node) or any(operand in found for operand in node.operands):
-            found.add(node)
-    return found

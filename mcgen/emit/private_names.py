@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mcgen.emit.rendering import ENVIRONMENT
+from mcgen.emit.rendering import template_words
 from mcgen.spec import Spec
 from mcgen.spec.grammar import Binary, Call, Expression, Name, Unary
 from mcgen.symbolic.recurrence import MEMORY
@@ -22,19 +22,18 @@ SOFT_KEYWORDS = ("_", "case", "match", "type")
 """What some version of Python reads as a keyword in some places; an older one's list would be shorter."""
 # Inputs and outputs of tile programs, and the forms in which names are put together from others.
 OF_PROGRAMS = (
-    "q k v u o r y n_t n_j at_t at_j pool pools count head valid fresh anchor share online lse delta cached mine"
+    "q k v u o r y n_t n_j at_t at_j pool pools count head valid fresh anchor share online lse delta cached mine "
+    "prediction error centred squares normed norm_scale rate system weight weights"
 )
 BUILT = re.compile(
-    r"^(d|b|s|m|o|i|n|x|k|v|r|start|kept|decay|sum|max|error|pull|seen|result|rows)_|_(next|rows|chosen|cached|runs|kernel|layer_\d+)$"
+    r"^(d|b|s|m|o|i|n|x|k|v|r|q|C|R|start|kept|pre|hidden|soup|chosen|error|pull|seen|result|rows)_|_(next|rows|chosen|cached|runs|kernel|layer_\d+)$"
 )
 
 
 @functools.cache
 def taken() -> frozenset[str]:
     """Every word of the templates, and every name a tile program gives."""
-    texts = (ENVIRONMENT.loader.get_source(ENVIRONMENT, name)[0] for name in ENVIRONMENT.list_templates())
-    words = {word for text in texts for word in re.findall(r"[A-Za-z_]\w*", text)}
-    return frozenset({*words, *OF_PROGRAMS.split(), *keyword.kwlist, *SOFT_KEYWORDS} - {MEMORY})
+    return frozenset({*template_words(), *OF_PROGRAMS.split(), *keyword.kwlist, *SOFT_KEYWORDS} - {MEMORY})
 
 
 def private_names(spec: Spec) -> dict[str, str]:

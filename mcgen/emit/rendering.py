@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import re
+
 import jinja2
 
 from mcgen.emit.literal import literal
@@ -22,3 +25,10 @@ ENVIRONMENT.globals["refusal"] = lambda name: literal(getattr(refusals, name).se
 def render(template: str, **values: object) -> str:
     """The text of a template in emit/templates; everything it shows is decided by the caller."""
     return ENVIRONMENT.get_template(template).render(**values)
+
+
+@functools.cache
+def template_words() -> frozenset[str]:
+    """Every word of the templates."""
+    texts = (ENVIRONMENT.loader.get_source(ENVIRONMENT, name)[0] for name in ENVIRONMENT.list_templates())
+    return frozenset(word for text in texts for word in re.findall(r"[A-Za-z_]\w*", text))

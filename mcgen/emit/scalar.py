@@ -10,9 +10,33 @@ import sympy
 
 from mcgen.symbolic import functions
 
-SUM, PRODUCT, UNARY, POWER, ATOM = range(5)  # how tightly a piece of text binds
+SUM, MATRIX, PRODUCT, UNARY, POWER, ATOM = range(6)  # how tightly a piece of text binds; MATRIX, a product of matrices
 
 Spelling = Callable[..., str]
+
+
+class Bound(str):
+    """Text that may stand for a symbol though it is no name: how tightly it binds."""
+
+    binding: int
+
+    def __new__(cls, text: str, binding: int) -> Bound:
+        found = super().__new__(cls, text)
+        found.binding = binding
+        return found
+
+    def within(self, binding: int) -> str:
+        """The text where only what binds so tightly may stand."""
+        return str(self) if self.binding >= binding else f"({self})"
+
+
+Names = Mapping[sympy.Symbol, str]
+"""What stands for each symbol: names, or text that is `Bound`."""
+
+
+def _whole(names: Names) -> Names:
+    """The same where a factor stands before: products keep to themselves."""
+    return {symbol: text.within(UNARY) if isinstance(text, Bound) else text for symbol, text in names.items()}
 
 
 @dataclass(frozen=True)
@@ -28,13 +52,15 @@ class ScalarPrinter:
     whole_power: Spelling | None = None
     one_number: bool = False
 
-    def text(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str], binding: int = SUM) -> str:
-        text, strength = self._piece(expression, names)
-        return text if strength >= binding else f"({text})"
+    def text(self, expression: sympy.Expr, names: Names, binding: int = SUM) -> str:
+        return self.bound(expression, names).within(binding)
 
-    def _piece(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> tuple[str, int]:
+    def bound(self, expression: sympy.Expr, names: Names) -> Bound:
+        return Bound(*self._piece(expression, names))
+
+    def _piece(self, expression: sympy.Expr, names: Names) -> tuple[str, int]:
         if expression.is_Symbol:
-            return names[expression], ATOM
+            return names[expression], getattr(names[expression], "binding", ATOM)
         if expression.is_number:
             return number(expression), UNARY if number(expression).startswith("-") else ATOM
         if expression.is_Add:
@@ -45,29 +71,30 @@ class ScalarPrinter:
             return self._power(expression, names)
         return self.functions[expression.func](*(self.text(a, names) for a in expression.args)), ATOM
 
-    def _sum(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> str:
+    def _sum(self, expression: sympy.Expr, names: Names) -> str:
         terms = sorted(expression.as_ordered_terms(), key=lambda term: term.could_extract_minus_sign())
         text = self.text(terms[0], names)
         for term in terms[1:]:
             minus = term.could_extract_minus_sign()
-            text += f" {'-' if minus else '+'} {self.text(-term if minus else term, names, PRODUCT)}"
+            text += f" {'-' if minus else '+'} {self.text(-term if minus else term, names, MATRIX)}"
         return text
 
-    def _product(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> tuple[str, int]:
+    def _product(self, expression: sympy.Expr, names: Names) -> tuple[str, int]:
         if expression.could_extract_minus_sign():
             return f"-{self.text(-expression, names, UNARY if (-expression).is_Mul else ATOM)}", UNARY
         if self.one_number:
             coefficient, rest = expression.as_independent(*expression.free_symbols, as_Add=False)
             if not coefficient.is_Rational:
-                return f"{number(coefficient)} * {self.text(rest, names, PRODUCT)}", PRODUCT
+                return f"{number(coefficient)} * {self.text(rest, _whole(names), PRODUCT)}", PRODUCT
         above, below = sympy.fraction(expression, exact=True)
-        factors = [self.text(f, names, PRODUCT) for f in sympy.Mul.make_args(above) if f != 1]
-        text = " * ".join(factors) or "1.0"
+        first, *others = [f for f in sympy.Mul.make_args(above) if f != 1] or [sympy.S.One]
+        factors = [self.text(first, names, PRODUCT), *(self.text(f, _whole(names), PRODUCT) for f in others)]
+        text = " * ".join(factors)
         if below != 1:
             text += f" / {self.text(below, names, UNARY)}"
         return text, PRODUCT
 
-    def _power(self, expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> tuple[str, int]:
+    def _power(self, expression: sympy.Expr, names: Names) -> tuple[str, int]:
         base, exponent = expression.as_base_exp()
         if exponent == sympy.Rational(1, 2):
             return self.functions[sympy.sqrt](self.text(base, names)), ATOM

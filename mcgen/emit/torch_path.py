@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from textwrap import wrap
 
-from mcgen.emit.naming import described
+from mcgen.emit.naming import named
 from mcgen.emit.rendering import render
 from mcgen.emit.torch_printer import HELPERS, RESERVED, function
 from mcgen.ir import aggregate
@@ -36,6 +37,8 @@ PANEL_ROWS = 4096
 SCRATCH = 1 << 21
 COSTLY = 2  # products over a head's dimensions that a row's number took, for the row to be kept rather than made again
 TILE = 64
+NAMES_WIDTH = 100
+"""Columns of a line that lists names."""
 RULES = (*SIMPLIFY, ONE_DECAY)
 REWRITES = (*RULES, SPREAD, *products.RULES)
 
@@ -120,7 +123,22 @@ class TorchPath:
         return fixed(program, {"fresh": 0, **owed}) if self.anchors else program
 
     @cached_property
+    def _all(self) -> list[Program]:
+        """The step and its derivative, and the programs that read, with one name for every value of the file."""
+        return named([self._step, *self._reads], RESERVED)
+
+    @property
     def whole(self) -> Program:
+        """The step and its derivative."""
+        return self._all[0]
+
+    @property
+    def reads(self) -> list[Program]:
+        """The programs that combine read-outs, each with its derivative."""
+        return self._all[1:]
+
+    @cached_property
+    def _step(self) -> Program:
         """The step and its derivative, with what no state is needed for apart from the rest."""
         step = step_with_vjp(self.meaning, anchored=bool(self.anchors))
         program = simplify(self._at_anchors(step), RULES)
@@ -130,7 +148,7 @@ class TorchPath:
 
     @cached_property
     def names(self) -> Mapping[Node, str]:
-        return described(self.whole, RESERVED)
+        return {node: node.label.name if node.label else "" for node in self.whole.nodes}
 
     @cached_property
     def forward(self) -> tuple[Program, Program, Program]:
@@ -228,8 +246,7 @@ class TorchPath:
         return ["o", *(["r"] if self.meaning.routes else [])]
 
     @cached_property
-    def reads(self) -> list[Program]:
-        """The programs that combine read-outs, each with its derivative."""
+    def _reads(self) -> list[Program]:
         makers = READS.get(self.reading, ())
         how = {"anchored": True} if self.reading == "soup" and self.anchors else {}
         both = aggregate.program, aggregate.program_vjp
@@ -304,19 +321,8 @@ class TorchPath:
 
     @cached_property
     def tags(self) -> dict[str, str]:
-        """What the statements that lead to an output compute, for a memory that is one matrix."""
-        meaning, aggregate = self.meaning, self.meaning.spec.aggregate
-        if not meaning.linear:
-            return {}
-        keys = f"{aggregate.pool} of the segment's keys up to t"
-        scale = "" if aggregate.scale == 1 else f"{aggregate.scale!r} "
-        states = {f"{s}_next": f"{s} = R {s} + sum over j of C_j k_j v_jᵀ" for s in meaning.recurrence.slots}
-        return {
-            **states,
-            "o": "o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ",
-            "r": f"r_t = {scale}<{query_name(meaning)}_t, {keys}>",
-            **{f"d_{name}": f"d_{name}" for name in tensor_inputs(meaning)},
-        }
+        """What the statements that lead to an output compute, where many of them do."""
+        return {f"d_{name}": f"d_{name} = dL/d{name}" for name in tensor_inputs(self.meaning)}
 
     @cached_property
     def context(self) -> dict[str, object]:
@@ -337,10 +343,10 @@ class TorchPath:
             "scratch": SCRATCH,
             "tile": TILE,
             "layout": "chunk after chunk, across segments" if meaning.chained else "segments side by side",
-            "carry": _dimensions(self.forward[1], self.state),
-            "carry_vjp": _dimensions(self.backward[1], self.cotangents),
-            "walk_rows": _literal(self._rows),
-            "walk_rows_vjp": _literal(self._rows_vjp),
+            "carry": _by_dimensions(self.forward[1], self.state),
+            "carry_vjp": _by_dimensions(self.backward[1], self.cotangents),
+            "walk_rows": wrap(" ".join(self._rows.values()), NAMES_WIDTH),
+            "walk_rows_vjp": wrap(" ".join(self._rows_vjp.values()), NAMES_WIDTH),
             "helpers": _helpers("\n".join(printed)),
             "functions": printed,
             "kind": kind,
@@ -430,14 +436,13 @@ def _dict(items: Mapping[str, object]) -> str:
     return "{" + ", ".join(f'"{name}": {text}' for name, text in items.items()) + "}"
 
 
-def _dimensions(carry: Program, carried: Collection[str]) -> str:
-    """How many axes each input of a loop has, besides the carried ones, as the text of a dict."""
-    return _dict({name: len(node.axes) for name, node in carry.inputs.items() if name not in carried})
-
-
-def _literal(names: Mapping[Node, str]) -> str:
-    """The text of a tuple of names; none where there are none."""
-    return f"({_tuple(list(names.values()))})" if names else ""
+def _by_dimensions(carry: Program, carried: Collection[str]) -> dict[int, list[str]]:
+    """The inputs of a loop besides the carried ones, by how many axes they have, as lines of names."""
+    found: dict[int, list[str]] = {}
+    for name, node in carry.inputs.items():
+        if name not in carried:
+            found.setdefault(len(node.axes), []).append(name)
+    return {count: wrap(" ".join(found[count]), NAMES_WIDTH) for count in sorted(found)}
 
 
 def _tuple(names: list[str]) -> str:

@@ -1,8 +1,9 @@
 """Tile programs as torch source: a function of tensors whose last dimensions are a value's axes, in order.
 
-Whatever dimensions stand before those (batch, head, lanes, chunks) are carried along by broadcasting. A statement is a
-value of the program; a value that is used once, by a product or a reduction, stands where it is used, and a value whose
-text has stood before is not computed again (the same decay along another axis).
+Whatever dimensions stand before those (batch, head, lanes, chunks) are carried along by broadcasting. What a function
+is given is `x.name`, what it gives `out.name`, and what it alone knows `name`. A statement is a value of the program;
+one that nobody has named and that is used once stands where it is used, and a value whose text has stood before is not
+computed again (the same decay along another axis).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from string import ascii_lowercase
 import sympy
 
 from mcgen.emit.expressions import LINE_LENGTH
-from mcgen.emit.naming import described
-from mcgen.emit.scalar import ATOM, SUM, TORCH
+from mcgen.emit.naming import moves, word
+from mcgen.emit.scalar import ATOM, MATRIX, SUM, TORCH, Bound
 from mcgen.emit.torch_fused import SPELLINGS, fused
 from mcgen.ir.program import (
     AXES,
@@ -35,11 +36,14 @@ from mcgen.ir.program import (
     placeholder,
     topological,
 )
+from mcgen.passes.schedule import alias
 from mcgen.symbolic import functions
 
 HELPERS = ("_gelu_vjp", "_inverses", "_products", "_runs", "_runs_from", "_runs_to", "_solve", "_spread", "_step")
-RESERVED = {"F", "math", "torch", "others", "_", *HELPERS, *(f"n_{axis}" for axis in AXES)}
+RESERVED = {"F", "math", "torch", "types", "x", "out", *HELPERS, *(f"n_{axis}" for axis in AXES)}
 INDENT = 4
+BORROWED = "x.k"
+"""The keys, which a program is like that has no inputs: all its values are numbers along tokens."""
 
 SCALARS = replace(
     TORCH, functions={**TORCH.functions, functions.Step: "_step({})".format, **SPELLINGS}, one_number=True
@@ -47,35 +51,41 @@ SCALARS = replace(
 
 
 def function(program: Program, name: str, docstring: str, tags: Mapping[str, str] | None = None) -> str:
-    """The program as a Python function of its inputs by name; it ignores what it does not need, and returns a dict.
+    """The program, whose values have labels, as a Python function of its inputs by name; it returns a dict.
 
     `tags` says what the statements that lead to an output compute, by the output's name.
     """
-    names = described(program, RESERVED)
+    names = {node: node.label.name if node.label else word(node, {}) for node in program.nodes}
+    names |= {node: f"x.{node.name}" for node in program.nodes if isinstance(node, Input)}
+    outputs = {alias(node): label for label, node in reversed(program.outputs.items())}
+    names |= {node: f"out.{label}" for node, label in outputs.items() if not isinstance(node, Input)}
     body = Body(program, names, tags or {})
-    statements = body.statements()
-    taken = [label for label, node in program.inputs.items() if names[node] == label]
-    taken += ["k"] if body.borrows and "k" not in program.inputs else []
-    renamed = {label: names[node] for label, node in program.inputs.items() if names[node] != label}
-    rest = "others" if renamed else "_"
-    parameters = [*(["*", *taken] if taken else []), f"**{rest}"]
-    lines = [f"def {name}({', '.join(parameters)}):", f'    """{docstring}"""']
-    lines += [f'    {text} = others["{label}"]' for label, text in renamed.items()]
-    lines += [f"    {line}" for line in statements]
-    outputs = [f'        "{label}": {body.name(node)},' for label, node in program.outputs.items()]
-    return "\n".join([*lines, "    return {", *outputs, "    }"])
+    lines = [
+        f"def {name}(**x):",
+        f'    """{docstring}"""',
+        "    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()",
+        *(f"    {line}" for line in body.statements()),
+        *(f"    out.{label} = {body.name(node)}" for label, node in body.repeated.items()),
+        "    return vars(out)",
+    ]
+    return "\n".join(lines)
 
 
 @dataclass
 class Text:
-    """The text of a value; whether it is a product `left @ right` of two texts, and whether it can stand anywhere."""
+    """The text of a value, how tightly it binds, and whether it is a product `left @ right` of two texts."""
 
     text: str
-    atom: bool = False
+    binding: int = ATOM
     product: tuple[str, str] | None = None
 
     def __str__(self) -> str:
-        return self.text if self.atom else f"({self.text})"
+        """The text where anything may stand beside it."""
+        return self.bound.within(ATOM)
+
+    @property
+    def bound(self) -> Bound:
+        return Bound(self.text, self.binding)
 
 
 @dataclass
@@ -91,7 +101,6 @@ class Body:
     tables: dict[tuple[Node, str], str] = field(default_factory=dict)
     inverses: dict[Node, str] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
-    borrows: bool = False
 
     def statements(self) -> list[str]:
         for node in self.program.nodes:
@@ -99,7 +108,7 @@ class Body:
         shown, lines = self._shown(), []
         for label, node in self.program.outputs.items():
             group = [line for part in topological([node]) for line in shown.pop(part, [])]
-            lines += [f"# {self.tags[label]}", *group] if group and label in self.tags else group
+            lines += [f"# {self.tags[label]}", *group] if len(group) > 1 and label in self.tags else group
         lengths = [f"{size} = {self._length(axis)}" for axis, size in self.sizes.items() if _occurs(size, lines)]
         return [*lengths, *lines]
 
@@ -116,16 +125,23 @@ class Body:
             if isinstance(node, Solve) and node.matrix not in begun:
                 begun.add(node.matrix)
                 lines[node] = [f"{self.inverses[node.matrix]} = _inverses({self.name(node.matrix)})"]
-            lines.setdefault(node, []).append(self._statement(node))
+            lines.setdefault(node, []).extend(self._statement(node))
         every = [line for some in lines.values() for line in some]
         return {n: some for n, some in lines.items() if not isinstance(n, Iota) or _occurs(self.names[n], every, 2)}
 
-    def _statement(self, node: Node) -> str:
-        """A value's line, with its axes where its name does not end in them."""
-        line = f"{self.names[node]} = {self.texts[node].text}"
-        axes = f"  # [{' '.join(node.axes)}]"
-        said = not node.axes or self.names[node].rstrip("0123456789").endswith("_" + "".join(a[0] for a in node.axes))
-        return line if said or INDENT + len(line + axes) > LINE_LENGTH else line + axes
+    def _statement(self, node: Node) -> list[str]:
+        """A value's line, and beside or before it its axes and equation."""
+        line, equation = f"{self.names[node]} = {self.texts[node].text}", node.label.equation if node.label else ""
+        axes = f"[{' '.join(node.axes)}]" if node.axes else ""
+        said = " ".join(filter(None, [axes, equation]))
+        if INDENT + len(f"{line}  # {said}") <= LINE_LENGTH:
+            return [f"{line}  # {said}" if said else line]
+        return [f"# {said}", line] if " = " in equation else [line]
+
+    @cached_property
+    def repeated(self) -> dict[str, Node]:
+        """Outputs that are inputs, or other outputs."""
+        return {label: node for label, node in self.program.outputs.items() if self.name(node) != f"out.{label}"}
 
     def name(self, node: Node) -> str:
         return self.names[self.same.get(node, node)]
@@ -136,26 +152,35 @@ class Body:
         """Finds the text of a value whose operands are settled, and which of those stand inside it."""
         if isinstance(node, Input):
             return
-        if isinstance(node, Rename) and not _moves(node):
+        if isinstance(node, Rename) and not moves(node):
             self.same[node] = self.same.get(node.operand, node.operand)
             return
         self.inlined.update(self._products(node))
         candidates = [operand for operand in dict.fromkeys(node.operands) if self._may_stand_in(operand, node)]
         candidates.sort(key=lambda operand: len(self.texts[operand].text))
         self.inlined.update(candidates)
-        while not self._fits(node, text := self._text(node)) and candidates:
+        text = self._text(node)
+        while candidates and not (self._fits(node, text) and all(self._is_once(o, text) for o in candidates)):
             self.inlined.discard(candidates.pop())
+            text = self._text(node)
         before = next((other for other, known in self.texts.items() if known.text == text.text), None)
-        if before is not None and before not in self.inlined and node not in self.program.outputs.values():
+        if before is not None and before not in self.inlined and node not in self._outputs:
             self.same[node] = before
         else:
             self.texts[node] = text
 
     def _may_stand_in(self, operand: Node, user: Node) -> bool:
-        """Whether a function of values may stand in the product or reduction that uses it; a table needs a name."""
-        if not isinstance(operand, Map) or isinstance(user, Map | Decay) or self._is_matrix(operand, user):
+        """Whether a value that nobody has named may stand in the one that uses it; tables and systems need names."""
+        if (
+            not isinstance(operand, Map | Contract | Reduce)
+            or isinstance(user, Decay)
+            or self._is_matrix(operand, user)
+        ):
             return False
-        return bool(operand.values) and self._once(operand)
+        return bool(operand.operands) and self._once(operand) and (operand.label is None or operand.label.part)
+
+    def _is_once(self, operand: Node, text: Text) -> bool:
+        return text.text.count(self.texts[operand].text) == 1
 
     def _is_matrix(self, operand: Node, user: Node) -> bool:
         return isinstance(user, Solve) and operand is user.matrix
@@ -176,7 +201,7 @@ class Body:
 
     @cached_property
     def _outputs(self) -> set[Node]:
-        return set(self.program.outputs.values())
+        return set(map(alias, self.program.outputs.values()))
 
     @cached_property
     def _uses(self) -> Counter[Node]:
@@ -189,28 +214,33 @@ class Body:
         """A value as an operand: its name, or the text that stands in its place."""
         return str(self.texts[node]) if node in self.inlined else self.name(node)
 
+    def _aligned(self, value: Node, node: Node) -> str:
+        """A value as an operand in a function along a node's axes."""
+        if value in self.inlined and value.axes == node.axes:
+            return self.texts[value].bound
+        return aligned(self._of(value), value.axes, node.axes)
+
     # -- texts --------------------------------------------------------------------------------------------------------
 
     def _text(self, node: Node) -> Text:
         match node:
             case Iota((axis,)):
-                return Text(f"torch.arange({self._size(axis)}, {self._like})", atom=True)
+                return Text(f"torch.arange({self._size(axis)}, {self._like})")
             case Map():
                 return self._map(node)
             case Contract():
                 return self._contract(node)
             case Reduce(_, operation, operand, over):
-                return Text(
-                    f"{self._of(operand)}.{'amax' if operation == 'max' else 'sum'}({_dims(operand, over)})", True
-                )
+                name = "amax" if operation == "max" else "sum"
+                return Text(f"{self._of(operand)}.{name}({_dims(operand, over)})")
             case Rename(_, operand):
-                return Text(f"{self._of(operand)}.mT", atom=True)
+                return Text(f"{self._of(operand)}.mT")
             case Solve(_, matrix, right, transposed):
                 flag = ", transposed=True" if transposed else ""
                 bare = self.texts[right].text if right in self.inlined else self.name(right)
-                return Text(f"_solve({self.name(matrix)}, {self._inverses(matrix)}, {bare}{flag})", atom=True)
+                return Text(f"_solve({self.name(matrix)}, {self._inverses(matrix)}, {bare}{flag})")
             case Decay():
-                return Text(self._decay(node), atom=True)
+                return Text(self._decay(node))
         raise TypeError(type(node).__name__)
 
     def _map(self, node: Map) -> Text:
@@ -218,24 +248,24 @@ class Body:
             return self._sum_of_products(node, products)
         if (reach := _reach(node)) is not None:
             return self._triangle(node, reach)
-        values = {placeholder(i): aligned(self._of(v), v.axes, node.axes) for i, v in enumerate(node.values)}
+        values = {placeholder(i): self._aligned(v, node) for i, v in enumerate(node.values)}
         if not node.values and node.axes:
             shape = ", ".join(map(self._size, node.axes)) + "," * (len(node.axes) == 1)
-            return Text(f"torch.full(({shape}), {SCALARS.text(node.expression, {})}, {self._like})", atom=True)
+            return Text(f"torch.full(({shape}), {SCALARS.text(node.expression, {})}, {self._like})")
         return self._spread(node, {axis for v in node.values for axis in v.axes}, values)
 
     def _triangle(self, node: Map, reach: int) -> Text:
         """A value where column < row + reach and 0 elsewhere; ones, where it has no other values."""
         others = [value for value in node.values if not isinstance(value, Iota)]
         like = f"torch.ones({', '.join(map(self._size, node.axes))}, {self._like})"
-        return Text(f"{self._of(others[0]) if others else like}.tril({reach - 1 if reach != 1 else ''})", atom=True)
+        return Text(f"{self._of(others[0]) if others else like}.tril({reach - 1 if reach != 1 else ''})")
 
     def _spread(self, node: Map, covered: set[str], values: Mapping[sympy.Symbol, str]) -> Text:
         if covered == set(node.axes):
-            text = SCALARS.text(fused(node.expression), values)
-            return Text(text, atom=text == SCALARS.text(fused(node.expression), values, ATOM))
+            text = SCALARS.bound(fused(node.expression), values)
+            return Text(str(text), text.binding)
         sizes = ", ".join(self._size(axis) if axis not in covered else "-1" for axis in node.axes)
-        return Text(f"_spread({SCALARS.text(fused(node.expression), values, SUM)}, {sizes})", atom=True)
+        return Text(f"_spread({SCALARS.text(fused(node.expression), values, SUM)}, {sizes})")
 
     def _sum_of_products(self, node: Map, products: Sequence[Node]) -> Text:
         """A sum of at least two matrix products, and of what else it has."""
@@ -243,8 +273,9 @@ class Body:
         values = {placeholder(i): v for i, v in enumerate(node.values)}
         total = sympy.Symbol("total", real=True)
         rest = node.expression - sum(symbol for symbol, v in values.items() if v in products) + total
-        named = {symbol: aligned(self._of(v), v.axes, node.axes) for symbol, v in values.items() if v not in products}
-        return Text(SCALARS.text(rest, {**named, total: f"_products({pairs})"}), atom=rest == total)
+        named = {symbol: self._aligned(v, node) for symbol, v in values.items() if v not in products}
+        text = SCALARS.bound(rest, {**named, total: f"_products({pairs})"})
+        return Text(str(text), text.binding)
 
     def _contract(self, node: Contract) -> Text:
         left, right, over = node.left, node.right, node.over
@@ -252,25 +283,30 @@ class Body:
         rows = tuple(axis for axis in left.axes if axis not in right.axes)
         columns = tuple(axis for axis in right.axes if axis not in left.axes)
         if not rows and not columns:
-            return Text(f"({self._of(left)} * {self._of(right)}).sum({_dims(left, over)})", atom=True)
+            return Text(f"({self._of(left)} * {self._of(right)}).sum({_dims(left, over)})")
         if not columns or (rows and (*shared, *rows, *columns) != node.axes):
             left, right, rows, columns = right, left, columns, rows
         x, y = self._matrix(left, shared, rows, over), self._matrix(right, shared, over, columns)
         if x is None or y is None or (*shared, *rows, *columns) != node.axes or (len(rows) > 1 and len(columns) > 1):
             return self._einsum(node)
         if not rows:
-            return Text(f"({x} @ {y}).squeeze(-2)", atom=True)
+            return Text(f"({x} @ {y}).squeeze(-2)")
         if len(rows) > 1:
-            return Text(f"({x} @ {y}).unflatten(-2, {_tail(self._of(left), left.axes, rows)})", atom=True)
+            return Text(f"({x} @ {y}).unflatten(-2, {_tail(self._of(left), left.axes, rows)})")
         if len(columns) > 1:
-            return Text(f"({x} @ {y}).unflatten(-1, {_tail(self._of(right), right.axes, columns)})", atom=True)
-        return Text(f"{x} @ {y}", product=(x, y))
+            return Text(f"({x} @ {y}).unflatten(-1, {_tail(self._of(right), right.axes, columns)})")
+        return Text(f"{x} @ {y}", MATRIX, product=(self._bare(left, x), self._bare(right, y)))
+
+    def _bare(self, value: Node, text: str) -> str:
+        """A value's text where it stands between commas."""
+        return self.texts[value].text if value in self.inlined and text == str(self.texts[value]) else text
 
     def _decay(self, node: Decay) -> str:
         """The part of a table of products that a node is: rows are where runs end, columns where they begin."""
         key = gate, helper = self._table(node)
         if key not in self.tables:
-            self.tables[key] = _unused(f"{self.name(gate)}{helper}", {*self.names.values(), *self.tables.values()})
+            taken = {*self.names.values(), *self.tables.values()}
+            self.tables[key] = _unused(f"{_bare(self.name(gate))}{helper}", taken)
         row = ":-1" if node.exclusive else "1:" if node.row else "-1"
         column = "1:" if node.column else "0"
         part = {"_runs": f"{row}, {column}", "_runs_from": row, "_runs_to": column}[helper]
@@ -279,7 +315,7 @@ class Body:
     def _inverses(self, matrix: Node) -> str:
         """The name of the inverses that the systems with a matrix share."""
         taken = {*self.names.values(), *self.tables.values(), *self.inverses.values()}
-        return self.inverses.setdefault(matrix, _unused(f"{self.name(matrix)}_inverses", taken))
+        return self.inverses.setdefault(matrix, _unused(f"{_bare(self.name(matrix))}_inverses", taken))
 
     def _table(self, node: Decay) -> tuple[Node, str]:
         """The gate, and the helper whose table has a node's products: that of all runs, if some node wants a tile."""
@@ -296,7 +332,7 @@ class Body:
         letter = dict(zip(dict.fromkeys([*node.left.axes, *node.right.axes]), ascii_lowercase, strict=False))
         x, y, result = ("".join(letter[axis] for axis in part) for part in (node.left.axes, node.right.axes, node.axes))
         formula = f"...{x},...{y}->...{result}"
-        return Text(f'torch.einsum("{formula}", {self._of(node.left)}, {self._of(node.right)})', atom=True)
+        return Text(f'torch.einsum("{formula}", {self._of(node.left)}, {self._of(node.right)})')
 
     def _matrix(self, node: Node, batch: Sequence[str], rows: Sequence[str], columns: Sequence[str]) -> str | None:
         """The value as a matrix of `rows` by `columns`, several axes made one each; None where they are interleaved."""
@@ -312,7 +348,7 @@ class Body:
 
     @property
     def _like(self) -> str:
-        name = next((self.names[node] for node in self.program.inputs.values() if node.axes), None) or self._borrowed()
+        name = next((self.names[node] for node in self.program.inputs.values() if node.axes), BORROWED)
         return f"dtype={name}.dtype, device={name}.device"
 
     def _length(self, axis: str) -> str:
@@ -323,12 +359,7 @@ class Body:
             for i, axis in enumerate(node.axes)
         }
         tokens = (text for other, text in known.items() if AXES.index(other) < AXES.index("n"))
-        return known[axis] if axis in known else next(tokens, None) or f"{self._borrowed()}.shape[-2]"
-
-    def _borrowed(self) -> str:
-        """The keys, in a program that has no input to be like: all its values are numbers along tokens."""
-        self.borrows = True
-        return "k"
+        return known[axis] if axis in known else next(tokens, f"{BORROWED}.shape[-2]")
 
 
 def _reach(node: Map) -> int | None:
@@ -349,13 +380,13 @@ def _reach(node: Map) -> int | None:
     return None
 
 
+def _bare(name: str) -> str:
+    """A value's name without what says where it comes from."""
+    return name.rpartition(".")[2]
+
+
 def _occurs(name: str, lines: Sequence[str], times: int = 1) -> bool:
     return sum(len(re.findall(rf"\b{name}\b", line)) for line in lines) >= times
-
-
-def _moves(node: Rename) -> bool:
-    """Whether an axis has another place under its new name."""
-    return node.axes.index(node.new) != node.operand.axes.index(node.old)
 
 
 def aligned(name: str, axes: Sequence[str], target: Sequence[str]) -> str:

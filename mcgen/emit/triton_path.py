@@ -374,6 +374,10 @@ def _power(x, y):
 }
 
 
+ROWS = ("_block", "_chunk_step", "_chain", "_segment", "_span")
+"""The functions that give a row of a table as the numbers it has."""
+
+
 def triton_source(meaning: Meaning, tuned: bool = False) -> str:
     """The text that defines `_run_forward_triton`, `_run_backward_triton` and `_saved_triton`.
 
@@ -407,6 +411,7 @@ def prelude(text: str, meaning: Meaning) -> str:
         streamed=not meaning.linear,
         decays="_tile_runs(" in text,
         solves="_tile_solve(" in text,
+        rows=[name for name in ROWS if f"{name}(" in text],
         functions=[source for name, source in FUNCTIONS.items() if f"{name}(" in text],
     ).strip()
 

@@ -30,13 +30,14 @@ BARRIER = "tl.debug_barrier()"
 
 @dataclass(frozen=True)
 class Rows:
-    """Where values that pass between loops are kept: text that loads, and statements that store, a tile of the n-th row
-    along a long axis, or a whole value, of given axes, that lies along none."""
+    """Where values that pass between loops are kept, in the buffer `base`: text that loads, and a statement that
+    stores, from where a value begins, a tile of it along a long axis, or of given axes the whole."""
 
-    load: Callable[[int, str], str]
-    store: Callable[[int, str, str], list[str]]
+    base: str
+    load: Callable[[str, str], str]
+    store: Callable[[str, str, str], str]
     load_whole: Callable[[str, tuple[str, ...]], str]
-    store_whole: Callable[[str, tuple[str, ...], str], list[str]]
+    store_whole: Callable[[str, tuple[str, ...], str], str]
 
 
 @dataclass
@@ -55,8 +56,7 @@ class PhasedPrinter(Printer):
         super().__post_init__()
         self.phases = Phases(self.program)
         self.added = {node: product for node, product in self.added.items() if self._fusible(product)}
-        self.places = {node: place for place, node in enumerate(n for n in self.phases.nodes if n in self.phases.rows)}
-        self.whole = dict(whole_places(self.phases))
+        self.places = {node: f"p_{self.names[node].removeprefix('b_')}" for node, _ in kept_places(self.phases)}
 
     def _ordered(self) -> list[Node]:
         return list(self.program.nodes)
@@ -65,6 +65,8 @@ class PhasedPrinter(Printer):
         return not summed(product) and product not in self.phases.rows
 
     def statements(self) -> list[str]:
+        for node, at in kept_places(self.phases):
+            self._line(f"{self.places[node]} = {self.rows.base}" + (f" + {at}" if at != "0" else ""))
         for section, phase in zip(self.phases.sections, (*self.phases.phases, None), strict=True):
             self._section(section)
             if phase is not None:
@@ -103,7 +105,7 @@ class PhasedPrinter(Printer):
             return
         self.have.add(node)
         if node in self.made:
-            self._line(f"{self.names[node]} = {self.rows.load_whole(self.whole[node], laid(node))}")
+            self._line(f"{self.names[node]} = {self.rows.load_whole(self.places[node], laid(node))}")
             return
         self._value(node)
         if not is_at_hand(node):
@@ -111,9 +113,8 @@ class PhasedPrinter(Printer):
             self._keep(node)
 
     def _keep(self, node: Node) -> None:
-        if node in self.whole:
-            for line in self.rows.store_whole(self.whole[node], laid(node), self.names[node]):
-                self._line(line)
+        if node in self.places:
+            self._line(self.rows.store_whole(self.places[node], laid(node), self.names[node]))
 
     def _is_folded(self, node: Node) -> bool:
         return node in self.added.values()
@@ -156,8 +157,7 @@ class PhasedPrinter(Printer):
         else:
             self._row(node, phase.axis, fresh=node in phase.rows)
             if node in phase.rows:
-                for line in self.rows.store(self.places[node], phase.axis, self.names[node]):
-                    self._line(line)
+                self._line(self.rows.store(self.places[node], phase.axis, self.names[node]))
 
     def _store(self, label: str, node: Node) -> None:
         for line in self.binding.store[label](self.names[node]):
@@ -309,9 +309,12 @@ def _vanishes(node: Map, axis: str) -> bool:
     return bool(zeros) and node.expression.subs(zeros) == 0
 
 
-def whole_places(phases: Phases) -> Iterator[tuple[Node, str]]:
-    """Where what passes between loops whole is kept, as the text of an offset: one after another."""
-    before = Counter({"BT * F": len(phases.rows)} if phases.rows else {})
+def kept_places(phases: Phases) -> Iterator[tuple[Node, str]]:
+    """Where what passes between loops is kept, as the text of an offset: rows along long axes first, then the whole."""
+    before: Counter[str] = Counter()
+    for node in (node for node in phases.nodes if node in phases.rows):
+        yield node, room(before)
+        before["BT * F"] += 1
     for node in phases.kept:
         yield node, room(before)
         before[" * ".join(map(size, laid(node)))] += 1

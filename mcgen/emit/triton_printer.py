@@ -6,10 +6,12 @@ and says for each input how its tile is loaded, and for each output what to do w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mcgen.emit.naming import name_values
+from mcgen.emit.rendering import template_words
 from mcgen.emit.scalar import TRITON
 from mcgen.ir.program import (
     TOKEN_AXES,
@@ -79,6 +81,12 @@ def aligned(name: str, axes: Sequence[str], target: Sequence[str]) -> str:
     return f"{name}[{', '.join(':' if axis in axes else 'None' for axis in target)}]"
 
 
+@functools.cache
+def template_names() -> frozenset[str]:
+    """What the templates of kernels call tiles of their own, without the b_ before it."""
+    return frozenset(name.removeprefix("b_") for name in template_words() if name.startswith("b_"))
+
+
 @dataclass
 class Printer:
     """Prints one program under one binding."""
@@ -100,7 +108,7 @@ class Printer:
         self.pieces = {operand for operands in self.streamed.values() for operand in operands}
         self.order = self._ordered()
         outputs = {label: alias(node) for label, node in self.program.outputs.items()}
-        named = name_values(Program(self.program.name, outputs), set(), self.order)
+        named = name_values(Program(self.program.name, outputs), template_names())
         self.names = {node: f"b_{named[alias(node)]}" for node in self.order}
 
     def _ordered(self) -> list[Node]:

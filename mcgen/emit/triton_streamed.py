@@ -102,20 +102,21 @@ class StreamedKernels(Kernels):
 
     @property
     def rows_between(self) -> Rows:
-        def place(n: int, axis: str) -> str:
-            at = f"p_rows + {room({'BT * F': n})}" if n else "p_rows"
+        def place(at: str, axis: str) -> str:
             return f"{at} + (o_t[:, None] * F + o_{axis}[None, :])"
 
         def whole(at: str, axes: tuple[str, ...]) -> str:
             first, *second = map(offset, axes)
-            tile = f"({first}[:, None] * {size(axes[1])} + {second[0]}[None, :])" if second else first
-            return f"p_rows + {at} + {tile}" if at != "0" else f"p_rows + {tile}"
+            return (
+                f"{at} + ({first}[:, None] * {size(axes[1])} + {second[0]}[None, :])" if second else f"{at} + {first}"
+            )
 
         return Rows(
-            lambda n, axis: f"tl.load({place(n, axis)}, mask=m_{axis}[None, :], other=0.0)",
-            lambda n, axis, tile: [f"tl.store({place(n, axis)}, {tile}, mask=m_{axis}[None, :])"],
+            "p_rows",
+            lambda at, axis: f"tl.load({place(at, axis)}, mask=m_{axis}[None, :], other=0.0)",
+            lambda at, axis, tile: f"tl.store({place(at, axis)}, {tile}, mask=m_{axis}[None, :])",
             lambda at, axes: f"tl.load({whole(at, axes)})",
-            lambda at, axes, value: [f"tl.store({whole(at, axes)}, {value})"],
+            lambda at, axes, value: f"tl.store({whole(at, axes)}, {value})",
         )
 
     @cached_property

@@ -18,6 +18,7 @@ from mcgen.ir.error_rows import find_errors
 from mcgen.ir.layers import Layer, read
 from mcgen.ir.program import Builder, Node, Program
 from mcgen.ir.step import WITHOUT_GRADIENT, after_tokens, anchor, closed_form, logit_scale, pooled, query_name, weights
+from mcgen.ir.vocabulary import CHOSEN, SEGMENTS, SOUP, Reader, derivative, through_soup
 from mcgen.symbolic.functions import Shift
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
@@ -58,30 +59,31 @@ def soup(b: Builder, meaning: Meaning, anchored: bool = False) -> Outputs:
     averaged, online = _softmax(b, segment_logits(b, meaning, "n"), r)
 
     def linear(layer: Layer, x: Node) -> Node:
+        own = b.call(after_tokens(form, slots, layer, x), f"soup_pre{layer.suffix}_online")
         read_out = b.contract(averaged, b.contract(x, cached[layer], layer.into), "n")
-        return b.total([b.product(online, after_tokens(form, slots, layer, x)), read_out])
+        return b.total([b.product(online, own), b.call(read_out, f"soup_pre{layer.suffix}_cached", part=True)])
 
-    return {"y": read(b, meaning.spec, b.input("q", "t", "k"), linear).value}
+    return {"y": read(b, meaning.spec, b.input("q", "t", "k"), linear, SOUP).value}
 
 
 def weigh(b: Builder, meaning: Meaning) -> Outputs:
-    """`w`[t], `w_cached`[t n]: the softmax of the online logit r[t] and those of chosen segments, r_cached[t n]."""
-    w_cached, online = _softmax(b, b.input("r_cached", "t", "n"))
-    return {"w": online, "w_cached": w_cached}
+    """`w`[t], `w_chosen`[t n]: the softmax of the online logit r[t] and those of chosen segments, r_chosen[t n]."""
+    chosen, online = _softmax(b, b.input("r_chosen", "t", "n"), of="chosen_")
+    return {"w": online, "w_chosen": chosen}
 
 
 def read_weighted(b: Builder, meaning: Meaning) -> Outputs:
-    """`y_cached`[t v], the read-outs of one cached segment for a block of rows, times the rows' weights w_cached[t]."""
-    w = b.input("w_cached", "t")
+    """`y_chosen`[t v], the read-outs of one cached segment for a block of rows, times the rows' weights w_chosen[t]."""
+    w = b.input("w_chosen", "t")
     if not meaning.linear:
-        return {"y_cached": b.product(w, _read_out(b, meaning))}
-    return {"y_cached": b.contract(b.product(w, b.input("q", "t", "k")), b.input("cached", "k", "v"), "k")}
+        return {"y_chosen": b.product(w, _read_out(b, meaning, reader=CHOSEN))}
+    return {"y_chosen": b.contract(b.product(w, b.input("q", "t", "k")), b.input("cached", "k", "v"), "k")}
 
 
 def add_up(b: Builder, meaning: Meaning) -> Outputs:
-    """`y`[t v] from the online read-out o, its weight w[t], and the sum y_cached[t v] of weighted cached read-outs."""
+    """`y`[t v] from the online read-out o, its weight w[t], and the sum y_chosen[t v] of weighted cached read-outs."""
     online = b.product(b.input("w", "t"), b.input("o", "t", "v"))
-    return {"y": b.total([online, b.input("y_cached", "t", "v")])}
+    return {"y": b.total([online, b.input("y_chosen", "t", "v")])}
 
 
 def logits(b: Builder, meaning: Meaning) -> Outputs:
@@ -105,17 +107,18 @@ def program_vjp(make: Callable[..., Outputs], meaning: Meaning, **how: bool) -> 
     """The derivative of one of the programs above: outputs `d_<input>`, from cotangents `d_<output>`."""
     b = Builder()
     outputs = make(b, meaning, **how)
-    results = vjp(b, outputs, {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()})
+    cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
+    results = vjp(b, outputs, cotangents, namer=through_soup if make is soup else derivative)
     return Program(
         f"{make.__name__}_vjp", {f"d_{name}": node for name, node in results.items() if name not in WITHOUT_GRADIENT}
     )
 
 
-def _read_out(b: Builder, meaning: Meaning, *segment: str) -> Node:
+def _read_out(b: Builder, meaning: Meaning, *segment: str, reader: Reader = SEGMENTS) -> Node:
     """M(q_t) of one cached segment[t v], or of all[t n v]."""
     cached = weights(b, meaning.spec, "cached", *segment)
     linear = lambda layer, x: b.contract(x, cached[layer], layer.into)  # noqa: E731
-    return read(b, meaning.spec, b.input("q", "t", "k"), linear).value
+    return read(b, meaning.spec, b.input("q", "t", "k"), linear, reader).value
 
 
 def _shared(b: Builder, meaning: Meaning, both: Node) -> Node:
@@ -123,18 +126,24 @@ def _shared(b: Builder, meaning: Meaning, both: Node) -> Node:
 
 
 def segment_logits(b: Builder, meaning: Meaning, *segment: str) -> Node:
-    scores = b.contract(b.input(query_name(meaning), "t", "k"), b.input("pools", *segment, "k"), "k")
+    query, by = query_name(meaning), meaning.spec.aggregate.scale
+    scale = "" if by == 1 else f"{by!r} "
+    scores = b.contract(b.input(query, "t", "k"), b.input("pools", *segment, "k"), "k")
     x = sympy.Symbol("x", real=True)
-    return b.map(logit_scale(meaning) * x, {x: scores})
+    return b.call(b.map(logit_scale(meaning) * x, {x: scores}), "r_cached", f"r_tn = {scale}<{query}_t, pool_n>")
 
 
-def _softmax(b: Builder, cached: Node, online: Node | None = None) -> tuple[Node, Node]:
-    """The softmax over cached logits[t n] and the online one, r[t] unless given: weights[t n], weight[t]."""
+def _softmax(b: Builder, cached: Node, online: Node | None = None, of: str = "") -> tuple[Node, Node]:
+    """The softmax over cached logits[t n] and the online one, r[t] unless given: weights[t n], weight[t].
+
+    `of` is what the names of its values begin with.
+    """
     r, c, top, z = sympy.symbols("r c top z", real=True)
     online = online or b.input("r", "t")
-    both = b.max(cached, "n")
-    shift = b.map(Shift(r, c), {r: online, c: both})
-    e_cached = b.map(sympy.exp(c - top), {c: cached, top: shift})
-    e_online = b.map(sympy.exp(r - top), {r: online, top: shift})
-    norm = b.total([b.sum(e_cached, "n"), e_online])
-    return b.map(c / z, {c: e_cached, z: norm}), b.map(r / z, {r: e_online, z: norm})
+    both = b.call(b.max(cached, "n"), f"{of}r_cached_max")
+    shift = b.call(b.map(Shift(r, c), {r: online, c: both}), f"{of}r_max")
+    e_cached = b.call(b.map(sympy.exp(c - top), {c: cached, top: shift}), f"{of}exp_cached")
+    e_online = b.call(b.map(sympy.exp(r - top), {r: online, top: shift}), f"{of}exp_online")
+    total = b.call(b.total([b.sum(e_cached, "n"), e_online]), f"{of}exp_sum")
+    weights = b.call(b.map(c / z, {c: e_cached, z: total}), f"{of}weights", "w_tn = exp(r_tn) / sum of exp(r)")
+    return weights, b.call(b.map(r / z, {r: e_online, z: total}), f"{of}weight", "w_t = exp(r_t) / sum of exp(r)")

@@ -15,10 +15,10 @@ from __future__ import annotations
 from mcgen.ir.backward import query_inputs, share
 from mcgen.ir.derivative import vjp
 from mcgen.ir.error_rows import find_errors
-from mcgen.ir.layers import Layer, activation, layers, read_out
+from mcgen.ir.layers import Layer, activated, layers, read_out
 from mcgen.ir.program import Builder, Node, Program
 from mcgen.ir.step import WITHOUT_GRADIENT, after_tokens, closed_form, next_state, pooled, query_name, weights
-from mcgen.symbolic.expressions import symbol
+from mcgen.ir.vocabulary import QUERIES
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import GradientWrite
 
@@ -126,8 +126,8 @@ def _layer(b: Builder, meaning: Meaning, layer: Layer) -> dict[str, Node]:
     x = b.input("q", "t", "k")
     if layer != every[0]:
         form.seen[layer] = b.input(f"seen{layer.suffix}", "t", layer.into)
-        before = b.input(f"result{every[every.index(layer) - 1].suffix}", "t", layer.into)
-        x = b.map(activation(meaning.spec), {symbol("x"): before})
+        before = every[every.index(layer) - 1]
+        x = activated(b, meaning.spec, before, b.input(f"result{before.suffix}", "t", layer.into), QUERIES)
     outputs = {f"result{layer.suffix}": after_tokens(form, slots, layer, x)}
     return outputs | {f"{slot}{layer.suffix}_next": next_state(form, slot, slots, layer) for slot in slots}
 
@@ -135,7 +135,7 @@ def _layer(b: Builder, meaning: Meaning, layer: Layer) -> dict[str, Node]:
 def _online(b: Builder, meaning: Meaning) -> dict[str, Node]:
     last = layers(meaning.spec)[-1]
     value = b.input(f"result{last.suffix}", "t", last.out)
-    return {"o": read_out(b, meaning.spec, b.input("q", "t", "k"), value)}
+    return {"o": read_out(b, meaning.spec, b.input("q", "t", "k"), value, QUERIES)}
 
 
 def _through_online(b: Builder, meaning: Meaning) -> dict[str, Node]:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from mcgen.ir.derivative import run
 from mcgen.ir.layers import Layer
-from mcgen.ir.program import Builder, Node
+from mcgen.ir.program import Builder, Node, is_identity
+from mcgen.ir.vocabulary import coefficient, passing
 from mcgen.spec import Spec
 from mcgen.symbolic.expressions import problem, symbol, to_sympy
 from mcgen.symbolic.functions import Absolute, Where
@@ -56,23 +58,34 @@ class ClosedForm:
         return self._known[slot, row, exclusive]
 
     def _coefficients(self, slot: str, row: str | None, exclusive: bool) -> Coefficients:
-        own = self.gate(self.recurrence.transition(slot, slot), neutral=1)
+        own = self.gate(self.recurrence.transition(slot, slot), 1, f"{slot}_keeps")
         start = {slot: self._decay(own, row, None, exclusive)}
         writes = {}
         for write in self.recurrence.writes:
             rate = self.recurrence.injection(slot, write)
             if rate != 0:
-                kept = self._decay(own, row, "j", exclusive)
-                writes[write] = self.b.product(kept, self.along(self.gate(rate, 0), "j"))
+                kept, value = self._decay(own, row, "j", exclusive), self.gate(rate, 0, f"rate{self.number(write)}")
+                writes[write] = self.b.product(kept, self.along(value, "j"))
         for source in self.recurrence.slots:
             rate = self.recurrence.transition(slot, source)
             if source == slot or rate == 0:
                 continue
-            passed = self.b.product(self._decay(own, row, "s", exclusive), self.along(self.gate(rate, 0), "s"))
+            value = self.gate(rate, 0, f"{slot}_takes_{source}")
+            passed = self.b.product(self._decay(own, row, "s", exclusive), self.along(value, "s"))
+            self.b.call(passed, passing(slot, source, row, exclusive))
             read = self.coefficients(source, "t", exclusive=True)
             self._add(start, {s: self._passed(passed, node) for s, node in read.start.items()})
             self._add(writes, {w: self._passed(passed, node) for w, node in read.writes.items()})
+        for source, node in start.items():
+            self.b.call(node, None if source == slot else coefficient(slot, source, row, exclusive, write=False))
+        for write, node in writes.items():
+            self.b.call(node, coefficient(slot, self.number(write), row, exclusive, write=True))
         return Coefficients(start, writes)
+
+    def number(self, write: AnyWrite) -> str:
+        """Which of several writes, as the ending of a name."""
+        writes = self.recurrence.writes
+        return f"_{writes.index(write) + 1}" if len(writes) > 1 else ""
 
     def _passed(self, passed: Node, read: Node) -> Node:
         """What a slot takes in of another: the sum over tokens s of passed[., s] times what that other was before s."""
@@ -83,16 +96,16 @@ class ClosedForm:
             into[key] = self.b.total([into[key], node]) if key in into else node
 
     def _decay(self, gate: Node, row: str | None, column: str | None, exclusive: bool) -> Node:
-        return self.b.decay(self.b.broadcast(gate, ("t",)), row, column, exclusive and row is not None)
+        return run(self.b, self.b.broadcast(gate, ("t",)), row, column, exclusive and row is not None)
 
-    def gate(self, expression: sympy.Expr, neutral: int) -> Node:
+    def gate(self, expression: sympy.Expr, neutral: int, name: str = "") -> Node:
         """A function of the gates; past the sequence's end the neutral value, whatever the function gives there."""
         value = self.b.map(expression, self.gates)
         if not self.masked or expression == neutral:
-            return value
+            return value if is_identity(value) else self.b.call(value, name or None)
         valid, x = sympy.symbols("valid x", real=True)
         masked = Where(valid, x, sympy.Integer(neutral))
-        return self.b.map(masked, {valid: self.b.input("valid", "t"), x: value})
+        return self.b.call(self.b.map(masked, {valid: self.b.input("valid", "t"), x: value}), name or None)
 
     def along(self, gate: Node, axis: str) -> Node:
         return self.b.rename(gate, "t", axis)

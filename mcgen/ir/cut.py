@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from mcgen.ir.program import Builder, Input, Node, Program
-from mcgen.ir.rebuild import rebuilt
+from mcgen.ir.rebuild import rebuilt, rewritten
 
 
 def cut(program: Program, at: Mapping[Node, str]) -> Program:
     """The program with the given nodes read as inputs of those names; what only they needed is left behind."""
-    b, new = Builder(), {}
-    for node in program.nodes:
-        new[node] = b.input(at[node], *node.axes) if node in at else rebuilt(b, node, new)
-    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+    def make(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
+        return b.input(at[node], *node.axes) if node in at else rebuilt(b, node, new)
+
+    return rewritten(program, make)
 
 
 def fixed(program: Program, numbers: Mapping[str, float]) -> Program:
     """The program with inputs of those names set to plain numbers."""
-    b, new = Builder(), {}
-    for node in program.nodes:
+
+    def make(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
         is_set = isinstance(node, Input) and node.name in numbers
-        new[node] = b.constant(numbers[node.name]) if is_set else rebuilt(b, node, new)
-    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+        return b.constant(numbers[node.name]) if is_set else rebuilt(b, node, new)
+
+    return rewritten(program, make)
 
 
 def remaining(program: Program, at: Collection[Node]) -> set[Node]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import sympy
 
+from mcgen.ir import vocabulary
 from mcgen.ir.program import (
     TOKEN_AXES,
     Builder,
@@ -17,16 +18,21 @@ from mcgen.ir.program import (
     Decay,
     Input,
     Iota,
+    Label,
     Map,
     Node,
     Reduce,
     Rename,
     Solve,
+    is_identity,
+    name_of,
     placeholder,
     topological,
 )
 
 Row = Callable[[Builder, Node, Node], Iterable[tuple[Node, Node]]]
+Namer = Callable[[Label], Label]
+"""What the cotangent of a named value is called."""
 
 
 def _map(b: Builder, node: Map, g: Node) -> Iterable[tuple[Node, Node]]:
@@ -59,9 +65,10 @@ def _rename(b: Builder, node: Rename, g: Node) -> Iterable[tuple[Node, Node]]:
 
 def _decay(b: Builder, node: Decay, g: Node) -> Iterable[tuple[Node, Node]]:
     """d D[r, c]  ->  at gate m: sum over r, c of g[r, c] * D[r, m] * D[m exclusive, c]. Never divides by a gate."""
-    after = b.decay(node.gate, node.row, "m", node.exclusive)
+    after = run(b, node.gate, node.row, "m", node.exclusive)
     reached = b.contract(after, g, node.row) if node.row else b.product(after, g)
-    before = b.decay(node.gate, "m", node.column, exclusive=True)
+    b.call(reached, f"{g.label.name}_at_m" if g.label else None, part=True)
+    before = run(b, node.gate, "m", node.column, exclusive=True)
     (axis,) = node.gate.axes
     yield node.gate, b.rename(b.sum(b.product(reached, before), *filter(None, [node.column])), "m", axis)
 
@@ -78,6 +85,12 @@ def _solve(b: Builder, node: Solve, g: Node) -> Iterable[tuple[Node, Node]]:
     yield node.matrix, b.contract(rows, b.rename(columns, row, column), other)
 
 
+def run(b: Builder, gate: Node, row: str | None, column: str | None, exclusive: bool = False) -> Node:
+    """A gate's products over runs of tokens, called by the gate."""
+    own, found = name_of(gate), b.decay(gate, row, column, exclusive)
+    return b.call(found, vocabulary.run(own.name, row, column, exclusive) if own else None)
+
+
 DERIVATIVES: Mapping[type[Node], Row] = {
     Input: lambda b, node, g: (),
     Iota: lambda b, node, g: (),
@@ -91,24 +104,43 @@ DERIVATIVES: Mapping[type[Node], Row] = {
 
 
 def vjp(
-    b: Builder, outputs: Mapping[str, Node], cotangents: Mapping[str, Node], at: Mapping[Node, str] | None = None
+    b: Builder,
+    outputs: Mapping[str, Node],
+    cotangents: Mapping[str, Node],
+    at: Mapping[Node, str] | None = None,
+    namer: Namer = vocabulary.derivative,
 ) -> dict[str, Node]:
     """The cotangent of every input the outputs depend on, by the input's name, and of the nodes named in `at`.
 
-    `cotangents` names a node for each output that has one; an output without one is taken not to matter.
+    `cotangents` names a node for each output that has one; an output without one is taken not to matter. `namer` says
+    what the cotangents of named values are called; each value's share of one is a part of it.
     """
     pending: dict[Node, list[Node]] = {}
     for name, cotangent in cotangents.items():
         pending.setdefault(outputs[name], []).append(cotangent)
     result: dict[str, Node] = {}
+    through: dict[Node, Label] = {}
     for node in reversed(topological(outputs[name] for name in cotangents)):
         if node not in pending:
             continue
         g = b.broadcast(b.total(pending.pop(node)), node.axes)
         if isinstance(node, Input):
             result[node.name] = g
+        own = name_of(node)
+        b.call(g, _cotangent(node, namer(own)) if own else None)
         if at and node in at:
             result[at[node]] = g
         for operand, cotangent in DERIVATIVES[type(node)](b, node, g):
             pending.setdefault(operand, []).append(cotangent)
+            of, by = name_of(operand), own or through.get(node)
+            if by:
+                through.setdefault(operand, by)
+                b.call(cotangent, f"{namer(of).name}_by_{by.name}" if of else None, part=True)
     return result
+
+
+def _cotangent(node: Node, label: Label) -> Label:
+    """What a cotangent is called, by what is called after the value; of a value under another name, it is a part."""
+    if is_identity(node) and isinstance(node.operands[0], Input):
+        return Label(f"{label.name}_by_gate", part=True)
+    return Label(f"{label.name}_{node.new}", part=True) if isinstance(node, Rename) else label

@@ -18,8 +18,9 @@ import sympy
 
 from mcgen.ir.closed_form import AnyWrite, ClosedForm, Coefficients
 from mcgen.ir.derivative import vjp
-from mcgen.ir.layers import Layer, layers, read
+from mcgen.ir.layers import Layer, activation_name, layers, read, seen_by
 from mcgen.ir.program import Builder, Node
+from mcgen.ir.vocabulary import KEYS, errors
 from mcgen.spec import Spec
 from mcgen.symbolic.functions import Absolute, Where
 from mcgen.symbolic.objective import PREDICTION, VALUE
@@ -48,12 +49,13 @@ def find_errors(form: ClosedForm, spec: Spec, slots: Mapping[str, Weights], anch
 def _at_anchor(form: ClosedForm, spec: Spec, anchor: Weights) -> Weights:
     """Error rows at each layer, for gradients at one memory: its read of the keys, reversed from dL/dp."""
     b = form.b
-    read_out = read(b, spec, _keys(form), lambda layer, x: b.contract(x, anchor[layer], layer.into))
+    read_out = read(b, spec, _keys(form), lambda layer, x: b.contract(x, anchor[layer], layer.into), KEYS)
     values = {PREDICTION: read_out.value, VALUE: _values(form)}
-    error = form.of_values(form.recurrence.error.expression, values)
+    called = errors(spec.memory.layers, activation_name(spec), spec.memory.norm == "layernorm")
+    error = b.call(form.of_values(form.recurrence.error.expression, values), called(KEYS.value))
     form.seen.update(read_out.inputs)
     at = {node: layer.suffix for layer, node in read_out.results.items()}
-    rows = vjp(b, {"p": read_out.value}, {"p": error}, at)
+    rows = vjp(b, {"p": read_out.value}, {"p": error}, at, called)
     return {layer: rows[layer.suffix] for layer in read_out.results}
 
 
@@ -62,9 +64,10 @@ def _together(
 ) -> dict[GradientWrite, Node]:
     """Error rows[t v] of gradients taken token by token from a matrix memory: the solution of their system."""
     system = [_equation(form, slots, gradients, write) for write in gradients]
-    return dict(
-        zip(gradients, _solved(form.b, [row for row, _ in system], [right for _, right in system]), strict=True)
-    )
+    rows = _solved(form.b, [row for row, _ in system], [right for _, right in system])
+    for write, row in zip(gradients, rows, strict=True):
+        form.b.call(row, f"error{_number(gradients, write)}", "E = A E + B")
+    return dict(zip(gradients, rows, strict=True))
 
 
 def _keys(form: ClosedForm) -> Node:
@@ -83,10 +86,18 @@ def _equation(
     kappa, rest = form.recurrence.error.affine
     at = _at_line(form, form.recurrence.memory_at[write.line])
     k, c = b.constant(kappa), form.of_values(rest, {VALUE: _values(form)})
-    scores = lambda w: b.product(k, at.writes[w], b.contract(keys, form.key(w, MATRIX), "k"))  # noqa: E731
-    right = [b.product(k, node, b.contract(keys, slots[slot], "k")) for slot, node in at.start.items()]
+    scores = lambda w: b.product(k, at.writes[w], seen_by(b, keys, form.key(w, MATRIX), MATRIX))  # noqa: E731
+    right = [b.product(k, node, seen_by(b, keys, slots[slot], MATRIX)) for slot, node in at.start.items()]
     right += [b.contract(scores(w), form.value(w, MATRIX), "j") for w in at.writes if not isinstance(w, GradientWrite)]
-    return [scores(g) if g in at.writes else None for g in gradients], b.total([*right, c])
+    for g in set(gradients) & set(at.writes):
+        b.call(scores(g), f"system{_number(gradients, write)}{_number(gradients, g)}", "A")
+    rest = b.call(b.total([*right, c]), f"error_rest{_number(gradients, write)}", "B")
+    return [scores(g) if g in at.writes else None for g in gradients], rest
+
+
+def _number(gradients: Sequence[GradientWrite], write: GradientWrite) -> str:
+    """Which of several lines, as the ending of a name."""
+    return f"_{gradients.index(write)}" if len(gradients) > 1 else ""
 
 
 def _at_line(form: ClosedForm, memory: LinearForm) -> Coefficients:

@@ -6,13 +6,14 @@ at hand, or by the closed form of the state after each token; everything else is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import sympy
 
-from mcgen.ir.program import Builder, Node
+from mcgen.ir.program import Builder, Input, Label, Node, name_of
+from mcgen.ir.vocabulary import Reader
 from mcgen.spec import Spec
 from mcgen.symbolic.expressions import symbol, to_sympy
 from mcgen.symbolic.functions import SCALAR_FUNCTIONS
@@ -27,6 +28,11 @@ class Layer:
     suffix: str
     into: str
     out: str
+
+    @property
+    def number(self) -> int:
+        """The layer's place in the chain, from 1."""
+        return int(self.suffix.removeprefix("_") or 1)
 
 
 @dataclass(frozen=True)
@@ -52,25 +58,38 @@ def sizes(spec: Spec) -> dict[str, int]:
     return {"k": spec.head.key_dim, **between, "v": spec.head.value_dim}
 
 
-def read(b: Builder, spec: Spec, x: Node, linear: Callable[[Layer, Node], Node]) -> ReadOut:
+def read(b: Builder, spec: Spec, x: Node, linear: Callable[[Layer, Node], Node], reader: Reader) -> ReadOut:
     """M(x), with `linear` for what a layer's parameters do to its input."""
     inputs: dict[Layer, Node] = {}
     results: dict[Layer, Node] = {}
-    value = x
+    value, before = x, None
     for layer in layers(spec):
-        if results:
-            value = b.map(activation(spec), {symbol("x"): value})
-        inputs[layer], value = value, linear(layer, value)
-        results[layer] = value
-    return ReadOut(read_out(b, spec, x, value), inputs, results)
+        if before is not None:
+            value = activated(b, spec, before, value, reader)
+        inputs[layer], value, before = value, linear(layer, value), layer
+        results[layer] = b.call(value, reader.pre(layer.number)) if spec.memory.kind == "mlp" else value
+    return ReadOut(read_out(b, spec, x, value, reader), inputs, results)
 
 
-def read_out(b: Builder, spec: Spec, x: Node, value: Node) -> Node:
+def seen_by(b: Builder, x: Node, of: Node, layer: Layer) -> Node:
+    """Rows x times the parameters of a layer, or what the layer sees of keys: scores."""
+    seen, name = name_of(x).name, name_of(of).name
+    return b.call(b.contract(x, of, layer.into), f"{seen}_{name}" if isinstance(of, Input) else f"{seen}_scores")
+
+
+def activated(b: Builder, spec: Spec, layer: Layer, value: Node, reader: Reader) -> Node:
+    """What the next layer sees of a layer's results."""
+    hidden = b.map(activation(spec), {symbol("x"): value})
+    return b.call(hidden, reader.hidden(layer.number, activation_name(spec)))
+
+
+def read_out(b: Builder, spec: Spec, x: Node, value: Node, reader: Reader) -> Node:
     """M(x) from x and the last layer's results: normed, and x added, where the memory has these."""
-    if spec.memory.kind != "mlp":
-        return value
-    value = _normed(b, value, spec.head.value_dim) if spec.memory.norm == "layernorm" else value
-    return b.total([b.rename(x, "k", "v"), value]) if spec.memory.residual else value
+    if spec.memory.kind == "mlp" and spec.memory.norm == "layernorm":
+        value = _normed(b, value, spec.head.value_dim, reader.norm(spec.memory.layers, spec.head.value_dim))
+    if spec.memory.kind == "mlp" and spec.memory.residual:
+        value = b.total([b.rename(x, "k", "v"), value])
+    return b.call(value, reader.value)
 
 
 def activation(spec: Spec) -> sympy.Expr:
@@ -80,9 +99,15 @@ def activation(spec: Spec) -> sympy.Expr:
     return SCALAR_FUNCTIONS[spec.memory.activation](symbol("x"))
 
 
-def _normed(b: Builder, value: Node, size: int) -> Node:
+def activation_name(spec: Spec) -> str:
+    """The activation in equations."""
+    return "sigma" if spec.activation_expression is not None else spec.memory.activation
+
+
+def _normed(b: Builder, value: Node, size: int, labels: Mapping[str, Label]) -> Node:
     """The layer norm over v, without affine parameters."""
     x, mean, total = sympy.symbols("x mean total", real=True)
-    centred = b.map(x - mean / size, {x: value, mean: b.sum(value, "v")})
-    square = b.sum(b.map(x**2, {x: centred}), "v")
-    return b.map(x / sympy.sqrt(total / size + EPSILON), {x: centred, total: square})
+    whole = b.call(b.sum(value, "v"), labels["sum"])
+    centred = b.call(b.map(x - mean / size, {x: value, mean: whole}), labels["centred"])
+    squares = b.call(b.sum(b.map(x**2, {x: centred}), "v"), labels["squares"])
+    return b.call(b.map(x / sympy.sqrt(total / size + EPSILON), {x: centred, total: squares}), labels["normed"])

@@ -36,9 +36,30 @@ def placeholder(index: int) -> sympy.Symbol:
     return sympy.Symbol(f"x{index}", real=True)
 
 
+@dataclass(frozen=True)
+class Label:
+    """What a value is, for whoever reads printed programs: a name, and its equation where it has one.
+
+    A value that is `part` of a named one is called by its name only where it has to be seen by itself.
+    """
+
+    name: str
+    equation: str = ""
+    part: bool = False
+
+    @property
+    def symbol(self) -> str:
+        """What equations call the value: the left side of its own, where that is one symbol."""
+        left, _, right = self.equation.partition(" = ")
+        return left if right and not {"/", " "} & set(left) else ""
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
+    """A value. Its label says nothing about how it is made: two makers of one value share it, whatever they call it."""
+
     axes: tuple[str, ...]
+    label: Label | None = field(default=None, kw_only=True)
 
     @property
     def operands(self) -> tuple[Node, ...]:
@@ -143,6 +164,18 @@ class Solve(Node):
         return self.matrix, self.right
 
 
+def name_of(node: Node) -> Label | None:
+    """What a value is called: an input by its name, and what is another value along other axes as that is."""
+    if isinstance(node, Rename) or (isinstance(node, Map) and node.expression == placeholder(0)):
+        return name_of(node.operands[0]) or node.label
+    return Label(node.name) if isinstance(node, Input) else node.label
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a node gives another as it is."""
+    return isinstance(node, Map) and node.expression == placeholder(0) and node.axes == node.values[0].axes
+
+
 @dataclass(frozen=True)
 class Program:
     """A named program: its outputs by name. Inputs are the Input nodes its outputs reach."""
@@ -186,8 +219,22 @@ class Builder:
     _interned: dict[tuple, Node] = field(default_factory=dict)
 
     def _intern(self, node: Node) -> Node:
-        key = (type(node), *(id(v) if isinstance(v, Node) else _key(v) for v in vars(node).values()))
+        made_of = (value for name, value in vars(node).items() if name != "label")
+        key = (type(node), *(id(v) if isinstance(v, Node) else _key(v) for v in made_of))
         return self._interned.setdefault(key, node)
+
+    def call(self, node: Node, label: Label | str | None, equation: str = "", part: bool = False) -> Node:
+        """The node, which is called so from now on. The first name stands, but that of a part; inputs have their own.
+
+        A label is the one thing of a node that is set later: what a value is may be known only to whom it is given.
+        """
+        label = Label(label, equation, part) if isinstance(label, str) else label
+        is_free = node.label is None or (node.label.part and label is not None and not label.part)
+        if label is not None and is_free and node.operands:
+            object.__setattr__(node, "label", label)
+        if isinstance(node, Rename):
+            self.call(node.operand, label)
+        return node
 
     def input(self, name: str, *axes: str) -> Node:
         return self._intern(Input(in_order(axes), name))
@@ -212,8 +259,8 @@ class Builder:
 
     def total(self, values: Sequence[Node]) -> Node:
         """The sum of values of any axes; the constant 0 where there are none."""
-        if not values:
-            return self.constant(0)
+        if len(values) < 2:
+            return values[0] if values else self.constant(0)
         symbols = [placeholder(i) for i in range(len(values))]
         return self.map(sympy.Add(*symbols), dict(zip(symbols, values, strict=True)))
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Reduce, Rename, Solve, placeholder
+from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, Solve, placeholder
+
+Make = Callable[[Builder, Node, Mapping[Node, Node]], Node]
+"""Makes a node again, from those made already by what they stand for."""
+
+
+def rewritten(program: Program, make: Make, b: Builder | None = None) -> Program:
+    """The program with every node made again, operands first. What a value is called, that in its place is called."""
+    b, new = b or Builder(), {}
+    for node in program.nodes:
+        new[node] = b.call(make(b, node, new), node.label)
+    return Program(program.name, {name: spread(b, new[node], node.axes) for name, node in program.outputs.items()})
 
 
 def is_constant(node: Node, value: int | None = None) -> bool:

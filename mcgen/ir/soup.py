@@ -23,6 +23,7 @@ from mcgen.ir.error_rows import Weights
 from mcgen.ir.layers import Layer, ReadOut, layers, read
 from mcgen.ir.program import Builder, Node, Program
 from mcgen.ir.step import after_tokens, query_name, step_gradients, step_outputs, weights
+from mcgen.ir.vocabulary import SOUP
 from mcgen.symbolic.meaning import Meaning
 
 
@@ -116,10 +117,11 @@ def _read(b: Builder, meaning: Meaning, form: ClosedForm, slots: Mapping[str, We
     shares, online = _weight(b, meaning, segment_logits(b, meaning, "n")), b.input("online", "t")
 
     def linear(layer: Layer, x: Node) -> Node:
+        own = b.call(after_tokens(form, slots, layer, x), f"soup_pre{layer.suffix}_online")
         averaged = b.contract(b.product(shares, x), cached[layer], "n", layer.into)
-        return b.total([b.product(online, after_tokens(form, slots, layer, x)), averaged])
+        return b.total([b.product(online, own), b.call(averaged, f"soup_pre{layer.suffix}_cached", part=True)])
 
-    return read(b, meaning.spec, b.input("q", "t", "k"), linear)
+    return read(b, meaning.spec, b.input("q", "t", "k"), linear, SOUP)
 
 
 def _weight(b: Builder, meaning: Meaning, logits: Node) -> Node:

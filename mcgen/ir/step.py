@@ -18,8 +18,9 @@ import sympy
 from mcgen.ir.closed_form import ClosedForm, gate_nodes
 from mcgen.ir.derivative import vjp
 from mcgen.ir.error_rows import MATRIX, Weights, find_errors
-from mcgen.ir.layers import Layer, layers, read
-from mcgen.ir.program import Builder, Node, Program
+from mcgen.ir.layers import Layer, layers, read, seen_by
+from mcgen.ir.program import Builder, Node, Program, name_of
+from mcgen.ir.vocabulary import MATRIX_QUERIES, QUERIES, following
 from mcgen.spec import Spec
 from mcgen.symbolic.functions import Where
 from mcgen.symbolic.meaning import Meaning
@@ -115,7 +116,8 @@ Reading = Callable[[Builder, Meaning, ClosedForm, Mapping[str, Weights]], dict[s
 def read_online(b: Builder, meaning: Meaning, form: ClosedForm, slots: Mapping[str, Weights]) -> dict[str, Node]:
     """`o`[t v], M_t(q_t)."""
     linear = lambda layer, x: after_tokens(form, slots, layer, x)  # noqa: E731
-    return {"o": read(b, meaning.spec, b.input("q", "t", "k"), linear).value}
+    reader = MATRIX_QUERIES if meaning.linear else QUERIES
+    return {"o": read(b, meaning.spec, b.input("q", "t", "k"), linear, reader).value}
 
 
 def step_outputs(
@@ -180,19 +182,25 @@ def anchor(b: Builder, memory: Weights) -> Weights:
 def after_tokens(form: ClosedForm, slots: Mapping[str, Weights], layer: Layer, x: Node) -> Node:
     """A layer of M_t applied to rows x[t in], one M_t a row."""
     b, rows = form.b, form.coefficients(MEMORY, "t")
-    terms = [b.product(node, b.contract(x, slots[slot][layer], layer.into)) for slot, node in rows.start.items()]
+    terms = [_weighted(b, "R", node, seen_by(b, x, slots[slot][layer], layer)) for slot, node in rows.start.items()]
     for write, node in rows.writes.items():
-        scores = b.product(node, b.contract(x, form.key(write, layer), layer.into))
+        scores = _weighted(b, "C", node, seen_by(b, x, form.key(write, layer), layer))
         terms.append(b.contract(scores, form.value(write, layer), "j"))
     return b.total(terms)
+
+
+def _weighted(b: Builder, letter: str, coefficient: Node, value: Node) -> Node:
+    return b.call(b.product(coefficient, value), f"{letter}_{name_of(value).name}", part=True)
 
 
 def next_state(form: ClosedForm, slot: str, slots: Mapping[str, Weights], layer: Layer) -> Node:
     b, end = form.b, form.coefficients(slot, None)
     terms = [b.product(node, slots[source][layer]) for source, node in end.start.items()]
     for write, node in end.writes.items():
-        terms.append(b.contract(form.key(write, layer), b.product(node, form.value(write, layer)), "j"))
-    return b.total(terms)
+        written = b.product(node, form.value(write, layer))
+        b.call(written, f"{slot}{layer.suffix}_writes{form.number(write)}", part=True)
+        terms.append(b.contract(form.key(write, layer), written, "j"))
+    return b.call(b.total(terms), following(f"{slot}{layer.suffix}", layer.number, deep=bool(layer.suffix)))
 
 
 def pooled(b: Builder, meaning: Meaning) -> tuple[Node, Node]:
@@ -203,4 +211,8 @@ def pooled(b: Builder, meaning: Meaning) -> tuple[Node, Node]:
     scores = b.map(seen, {later: b.iota("t"), earlier: b.iota("j"), score: b.contract(u, k, "k")})
     size = count if meaning.spec.aggregate.pool == "mean" else sympy.S.One
     terms = {x: b.sum(scores, "j"), y: b.contract(u, before, "k"), count: b.input("count", "t")}
-    return b.map(logit_scale(meaning) * (x + y) / size, terms), b.total([before, b.sum(k, "j")])
+    aggregate = meaning.spec.aggregate
+    scale = "" if aggregate.scale == 1 else f"{aggregate.scale!r} "
+    r = b.map(logit_scale(meaning) * (x + y) / size, terms)
+    b.call(r, "r", f"r_t = {scale}<{query_name(meaning)}_t, {aggregate.pool} of the segment's keys up to t>")
+    return r, b.call(b.total([before, b.sum(k, "j")]), "pool_next")

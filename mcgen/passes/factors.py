@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sympy
 
+from mcgen.ir.derivative import run
 from mcgen.ir.program import AXES, Builder, Contract, Decay, Map, Node, Reduce, placeholder
 from mcgen.passes.simplify import RULES, Rule, is_constant
 
@@ -46,6 +47,7 @@ def _factors(b: Builder, node: Node, over: set[str]) -> tuple[list[Node], Node]:
     if not inner or not outer:
         return [], node
     rest = b.map(sympy.Mul(*inner), {**values, **kept})
+    b.call(rest, f"{node.label.name}_unscaled" if node.label else None, part=True)
     if _is_spread(rest) and rest.axes == rest.values[0].axes:
         rest = rest.values[0]
     return (outer, rest) if over <= set(rest.axes) else ([], node)
@@ -73,7 +75,7 @@ def _one_decay(b: Builder, node: Node) -> Node | None:
     row, column = node.row and "t", node.column and "j"
     if (row, column) == (node.row, node.column) or (row and column and AXES.index(node.row) > AXES.index(node.column)):
         return None
-    decay = b.decay(node.gate, row, column, node.exclusive)
+    decay = run(b, node.gate, row, column, node.exclusive)
     for old, new in ((column, node.column), (row, node.row)):
         decay = b.rename(decay, old, new) if old else decay
     return decay

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+from mcgen.ir.cut import cut
 from mcgen.ir.program import Builder, Input, Map, Node, Program, Rename, placeholder
-from mcgen.ir.rebuild import is_constant, rebuilt
+from mcgen.ir.rebuild import is_constant, rebuilt, rewritten
 
 
 def hoist(program: Program, carried: Collection[str], label: Callable[[Node], str]) -> tuple[Program, Program]:
@@ -23,32 +24,27 @@ def hoist(program: Program, carried: Collection[str], label: Callable[[Node], st
     numbers along tokens it does not, for it has no inputs that say how many tokens there are.
     """
     waiting = reached(program, carried)
-    b, new, passed = Builder(), {}, {}
-    for node in program.nodes:
-        if node in waiting or _is_at_hand(node):
-            new[node] = rebuilt(b, node, new)
-        elif isinstance(node, Input):
-            new[node] = b.input(node.name, *node.axes)
-        else:
-            passed[node] = label(node)
-            new[node] = b.input(passed[node], *node.axes)
-    rest = Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+    passed = {node: label(node) for node in program.nodes if not (node in waiting or _is_at_hand(node))}
+    rest = cut(program, passed)
     ahead = {name: node for node, name in passed.items() if name in rest.inputs}
     return Program(f"{program.name}_ahead", ahead), rest
 
 
 def _is_at_hand(node: Node) -> bool:
-    """Whether a value is a plain number, or an input along another axis: nothing to compute."""
-    return (is_constant(node) and not node.axes) or (isinstance(node, Rename) and isinstance(node.operand, Input))
+    """Whether a value is a plain number, or an input along other axes: nothing to compute."""
+    while isinstance(node, Rename):
+        node = node.operand
+    return (is_constant(node) and not node.axes) or isinstance(node, Input)
 
 
 def part(program: Program, carried: Collection[str]) -> Program:
     """Gives what a sum or product holds besides carried values a node of its own: x + y + s -> (x + y) + s."""
     waiting = reached(program, carried)
-    b, new = Builder(), {}
-    for node in program.nodes:
-        new[node] = _parted(b, node, new, waiting) if node in waiting else rebuilt(b, node, new)
-    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+    def make(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
+        return _parted(b, node, new, waiting) if node in waiting else rebuilt(b, node, new)
+
+    return rewritten(program, make)
 
 
 def _parted(b: Builder, node: Node, new: Mapping[Node, Node], waiting: Collection[Node]) -> Node:
@@ -59,6 +55,8 @@ def _parted(b: Builder, node: Node, new: Mapping[Node, Node], waiting: Collectio
     if len(apart.free_symbols) < 2:
         return rebuilt(b, node, new)
     known = b.map(apart, {symbol: new[value] for symbol, value in values.items()})
+    kind = "ahead" if node.expression.is_Add else "factor"
+    b.call(known, f"{node.label.name}_{kind}" if node.label else None, part=True)
     symbol = placeholder(len(values))
     whole = rest + symbol if node.expression.is_Add else rest * symbol
     return b.map(whole, {**{s: new[value] for s, value in values.items()}, symbol: known}, node.axes)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import prod
 
 from mcgen.ir.program import TOKEN_AXES, Builder, Contract, Map, Node, Program, Reduce, placeholder
-from mcgen.ir.rebuild import rebuilt, spread
+from mcgen.ir.rebuild import rebuilt, rewritten, spread
 
 TOKENS, SEGMENTS = 64, 8
 """What token axes, and that of segments, are taken to be long."""
@@ -48,14 +48,17 @@ class _Narrow:
 
     def program_after(self) -> Program | None:
         """The program after one round, or None where nothing changed."""
-        b, new, changed = Builder(), {}, False
-        self.b, self.new = b, new
-        for node in self.program.nodes:
+        changed = False
+
+        def make(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
+            nonlocal changed
+            self.b, self.new = b, new
             found = self._moved(node)
             changed = changed or found is not None
-            new[node] = rebuilt(b, node, new) if found is None else found
-        outputs = {name: spread(b, new[node], node.axes) for name, node in self.program.outputs.items()}
-        return Program(self.program.name, outputs) if changed else None
+            return rebuilt(b, node, new) if found is None else found
+
+        program = rewritten(self.program, make)
+        return program if changed else None
 
     def _moved(self, node: Node) -> Node | None:
         match node:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import sympy
 
 from mcgen.ir.program import Builder, Iota, Map, Node, Reduce, placeholder, topological
+from mcgen.ir.vocabulary import root
 from mcgen.passes.simplify import Rule
 
 
@@ -162,11 +163,28 @@ def _mask_apart(b: Builder, node: Node) -> Node | None:
     return terms.build(b, mask * sympy.Mul(*(factor for factor in factors if factor not in places)), node.axes)
 
 
+def _root_apart(b: Builder, node: Node) -> Node | None:
+    """The root of a row's number in a function of more: it is one for the whole row, and for all that divide by it."""
+    if not isinstance(node, Map):
+        return None
+    terms = Terms.empty()
+    expression = terms.expression(node)
+    for power in sorted(expression.atoms(sympy.Pow), key=str):
+        is_root = abs(power.exp) == sympy.Rational(1, 2) and len(power.free_symbols) == 1 and not power.base.is_Symbol
+        if is_root and terms.axes(power.base) < set(node.axes):
+            apart = terms.build(b, sympy.sqrt(power.base))
+            (squares,) = apart.operands
+            b.call(apart, squares.label and root(squares.label))
+            return terms.build(b, expression.xreplace({power: terms.symbol(apart) ** (2 * power.exp)}), node.axes)
+    return None
+
+
 RULES = (
     Rule("mask apart", "x * f(t, j), where f depends on places alone", "x * m[t j]", _mask_apart),
     Rule("function at hand", "g * exp(x), where e = exp(x) is known", "g * e", _value_at_hand),
     Rule("common factor", "x / z + y / z", "(x + y) / z", _common_factor),
     Rule("quotient at hand", "g * e / z, where w = e / z is known", "g * w", _quotient_at_hand),
     Rule("factor outside the sum", "sum[n] c[t] * x[t n]", "c * sum[n] x", _outside_the_sum),
+    Rule("root apart", "x[t v] / sqrt(s[t] + 1)", "x / z, where z = sqrt(s + 1)", _root_apart),
     Rule("sum of a product", "sum[n] x[t n] * y[n]", "the contraction of x and y", _contraction),
 )

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mcgen.ir.program import Builder, Contract, Input, Map, Node, Program, Rename, placeholder
-from mcgen.passes.simplify import rebuilt
+from mcgen.ir.rebuild import rebuilt, rewritten
 
 WIDTH = 12
 """Orders kept at every step of the search."""
@@ -20,10 +20,7 @@ WIDTH = 12
 
 def chained(program: Program) -> Program:
     """Sums of more than two terms as sums of two: x + y + z -> (x + y) + z, where the values are tiles."""
-    b, new = Builder(), {}
-    for node in program.nodes:
-        new[node] = _chain(b, node, new) if _is_long_sum(node) else rebuilt(b, node, new)
-    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+    return rewritten(program, lambda b, node, new: (_chain if _is_long_sum(node) else rebuilt)(b, node, new))
 
 
 def _is_long_sum(node: Node) -> bool:

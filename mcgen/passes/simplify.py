@@ -11,8 +11,20 @@ from dataclasses import dataclass
 
 import sympy
 
-from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, Solve, placeholder
-from mcgen.ir.rebuild import is_constant, rebuilt, spread
+from mcgen.ir.program import (
+    Builder,
+    Contract,
+    Decay,
+    Map,
+    Node,
+    Program,
+    Reduce,
+    Rename,
+    Solve,
+    is_identity,
+    placeholder,
+)
+from mcgen.ir.rebuild import is_constant, rebuilt, rewritten
 from mcgen.symbolic.functions import Where
 
 
@@ -36,9 +48,7 @@ def _fold(b: Builder, node: Node) -> Node | None:
 
 
 def _identity(b: Builder, node: Node) -> Node | None:
-    if isinstance(node, Map) and node.expression == placeholder(0) and node.axes == node.values[0].axes:
-        return node.values[0]
-    return None
+    return node.operands[0] if is_identity(node) else None
 
 
 def _unused(b: Builder, node: Node) -> Node | None:
@@ -91,10 +101,7 @@ RULES = (
 
 def simplify(program: Program, rules: tuple[Rule, ...] = RULES) -> Program:
     """The program after the rewrites, with equal values shared and nothing that no output reaches."""
-    b, new = Builder(), {}
-    for node in program.nodes:
-        new[node] = _settled(b, rebuilt(b, node, new), rules)
-    return Program(program.name, {name: spread(b, new[node], node.axes) for name, node in program.outputs.items()})
+    return rewritten(program, lambda b, node, new: _settled(b, rebuilt(b, node, new), rules))
 
 
 def _settled(b: Builder, node: Node, rules: tuple[Rule, ...]) -> Node:

@@ -14,8 +14,21 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from mcgen.ir.program import TOKEN_AXES, Builder, Contract, Input, Map, Node, Program, Rename, Solve, placeholder
-from mcgen.ir.rebuild import rebuilt
+from mcgen.ir.program import (
+    TOKEN_AXES,
+    Builder,
+    Contract,
+    Input,
+    Label,
+    Map,
+    Node,
+    Program,
+    Rename,
+    Solve,
+    name_of,
+    placeholder,
+)
+from mcgen.ir.rebuild import rebuilt, rewritten
 
 
 @dataclass(frozen=True)
@@ -32,13 +45,14 @@ class _Form:
 
 def solves_apart(program: Program, carried: Collection[str]) -> Program:
     """The program with systems that wait for the carried inputs only through affine right-hand sides solved without."""
-    b, new = Builder(), {}
+    b = Builder()
     affine = _Affine(b, frozenset(carried))
-    for node in program.nodes:
-        new[node] = rebuilt(b, node, new)
-        if isinstance(node, Solve):
-            new[node] = affine.solved(new[node])
-    return Program(program.name, {name: new[node] for name, node in program.outputs.items()})
+
+    def make(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
+        again = rebuilt(b, node, new)
+        return affine.solved(again, node.label) if isinstance(again, Solve) else again
+
+    return rewritten(program, make, b)
 
 
 @dataclass(frozen=True)
@@ -56,15 +70,23 @@ class _Affine:
             self._waits[node] = is_carried or any(map(self.waits, node.operands))
         return self._waits[node]
 
-    def solved(self, node: Solve) -> Node:
-        """A system's solution from those for the parts of its right-hand side; as it is where that is not affine."""
+    def solved(self, node: Solve, label: Label | None) -> Node:
+        """A system's solution from those for the parts of its right-hand side; as it is where that is not affine.
+
+        The solutions are called by their part in the one that `label` names.
+        """
         form = self.form(node.right) if self.waits(node.right) and not self.waits(node.matrix) else None
         if form is None:
             return node
         b, row = self.b, node.matrix.axes[0]
-        solve = lambda right, *axes: b.solve(node.matrix, b.broadcast(right, axes), node.transposed)  # noqa: E731
-        parts = [b.contract(solve(factor, row, "k"), state, "k") for state, factor in form.terms.items()]
-        parts += [solve(form.known, *node.axes)] if form.known is not None else []
+
+        def solve(right: Node, of: str, *axes: str) -> Node:
+            part = b.solve(node.matrix, b.broadcast(right, axes), node.transposed)
+            return b.call(part, label and f"{label.name}_{of}")
+
+        terms = [(state, solve(factor, f"per_{_word(state)}", row, "k")) for state, factor in form.terms.items()]
+        parts = [b.contract(factor, state, "k") for state, factor in terms]
+        parts += [solve(form.known, "ahead", *node.axes)] if form.known is not None else []
         return b.broadcast(b.total(parts), node.axes)
 
     def form(self, node: Node) -> _Form | None:
@@ -113,3 +135,8 @@ class _Affine:
                 factors.setdefault(state, []).append(factor)
         terms = {state: self.b.total(nodes) for state, nodes in factors.items()}
         return _Form(self.b.total(known) if known else None, terms)
+
+
+def _word(state: Node) -> str:
+    own = name_of(state)
+    return own.name if own else "state"

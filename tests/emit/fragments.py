@@ -18,6 +18,7 @@ HEADER = '''\
 import contextlib
 import itertools
 import math
+import types
 
 import torch
 import torch.nn.functional as F

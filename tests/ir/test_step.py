@@ -98,11 +98,11 @@ def test_the_derivative_of_a_read(kind: str, make: Any, connector: str) -> None:
 def test_weights_of_no_segment_at_all_are_zero() -> None:
     """-inf is the logit where a row chose fewer segments: its weight and its gradient are 0."""
     understood = meaning(small({"rule": "linear"}, aggregate={"kind": "ssc", "top_k": 2}))
-    inputs = {"r": torch.zeros(TOKENS).double(), "r_cached": torch.full((TOKENS, CACHED), -torch.inf).double()}
+    inputs = {"r": torch.zeros(TOKENS).double(), "r_chosen": torch.full((TOKENS, CACHED), -torch.inf).double()}
     out = evaluate(aggregate.program(aggregate.weigh, understood), inputs, sizes())
     assert torch.equal(out["w"], torch.ones(TOKENS).double())
-    assert not out["w_cached"].any()
-    inputs |= {"d_w": torch.ones(TOKENS).double(), "d_w_cached": torch.ones(TOKENS, CACHED).double()}
+    assert not out["w_chosen"].any()
+    inputs |= {"d_w": torch.ones(TOKENS).double(), "d_w_chosen": torch.ones(TOKENS, CACHED).double()}
     reverse = evaluate(aggregate.program_vjp(aggregate.weigh, understood), inputs, sizes())
     assert all(not gradient.any() for gradient in reverse.values())
 

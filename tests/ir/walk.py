@@ -126,13 +126,13 @@ def _chosen(
     r = evaluate(made[aggregate.logits], {**rows, **cached}, lengths)["r_cached"]
     best = r.sort(dim=-1, descending=True, stable=True).indices[:, : meaning.spec.aggregate.top_k]
     kept = r.masked_fill(torch.ones_like(r, dtype=torch.bool).scatter(-1, best, False), -torch.inf)
-    weights = evaluate(made[aggregate.weigh], {**rows, "r_cached": kept}, lengths)
+    weights = evaluate(made[aggregate.weigh], {**rows, "r_chosen": kept}, lengths)
     one, add_up = (rewrite(aggregate.program(make, meaning)) for make in (aggregate.read_weighted, aggregate.add_up))
     parts = [
-        evaluate(one, {**rows, "cached": state, "w_cached": weights["w_cached"][:, n]}, lengths)["y_cached"]
+        evaluate(one, {**rows, "cached": state, "w_chosen": weights["w_chosen"][:, n]}, lengths)["y_chosen"]
         for n, state in enumerate(cached["cached"])
     ]
-    return evaluate(add_up, {**rows, "w": weights["w"], "y_cached": sum(parts)}, lengths)["y"]
+    return evaluate(add_up, {**rows, "w": weights["w"], "y_chosen": sum(parts)}, lengths)["y"]
 
 
 def read_heads(meaning: Meaning, arguments: Mapping[str, Tensor], chunk: int, rewrite: Rewrite = lambda p: p) -> Tensor:
