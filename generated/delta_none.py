@@ -16,10 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
+import json
+import logging
 import math
 import os
 import sys
+import types
 import warnings
 
 import torch
@@ -191,19 +195,26 @@ def _clear_between(buffer, rooms):
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): chunk after chunk, across segments.
 # Only the state (M)
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
+#
+# Functions of a panel or chunk are given values by name, as x.name, and give others, as out.name. A name is one value
+# in all of them: d_x is dL/dx, d_x_by_y what of that goes through y, and x_ahead what of x does not wait for the state.
+# Beside a value stand its axes and its equation: [t j] are tokens and earlier tokens, [k], [h1] … [v] a head's sizes.
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
+# What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
 CARRY = {
-    "k": 2,
-    "x_t2": 1,
-    "rows": 2,
-    "rows2": 2,
-}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"k": 2, "rows3": 2, "rows4": 2, "q_d_o": 2}
-ROWS_READ = ("x_tv2",)  # what `_carry` reads of the state, and others need
-ROWS_OWED = ("d_tv",)  # what `_carry_vjp` makes of the state's cotangent, and others need
+    1: "rate",
+    2: "k error_per_M error_ahead",
+}
+CARRY_VJP = {
+    2: "k d_error_rest_per_d_M_next d_error_rest_ahead d_M_by_q_M",
+}
+# What `_carry` makes of the state, and others need.
+ROWS_READ = "error"
+# What `_carry_vjp` makes of the state's cotangent, and others need.
+ROWS_OWED = "d_error_rest"
 
 
 def _products(first, *others):
@@ -240,121 +251,91 @@ def _solve(A, inverses, B, transposed=False):
     return X
 
 
-def _writes(*, eta, k, v, **_):
+def _writes(**x):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
-    n_t = eta.shape[-1]
-    n_j = v.shape[-2]
-    x_t = -eta
-    causal = torch.ones(n_t, n_j, dtype=eta.dtype, device=eta.device).tril(-1)  # [t j]
-    causal_x_t = causal * x_t[..., None, :]  # [t j]
-    k_k = k @ k.mT  # [t j]
-    causal2_x_t_k_k = causal_x_t * k_k  # [t j]
-    causal2_x_t_k_k_inverses = _inverses(causal2_x_t_k_k)
-    rows = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, k)  # [t k]
-    rows2 = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, -v)  # [t v]
-    return {
-        "x_t2": x_t,
-        "rows": rows,
-        "rows2": rows2,
-        "k_k": k_k,
-        "causal2_x_t_k_k": causal2_x_t_k_k,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.eta.shape[-1]
+    n_j = x.v.shape[-2]
+    out.rate = -x.eta  # [t]
+    C_M_before_tj = torch.ones(n_t, n_j, dtype=x.eta.dtype, device=x.eta.device).tril(-1) * out.rate[..., None, :]
+    out.k_k = x.k @ x.k.mT  # [t j]
+    out.system = C_M_before_tj * out.k_k  # [t j] A
+    system_inverses = _inverses(out.system)
+    out.error_per_M = _solve(out.system, system_inverses, x.k)  # [t k]
+    out.error_ahead = _solve(out.system, system_inverses, -x.v)  # [t v]
+    return vars(out)
 
 
-def _carry(*, M, k, x_t2, rows, rows2, **_):
+def _carry(**x):
     """The state after a chunk."""
-    # M = R M + sum over j of C_j k_j v_jᵀ
-    rows_M = rows @ M  # [t v]
-    x_tv2 = rows_M + rows2
-    k_x_t2_x_tv2 = k.mT @ (x_t2[..., :, None] * x_tv2)  # [k v]
-    M_next = M + k_x_t2_x_tv2  # [k v]
-    return {
-        "M_next": M_next,
-        "x_tv2": x_tv2,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.error = x.error_per_M @ x.M + x.error_ahead  # [t v] E = A E + B
+    out.M_next = x.M + x.k.mT @ (x.rate[..., :, None] * out.error)  # [k v] M' = R M + sum over j of C_j k_j v_jᵀ
+    return vars(out)
 
 
-def _read_online(*, q, M, x_t2, k, x_tv2, **_):
+def _read_online(**x):
     """The online read-outs of chunks, from the states before them."""
-    n_t = x_tv2.shape[-2]
-    n_j = k.shape[-2]
-    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
-    causal = torch.ones(n_t, n_j, dtype=q.dtype, device=q.device).tril()  # [t j]
-    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
-    q_k = q @ k.mT  # [t j]
-    o = _products((q, M), ((causal_x_t2 * q_k), x_tv2))  # [t v]
-    return {
-        "o": o,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.error.shape[-2]
+    n_j = x.k.shape[-2]
+    C_M_tj = torch.ones(n_t, n_j, dtype=x.q.dtype, device=x.q.device).tril() * x.rate[..., None, :]  # [t j] dM_t/dG_j
+    q_k = x.q @ x.k.mT  # [t j]
+    # [t v] o_t = M_tᵀ q_t, M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    out.o = _products((x.q, x.M), (C_M_tj * q_k, x.error))
+    return vars(out)
 
 
-def _pulls(*, causal2_x_t_k_k, x_t2, k, q, d_o, **_):
+def _pulls(**x):
     """What the read-outs of chunks owe to the states before them."""
-    n_t = d_o.shape[-2]
-    n_j = k.shape[-2]
-    x_t2_k = x_t2[..., :, None] * k  # [j k]
-    causal2_x_t_k_k_inverses = _inverses(causal2_x_t_k_k)
-    rows3 = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, x_t2_k, transposed=True)  # [t k]
-    causal = torch.ones(n_t, n_j, dtype=causal2_x_t_k_k.dtype, device=causal2_x_t_k_k.device).tril()  # [t j]
-    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
-    q_k = q @ k.mT  # [t j]
-    d_jv = (causal_x_t2 * q_k).mT @ d_o
-    rows4 = _solve(causal2_x_t_k_k, causal2_x_t_k_k_inverses, d_jv, transposed=True)  # [t v]
-    q_d_o = q.mT @ d_o  # [k v]
-    return {
-        "rows3": rows3,
-        "rows4": rows4,
-        "q_d_o": q_d_o,
-        "q_k": q_k,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.d_o.shape[-2]
+    n_j = x.k.shape[-2]
+    rate_k = x.rate[..., :, None] * x.k  # [j k]
+    system_inverses = _inverses(x.system)
+    out.d_error_rest_per_d_M_next = _solve(x.system, system_inverses, rate_k, transposed=True)  # [t k]
+    C_M_tj = torch.ones(n_t, n_j, dtype=x.system.dtype, device=x.system.device).tril() * x.rate[..., None, :]
+    out.q_k = x.q @ x.k.mT  # [t j]
+    d_error_by_o = (C_M_tj * out.q_k).mT @ x.d_o  # [j v]
+    out.d_error_rest_ahead = _solve(x.system, system_inverses, d_error_by_o, transposed=True)  # [t v]
+    out.d_M_by_q_M = x.q.mT @ x.d_o  # [k v]
+    return vars(out)
 
 
-def _carry_vjp(*, d_M_next, k, rows3, rows4, q_d_o, **_):
+def _carry_vjp(**x):
     """The cotangent of the state before a chunk, from that after it."""
-    rows3_d_M_next = rows3 @ d_M_next  # [t v]
-    d_tv = rows3_d_M_next + rows4
-    k_d_tv = k.mT @ d_tv  # [k v]
-    d_M = d_M_next + k_d_tv + q_d_o  # [k v]
-    return {
-        "d_M": d_M,
-        "d_tv": d_tv,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_error_rest = x.d_error_rest_per_d_M_next @ x.d_M_next + x.d_error_rest_ahead  # [t v]
+    out.d_M = x.d_M_next + x.k.mT @ out.d_error_rest + x.d_M_by_q_M  # [k v]
+    return vars(out)
 
 
-def _inputs_vjp(*, d_o, x_tv2, x_t2, k, M, d_M_next, d_tv, k_k, q_k, q, **_):
+def _inputs_vjp(**x):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_t = q.shape[-2]
-    n_j = q_k.shape[-1]
-    # d_q
-    d_o_x_tv2 = d_o @ x_tv2.mT  # [t j]
-    causal = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril()  # [t j]
-    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
-    d_q_k = d_o_x_tv2 * causal_x_t2  # [t j]
-    d_q = _products((d_q_k, k), (d_o, M.mT))  # [t k]
-    # d_eta
-    k_d_M_next = k @ d_M_next  # [j v]
-    k_d_M_next_x_tv2 = (k_d_M_next * x_tv2).sum(-1)  # [j]
-    d_tv_x_tv2 = d_tv @ x_tv2.mT  # [t j]
-    d_tv_x_tv2_k_k = d_tv_x_tv2 * k_k  # [t j]
-    causal2 = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril(-1)  # [t j]
-    d_j = (d_tv_x_tv2_k_k * causal2).sum(-2)
-    d_o_x_tv2_q_k = d_o_x_tv2 * q_k  # [t j]
-    d_j2 = (d_o_x_tv2_q_k * causal).sum(-2)
-    d_j3 = k_d_M_next_x_tv2 + d_j + d_j2
-    d_eta = -d_j3  # [t]
-    # d_k
-    causal2_x_t2 = causal2 * x_t2[..., None, :]  # [t j]
-    d_tj = d_tv_x_tv2 * causal2_x_t2
-    d_tk = _products((d_tv, M.mT), (d_tj, k))
-    d_k = _products(((x_t2[..., :, None] * x_tv2), d_M_next.mT), (d_tj.mT, k), (d_q_k.mT, q)) + d_tk  # [j k]
-    # d_v
-    d_tv2 = -d_tv
-    return {
-        "d_q": d_q,
-        "d_eta": d_eta,
-        "d_k": d_k,
-        "d_v": d_tv2,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.q.shape[-2]
+    n_j = x.q_k.shape[-1]
+    # d_q = dL/dq
+    d_C_q_k_by_o = x.d_o @ x.error.mT  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=x.d_o.dtype, device=x.d_o.device).tril()  # [t j]
+    C_M_tj = causal * x.rate[..., None, :]  # [t j] dM_t/dG_j
+    d_q_k = d_C_q_k_by_o * C_M_tj  # [t j]
+    out.d_q = _products((d_q_k, x.k), (x.d_o, x.M.mT))  # [t k]
+    # d_eta = dL/deta
+    d_C_M_j = ((x.k @ x.d_M_next) * x.error).sum(-1)  # [j]
+    d_system = x.d_error_rest @ x.error.mT  # [t j]
+    d_C_M_before_tj = d_system * x.k_k  # [t j]
+    earlier = torch.ones(n_t, n_j, dtype=x.d_o.dtype, device=x.d_o.device).tril(-1)  # [t j]
+    d_C_M_tj = d_C_q_k_by_o * x.q_k  # [t j]
+    d_rate = d_C_M_j + (d_C_M_before_tj * earlier).sum(-2) + (d_C_M_tj * causal).sum(-2)  # [j]
+    out.d_eta = -d_rate  # [t]
+    # d_k = dL/dk
+    C_M_before_tj = earlier * x.rate[..., None, :]  # [t j] dM_t-1/dG_j
+    d_k_k = d_system * C_M_before_tj  # [t j]
+    d_k_t = _products((x.d_error_rest, x.M.mT), (d_k_k, x.k))  # [t k]
+    out.d_k = _products((x.rate[..., :, None] * x.error, x.d_M_next.mT), (d_k_k.mT, x.k), (d_q_k.mT, x.q)) + d_k_t
+    out.d_v = -x.d_error_rest  # [t v]
+    return vars(out)
 
 
 def _compute_type(tensors):
@@ -422,10 +403,11 @@ def _fresh(tensors, lanes, dtype):
 
 
 def _by_chunk(values, dimensions, batch):
-    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    """Each chunk's part of the values, in order; `dimensions` has their names by how many follow those of the batch."""
     parts = {}
-    for name, n in dimensions.items():
-        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    for n, names in dimensions.items():
+        for name in names.split():
+            parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
     return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
 
 
@@ -437,7 +419,7 @@ def _walk(x, state, segments):
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         out = _carry(**chunk, **state)
-        before.append({**state, **{name: out[name] for name in ROWS_READ}})
+        before.append({**state, **{name: out[name] for name in ROWS_READ.split()}})
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
@@ -455,7 +437,7 @@ def _walk_back(x, d_state, d_ends, segments):
     for c in reversed(range(len(chunks))):
         d_state = {f"d_{name}_next": t for name, t in d_state.items()}
         out = _carry_vjp(**chunks[c], **d_state)
-        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED.split()}})
         d_state = {name: out[f"d_{name}"] for name in ("M",)}
     return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
@@ -599,6 +581,21 @@ def _tile_solve(b_A, b_B, one, BT: tl.constexpr, PREC: tl.constexpr, TRANSPOSED:
 
 
 @_jit
+def _block(blocks, i_n):
+    """A block: its tokens start..end; its segment, and that one's tokens; the sequence's first segment; the border."""
+    row = blocks + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, border = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, border
+
+
+@_jit
+def _chain(chains, i_c):
+    """A chain: its first block or step, and the one after its last."""
+    return tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+
+
+@_jit
 def states_kernel(
     k,
     v,
@@ -631,8 +628,9 @@ def states_kernel(
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_M = tl.zeros([BK, BV], tl.float32)
-    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
-        start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_first, i_last = _chain(chains, i_c)
+    for i_n in range(i_first, i_last):
+        start, end, _, _, _, _, _ = _block(blocks, i_n)
         i_state = i_bh.to(tl.int64) * n_blocks + i_n
         tl.store(start_M + i_state * K * V + o_kv, b_M, mask=m_kv)
         for i_step in range(tl.cdiv(end - start, BT)):
@@ -641,34 +639,34 @@ def states_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_at_t = o_t
             b_at_j = o_t
-            b_x_tj = tl.where(b_at_t[:, None] - b_at_j[None, :] > 0, 1.0, 0.0)
+            b_earlier = tl.where(b_at_t[:, None] - b_at_j[None, :] > 0, 1.0, 0.0)
             b_valid = m_t.to(tl.float32)
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = -b_eta
-            b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
-            b_x_tj2 = b_x_tj * b_x_t2[None, :]
-            b_x_t3 = tl.where(b_valid > 0, 1.0, 0.0)
-            b_x_tj3 = b_x_t3[:, None] * b_x_tj2
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_M_before_tj = b_earlier * b_rate[None, :]
+            b_step_valid = tl.where(b_valid > 0, 1.0, 0.0)
+            b_step_valid_C_M_before_tj = b_step_valid[:, None] * b_C_M_before_tj
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj4 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-            b_x_tj5 = b_x_tj3 * b_x_tj4
-            b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
-            b_x_tv2 = b_x_t3[:, None] * b_x_tv
+            b_k_k = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+            b_system = b_step_valid_C_M_before_tj * b_k_k
+            b_k_M = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
+            b_step_valid_k_M = b_step_valid[:, None] * b_k_M
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv4 = -b_v.to(tl.float32)
-            b_x_tv5 = b_x_tv2 + b_x_tv4
-            b_error_0 = _tile_solve(b_x_tj5, b_x_tv5, one, BT, PREC, False)
+            b_minus_v = -b_v.to(tl.float32)
+            b_error_rest = b_step_valid_k_M + b_minus_v
+            b_error_0 = _tile_solve(b_system, b_error_rest, one, BT, PREC, False)
             tl.store(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 b_error_0,
                 mask=m_t[:, None] & m_v[None, :],
             )
-            b_x_jv2 = b_x_t2[:, None] * b_error_0
-            b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_M_writes = b_rate[:, None] * b_error_0
+            b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
             b_M = b_M_next
 
 
@@ -704,7 +702,7 @@ def read_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -713,12 +711,12 @@ def read_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
         b_valid = m_t.to(tl.float32)
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = -b_eta
-        b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
-        b_x_tj2 = b_x_tj * b_x_t2[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_M_tj = b_causal * b_rate[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
@@ -726,14 +724,14 @@ def read_kernel(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
+        b_C_q_k = b_C_M_tj * b_q_k
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_o = _tile_dot_add(b_q_M, b_x_tj3, b_error_0, one, PREC)
-        b_x_jv2 = b_x_t2[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_o = _tile_dot_add(b_q_M, b_C_q_k, b_error_0, one, PREC)
+        b_M_writes = b_rate[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
         b_M = b_M_next
         b_y = b_o
         o_y = o_t[:, None] * (H * V) + o_v[None, :]
@@ -773,7 +771,7 @@ def queries_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -782,32 +780,32 @@ def queries_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
         b_valid = m_t.to(tl.float32)
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = -b_eta
-        b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
-        b_x_tj2 = b_x_tj * b_x_t2[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_M_tj = b_causal * b_rate[None, :]
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_tj3 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tj4 = b_x_tj3 * b_x_tj2
+        b_d_C_q_k_by_o = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_q_k = b_d_C_q_k_by_o * b_C_M_tj
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = _tile_dot(b_x_tj4, b_k.to(tl.float32), one, PREC)
-        b_d_q = _tile_dot_add(b_x_tk, b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
+        b_d_q_by_q_k = _tile_dot(b_d_q_k, b_k.to(tl.float32), one, PREC)
+        b_d_q = _tile_dot_add(b_d_q_by_q_k, b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
         tl.store(
             d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_q.to(d_q.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_x_jv2 = b_x_t2[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_M_writes = b_rate[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
         b_M = b_M_next
 
 
@@ -847,7 +845,7 @@ def keys_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
@@ -859,18 +857,18 @@ def keys_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = -b_eta
-            b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
             b_error_0 = tl.load(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=m_t[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_x_jv2 = b_x_t2[:, None] * b_error_0
+            b_M_writes = b_rate[:, None] * b_error_0
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step * BT
@@ -881,54 +879,54 @@ def keys_kernel(
         )
         b_pull_0_M = _tile_dot(b_pull_0, tl.trans(b_M), one, PREC)
         b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_tk = b_x_t[:, None] * b_pull_0_M
+        b_step_valid = tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_k_by_k_M = b_step_valid[:, None] * b_pull_0_M
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tj2 = b_x_t[:, None] * b_x_tj
+        b_earlier = tl.where(b_at_t[:, None] - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_step_valid_earlier = b_step_valid[:, None] * b_earlier
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = -b_eta
-        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-        b_x_tj3 = b_x_tj * b_x_t3[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_M_before_tj = b_earlier * b_rate[None, :]
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_tj4 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj5 = b_x_tj4 * b_x_tj2
-        b_x_tj6 = b_x_tj4 * b_x_tj3
+        b_d_system = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_d_k_k_unscaled = b_d_system * b_step_valid_earlier
+        b_d_k_k_unscaled_2 = b_d_system * b_C_M_before_tj
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk2 = _tile_dot(b_x_tj6, b_k.to(tl.float32), one, PREC)
-        b_x_tk3 = b_x_t[:, None] * b_x_tk2
-        b_x_tk4 = b_x_tk + b_x_tk3
-        b_x_jk = _tile_dot(tl.trans(b_x_tj5), b_k.to(tl.float32), one, PREC)
-        b_x_jk2 = b_x_t3[:, None] * b_x_jk
-        b_x_jk4 = b_x_jk2 + b_x_tk4
-        b_x_jk5 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
-        b_x_jk6 = b_x_t3[:, None] * b_x_jk5
+        b_d_k_k_unscaled_2_k = _tile_dot(b_d_k_k_unscaled_2, b_k.to(tl.float32), one, PREC)
+        b_d_k_by_k_k_2 = b_step_valid[:, None] * b_d_k_k_unscaled_2_k
+        b_d_k_t = b_d_k_by_k_M + b_d_k_by_k_k_2
+        b_k_d_k_k_unscaled = _tile_dot(tl.trans(b_d_k_k_unscaled), b_k.to(tl.float32), one, PREC)
+        b_d_k_by_k_k = b_rate[:, None] * b_k_d_k_k_unscaled
+        b_d_k_3 = b_d_k_by_k_k + b_d_k_t
+        b_d_M_next_error_0 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
+        b_d_k_by_M_next = b_rate[:, None] * b_d_M_next_error_0
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tj7 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tj8 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tj9 = b_x_tj7 * b_x_tj8
+        b_d_C_q_k_by_o = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_d_q_k_unscaled = b_d_C_q_k_by_o * b_causal
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_jk7 = _tile_dot(tl.trans(b_x_tj9), b_q.to(tl.float32), one, PREC)
-        b_x_jk8 = b_x_t3[:, None] * b_x_jk7
-        b_x_jk9 = b_x_jk6 + b_x_jk8
-        b_d_k = b_x_jk9 + b_x_jk4
+        b_q_d_q_k_unscaled = _tile_dot(tl.trans(b_d_q_k_unscaled), b_q.to(tl.float32), one, PREC)
+        b_d_k_by_q_k = b_rate[:, None] * b_q_d_q_k_unscaled
+        b_d_k_2 = b_d_k_by_M_next + b_d_k_by_q_k
+        b_d_k = b_d_k_2 + b_d_k_3
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_x_kv = _tile_dot_add(b_d_M_next, tl.trans(b_q), b_d_y, one, PREC)
-        b_x_tv = b_pull_0 * b_x_t[:, None]
-        b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_tv, one, PREC)
+        b_d_M_2 = _tile_dot_add(b_d_M_next, tl.trans(b_q), b_d_y, one, PREC)
+        b_d_k_M = b_pull_0 * b_step_valid[:, None]
+        b_d_M = _tile_dot_add(b_d_M_2, tl.trans(b_k.to(tl.float32)), b_d_k_M, one, PREC)
         b_d_M_next = b_d_M
 
 
@@ -958,7 +956,7 @@ def values_kernel(
     i_b, i_h = i_bh // H, i_bh % H
     o_t, o_v = tl.arange(0, BT), i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     for i_step in range(tl.cdiv(end - start, BT)):
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
@@ -1007,7 +1005,7 @@ def gates_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
@@ -1018,48 +1016,48 @@ def gates_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_jv2 = b_k_d_M_next * b_error_0
-        b_sum_j = tl.sum(b_x_jv2, 1)
+        b_d_M_writes_by_M_next_error_0 = b_d_M_writes_by_M_next * b_error_0
+        b_d_C_M_j = tl.sum(b_d_M_writes_by_M_next_error_0, 1)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_kv = _tile_dot_add(b_d_M_next, tl.trans(b_q), b_d_y, one, PREC)
-        b_x_tj2 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_M_2 = _tile_dot_add(b_d_M_next, tl.trans(b_q), b_d_y, one, PREC)
+        b_d_C_q_k_by_o = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
-        b_x_tj4 = b_x_tj3 * b_x_tj
-        b_sum_j2 = tl.sum(b_x_tj4, 0)
-        b_x_j = b_sum_j + b_sum_j2
+        b_d_C_M_tj = b_d_C_q_k_by_o * b_q_k
+        b_d_C_M_tj_causal = b_d_C_M_tj * b_causal
+        b_d_rate_by_C_M_tj = tl.sum(b_d_C_M_tj_causal, 0)
+        b_d_rate = b_d_C_M_j + b_d_rate_by_C_M_tj
         b_valid = m_t.to(tl.float32)
-        b_x_t2 = b_x_j * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_rate_valid = b_d_rate * tl.where(b_valid > 0, 1.0, 0.0)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_t3 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_tv = b_pull_0 * b_x_t3[:, None]
-        b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_tv, one, PREC)
-        b_x_tj5 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj6 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-        b_x_tj7 = b_x_tj5 * b_x_tj6
-        b_x_tj8 = b_x_tj7 * b_x_t3[:, None]
-        b_x_tj9 = tl.where(b_at_t[:, None] - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tj10 = b_x_tj8 * b_x_tj9
-        b_sum_j3 = tl.sum(b_x_tj10, 0)
-        b_x_t4 = -b_x_t2
-        b_x_t6 = b_sum_j3 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t7 = -b_x_t6
-        b_d_eta = b_x_t4 + b_x_t7
+        b_step_valid = tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_k_M = b_pull_0 * b_step_valid[:, None]
+        b_d_M = _tile_dot_add(b_d_M_2, tl.trans(b_k.to(tl.float32)), b_d_k_M, one, PREC)
+        b_d_system = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_k_k = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+        b_d_system_k_k = b_d_system * b_k_k
+        b_d_C_M_before_tj = b_d_system_k_k * b_step_valid[:, None]
+        b_earlier = tl.where(b_at_t[:, None] - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_d_C_M_before_tj_earlier = b_d_C_M_before_tj * b_earlier
+        b_d_rate_2 = tl.sum(b_d_C_M_before_tj_earlier, 0)
+        b_d_eta_2 = -b_d_rate_valid
+        b_d_rate_2_valid = b_d_rate_2 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_eta_3 = -b_d_rate_2_valid
+        b_d_eta = b_d_eta_2 + b_d_eta_3
         tl.store(d_eta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_eta, mask=m_t)
         b_d_M_next = b_d_M
 
@@ -1098,10 +1096,10 @@ def retreat_kernel(
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_d_M_next = tl.zeros([BK, BV], tl.float32)
-    i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+    i_first, i_last = _chain(chains, i_c)
     for i_back in range(i_last - i_first):
         i_n = i_last - 1 - i_back
-        start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+        start, end, _, _, _, _, _ = _block(blocks, i_n)
         i_state = i_bh.to(tl.int64) * n_blocks + i_n
         tl.store(d_end_M + i_state * K * V + o_kv, b_d_M_next, mask=m_kv)
         n_steps = tl.cdiv(end - start, BT)
@@ -1112,40 +1110,40 @@ def retreat_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_at_t = o_t
             b_at_j = o_t
-            b_x_tj = tl.where(b_at_t[:, None] - b_at_j[None, :] > 0, 1.0, 0.0)
+            b_earlier = tl.where(b_at_t[:, None] - b_at_j[None, :] > 0, 1.0, 0.0)
             b_valid = m_t.to(tl.float32)
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = -b_eta
-            b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
-            b_x_tj2 = b_x_tj * b_x_t2[None, :]
-            b_x_t3 = tl.where(b_valid > 0, 1.0, 0.0)
-            b_x_tj3 = b_x_t3[:, None] * b_x_tj2
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_M_before_tj = b_earlier * b_rate[None, :]
+            b_step_valid = tl.where(b_valid > 0, 1.0, 0.0)
+            b_step_valid_C_M_before_tj = b_step_valid[:, None] * b_C_M_before_tj
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj4 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-            b_x_tj5 = b_x_tj3 * b_x_tj4
-            b_x_tj6 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+            b_k_k = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+            b_system = b_step_valid_C_M_before_tj * b_k_k
+            b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-            b_x_tj7 = b_x_tj6 * b_q_k
+            b_C_q_k_unscaled = b_causal * b_q_k
             b_d_y = tl.load(
                 d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_jv = _tile_dot(tl.trans(b_x_tj7), b_d_y.to(tl.float32), one, PREC)
-            b_x_kv = _tile_dot_add(b_d_M_next, tl.trans(b_q), b_d_y, one, PREC)
-            b_x_jv2 = b_x_t2[:, None] * b_x_jv
-            b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-            b_x_jv3 = b_k_d_M_next * b_x_t2[:, None]
-            b_x_jv4 = b_x_jv3 + b_x_jv2
-            b_pull_0 = _tile_solve(b_x_tj5, b_x_jv4, one, BT, PREC, True)
+            b_C_q_k_unscaled_d_y = _tile_dot(tl.trans(b_C_q_k_unscaled), b_d_y.to(tl.float32), one, PREC)
+            b_d_M_2 = _tile_dot_add(b_d_M_next, tl.trans(b_q), b_d_y, one, PREC)
+            b_d_error_0_by_o = b_rate[:, None] * b_C_q_k_unscaled_d_y
+            b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+            b_d_error_0_by_M_writes = b_d_M_writes_by_M_next * b_rate[:, None]
+            b_d_error_0 = b_d_error_0_by_M_writes + b_d_error_0_by_o
+            b_pull_0 = _tile_solve(b_system, b_d_error_0, one, BT, PREC, True)
             tl.store(
                 pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_0, mask=m_t[:, None] & m_v[None, :]
             )
-            b_x_tv2 = b_pull_0 * b_x_t3[:, None]
-            b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_tv2, one, PREC)
+            b_d_k_M = b_pull_0 * b_step_valid[:, None]
+            b_d_M = _tile_dot_add(b_d_M_2, tl.trans(b_k.to(tl.float32)), b_d_k_M, one, PREC)
             b_d_M_next = b_d_M
 
 
@@ -1166,7 +1164,10 @@ def _by_length(make):
         capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key not in tables:
             if capturing:
-                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
+                raise UnsupportedError(
+                    f"{key[0]} "
+                    + "tokens met first in a CUDA graph have no tables yet; run both passes before capturing"
+                )
             if len(tables) - len(captured) >= 64:
                 del tables[next(one for one in tables if one not in captured)]
             tables[key] = make(*key)
@@ -1206,87 +1207,88 @@ def _tile(n):
 # The axis that a kernel's grid takes in tiles, BK or BV columns wide; none where it takes both whole.
 AXES = {"states": "v", "read": "v", "queries": "k", "keys": "k", "values": "v", "gates": "v", "retreat": "v"}
 
-# BT, BK, BV, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it,
-# the first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+# BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
+# compiling for it, the first of a list of candidates, larger tiles first, that keeps all values in registers and fits
+# the shared memory. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (64, 32, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates": (64, 64, 64, 8, 1),
-            "retreat": (64, 64, 32, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (64, 32, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates": (64, 64, 8, 1),
+            "retreat": (64, 32, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates": (32, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates": (32, 64, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
     },
     "sm90": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates": (64, 64, 64, 8, 1),
-            "retreat": (64, 64, 32, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates": (64, 64, 8, 1),
+            "retreat": (64, 32, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates": (32, 64, 64, 4, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates": (32, 64, 4, 1),
+            "retreat": (32, 64, 8, 1),
         },
     },
     "sm100": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (64, 32, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates": (64, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 4, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (64, 32, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates": (64, 64, 8, 1),
+            "retreat": (32, 64, 4, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates": (32, 64, 64, 4, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates": (32, 64, 4, 1),
+            "retreat": (32, 64, 8, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
-            "states": (64, 64, 64, 4, 1),
-            "read": (64, 64, 64, 4, 1),
-            "queries": (64, 64, 64, 4, 1),
-            "keys": (64, 64, 64, 4, 1),
-            "values": (64, 64, 64, 4, 1),
-            "gates": (64, 64, 64, 4, 1),
-            "retreat": (64, 64, 64, 4, 1),
+            "states": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "queries": (64, 64, 4, 1),
+            "keys": (64, 64, 4, 1),
+            "values": (64, 64, 4, 1),
+            "gates": (64, 64, 4, 1),
+            "retreat": (64, 64, 4, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 4, 1),
-            "queries": (32, 64, 64, 4, 1),
-            "keys": (32, 64, 64, 4, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates": (32, 64, 64, 4, 1),
-            "retreat": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "queries": (32, 64, 4, 1),
+            "keys": (32, 64, 4, 1),
+            "values": (32, 64, 4, 1),
+            "gates": (32, 64, 4, 1),
+            "retreat": (32, 64, 4, 1),
         },
     },
 }
@@ -1298,29 +1300,124 @@ DEFAULTS = {
     "cpu": {"bfloat16": (32, 64, 4), "float32": (32, 64, 4)},
 }
 
+# What each kernel computes, as tables of launch configurations call it.
+DIGESTS = {
+    "states": "1bd62cc467a17f9575823895075d09ac090f012746046588014f8c5d0b0a0be2",
+    "read": "3fc39ee05807c79e688782bce384537861d3a45669c640fd8b7e8554b7b26c22",
+    "queries": "6d8e888d3a95b6f70d44a50d722371138c879ea8d45b275d89ddd1aa00ac84b8",
+    "keys": "ff525dc88ecf506a27cd8d262321515e0484dfece5cc5382601fbfb4c3879d0b",
+    "values": "f1db14f745efd239fbbd87f09af5faf530bc363c1c76e781e9e2827838c4ad1d",
+    "gates": "3197d77a51be9c8a524342c1ffa475a9e5c95364bb4eccea7a2a9980dbda2c77",
+    "retreat": "2cd9f71aec95d2587f55a0a8b8bebf62c8631fe41863b616b2327c3b52118ca9",
+}
+
+
+def _require_triton(x):
+    """Raises UnsupportedError, with what is missing, unless kernels can run where a tensor lies."""
+    if triton is None and importlib.util.find_spec("triton") is None:
+        raise UnsupportedError('Triton is not installed: pip install triton, or pass backend="torch"')
+    if not (x.is_cuda or INTERPRETED):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if triton is None:
+        raise UnsupportedError(
+            'Triton is installed, but importing it fails: see `import triton`, or pass backend="torch"'
+        )
+
 
 @functools.lru_cache(maxsize=16)
 def _architecture(device):
-    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    """What tables of configurations call a device's architecture."""
     if device.type == "cpu":
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
-    name = f"sm{properties.major}{properties.minor}"
     if torch.version.hip:
-        name = properties.gcnArchName.partition(":")[0]
-    if name not in CONFIGURATIONS:
-        warnings.warn(
-            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
-            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
-            "and `mcgen build` then writes them into this file",
-            stacklevel=2,
-        )
-    return name
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm{properties.major}{properties.minor}"
 
 
 def _family(architecture):
     """The key of DEFAULTS for an architecture: how its name begins."""
     return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
+def _tables_folder():
+    """Where `mcgen tune` keeps what it found: in $MCGEN_CACHE_DIR, or else in the user's cache folder for mcgen."""
+    if kept := os.environ.get("MCGEN_CACHE_DIR"):
+        return os.path.join(kept, "configurations")
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+        return os.path.join(cache, "mcgen", "mcgen", "Cache", "configurations")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.join(home, "Library", "Caches") if sys.platform == "darwin" else os.path.join(home, ".cache")
+    return os.path.join(cache, "mcgen", "configurations")
+
+
+@functools.lru_cache(maxsize=16)
+def _tuned(architecture):
+    """What `mcgen tune` found on this machine for this file's kernels, by type of products and kernel.
+
+    A table that cannot be read is passed over, with a warning in the log.
+    """
+    path, log = os.path.join(_tables_folder(), f"{architecture}.json"), logging.getLogger(__name__)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = {title.split()[-1]: rows for title, rows in json.load(file).items()}
+        found = {kind: _tuned_rows(table, kind) for kind in ("bfloat16", "float32")}
+    except Exception as error:  # whatever lies there must not stop a launch
+        log.warning("%s passes over %s, which is no table of launch configurations: %r", SPEC["name"], path, error)
+        return {}
+    if any(found.values()):
+        log.info("%s takes launch configurations from %s", SPEC["name"], path)
+    return found
+
+
+def _tuned_rows(table, kind):
+    """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
+    found = {}
+    for kernel, digest in DIGESTS.items():
+        place = f"64x64 {kind}"
+        if place in table.get(digest, ()):
+            found[kernel] = tuple(table[digest][place][:4])
+            if not _can_launch(*found[kernel]):
+                raise ValueError(f"{kernel}: {found[kernel]}")
+    return found
+
+
+def _can_launch(BT, columns, num_warps, num_stages):
+    """Whether these numbers are a configuration: powers of two, and a pipeline's stages."""
+    powers = all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in (BT, columns, num_warps))
+    return powers and min(BT, columns) >= 16 and num_stages in range(1, 10)
+
+
+@functools.lru_cache(maxsize=32)
+def _configurations(device, kind):
+    """The configurations of kernels on a device, for a type of products: those tuned on this machine, or this file's.
+
+    Says once which kernels have none.
+    """
+    architecture = _architecture(device)
+    found = {**CONFIGURATIONS.get(architecture, {}).get(kind, {}), **_tuned(architecture).get(kind, {})}
+    missing = [kernel for kernel in AXES if kernel not in found]
+    if missing and architecture != "cpu":
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations on {architecture} in {kind} for "
+            f"{', '.join(missing) if found else 'any kernel'} and takes small tiles there; `mcgen tune "
+            f"{SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), which this file "
+            "then takes up by itself",
+            stacklevel=2,
+        )
+    return found
+
+
+def _configured(kernel, element, device):
+    """BT, columns of a tile, num_warps and num_stages of a kernel."""
+    kind = "float32" if element == torch.float32 else "bfloat16"
+    found = _configurations(device, kind).get(kernel)
+    return found or (*DEFAULTS[_family(_architecture(device))][kind], 1)
 
 
 def _element(tensors):
@@ -1345,16 +1442,11 @@ _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
-    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
-    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
-    if found is None:
-        BT, columns, num_warps = DEFAULTS[_family(architecture)][kind]
-        tiles = {"k": _tile(64), "v": _tile(64)}
-        if AXES[kernel]:
-            tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
-        found = BT, tiles["k"], tiles["v"], num_warps, 1
-    BT, BK, BV, num_warps, num_stages = found
-    return BT, BK, BV, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
+    tiles = {"k": _tile(64), "v": _tile(64)}
+    if AXES[kernel]:
+        tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
+    return BT, tiles["k"], tiles["v"], {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
@@ -1743,8 +1835,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
-    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
-        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if backend == "triton":
+        _require_triton(q)
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v", "eta")]
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
@@ -1910,7 +2002,7 @@ class DeltaNone(torch.nn.Module):
             UnsupportedError: state, return_state or cu_seqlens is asked for.
         """
         if state is not None or return_state or cu_seqlens is not None:
-            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         dtype = _stream_type(x)

@@ -18,10 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
+import json
+import logging
 import math
 import os
 import sys
+import types
 import warnings
 
 import torch
@@ -238,47 +242,29 @@ def _clear_between(buffer, rooms):
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
 # Only the state (M_1, M_2, pool)
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
+#
+# Functions of a panel or chunk are given values by name, as x.name, and give others, as out.name. A name is one value
+# in all of them: d_x is dL/dx, d_x_by_y what of that goes through y, and x_ahead what of x does not wait for the state.
+# Beside a value stand its axes and its equation: [t j] are tokens and earlier tokens, [k], [h1] … [v] a head's sizes.
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 16  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
+# What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
 CARRY = {
-    "x_tv": 2,
-    "k": 2,
-    "x_t_k": 2,
-    "x_t2": 1,
-    "sum_k": 1,
-}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {
-    "k": 2,
-    "x_t_k": 2,
-    "d_jh": 2,
-    "x_th7": 2,
-    "x_t_x_tv7": 2,
-    "x_th5_d_tj": 2,
-    "x_th6": 2,
-    "x_t2": 1,
-    "x_tj_d_tv4": 2,
-    "k_M_1": 2,
-    "M_2": 2,
-    "x_t3": 1,
-    "x_tv2": 2,
-    "x_tv12": 2,
-    "x_t5": 1,
-    "q_d_q_M_1": 2,
-    "x_th5_d_tv4": 2,
-    "x_tv7": 2,
-    "x_th": 2,
-    "u_d_r_count": 1,
+    1: "rate k_sum",
+    2: "error k rate_k",
 }
-ROWS_READ = ("k_M_1", "x_th_M_2", "x_tv7_M_2")  # what `_carry` reads of the state, and others need
-ROWS_OWED = (
-    "d_jh2",
-    "d_jh4",
-    "x_th_d_M_2_next",
-    "d_tv5",
-    "d_th3",
-)  # what `_carry_vjp` makes of the state's cotangent, and others need
+CARRY_VJP = {
+    1: "rate error_squares error_dot_centred_over_squares d_pool_by_r",
+    2: "k rate_k d_error_1_by_q_pre_1 d_pre_1_by_error_1_factor M_2_writes d_hidden_1_by_q_hidden_1_scores "
+    "hidden_1 d_error_2_by_q_pre_2 pre_1 M_2 centred d_centred_by_error_squares_factor d_M_1_by_q_M_1 "
+    "d_M_2_by_q_hidden_1_M_2 error_2",
+}
+# What `_carry` makes of the state, and others need.
+ROWS_READ = "pre_1 pre_2 error_hidden_1"
+# What `_carry_vjp` makes of the state's cotangent, and others need.
+ROWS_OWED = "d_error_1 d_hidden_1_j d_M_2_writes_by_M_2_next d_error_2 d_hidden_1"
 
 
 def _gelu_vjp(g, x):
@@ -300,399 +286,259 @@ def _products(first, *others):
     return total
 
 
-def _writes(*, v, eta, k, **_):
+def _writes(**x):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
-    x_tv = -v
-    x_t = -eta
-    x_t_k = x_t[..., :, None] * k  # [j k]
-    sum_k = k.sum(-2)
-    return {
-        "x_tv": x_tv,
-        "x_t2": x_t,
-        "x_t_k": x_t_k,
-        "sum_k": sum_k,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.error = -x.v  # [t v] e = dJ/dp, p = M(k)
+    out.rate = -x.eta  # [t]
+    out.rate_k = out.rate[..., :, None] * x.k  # [j k]
+    out.k_sum = x.k.sum(-2)  # [k]
+    return vars(out)
 
 
-def _carry(*, M_1, x_tv, k, M_2, x_t_k, x_t2, pool, sum_k, **_):
+def _carry(**x):
     """The state after a chunk."""
-    k_M_1 = k @ M_1  # [t h1]
-    x_th = F.gelu(k_M_1)
-    x_th_M_2 = x_th @ M_2  # [t v]
-    sum_x_th_M_2 = x_th_M_2.sum(-1)  # [t]
-    x_tv2 = x_th_M_2 - sum_x_th_M_2[..., :, None] / 64.0
-    sum_x_tv3 = (x_tv2 * x_tv2).sum(-1)  # [t]
-    x_tv4 = x_tv / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    x_tv_x_tv2 = (x_tv * x_tv2).sum(-1)  # [t]
-    x_t = -(x_tv_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
-    x_tv5 = 2.0 * x_t[..., :, None] * x_tv2
-    x_tv6 = x_tv4 + x_tv5
-    sum_x_tv6 = x_tv6.sum(-1)  # [t]
-    x_t3 = -(sum_x_tv6 / 64.0)
-    x_tv7 = x_tv6 + x_t3[..., :, None]
-    x_tv7_M_2 = x_tv7 @ M_2.mT  # [t h1]
-    x_th2 = _gelu_vjp(x_tv7_M_2, k_M_1)
-    x_th2_x_t_k = x_t_k.mT @ x_th2  # [k h1]
-    M_1_next = M_1 + x_th2_x_t_k  # [k h1]
-    x_th_x_t2_x_tv7 = x_th.mT @ (x_t2[..., :, None] * x_tv7)  # [h1 v]
-    M_2_next = M_2 + x_th_x_t2_x_tv7  # [h1 v]
-    pool_next = pool + sum_k  # [k]
-    return {
-        "M_1_next": M_1_next,
-        "M_2_next": M_2_next,
-        "pool_next": pool_next,
-        "k_M_1": k_M_1,
-        "x_th_M_2": x_th_M_2,
-        "x_tv7_M_2": x_tv7_M_2,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.pre_1 = x.k @ x.M_1  # [t h1] z_1(k) = W_1 k
+    hidden_1 = F.gelu(out.pre_1)  # [t h1] x_2(k) = gelu(z_1(k))
+    out.pre_2 = hidden_1 @ x.M_2  # [t v] z_2(k) = W_2 x_2(k)
+    pre_2_sum = out.pre_2.sum(-1)  # [t] sum(z_2(k))
+    centred = out.pre_2 - pre_2_sum[..., :, None] / 64.0  # [t v] z_2(k) - mean(z_2(k))
+    squares = (centred * centred).sum(-1)  # [t] 64 var(z_2(k))
+    norm_scale = torch.sqrt(squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(k)) + 1e-5)
+    error_squares = -((x.error * centred).sum(-1) / (128.0 * (squares / 64.0 + 1e-05) ** 1.5))  # [t]
+    error_centred = x.error / norm_scale[..., :, None] + 2.0 * error_squares[..., :, None] * centred  # [t v]
+    error_pre_2_sum = -(error_centred.sum(-1) / 64.0)  # [t]
+    error_2 = error_centred + error_pre_2_sum[..., :, None]  # [t v] e_2 = dJ/dz_2(k), e through LN
+    out.error_hidden_1 = error_2 @ x.M_2.mT  # [t h1] dJ/dx_2(k) = W_2ᵀ e_2
+    error_1 = _gelu_vjp(out.error_hidden_1, out.pre_1)  # [t h1] e_1 = gelu'(z_1(k)) W_2ᵀ e_2
+    out.M_1_next = x.M_1 + x.rate_k.mT @ error_1  # [k h1] M_1' = R M_1 + sum over j of C_j x_1(k_j) e_1,jᵀ
+    # [h1 v] M_2' = R M_2 + sum over j of C_j x_2(k_j) e_2,jᵀ
+    out.M_2_next = x.M_2 + hidden_1.mT @ (x.rate[..., :, None] * error_2)
+    out.pool_next = x.pool + x.k_sum  # [k]
+    return vars(out)
 
 
-def _read_online(*, q, M_1, x_t2, k, x_tv7_M_2, k_M_1, M_2, x_tv, x_th_M_2, u, pool, count, **_):
+def _read_online(**x):
     """The online read-outs of chunks, from the states before them."""
-    n_t = count.shape[-1]
-    n_j = k.shape[-2]
-    causal = torch.ones(n_t, n_j, dtype=q.dtype, device=q.device).tril()  # [t j]
-    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
-    q_k = q @ k.mT  # [t j]
-    x_th = _gelu_vjp(x_tv7_M_2, k_M_1)
-    x_th4 = _products((q, M_1), ((causal_x_t2 * q_k), x_th))
-    x_th5 = F.gelu(x_th4)
-    x_th6 = F.gelu(k_M_1)
-    x_th5_x_th6 = x_th5 @ x_th6.mT  # [t j]
-    sum_x_th_M_2 = x_th_M_2.sum(-1)  # [t]
-    x_tv2 = x_th_M_2 - sum_x_th_M_2[..., :, None] / 64.0
-    sum_x_tv3 = (x_tv2 * x_tv2).sum(-1)  # [t]
-    x_tv4 = x_tv / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    x_tv_x_tv2 = (x_tv * x_tv2).sum(-1)  # [t]
-    x_t = -(x_tv_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
-    x_tv5 = 2.0 * x_t[..., :, None] * x_tv2
-    x_tv6 = x_tv4 + x_tv5
-    sum_x_tv6 = x_tv6.sum(-1)  # [t]
-    x_t3 = -(sum_x_tv6 / 64.0)
-    x_tv7 = x_tv6 + x_t3[..., :, None]
-    x_tv8 = _products((x_th5, M_2), ((causal_x_t2 * x_th5_x_th6), x_tv7))
-    sum_x_tv8 = x_tv8.sum(-1)  # [t]
-    x_tv9 = x_tv8 - sum_x_tv8[..., :, None] / 64.0
-    sum_x_tv10 = (x_tv9 * x_tv9).sum(-1)  # [t]
-    x_tv11 = x_tv9 / torch.sqrt(sum_x_tv10[..., :, None] / 64.0 + 1e-05)
-    o = q + x_tv11  # [t v]
-    u_k = u @ k.mT  # [t j]
-    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
-    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
-    r = (sum_causal_u_k + u_pool) / count  # [t]
-    return {
-        "o": o,
-        "r": r,
-        "x_tv8": x_tv8,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.count.shape[-1]
+    n_j = x.k.shape[-2]
+    C_M_tj = torch.ones(n_t, n_j, dtype=x.q.dtype, device=x.q.device).tril() * x.rate[..., None, :]  # [t j] dM_t/dG_j
+    q_k = x.q @ x.k.mT  # [t j]
+    error_1 = _gelu_vjp(x.error_hidden_1, x.pre_1)  # [t h1] e_1 = gelu'(z_1(k)) W_2ᵀ e_2
+    q_pre_1 = _products((x.q, x.M_1), (C_M_tj * q_k, error_1))  # [t h1] z_1(q) = W_1 q
+    q_hidden_1 = F.gelu(q_pre_1)  # [t h1] x_2(q) = gelu(z_1(q))
+    hidden_1 = F.gelu(x.pre_1)  # [t h1] x_2(k) = gelu(z_1(k))
+    q_hidden_1_scores = q_hidden_1 @ hidden_1.mT  # [t j]
+    pre_2_sum = x.pre_2.sum(-1)  # [t] sum(z_2(k))
+    centred = x.pre_2 - pre_2_sum[..., :, None] / 64.0  # [t v] z_2(k) - mean(z_2(k))
+    squares = (centred * centred).sum(-1)  # [t] 64 var(z_2(k))
+    norm_scale = torch.sqrt(squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(k)) + 1e-5)
+    error_squares = -((x.error * centred).sum(-1) / (128.0 * (squares / 64.0 + 1e-05) ** 1.5))  # [t]
+    error_centred = x.error / norm_scale[..., :, None] + 2.0 * error_squares[..., :, None] * centred  # [t v]
+    error_pre_2_sum = -(error_centred.sum(-1) / 64.0)  # [t]
+    error_2 = error_centred + error_pre_2_sum[..., :, None]  # [t v] e_2 = dJ/dz_2(k), e through LN
+    out.q_pre_2 = _products((q_hidden_1, x.M_2), (C_M_tj * q_hidden_1_scores, error_2))  # [t v] z_2(q) = W_2 x_2(q)
+    q_pre_2_sum = out.q_pre_2.sum(-1)  # [t] sum(z_2(q))
+    q_centred = out.q_pre_2 - q_pre_2_sum[..., :, None] / 64.0  # [t v] z_2(q) - mean(z_2(q))
+    q_squares = (q_centred * q_centred).sum(-1)  # [t] 64 var(z_2(q))
+    q_norm_scale = torch.sqrt(q_squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(q)) + 1e-5)
+    q_normed = q_centred / q_norm_scale[..., :, None]  # [t v] LN(z_2(q))
+    out.o = x.q + q_normed  # [t v] o_t = M_t(q_t)
+    # [t] r_t = <u_t, mean of the segment's keys up to t>
+    out.r = ((x.u @ x.k.mT).tril().sum(-1) + (x.pool[..., None, :] @ x.u.mT).squeeze(-2)) / x.count
+    return vars(out)
 
 
-def _pulls(*, k_M_1, x_th_M_2, x_tv, x_t2, q, k, d_o, x_tv8, M_2, M_1, x_tv7_M_2, u, d_r, count, **_):
+def _pulls(**x):
     """What the read-outs of chunks owe to the states before them."""
-    n_t = count.shape[-1]
-    n_j = k.shape[-2]
-    x_th = F.gelu(k_M_1)
-    sum_x_th_M_2 = x_th_M_2.sum(-1)  # [t]
-    x_tv2 = x_th_M_2 - sum_x_th_M_2[..., :, None] / 64.0
-    sum_x_tv3 = (x_tv2 * x_tv2).sum(-1)  # [t]
-    x_tv_x_tv2 = (x_tv * x_tv2).sum(-1)  # [t]
-    x_t3 = -(x_tv_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
-    x_tv4 = x_tv / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    x_tv5 = 2.0 * x_t3[..., :, None] * x_tv2
-    x_tv6 = x_tv4 + x_tv5
-    sum_x_tv6 = x_tv6.sum(-1)  # [t]
-    x_t = -(sum_x_tv6 / 64.0)
-    x_tv7 = x_tv6 + x_t[..., :, None]
-    causal = torch.ones(n_t, n_j, dtype=k_M_1.dtype, device=k_M_1.device).tril()  # [t j]
-    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
-    q_k = q @ k.mT  # [t j]
-    causal_x_t2_q_k = causal_x_t2 * q_k  # [t j]
-    sum_x_tv8 = x_tv8.sum(-1)  # [t]
-    x_tv9 = x_tv8 - sum_x_tv8[..., :, None] / 64.0
-    sum_x_tv10 = (x_tv9 * x_tv9).sum(-1)  # [t]
-    d_tv = d_o / torch.sqrt(sum_x_tv10[..., :, None] / 64.0 + 1e-05)
-    d_o_x_tv9 = (d_o * x_tv9).sum(-1)  # [t]
-    d_t = -(d_o_x_tv9 / (128.0 * (sum_x_tv10 / 64.0 + 1e-05) ** 1.5))
-    d_tv2 = 2.0 * d_t[..., :, None] * x_tv9
-    d_tv3 = d_tv + d_tv2
-    sum_d_tv3 = d_tv3.sum(-1)  # [t]
-    d_t2 = -(sum_d_tv3 / 64.0)
-    d_tv4 = d_tv3 + d_t2[..., :, None]
-    d_tv4_x_tv7 = d_tv4 @ x_tv7.mT  # [t j]
-    d_tj = d_tv4_x_tv7 * causal_x_t2
-    d_th = _products((d_tj, x_th), (d_tv4, M_2.mT))
-    x_th2 = _gelu_vjp(x_tv7_M_2, k_M_1)
-    x_th4 = _products((q, M_1), (causal_x_t2_q_k, x_th2))
-    d_q_M_1 = _gelu_vjp(d_th, x_th4)  # [t h1]
-    d_jh = causal_x_t2_q_k.mT @ d_q_M_1
-    x_th7 = 0.3989422804014327 * x_tv7_M_2 * (2.0 - k_M_1 * k_M_1) * torch.exp(-(k_M_1 * k_M_1 / 2.0))
-    x_t_x_tv7 = x_t2[..., :, None] * x_tv7  # [j v]
-    x_th5 = F.gelu(x_th4)
-    x_th5_d_tj = d_tj.mT @ x_th5  # [j h1]
-    x_th5_x_th = x_th5 @ x_th.mT  # [t j]
-    x_tj_d_tv4 = (causal_x_t2 * x_th5_x_th).mT @ d_tv4  # [j v]
-    x_tv12 = -(x_tv / (128.0 * (sum_x_tv3[..., :, None] / 64.0 + 1e-05) ** 1.5))
-    x_t5 = 3.0 * x_tv_x_tv2 / (16384.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 2.5)
-    q_d_q_M_1 = q.mT @ d_q_M_1  # [k h1]
-    x_th5_d_tv4 = x_th5.mT @ d_tv4  # [h1 v]
-    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
-    return {
-        "x_th": x_th,
-        "x_tv2": x_tv2,
-        "x_t3": x_t3,
-        "x_tv7": x_tv7,
-        "x_th6": x_th,
-        "d_jh": d_jh,
-        "x_th7": x_th7,
-        "x_t_x_tv7": x_t_x_tv7,
-        "x_th5_d_tj": x_th5_d_tj,
-        "x_tj_d_tv4": x_tj_d_tv4,
-        "x_tv12": x_tv12,
-        "x_t5": x_t5,
-        "q_d_q_M_1": q_d_q_M_1,
-        "x_th5_d_tv4": x_th5_d_tv4,
-        "u_d_r_count": u_d_r_count,
-        "q_k": q_k,
-        "x_th5_x_th": x_th5_x_th,
-        "d_tv4_x_tv7": d_tv4_x_tv7,
-        "d_q_M_1": d_q_M_1,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.count.shape[-1]
+    n_j = x.k.shape[-2]
+    out.hidden_1 = F.gelu(x.pre_1)  # [t h1] x_2(k) = gelu(z_1(k))
+    pre_2_sum = x.pre_2.sum(-1)  # [t] sum(z_2(k))
+    out.centred = x.pre_2 - pre_2_sum[..., :, None] / 64.0  # [t v] z_2(k) - mean(z_2(k))
+    squares = (out.centred * out.centred).sum(-1)  # [t] 64 var(z_2(k))
+    error_dot_centred = (x.error * out.centred).sum(-1)  # [t]
+    out.error_squares = -(error_dot_centred / (128.0 * (squares / 64.0 + 1e-05) ** 1.5))  # [t]
+    norm_scale = torch.sqrt(squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(k)) + 1e-5)
+    error_centred = x.error / norm_scale[..., :, None] + 2.0 * out.error_squares[..., :, None] * out.centred  # [t v]
+    error_pre_2_sum = -(error_centred.sum(-1) / 64.0)  # [t]
+    out.error_2 = error_centred + error_pre_2_sum[..., :, None]  # [t v] e_2 = dJ/dz_2(k), e through LN
+    C_M_tj = torch.ones(n_t, n_j, dtype=x.pre_1.dtype, device=x.pre_1.device).tril() * x.rate[..., None, :]
+    out.q_k = x.q @ x.k.mT  # [t j]
+    C_q_k = C_M_tj * out.q_k  # [t j]
+    q_pre_2_sum = x.q_pre_2.sum(-1)  # [t] sum(z_2(q))
+    q_centred = x.q_pre_2 - q_pre_2_sum[..., :, None] / 64.0  # [t v] z_2(q) - mean(z_2(q))
+    q_squares = (q_centred * q_centred).sum(-1)  # [t] 64 var(z_2(q))
+    q_norm_scale = torch.sqrt(q_squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(q)) + 1e-5)
+    d_q_squares = -((x.d_o * q_centred).sum(-1) / (128.0 * (q_squares / 64.0 + 1e-05) ** 1.5))  # [t]
+    d_q_centred = x.d_o / q_norm_scale[..., :, None] + 2.0 * d_q_squares[..., :, None] * q_centred  # [t v]
+    d_q_pre_2_sum = -(d_q_centred.sum(-1) / 64.0)  # [t]
+    d_q_pre_2 = d_q_centred + d_q_pre_2_sum[..., :, None]  # [t v] dL/dz_2(q)
+    out.d_C_q_hidden_1_scores_by_q_pre_2 = d_q_pre_2 @ out.error_2.mT  # [t j]
+    d_q_hidden_1_scores = out.d_C_q_hidden_1_scores_by_q_pre_2 * C_M_tj  # [t j]
+    d_q_hidden_1 = _products((d_q_hidden_1_scores, out.hidden_1), (d_q_pre_2, x.M_2.mT))  # [t h1] dL/dx_2(q)
+    error_1 = _gelu_vjp(x.error_hidden_1, x.pre_1)  # [t h1] e_1 = gelu'(z_1(k)) W_2ᵀ e_2
+    q_pre_1 = _products((x.q, x.M_1), (C_q_k, error_1))  # [t h1] z_1(q) = W_1 q
+    out.d_q_pre_1 = _gelu_vjp(d_q_hidden_1, q_pre_1)  # [t h1] dL/dz_1(q)
+    out.d_error_1_by_q_pre_1 = C_q_k.mT @ out.d_q_pre_1  # [j h1]
+    out.d_pre_1_by_error_1_factor = (
+        0.3989422804014327 * x.error_hidden_1 * (2.0 - x.pre_1 * x.pre_1) * torch.exp(-(x.pre_1 * x.pre_1 / 2.0))
+    )
+    out.M_2_writes = x.rate[..., :, None] * out.error_2  # [j v]
+    q_hidden_1 = F.gelu(q_pre_1)  # [t h1] x_2(q) = gelu(z_1(q))
+    out.d_hidden_1_by_q_hidden_1_scores = d_q_hidden_1_scores.mT @ q_hidden_1  # [j h1]
+    out.q_hidden_1_scores = q_hidden_1 @ out.hidden_1.mT  # [t j]
+    out.d_error_2_by_q_pre_2 = (C_M_tj * out.q_hidden_1_scores).mT @ d_q_pre_2  # [j v]
+    out.d_centred_by_error_squares_factor = -(x.error / (128.0 * (squares[..., :, None] / 64.0 + 1e-05) ** 1.5))
+    out.error_dot_centred_over_squares = 3.0 * error_dot_centred / (16384.0 * (squares / 64.0 + 1e-05) ** 2.5)  # [t]
+    out.d_M_1_by_q_M_1 = x.q.mT @ out.d_q_pre_1  # [k h1]
+    out.d_M_2_by_q_hidden_1_M_2 = q_hidden_1.mT @ d_q_pre_2  # [h1 v]
+    out.d_pool_by_r = ((x.d_r / x.count)[..., None, :] @ x.u).squeeze(-2)  # [k]
+    return vars(out)
 
 
-def _carry_vjp(
-    *,
-    d_M_1_next,
-    k,
-    x_t_k,
-    d_jh,
-    x_th7,
-    d_M_2_next,
-    x_t_x_tv7,
-    x_th5_d_tj,
-    x_th6,
-    x_t2,
-    x_tj_d_tv4,
-    k_M_1,
-    M_2,
-    x_t3,
-    x_tv2,
-    x_tv12,
-    x_t5,
-    q_d_q_M_1,
-    x_th5_d_tv4,
-    x_tv7,
-    x_th,
-    d_pool_next,
-    u_d_r_count,
-    **_,
-):
+def _carry_vjp(**x):
     """The cotangent of the state before a chunk, from that after it."""
-    n_v = x_tv7.shape[-1]
-    x_t_k_d_M_1_next = x_t_k @ d_M_1_next  # [j h1]
-    d_jh2 = x_t_k_d_M_1_next + d_jh
-    d_jh2_x_th7 = d_jh2 * x_th7
-    d_jh3 = x_t_x_tv7 @ d_M_2_next.mT
-    d_jh4 = d_jh3 + x_th5_d_tj
-    x_th_d_M_2_next = x_th6 @ d_M_2_next  # [j v]
-    d_jv = x_th_d_M_2_next * x_t2[..., :, None]
-    d_jv2 = d_jv + x_tj_d_tv4
-    d_x_tv7_M_2 = _gelu_vjp(d_jh2, k_M_1)  # [t h1]
-    d_x_tv7_M_2_M_2 = d_x_tv7_M_2 @ M_2  # [t v]
-    d_tv5 = d_jv2 + d_x_tv7_M_2_M_2
-    sum_d_tv5 = d_tv5.sum(-1)  # [t]
-    d_tv = _spread(-(sum_d_tv5[..., :, None] / 64.0), -1, n_v)
-    d_tv2 = d_tv + d_tv5
-    d_tv3 = 2.0 * d_tv2 * x_t3[..., :, None]
-    d_tv2_x_tv2 = (d_tv2 * x_tv2).sum(-1)  # [t]
-    d_t = 2.0 * d_tv2_x_tv2
-    d_t_x_tv12 = d_t[..., :, None] * x_tv12
-    d_t_x_t5 = d_t * x_t5
-    d_tv2_x_tv12 = (d_tv2 * x_tv12).sum(-1)  # [t]
-    d_t2 = d_t_x_t5 + d_tv2_x_tv12
-    d_tv4 = 2.0 * d_t2[..., :, None] * x_tv2
-    d_tv6 = d_tv3 + d_t_x_tv12 + d_tv4
-    sum_d_tv6 = d_tv6.sum(-1)  # [t]
-    d_t3 = -(sum_d_tv6 / 64.0)
-    d_x_th_M_2 = d_tv6 + d_t3[..., :, None]  # [t v]
-    d_x_th_M_2_M_2 = d_x_th_M_2 @ M_2.mT  # [t h1]
-    d_th3 = d_jh4 + d_x_th_M_2_M_2
-    d_th = _gelu_vjp(d_th3, k_M_1)
-    k_d_th2 = k.mT @ (d_jh2_x_th7 + d_th)  # [k h1]
-    d_M_1 = d_M_1_next + k_d_th2 + q_d_q_M_1  # [k h1]
-    d_M_2 = _products((d_x_tv7_M_2.mT, x_tv7), (x_th.mT, d_x_th_M_2)) + d_M_2_next + x_th5_d_tv4  # [h1 v]
-    d_pool = d_pool_next + u_d_r_count  # [k]
-    return {
-        "d_M_1": d_M_1,
-        "d_M_2": d_M_2,
-        "d_pool": d_pool,
-        "d_jh2": d_jh2,
-        "d_jh4": d_jh4,
-        "x_th_d_M_2_next": x_th_d_M_2_next,
-        "d_tv5": d_tv5,
-        "d_th3": d_th3,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_v = x.error_2.shape[-1]
+    out.d_error_1 = x.rate_k @ x.d_M_1_next + x.d_error_1_by_q_pre_1  # [j h1] dL/de_1
+    out.d_hidden_1_j = x.M_2_writes @ x.d_M_2_next.mT + x.d_hidden_1_by_q_hidden_1_scores  # [j h1]
+    out.d_M_2_writes_by_M_2_next = x.hidden_1 @ x.d_M_2_next  # [j v]
+    d_error_2_j = out.d_M_2_writes_by_M_2_next * x.rate[..., :, None] + x.d_error_2_by_q_pre_2  # [j v]
+    d_error_hidden_1 = _gelu_vjp(out.d_error_1, x.pre_1)  # [t h1]
+    out.d_error_2 = d_error_2_j + d_error_hidden_1 @ x.M_2  # [t v] dL/de_2
+    d_error_pre_2_sum = out.d_error_2.sum(-1)  # [t]
+    d_error_centred = _spread(-(d_error_pre_2_sum[..., :, None] / 64.0), -1, n_v) + out.d_error_2  # [t v]
+    d_centred_by_error_centred_by_squares = 2.0 * d_error_centred * x.error_squares[..., :, None]  # [t v]
+    d_error_squares = 2.0 * (d_error_centred * x.centred).sum(-1)  # [t]
+    d_centred_by_error_squares = d_error_squares[..., :, None] * x.d_centred_by_error_squares_factor  # [t v]
+    d_squares_by_error_centred_by_normed = (d_error_centred * x.d_centred_by_error_squares_factor).sum(-1)  # [t]
+    d_squares = d_error_squares * x.error_dot_centred_over_squares + d_squares_by_error_centred_by_normed  # [t]
+    d_centred_by_squares = 2.0 * d_squares[..., :, None] * x.centred  # [t v]
+    d_centred = d_centred_by_error_centred_by_squares + d_centred_by_error_squares + d_centred_by_squares  # [t v]
+    d_pre_2_sum = -(d_centred.sum(-1) / 64.0)  # [t]
+    d_pre_2 = d_centred + d_pre_2_sum[..., :, None]  # [t v] dL/dz_2(k)
+    out.d_hidden_1 = out.d_hidden_1_j + d_pre_2 @ x.M_2.mT  # [t h1] dL/dx_2(k)
+    d_pre_1 = out.d_error_1 * x.d_pre_1_by_error_1_factor + _gelu_vjp(out.d_hidden_1, x.pre_1)  # [t h1] dL/dz_1(k)
+    out.d_M_1 = x.d_M_1_next + x.k.mT @ d_pre_1 + x.d_M_1_by_q_M_1  # [k h1]
+    out.d_M_2 = (
+        _products((d_error_hidden_1.mT, x.error_2), (x.hidden_1.mT, d_pre_2)) + x.d_M_2_next + x.d_M_2_by_q_hidden_1_M_2
+    )
+    out.d_pool = x.d_pool_next + x.d_pool_by_r  # [k]
+    return vars(out)
 
 
-def _inputs_vjp(
-    *,
-    d_q_M_1,
-    x_tv7_M_2,
-    k_M_1,
-    x_t2,
-    k,
-    M_1,
-    d_o,
-    x_th_d_M_2_next,
-    x_tv7,
-    d_M_1_next,
-    d_tv4_x_tv7,
-    x_th5_x_th,
-    q_k,
-    d_jh2,
-    x_th7,
-    d_th3,
-    q,
-    d_pool_next,
-    u,
-    d_r,
-    count,
-    d_tv5,
-    x_tv2,
-    pool,
-    **_,
-):
+def _inputs_vjp(**x):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_t = x_tv2.shape[-2]
-    n_j = d_jh2.shape[-2]
-    n_v = x_tv2.shape[-1]
-    x_th = _gelu_vjp(x_tv7_M_2, k_M_1)
-    d_q_M_1_x_th = d_q_M_1 @ x_th.mT  # [t j]
-    causal = torch.ones(n_t, n_j, dtype=d_q_M_1.dtype, device=d_q_M_1.device).tril()  # [t j]
-    causal_x_t2 = causal * x_t2[..., None, :]  # [t j]
-    d_q_k = d_q_M_1_x_th * causal_x_t2  # [t j]
-    d_q = _products((d_q_k, k), (d_q_M_1, M_1.mT)) + d_o  # [t k]
-    x_j = (x_th_d_M_2_next * x_tv7).sum(-1)
-    x_th_d_M_1_next = x_th @ d_M_1_next.mT  # [j k]
-    d_j = (k * x_th_d_M_1_next).sum(-1)
-    d_j2 = x_j + d_j
-    d_tj = d_tv4_x_tv7 * x_th5_x_th
-    d_q_M_1_x_th_q_k = d_q_M_1_x_th * q_k  # [t j]
-    d_tj2 = d_tj + d_q_M_1_x_th_q_k
-    d_tj2_causal = (d_tj2 * causal).sum(-2)  # [j]
-    d_j3 = d_j2 + d_tj2_causal
-    d_eta = -d_j3  # [t]
-    d_jk = x_t2[..., :, None] * x_th_d_M_1_next
-    d_jh2_x_th7 = d_jh2 * x_th7
-    d_th = _gelu_vjp(d_th3, k_M_1)
-    d_th2_M_1 = (d_jh2_x_th7 + d_th) @ M_1.mT  # [t k]
-    q_d_q_k = d_q_k.mT @ q  # [j k]
-    d_r_count = d_r / count  # [t]
-    d_u_k = d_r_count[..., :, None] * causal  # [t j]
-    u_d_u_k = d_u_k.mT @ u  # [j k]
-    d_jk2 = d_pool_next[..., None, :] + u_d_u_k
-    d_k = d_jk + d_th2_M_1 + q_d_q_k + d_jk2  # [j k]
-    sum_d_tv5 = d_tv5.sum(-1)  # [t]
-    d_tv = _spread(-(sum_d_tv5[..., :, None] / 64.0), -1, n_v)
-    d_tv2 = d_tv + d_tv5
-    d_tv2_x_tv2 = (d_tv2 * x_tv2).sum(-1)  # [t]
-    d_t = 2.0 * d_tv2_x_tv2
-    sum_x_tv = (x_tv2 * x_tv2).sum(-1)  # [t]
-    x_tv3 = -(x_tv2 / (128.0 * (sum_x_tv[..., :, None] / 64.0 + 1e-05) ** 1.5))
-    d_t_x_tv3 = d_t[..., :, None] * x_tv3
-    d_tv3 = d_tv2 / torch.sqrt(sum_x_tv[..., :, None] / 64.0 + 1e-05)
-    d_tv4 = d_t_x_tv3 + d_tv3
-    d_tv6 = -d_tv4
-    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
-    d_u_k_k = d_u_k @ k  # [t k]
-    d_u = d_r_count_pool + d_u_k_k  # [t k]
-    return {
-        "d_q": d_q,
-        "d_eta": d_eta,
-        "d_k": d_k,
-        "d_v": d_tv6,
-        "d_u": d_u,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.centred.shape[-2]
+    n_j = x.d_error_1.shape[-2]
+    n_v = x.centred.shape[-1]
+    # d_q = dL/dq
+    error_1 = _gelu_vjp(x.error_hidden_1, x.pre_1)  # [t h1] e_1 = gelu'(z_1(k)) W_2ᵀ e_2
+    d_C_q_k_by_q_pre_1 = x.d_q_pre_1 @ error_1.mT  # [t j]
+    causal = torch.ones(n_t, n_j, dtype=x.d_q_pre_1.dtype, device=x.d_q_pre_1.device).tril()  # [t j]
+    C_M_tj = causal * x.rate[..., None, :]  # [t j] dM_t/dG_j
+    d_q_k = d_C_q_k_by_q_pre_1 * C_M_tj  # [t j]
+    out.d_q = _products((d_q_k, x.k), (x.d_q_pre_1, x.M_1.mT)) + x.d_o  # [t k]
+    # d_eta = dL/deta
+    error_1_d_M_1_next = error_1 @ x.d_M_1_next.mT  # [j k]
+    d_C_M_j = (x.d_M_2_writes_by_M_2_next * x.error_2).sum(-1) + (x.k * error_1_d_M_1_next).sum(-1)  # [j]
+    d_C_M_tj = x.d_C_q_hidden_1_scores_by_q_pre_2 * x.q_hidden_1_scores + d_C_q_k_by_q_pre_1 * x.q_k  # [t j]
+    d_rate = d_C_M_j + (d_C_M_tj * causal).sum(-2)  # [j]
+    out.d_eta = -d_rate  # [t]
+    # d_k = dL/dk
+    d_pre_1 = x.d_error_1 * x.d_pre_1_by_error_1_factor + _gelu_vjp(x.d_hidden_1, x.pre_1)  # [t h1] dL/dz_1(k)
+    d_k_by_pre_1 = d_pre_1 @ x.M_1.mT  # [t k]
+    d_r_over_count = x.d_r / x.count  # [t]
+    d_r_over_count_causal = d_r_over_count[..., :, None] * causal  # [t j]
+    d_k_ahead = x.d_pool_next[..., None, :] + d_r_over_count_causal.mT @ x.u  # [j k]
+    out.d_k = x.rate[..., :, None] * error_1_d_M_1_next + d_k_by_pre_1 + d_q_k.mT @ x.q + d_k_ahead  # [j k]
+    # d_v = dL/dv
+    d_error_pre_2_sum = x.d_error_2.sum(-1)  # [t]
+    d_error_centred = _spread(-(d_error_pre_2_sum[..., :, None] / 64.0), -1, n_v) + x.d_error_2  # [t v]
+    d_error_squares = 2.0 * (d_error_centred * x.centred).sum(-1)  # [t]
+    squares = (x.centred * x.centred).sum(-1)  # [t] 64 var(z_2(k))
+    d_error_by_error_squares_factor = -(x.centred / (128.0 * (squares[..., :, None] / 64.0 + 1e-05) ** 1.5))  # [t v]
+    d_error_by_error_squares = d_error_squares[..., :, None] * d_error_by_error_squares_factor  # [t v]
+    norm_scale = torch.sqrt(squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(k)) + 1e-5)
+    d_error = d_error_by_error_squares + d_error_centred / norm_scale[..., :, None]  # [t v] dL/de
+    out.d_v = -d_error  # [t v]
+    out.d_u = d_r_over_count[..., :, None] * x.pool[..., None, :] + d_r_over_count_causal @ x.k  # [t k]
+    return vars(out)
 
 
-def _blend(*, r, u, pools, o, q, cached_1, cached_2, **_):
+def _blend(**x):
     """The softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT  # [t n]
-    max_u_pools = u_pools.amax(-1)  # [t]
-    top = torch.maximum(r, max_u_pools)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
-    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
-    norm = sum_exp_u_pools + exp_r  # [t]
-    weight = exp_r / norm  # [t]
-    weight_o = weight[..., :, None] * o  # [t v]
-    q_cached_1 = torch.einsum("...ab,...cbd->...acd", q, cached_1)  # [t n h1]
-    x_tnh_cached_2 = torch.einsum("...abc,...bcd->...abd", F.gelu(q_cached_1), cached_2)  # [t n v]
-    x_tn = x_tnh_cached_2.sum(-1)
-    x_tnv = x_tnh_cached_2 - x_tn[..., :, :, None] / 64.0
-    sum_x_tnv2 = (x_tnv * x_tnv).sum(-1)  # [t n]
-    x_tnv3 = x_tnv / torch.sqrt(sum_x_tnv2[..., :, :, None] / 64.0 + 1e-05)
-    weights_x_tnv4 = ((exp_u_pools / norm[..., :, None])[..., None, :] @ (q[..., :, None, :] + x_tnv3)).squeeze(-2)
-    y = weight_o + weights_x_tnv4  # [t v]
-    return {
-        "y": y,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    r_cached_max = r_cached.amax(-1)  # [t]
+    r_max = torch.maximum(x.r, r_cached_max)  # [t]
+    exp_online = torch.exp(x.r - r_max)  # [t]
+    exp_cached = torch.exp(r_cached - r_max[..., :, None])  # [t n]
+    exp_sum = exp_cached.sum(-1) + exp_online  # [t]
+    weight = exp_online / exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    weights = exp_cached / exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    cached_pre_1 = torch.einsum("...ab,...cbd->...acd", x.q, x.cached_1)  # [t n h1] z_1(q, n) = W_1 q
+    cached_hidden_1 = F.gelu(cached_pre_1)  # [t n h1] x_2(q, n) = gelu(z_1(q, n))
+    # [t n v] z_2(q, n) = W_2 x_2(q, n)
+    cached_pre_2 = torch.einsum("...abc,...bcd->...abd", cached_hidden_1, x.cached_2)
+    cached_pre_2_sum = cached_pre_2.sum(-1)  # [t n] sum(z_2(q, n))
+    cached_centred = cached_pre_2 - cached_pre_2_sum[..., :, :, None] / 64.0  # [t n v] z_2(q, n) - mean(z_2(q, n))
+    cached_squares = (cached_centred * cached_centred).sum(-1)  # [t n] 64 var(z_2(q, n))
+    cached_norm_scale = torch.sqrt(cached_squares / 64.0 + 1e-05)  # [t n] sqrt(var(z_2(q, n)) + 1e-5)
+    cached_normed = cached_centred / cached_norm_scale[..., :, :, None]  # [t n v] LN(z_2(q, n))
+    o_cached = x.q[..., :, None, :] + cached_normed  # [t n v] o_n = M_n(q)
+    out.y = weight[..., :, None] * x.o + (weights[..., None, :] @ o_cached).squeeze(-2)  # [t v]
+    return vars(out)
 
 
-def _blend_vjp(*, q, cached_1, u, pools, r, d_y, cached_2, o, **_):
+def _blend_vjp(**x):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    q_cached_1 = torch.einsum("...ab,...cbd->...acd", q, cached_1)  # [t n h1]
-    x_tnh = F.gelu(q_cached_1)
-    u_pools = u @ pools.mT  # [t n]
-    max_u_pools = u_pools.amax(-1)  # [t]
-    top = torch.maximum(r, max_u_pools)  # [t]
-    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
-    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    norm = sum_exp_u_pools + exp_r  # [t]
-    weights = exp_u_pools / norm[..., :, None]  # [t n]
-    weights_d_y = weights[..., :, :, None] * d_y[..., :, None, :]  # [t n v]
-    x_tnh_cached_2 = torch.einsum("...abc,...bcd->...abd", x_tnh, cached_2)  # [t n v]
-    x_tn = x_tnh_cached_2.sum(-1)
-    x_tnv = x_tnh_cached_2 - x_tn[..., :, :, None] / 64.0
-    sum_x_tnv2 = (x_tnv * x_tnv).sum(-1)  # [t n]
-    d_tnv = weights_d_y / torch.sqrt(sum_x_tnv2[..., :, :, None] / 64.0 + 1e-05)
-    d_tn = (weights_d_y * x_tnv).sum(-1)
-    d_tn2 = -(d_tn / (128.0 * (sum_x_tnv2 / 64.0 + 1e-05) ** 1.5))
-    d_tnv2 = 2.0 * d_tn2[..., :, :, None] * x_tnv
-    d_tnv3 = d_tnv + d_tnv2
-    sum_d_tnv3_tnv = d_tnv3.sum(-1)  # [t n]
-    d_tn3 = -(sum_d_tnv3_tnv / 64.0)
-    d_tnv4 = d_tnv3 + d_tn3[..., :, :, None]
-    d_cached_2 = torch.einsum("...abc,...abd->...bcd", x_tnh, d_tnv4)  # [n h1 v]
-    d_tnv4_cached_2 = torch.einsum("...abc,...bdc->...abd", d_tnv4, cached_2)  # [t n h1]
-    d_tnh = _gelu_vjp(d_tnv4_cached_2, q_cached_1)
-    d_cached_1 = torch.einsum("...ab,...acd->...cbd", q, d_tnh)  # [n k h1]
-    d_tnh_cached_1 = torch.einsum("...abc,...bdc->...ad", d_tnh, cached_1)  # [t k]
-    sum_weights_tn = weights.sum(-1)  # [t]
-    d_tv = d_y * sum_weights_tn[..., :, None]
-    d_q = d_tnh_cached_1 + d_tv  # [t k]
-    weight = exp_r / norm  # [t]
-    d_o = d_y * weight[..., :, None]  # [t v]
-    x_tnv3 = x_tnv / torch.sqrt(sum_x_tnv2[..., :, :, None] / 64.0 + 1e-05)
-    d_y_x_tnv4 = (d_y[..., None, :] @ (q[..., :, None, :] + x_tnv3).mT).squeeze(-2)  # [t n]
-    d_t = (d_y_x_tnv4 * weights).sum(-1)
-    d_y_o = (d_y * o).sum(-1)  # [t]
-    d_t2 = -d_t - d_y_o * weight
-    d_tn4 = d_y_x_tnv4 + d_t2[..., :, None]
-    d_u_pools = d_tn4 * weights  # [t n]
-    d_pools = d_u_pools.mT @ u  # [n k]
-    d_u = d_u_pools @ pools  # [t k]
-    d_t3 = d_y_o + d_t2
-    d_r = d_t3 * weight  # [t]
-    return {
-        "d_cached_2": d_cached_2,
-        "d_cached_1": d_cached_1,
-        "d_q": d_q,
-        "d_o": d_o,
-        "d_pools": d_pools,
-        "d_u": d_u,
-        "d_r": d_r,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    cached_pre_1 = torch.einsum("...ab,...cbd->...acd", x.q, x.cached_1)  # [t n h1] z_1(q, n) = W_1 q
+    cached_hidden_1 = F.gelu(cached_pre_1)  # [t n h1] x_2(q, n) = gelu(z_1(q, n))
+    r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    r_cached_max = r_cached.amax(-1)  # [t]
+    r_max = torch.maximum(x.r, r_cached_max)  # [t]
+    exp_cached = torch.exp(r_cached - r_max[..., :, None])  # [t n]
+    exp_online = torch.exp(x.r - r_max)  # [t]
+    exp_sum = exp_cached.sum(-1) + exp_online  # [t]
+    weights = exp_cached / exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    d_o_cached = weights[..., :, :, None] * x.d_y[..., :, None, :]  # [t n v] dL/do_n
+    # [t n v] z_2(q, n) = W_2 x_2(q, n)
+    cached_pre_2 = torch.einsum("...abc,...bcd->...abd", cached_hidden_1, x.cached_2)
+    cached_pre_2_sum = cached_pre_2.sum(-1)  # [t n] sum(z_2(q, n))
+    cached_centred = cached_pre_2 - cached_pre_2_sum[..., :, :, None] / 64.0  # [t n v] z_2(q, n) - mean(z_2(q, n))
+    cached_squares = (cached_centred * cached_centred).sum(-1)  # [t n] 64 var(z_2(q, n))
+    cached_norm_scale = torch.sqrt(cached_squares / 64.0 + 1e-05)  # [t n] sqrt(var(z_2(q, n)) + 1e-5)
+    d_cached_squares = -((d_o_cached * cached_centred).sum(-1) / (128.0 * (cached_squares / 64.0 + 1e-05) ** 1.5))
+    d_cached_centred_by_cached_squares = 2.0 * d_cached_squares[..., :, :, None] * cached_centred  # [t n v]
+    d_cached_centred = d_o_cached / cached_norm_scale[..., :, :, None] + d_cached_centred_by_cached_squares  # [t n v]
+    d_cached_pre_2_sum = -(d_cached_centred.sum(-1) / 64.0)  # [t n]
+    d_cached_pre_2 = d_cached_centred + d_cached_pre_2_sum[..., :, :, None]  # [t n v]
+    out.d_cached_2 = torch.einsum("...abc,...abd->...bcd", cached_hidden_1, d_cached_pre_2)  # [n h1 v]
+    d_cached_hidden_1 = torch.einsum("...abc,...bdc->...abd", d_cached_pre_2, x.cached_2)  # [t n h1]
+    d_cached_pre_1 = _gelu_vjp(d_cached_hidden_1, cached_pre_1)  # [t n h1]
+    out.d_cached_1 = torch.einsum("...ab,...acd->...cbd", x.q, d_cached_pre_1)  # [n k h1]
+    # d_q = dL/dq
+    d_q_by_o_cached = x.d_y * weights.sum(-1)[..., :, None]  # [t v]
+    out.d_q = torch.einsum("...abc,...bdc->...ad", d_cached_pre_1, x.cached_1) + d_q_by_o_cached  # [t k]
+    weight = exp_online / exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    out.d_o = x.d_y * weight[..., :, None]  # [t v]
+    cached_normed = cached_centred / cached_norm_scale[..., :, :, None]  # [t n v] LN(z_2(q, n))
+    o_cached = x.q[..., :, None, :] + cached_normed  # [t n v] o_n = M_n(q)
+    d_weights = (x.d_y[..., None, :] @ o_cached.mT).squeeze(-2)  # [t n] dL/dw_tn
+    d_weight = (x.d_y * x.o).sum(-1)  # [t] dL/dw_t
+    d_r_cached_part = -(d_weights * weights).sum(-1) - d_weight * weight  # [t]
+    d_r_cached = (d_weights + d_r_cached_part[..., :, None]) * weights  # [t n] dL/dr_tn
+    out.d_pools = d_r_cached.mT @ x.u  # [n k]
+    out.d_u = d_r_cached @ x.pools  # [t k]
+    out.d_r = (d_weight + d_r_cached_part) * weight  # [t]
+    return vars(out)
 
 
 def _compute_type(tensors):
@@ -799,10 +645,11 @@ def _fresh(tensors, lanes, dtype):
 
 
 def _by_chunk(values, dimensions, batch):
-    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    """Each chunk's part of the values, in order; `dimensions` has their names by how many follow those of the batch."""
     parts = {}
-    for name, n in dimensions.items():
-        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    for n, names in dimensions.items():
+        for name in names.split():
+            parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
     return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
 
 
@@ -814,7 +661,7 @@ def _walk(x, state, segments):
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         out = _carry(**chunk, **state)
-        before.append({**state, **{name: out[name] for name in ROWS_READ}})
+        before.append({**state, **{name: out[name] for name in ROWS_READ.split()}})
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
@@ -837,7 +684,7 @@ def _walk_back(x, d_state, d_ends, segments):
             d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
         d_state = {f"d_{name}_next": t for name, t in d_state.items()}
         out = _carry_vjp(**chunks[c], **d_state)
-        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED.split()}})
         d_state = {name: out[f"d_{name}"] for name in ("M_1", "M_2", "pool")}
     return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
@@ -894,7 +741,7 @@ def _rooms_torch(B, T, H):
         "r": (B, H, T),  # online logits
         "kept_M_1": (B, H, N, 64, 256),  # M_1 at the ends of segments
         "kept_M_2": (B, H, N, 256, 64),  # M_2 at the ends of segments
-        "rows_x_tv8": (B, H, T, 64),  # x_tv8 of every chunk
+        "rows_q_pre_2": (B, H, T, 64),  # q_pre_2 of every chunk
         "inner_M_1": (B, H, P, 64, 256),  # M_1 before panels inside segments
         "inner_M_2": (B, H, P, 256, 64),  # M_2 before panels inside segments
         "inner_pool": (B, H, P, 64),  # pool before panels inside segments
@@ -920,7 +767,7 @@ def _run_forward_torch(tensors):
         r,
         kept_M_1,
         kept_M_2,
-        rows_x_tv8,
+        rows_q_pre_2,
         inner_M_1,
         inner_M_2,
         inner_pool,
@@ -945,7 +792,7 @@ def _run_forward_torch(tensors):
             pools[:, :, i:j] = torch.cat([end["pool"] for end in ends], 2) / (panel.offset + panel.length)
         x |= before
         x |= _read_online(**x)
-        rows_x_tv8[:, :, panel.first : panel.last] = x["x_tv8"].flatten(2, 4)
+        rows_q_pre_2[:, :, panel.first : panel.last] = x["q_pre_2"].flatten(2, 4)
         rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
         o[:, :, panel.first : panel.last] = rows["o"]
         r[:, :, panel.first : panel.last] = rows["r"]
@@ -967,7 +814,7 @@ def _run_backward_torch(tensors, saved, d_y):
         r,
         kept_M_1,
         kept_M_2,
-        rows_x_tv8,
+        rows_q_pre_2,
         inner_M_1,
         inner_M_2,
         inner_pool,
@@ -1005,7 +852,7 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M_1": d_bank["cached_1"][:, :, i:j], "M_2": d_bank["cached_2"][:, :, i:j]}
             d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
-            x["x_tv8"] = rows_x_tv8[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["q_pre_2"] = rows_q_pre_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
             x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
@@ -1055,6 +902,42 @@ def _tile_dot_add(b_c, b_a, b_b, one, PREC: tl.constexpr):
 @_jit
 def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
     return _tile_dot_add(tl.zeros([b_a.shape[0], b_b.shape[1]], tl.float32), b_a, b_b, one, PREC)
+
+
+@_jit
+def _block(blocks, i_n):
+    """A block: its tokens start..end; its segment, and that one's tokens; the sequence's first segment; the border."""
+    row = blocks + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, border = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, border
+
+
+@_jit
+def _chunk_step(steps, i_n):
+    """A step: its tokens; its segment, and that one's; the sequence's first segment; if a gradient chunk begins."""
+    row = steps + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, fresh = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, fresh.to(tl.float32)
+
+
+@_jit
+def _chain(chains, i_c):
+    """A chain: its first block or step, and the one after its last."""
+    return tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+
+
+@_jit
+def _segment(segments, i_s):
+    """A segment: its tokens, the sequence's first segment, and the sequence's end."""
+    row = segments + 4 * i_s
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+
+
+@_jit
+def _step(x):
+    return tl.where(x > 0, 1.0, 0.0)
 
 
 @_jit
@@ -1141,16 +1024,24 @@ def walk_kernel(
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_c, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
-        i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+        i_first, i_last = _chain(chains, i_c)
         _copy(p_work, theta + i_h * MEMORY, MEMORY)
         _fill(p_work + MEMORY, STATE - MEMORY)
         tl.debug_barrier()
         for i_n in range(i_first, i_last):
-            i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
-            segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
+            i_t, end, i_s, segment_start, segment_end, _, _ = _chunk_step(steps, i_n)
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             p_state, p_next = p_work + (i_n - i_first) % 2 * STATE, p_work + (i_n - i_first + 1) % 2 * STATE
+            p_pre_1 = p_rows
+            p_hidden_1_unscaled = p_rows + BT * F
+            p_error_1 = p_rows + 2 * BT * F
+            p_hidden_1 = p_rows + 3 * BT * F
+            p_C_q_k = p_rows + 4 * BT * F
+            p_error_2 = p_rows + 4 * BT * F + BT * BT
+            p_rate = p_rows + 4 * BT * F + BT * BT + BT * BV
+            p_C_M_tj = p_rows + 4 * BT * F + BT * BT + BT * BV + BT
+            p_M_2_writes = p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + BT
             b_at_t = o_t
             b_at_j = o_t
             b_u = tl.load(
@@ -1160,17 +1051,17 @@ def walk_kernel(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
-            b_x_tj6 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-            b_sum_t7 = tl.sum(b_x_tj6, 1)
+            b_causal_u_k = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+            b_causal_u_k_sum = tl.sum(b_causal_u_k, 1)
             b_pool = tl.load(p_state + K * F + F * V + o_k, mask=m_k, other=0.0)
             b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
             b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-            b_r = (b_sum_t7 + b_u_pool) / b_count
+            b_r = (b_causal_u_k_sum + b_u_pool) / b_count
             tl.store(r + i_row + o_t * H, b_r, mask=m_t)
-            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-            b_pool_next = b_pool + b_sum_k
+            b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+            b_pool_next = b_pool + b_k_sum
             tl.store(p_next + K * F + F * V + o_k, b_pool_next, mask=m_k)
-            b_x_tv4 = tl.zeros([BT, BV], tl.float32)
+            b_hidden_1_unscaled_M_2 = tl.zeros([BT, BV], tl.float32)
             tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1182,24 +1073,26 @@ def walk_kernel(
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
-                b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
+                b_pre_1 = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                tl.store(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_pre_1, mask=m_h1[None, :])
+                b_hidden_1_unscaled = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(
+                    p_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), b_hidden_1_unscaled, mask=m_h1[None, :]
+                )
                 b_M_2 = tl.load(
                     p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
-                b_x_tv4 = _tile_dot_add(b_x_tv4, b_x_th2, b_M_2, one, PREC)
+                b_hidden_1_unscaled_M_2 = _tile_dot_add(b_hidden_1_unscaled_M_2, b_hidden_1_unscaled, b_M_2, one, PREC)
             b_at_t = o_t
             b_at_j = o_t
-            b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+            b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
             b_valid = m_t.to(tl.float32)
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = -b_eta
-            b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
-            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + o_t, b_x_t2)
-            b_x_tj2 = b_x_tj * b_x_t2[None, :]
-            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            tl.store(p_rate + o_t, b_rate)
+            b_C_M_tj = b_causal * b_rate[None, :]
+            tl.store(p_C_M_tj + (o_t[:, None] * BT + o_t[None, :]), b_C_M_tj)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1207,48 +1100,48 @@ def walk_kernel(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-            b_x_tj3 = b_x_tj2 * b_q_k
-            tl.store(p_rows + 4 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj3)
+            b_C_q_k = b_C_M_tj * b_q_k
+            tl.store(p_C_q_k + (o_t[:, None] * BT + o_t[None, :]), b_C_q_k)
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv3 = -b_v.to(tl.float32)
-            b_x_tv5 = b_x_tv4 / 2.0
-            b_sum_t = tl.sum(b_x_tv4, 1)
-            b_x_t3 = b_sum_t / 2.0
-            b_x_tv6 = b_x_tv5 - b_x_t3[:, None] / 64.0
-            b_x_tv7 = b_x_tv6 * b_x_tv6
-            b_sum_t2 = tl.sum(b_x_tv7, 1)
-            b_x_tv8 = b_x_tv3 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-            b_x_t4 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-            b_x_tv9 = b_v.to(tl.float32) * b_x_tv6
-            b_sum_t3 = tl.sum(b_x_tv9, 1)
-            b_x_t5 = b_x_t4 * b_sum_t3 / 128.0
-            b_x_tv10 = 2.0 * b_x_t5[:, None] * b_x_tv6
-            b_x_tv11 = b_x_tv8 + b_x_tv10
-            b_sum_t4 = tl.sum(b_x_tv11, 1)
-            b_x_t6 = -(b_sum_t4 / 64.0)
-            b_x_tv12 = b_x_tv11 + b_x_t6[:, None]
-            tl.store(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv12)
-            b_x_tv13 = tl.zeros([BT, BV], tl.float32)
-            b_x_tj4 = tl.zeros([BT, BT], tl.float32)
+            b_error = -b_v.to(tl.float32)
+            b_pre_2 = b_hidden_1_unscaled_M_2 / 2.0
+            b_hidden_1_unscaled_M_2_sum = tl.sum(b_hidden_1_unscaled_M_2, 1)
+            b_pre_2_sum = b_hidden_1_unscaled_M_2_sum / 2.0
+            b_centred = b_pre_2 - b_pre_2_sum[:, None] / 64.0
+            b_centred_squared = b_centred * b_centred
+            b_squares = tl.sum(b_centred_squared, 1)
+            b_error_centred_by_normed = b_error / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+            b_of_squares = 1.0 / _pow((b_squares / 64.0 + 1e-05), 1.5)
+            b_v_centred = b_v.to(tl.float32) * b_centred
+            b_v_dot_centred = tl.sum(b_v_centred, 1)
+            b_error_squares = b_of_squares * b_v_dot_centred / 128.0
+            b_error_centred_by_squares = 2.0 * b_error_squares[:, None] * b_centred
+            b_error_centred = b_error_centred_by_normed + b_error_centred_by_squares
+            b_error_centred_sum = tl.sum(b_error_centred, 1)
+            b_error_pre_2_sum = -(b_error_centred_sum / 64.0)
+            b_error_2 = b_error_centred + b_error_pre_2_sum[:, None]
+            tl.store(p_error_2 + (o_t[:, None] * BV + o_v[None, :]), b_error_2)
+            b_q_hidden_1_unscaled_M_2 = tl.zeros([BT, BV], tl.float32)
+            b_q_hidden_1_unscaled_hidden_1 = tl.zeros([BT, BT], tl.float32)
             tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
                 tl.debug_barrier()
-                b_x_tv12 = tl.load(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
                 b_M_2 = tl.load(
                     p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
-                b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
-                b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                b_error_hidden_1 = _tile_dot(b_error_2, tl.trans(b_M_2), one, PREC)
+                b_pre_1 = tl.load(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                b_error_1 = b_error_hidden_1 * (
+                    b_pre_1 * 1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 3.544907701811032
+                    + tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                     + 0.5
                 )
-                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
+                tl.store(p_error_1 + (o_t[:, None] * F + o_h1[None, :]), b_error_1, mask=m_h1[None, :])
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
@@ -1256,32 +1149,36 @@ def walk_kernel(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                b_x_tj3 = tl.load(p_rows + 4 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
-                b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
-                b_x_tv13 = _tile_dot_add(b_x_tv13, b_x_th7, b_M_2, one, PREC)
-                b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th8, mask=m_h1[None, :])
-                b_x_tj4 = _tile_dot_add(b_x_tj4, b_x_th7, tl.trans(b_x_th8), one, PREC)
-            b_x_t2 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + o_t)
-            b_x_tv12 = tl.load(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-            b_x_jv2 = b_x_t2[:, None] * b_x_tv12
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
+                b_C_q_k = tl.load(p_C_q_k + (o_t[:, None] * BT + o_t[None, :]))
+                b_q_pre_1 = _tile_dot_add(b_q_M_1, b_C_q_k, b_error_1, one, PREC)
+                b_q_hidden_1_unscaled = b_q_pre_1 * (tl.erf(b_q_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                b_q_hidden_1_unscaled_M_2 = _tile_dot_add(
+                    b_q_hidden_1_unscaled_M_2, b_q_hidden_1_unscaled, b_M_2, one, PREC
+                )
+                b_hidden_1 = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                tl.store(p_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), b_hidden_1, mask=m_h1[None, :])
+                b_q_hidden_1_unscaled_hidden_1 = _tile_dot_add(
+                    b_q_hidden_1_unscaled_hidden_1, b_q_hidden_1_unscaled, tl.trans(b_hidden_1), one, PREC
+                )
+            b_rate = tl.load(p_rate + o_t)
+            b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
+            b_M_2_writes = b_rate[:, None] * b_error_2
+            tl.store(p_M_2_writes + (o_t[:, None] * BV + o_v[None, :]), b_M_2_writes)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tv14 = b_x_tv13 / 2.0
-            b_x_tj2 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]))
-            b_x_tj5 = b_x_tj2 * b_x_tj4
-            b_x_tv15 = _tile_dot(b_x_tj5, b_x_tv12, one, PREC)
-            b_x_tv16 = b_x_tv15 / 2.0
-            b_x_tv17 = b_x_tv14 + b_x_tv16
-            b_sum_t5 = tl.sum(b_x_tv17, 1)
-            b_x_tv18 = b_x_tv17 - b_sum_t5[:, None] / 64.0
-            b_x_tv19 = b_x_tv18 * b_x_tv18
-            b_sum_t6 = tl.sum(b_x_tv19, 1)
-            b_x_tv20 = b_x_tv18 / tl.sqrt_rn(b_sum_t6[:, None] / 64.0 + 1e-05)
-            b_o = b_q.to(tl.float32) + b_x_tv20
+            b_q_hidden_1_M_2 = b_q_hidden_1_unscaled_M_2 / 2.0
+            b_C_M_tj = tl.load(p_C_M_tj + (o_t[:, None] * BT + o_t[None, :]))
+            b_C_q_hidden_1_scores_unscaled = b_C_M_tj * b_q_hidden_1_unscaled_hidden_1
+            b_q_pre_2_part = _tile_dot(b_C_q_hidden_1_scores_unscaled, b_error_2, one, PREC)
+            b_q_pre_2_part_scaled = b_q_pre_2_part / 2.0
+            b_q_pre_2 = b_q_hidden_1_M_2 + b_q_pre_2_part_scaled
+            b_q_pre_2_sum = tl.sum(b_q_pre_2, 1)
+            b_q_centred = b_q_pre_2 - b_q_pre_2_sum[:, None] / 64.0
+            b_q_centred_squared = b_q_centred * b_q_centred
+            b_q_squares = tl.sum(b_q_centred_squared, 1)
+            b_q_normed = b_q_centred / tl.sqrt_rn(b_q_squares[:, None] / 64.0 + 1e-05)
+            b_o = b_q.to(tl.float32) + b_q_normed
             tl.store(
                 o + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 (b_o).to(o.dtype.element_ty),
@@ -1298,20 +1195,16 @@ def walk_kernel(
                 b_k = tl.load(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_th4 = tl.load(
-                    p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                )
-                b_x_jh3 = b_x_t2[:, None] * b_x_th4
-                b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
+                b_error_1 = tl.load(p_error_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                b_M_1_writes = b_rate[:, None] * b_error_1
+                b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_M_1_writes, one, PREC)
                 tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
                 b_M_2 = tl.load(
                     p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
-                b_x_th8 = tl.load(
-                    p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                )
-                b_x_jv2 = tl.load(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_x_th8), b_x_jv2, one, PREC)
+                b_hidden_1 = tl.load(p_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                b_M_2_writes = tl.load(p_M_2_writes + (o_t[:, None] * BV + o_v[None, :]))
+                b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_hidden_1), b_M_2_writes, one, PREC)
                 tl.store(
                     p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
                 )
@@ -1366,8 +1259,7 @@ def read_kernel(
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_n, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
-        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-        first = tl.load(blocks + 8 * i_n + 5)
+        start, end, i_s, _, _, first, _ = _block(blocks, i_n)
         for i_t in range(start, end, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             m_t = i_t + o_t < end
@@ -1382,7 +1274,7 @@ def read_kernel(
                 ).to(IN)
                 b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
                 b_r_cached = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
-                b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+                b_cached_pre_2_part = tl.zeros([BT, BV], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1398,25 +1290,29 @@ def read_kernel(
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
-                    b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    b_cached_pre_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    b_cached_hidden_1_unscaled = b_cached_pre_1 * (
+                        tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) + 1.0
+                    )
                     b_cached_2 = tl.load(
                         cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th, b_cached_2, one, PREC)
+                    b_cached_pre_2_part = _tile_dot_add(
+                        b_cached_pre_2_part, b_cached_hidden_1_unscaled, b_cached_2, one, PREC
+                    )
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tv3 = b_x_tv2 / 2.0
-                b_sum_t = tl.sum(b_x_tv2, 1)
-                b_x_t = b_sum_t / 2.0
-                b_x_tv4 = b_x_tv3 - b_x_t[:, None] / 64.0
-                b_x_tv5 = b_x_tv4 * b_x_tv4
-                b_sum_t2 = tl.sum(b_x_tv5, 1)
-                b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_o_cached = b_q.to(tl.float32) + b_x_tv6
+                b_cached_pre_2 = b_cached_pre_2_part / 2.0
+                b_cached_pre_2_part_sum = tl.sum(b_cached_pre_2_part, 1)
+                b_cached_pre_2_sum = b_cached_pre_2_part_sum / 2.0
+                b_cached_centred = b_cached_pre_2 - b_cached_pre_2_sum[:, None] / 64.0
+                b_cached_centred_squared = b_cached_centred * b_cached_centred
+                b_cached_squares = tl.sum(b_cached_centred_squared, 1)
+                b_cached_normed = b_cached_centred / tl.sqrt_rn(b_cached_squares[:, None] / 64.0 + 1e-05)
+                b_o_cached = b_q.to(tl.float32) + b_cached_normed
                 b_higher = tl.maximum(b_top, b_r_cached)
                 b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
                 b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
@@ -1472,8 +1368,7 @@ def rows_kernel(
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_n, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
-        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-        first = tl.load(blocks + 8 * i_n + 5)
+        start, end, i_s, _, _, first, _ = _block(blocks, i_n)
         for i_t in range(start, end, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             m_t = i_t + o_t < end
@@ -1486,7 +1381,11 @@ def rows_kernel(
             s_u = tl.zeros([BT, BK], tl.float32)
             for i_c in range(first, i_s):
                 i_cached = i_bh.to(tl.int64) * n_segments + i_c
-                b_x_tv = tl.zeros([BT, BV], tl.float32)
+                p_cached_pre_1 = p_rows
+                p_cached_hidden_1_unscaled = p_rows + BT * F
+                p_d_cached_pre_2 = p_rows + 2 * BT * F
+                p_r_cached_2_lse = p_rows + 2 * BT * F + BT * BV
+                b_cached_pre_2_part = tl.zeros([BT, BV], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1502,77 +1401,89 @@ def rows_kernel(
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
-                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_q_cached_1, mask=m_h1[None, :])
-                    b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
-                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
+                    b_cached_pre_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    tl.store(p_cached_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_cached_pre_1, mask=m_h1[None, :])
+                    b_cached_hidden_1_unscaled = b_cached_pre_1 * (
+                        tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) + 1.0
+                    )
+                    tl.store(
+                        p_cached_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]),
+                        b_cached_hidden_1_unscaled,
+                        mask=m_h1[None, :],
+                    )
                     b_cached_2 = tl.load(
                         cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_tv = _tile_dot_add(b_x_tv, b_x_th, b_cached_2, one, PREC)
+                    b_cached_pre_2_part = _tile_dot_add(
+                        b_cached_pre_2_part, b_cached_hidden_1_unscaled, b_cached_2, one, PREC
+                    )
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     mask=m_t[:, None] & m_v[None, :],
                     other=0.0,
                 ).to(IN)
-                b_x_tv2 = b_x_tv / 2.0
-                b_sum_t = tl.sum(b_x_tv, 1)
-                b_x_t2 = b_sum_t / 2.0
-                b_x_tv3 = b_x_tv2 - b_x_t2[:, None] / 64.0
-                b_x_tv4 = b_x_tv3 * b_x_tv3
-                b_sum_t2 = tl.sum(b_x_tv4, 1)
-                b_x_tv5 = b_d_y.to(tl.float32) / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_t3 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-                b_x_tv6 = b_d_y.to(tl.float32) * b_x_tv3
-                b_sum_t3 = tl.sum(b_x_tv6, 1)
-                b_x_t4 = -(b_x_t3 * b_sum_t3 / 128.0)
-                b_x_tv7 = 2.0 * b_x_t4[:, None] * b_x_tv3
-                b_x_tv8 = b_x_tv5 + b_x_tv7
-                b_sum_t4 = tl.sum(b_x_tv8, 1)
-                b_x_t5 = -(b_sum_t4 / 64.0)
-                b_x_tv9 = b_x_tv8 + b_x_t5[:, None]
-                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv9)
+                b_cached_pre_2 = b_cached_pre_2_part / 2.0
+                b_cached_pre_2_part_sum = tl.sum(b_cached_pre_2_part, 1)
+                b_cached_pre_2_sum = b_cached_pre_2_part_sum / 2.0
+                b_cached_centred = b_cached_pre_2 - b_cached_pre_2_sum[:, None] / 64.0
+                b_cached_centred_squared = b_cached_centred * b_cached_centred
+                b_cached_squares = tl.sum(b_cached_centred_squared, 1)
+                b_d_cached_centred_by_cached_normed = b_d_y.to(tl.float32) / tl.sqrt_rn(
+                    b_cached_squares[:, None] / 64.0 + 1e-05
+                )
+                b_of_cached_squares = 1.0 / _pow((b_cached_squares / 64.0 + 1e-05), 1.5)
+                b_d_y_cached_centred = b_d_y.to(tl.float32) * b_cached_centred
+                b_d_y_dot_cached_centred = tl.sum(b_d_y_cached_centred, 1)
+                b_d_cached_squares = -(b_of_cached_squares * b_d_y_dot_cached_centred / 128.0)
+                b_d_cached_centred_by_cached_squares = 2.0 * b_d_cached_squares[:, None] * b_cached_centred
+                b_d_cached_centred = b_d_cached_centred_by_cached_normed + b_d_cached_centred_by_cached_squares
+                b_d_cached_centred_sum = tl.sum(b_d_cached_centred, 1)
+                b_d_cached_pre_2_sum = -(b_d_cached_centred_sum / 64.0)
+                b_d_cached_pre_2 = b_d_cached_centred + b_d_cached_pre_2_sum[:, None]
+                tl.store(p_d_cached_pre_2 + (o_t[:, None] * BV + o_v[None, :]), b_d_cached_pre_2)
                 b_u = tl.load(
                     u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
                 b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-                b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+                b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
                 b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_x_t = tl.exp(b_u_pools - b_lse)
-                tl.store(p_rows + 2 * BT * F + BT * BV + o_t, b_x_t)
+                b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
+                tl.store(p_r_cached_2_lse + o_t, b_r_cached_2_lse)
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tv11 = b_x_tv3 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv12 = b_q.to(tl.float32) + b_x_tv11
-                b_x_tv13 = b_d_y.to(tl.float32) * b_x_tv12
-                b_sum_t5 = tl.sum(b_x_tv13, 1)
-                b_d_r = b_x_t * (b_sum_t5 - b_delta)
+                b_cached_normed = b_cached_centred / tl.sqrt_rn(b_cached_squares[:, None] / 64.0 + 1e-05)
+                b_o_cached_2 = b_q.to(tl.float32) + b_cached_normed
+                b_d_y_o_cached_2 = b_d_y.to(tl.float32) * b_o_cached_2
+                b_d_y_dot_o_cached_2 = tl.sum(b_d_y_o_cached_2, 1)
+                b_d_r = b_r_cached_2_lse * (b_d_y_dot_o_cached_2 - b_delta)
                 s_r += b_d_r
                 b_d_u = b_d_r[:, None] * b_pools[None, :]
                 s_u += b_d_u
-                b_x_tk = tl.zeros([BT, BK], tl.float32)
+                b_d_q_by_cached_pre_1 = tl.zeros([BT, BK], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_tv9 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
+                    b_d_cached_pre_2 = tl.load(p_d_cached_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
                     b_cached_2 = tl.load(
                         cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_th2 = _tile_dot(b_x_tv9, tl.trans(b_cached_2), one, PREC)
-                    b_q_cached_1 = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th3 = b_x_th2 * (
-                        b_q_cached_1
+                    b_d_cached_hidden_1 = _tile_dot(b_d_cached_pre_2, tl.trans(b_cached_2), one, PREC)
+                    b_cached_pre_1 = tl.load(
+                        p_cached_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_d_cached_pre_1 = b_d_cached_hidden_1 * (
+                        b_cached_pre_1
                         * 1.4142135623730951
-                        * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0))
+                        * tl.exp(-(b_cached_pre_1 * b_cached_pre_1 / 2.0))
                         / 3.544907701811032
-                        + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
+                        + tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
                     b_cached_1 = tl.load(
@@ -1580,15 +1491,17 @@ def rows_kernel(
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_x_tk = _tile_dot_add(b_x_tk, b_x_th3, tl.trans(b_cached_1), one, PREC)
-                b_x_t = tl.load(p_rows + 2 * BT * F + BT * BV + o_t)
+                    b_d_q_by_cached_pre_1 = _tile_dot_add(
+                        b_d_q_by_cached_pre_1, b_d_cached_pre_1, tl.trans(b_cached_1), one, PREC
+                    )
+                b_r_cached_2_lse = tl.load(p_r_cached_2_lse + o_t)
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     mask=m_t[:, None] & m_v[None, :],
                     other=0.0,
                 ).to(IN)
-                b_x_tk3 = b_x_tk + b_d_y.to(tl.float32)
-                b_d_q = b_x_t[:, None] * b_x_tk3
+                b_d_q_2 = b_d_q_by_cached_pre_1 + b_d_y.to(tl.float32)
+                b_d_q = b_r_cached_2_lse[:, None] * b_d_q_2
                 s_q += b_d_q
                 tl.debug_barrier()
             tl.store(d_r + i_row + o_t * H, -s_r, mask=m_t)
@@ -1638,14 +1551,17 @@ def segments_kernel(
         i_s, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
         i_cached = i_bh.to(tl.int64) * n_segments + i_s
-        start, end = tl.load(segments + 4 * i_s + 1), tl.load(segments + 4 * i_s + 3)
+        start, end, _, last = _segment(segments, i_s)
         _fill(d_cached + i_cached * MEMORY, MEMORY)
         tl.debug_barrier()
         s_pools = tl.zeros([BK], tl.float32)
-        for i_t in range(start, end, BT):
+        for i_t in range(end, last, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-            m_t = i_t + o_t < end
-            b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+            m_t = i_t + o_t < last
+            p_cached_pre_1 = p_rows
+            p_cached_hidden_1_unscaled = p_rows + BT * F
+            p_d_cached_pre_2 = p_rows + 2 * BT * F
+            b_cached_pre_2_part = tl.zeros([BT, BV], tl.float32)
             tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1659,54 +1575,60 @@ def segments_kernel(
                     mask=m_k[:, None] & m_h1[None, :],
                     other=0.0,
                 )
-                b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
-                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_q_cached_1, mask=m_h1[None, :])
-                b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
-                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
+                b_cached_pre_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                tl.store(p_cached_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_cached_pre_1, mask=m_h1[None, :])
+                b_cached_hidden_1_unscaled = b_cached_pre_1 * (tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(
+                    p_cached_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]),
+                    b_cached_hidden_1_unscaled,
+                    mask=m_h1[None, :],
+                )
                 b_cached_2 = tl.load(
                     cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
-                b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th, b_cached_2, one, PREC)
+                b_cached_pre_2_part = _tile_dot_add(
+                    b_cached_pre_2_part, b_cached_hidden_1_unscaled, b_cached_2, one, PREC
+                )
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-            b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
             b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.exp(b_u_pools - b_lse)
+            b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
             b_d_y = tl.load(
                 d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
-            b_x_tv3 = b_x_tv2 / 2.0
-            b_sum_t = tl.sum(b_x_tv2, 1)
-            b_x_t2 = b_sum_t / 2.0
-            b_x_tv4 = b_x_tv3 - b_x_t2[:, None] / 64.0
-            b_x_tv5 = b_x_tv4 * b_x_tv4
-            b_sum_t2 = tl.sum(b_x_tv5, 1)
-            b_x_tv6 = b_x_tv / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-            b_x_t3 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-            b_x_tv7 = b_d_y.to(tl.float32) * b_x_tv4
-            b_sum_t3 = tl.sum(b_x_tv7, 1)
-            b_x_t4 = -(b_x_t * b_x_t3 * b_sum_t3 / 128.0)
-            b_x_tv8 = 2.0 * b_x_t4[:, None] * b_x_tv4
-            b_x_tv9 = b_x_tv6 + b_x_tv8
-            b_sum_t4 = tl.sum(b_x_tv9, 1)
-            b_x_t5 = -(b_sum_t4 / 64.0)
-            b_x_tv10 = b_x_tv9 + b_x_t5[:, None]
-            tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv10)
+            b_d_o_cached = b_r_cached_2_lse[:, None] * b_d_y.to(tl.float32)
+            b_cached_pre_2 = b_cached_pre_2_part / 2.0
+            b_cached_pre_2_part_sum = tl.sum(b_cached_pre_2_part, 1)
+            b_cached_pre_2_sum = b_cached_pre_2_part_sum / 2.0
+            b_cached_centred = b_cached_pre_2 - b_cached_pre_2_sum[:, None] / 64.0
+            b_cached_centred_squared = b_cached_centred * b_cached_centred
+            b_cached_squares = tl.sum(b_cached_centred_squared, 1)
+            b_d_cached_centred_by_cached_normed = b_d_o_cached / tl.sqrt_rn(b_cached_squares[:, None] / 64.0 + 1e-05)
+            b_of_cached_squares = 1.0 / _pow((b_cached_squares / 64.0 + 1e-05), 1.5)
+            b_d_y_cached_centred = b_d_y.to(tl.float32) * b_cached_centred
+            b_d_y_dot_cached_centred = tl.sum(b_d_y_cached_centred, 1)
+            b_d_cached_squares = -(b_r_cached_2_lse * b_of_cached_squares * b_d_y_dot_cached_centred / 128.0)
+            b_d_cached_centred_by_cached_squares = 2.0 * b_d_cached_squares[:, None] * b_cached_centred
+            b_d_cached_centred = b_d_cached_centred_by_cached_normed + b_d_cached_centred_by_cached_squares
+            b_d_cached_centred_sum = tl.sum(b_d_cached_centred, 1)
+            b_d_cached_pre_2_sum = -(b_d_cached_centred_sum / 64.0)
+            b_d_cached_pre_2 = b_d_cached_centred + b_d_cached_pre_2_sum[:, None]
+            tl.store(p_d_cached_pre_2 + (o_t[:, None] * BV + o_v[None, :]), b_d_cached_pre_2)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tv12 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-            b_x_tv13 = b_q.to(tl.float32) + b_x_tv12
-            b_x_tv14 = b_d_y.to(tl.float32) * b_x_tv13
-            b_sum_t5 = tl.sum(b_x_tv14, 1)
+            b_cached_normed = b_cached_centred / tl.sqrt_rn(b_cached_squares[:, None] / 64.0 + 1e-05)
+            b_o_cached_2 = b_q.to(tl.float32) + b_cached_normed
+            b_d_y_o_cached_2 = b_d_y.to(tl.float32) * b_o_cached_2
+            b_d_y_dot_o_cached_2 = tl.sum(b_d_y_o_cached_2, 1)
             b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t6 = b_x_t * (b_sum_t5 - b_delta)
-            b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t6[:, None], 0)
+            b_d_r_cached = b_r_cached_2_lse * (b_d_y_dot_o_cached_2 - b_delta)
+            b_d_pools = tl.sum(b_u.to(tl.float32) * b_d_r_cached[:, None], 0)
             s_pools += b_d_pools
             tl.debug_barrier()
             for i_h1 in range(n_tiles):
@@ -1716,20 +1638,25 @@ def segments_kernel(
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tv10 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_cached_pre_2 = tl.load(p_d_cached_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
                 b_cached_2 = tl.load(
                     cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
-                b_x_th2 = _tile_dot(b_x_tv10, tl.trans(b_cached_2), one, PREC)
-                b_q_cached_1 = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                b_x_th3 = b_x_th2 * (
-                    b_q_cached_1 * 1.4142135623730951 * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0)) / 3.544907701811032
-                    + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
+                b_d_cached_hidden_1 = _tile_dot(b_d_cached_pre_2, tl.trans(b_cached_2), one, PREC)
+                b_cached_pre_1 = tl.load(
+                    p_cached_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                )
+                b_d_cached_pre_1 = b_d_cached_hidden_1 * (
+                    b_cached_pre_1
+                    * 1.4142135623730951
+                    * tl.exp(-(b_cached_pre_1 * b_cached_pre_1 / 2.0))
+                    / 3.544907701811032
+                    + tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                     + 0.5
                 )
-                b_d_cached_1 = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_th3, one, PREC)
+                b_d_cached_1 = _tile_dot(tl.trans(b_q.to(tl.float32)), b_d_cached_pre_1, one, PREC)
                 tl.store(
                     d_cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
                     tl.load(
@@ -1740,9 +1667,11 @@ def segments_kernel(
                     + b_d_cached_1,
                     mask=m_k[:, None] & m_h1[None, :],
                 )
-                b_x_th = tl.load(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                b_x_hv = _tile_dot(tl.trans(b_x_th), b_x_tv10, one, PREC)
-                b_d_cached_2 = b_x_hv / 2.0
+                b_cached_hidden_1_unscaled = tl.load(
+                    p_cached_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                )
+                b_d_cached_2_part = _tile_dot(tl.trans(b_cached_hidden_1_unscaled), b_d_cached_pre_2, one, PREC)
+                b_d_cached_2 = b_d_cached_2_part / 2.0
                 tl.store(
                     d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     tl.load(
@@ -1754,7 +1683,7 @@ def segments_kernel(
                     mask=m_h1[:, None] & m_v[None, :],
                 )
             tl.debug_barrier()
-        tl.store(d_pools + i_cached * K + o_k, s_pools / (start - tl.load(segments + 4 * i_s)), mask=m_k)
+        tl.store(d_pools + i_cached * K + o_k, s_pools / (end - start), mask=m_k)
 
 
 @_jit
@@ -1789,14 +1718,18 @@ def _advance(
     """One chunk step of the state alone, from one buffer to another."""
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    p_pre_1 = p_rows
+    p_hidden_1_unscaled = p_rows + BT * F
+    p_error_2 = p_rows + 2 * BT * F
+    p_M_2_writes = p_rows + 2 * BT * F + BT * BV
     b_pool = tl.load(p_state + K * F + F * V + o_k, mask=m_k, other=0.0)
     b_k = tl.load(
         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
     ).to(IN)
-    b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-    b_pool_next = b_pool + b_sum_k
+    b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+    b_pool_next = b_pool + b_k_sum
     tl.store(p_next + K * F + F * V + o_k, b_pool_next, mask=m_k)
-    b_x_tv3 = tl.zeros([BT, BV], tl.float32)
+    b_hidden_1_unscaled_M_2 = tl.zeros([BT, BV], tl.float32)
     tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1806,41 +1739,41 @@ def _advance(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
-        b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-        tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
-        b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-        tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
+        b_pre_1 = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        tl.store(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_pre_1, mask=m_h1[None, :])
+        b_hidden_1_unscaled = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+        tl.store(p_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), b_hidden_1_unscaled, mask=m_h1[None, :])
         b_M_2 = tl.load(
             p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
-        b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
+        b_hidden_1_unscaled_M_2 = _tile_dot_add(b_hidden_1_unscaled_M_2, b_hidden_1_unscaled, b_M_2, one, PREC)
     b_valid = m_t.to(tl.float32)
     b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-    b_x_t = -b_eta
-    b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
+    b_minus_eta = -b_eta
+    b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
     b_v = tl.load(
         v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
     ).to(IN)
-    b_x_tv2 = -b_v.to(tl.float32)
-    b_x_tv4 = b_x_tv3 / 2.0
-    b_sum_t = tl.sum(b_x_tv3, 1)
-    b_x_t3 = b_sum_t / 2.0
-    b_x_tv5 = b_x_tv4 - b_x_t3[:, None] / 64.0
-    b_x_tv6 = b_x_tv5 * b_x_tv5
-    b_sum_t2 = tl.sum(b_x_tv6, 1)
-    b_x_tv7 = b_x_tv2 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-    b_x_t4 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-    b_x_tv8 = b_v.to(tl.float32) * b_x_tv5
-    b_sum_t3 = tl.sum(b_x_tv8, 1)
-    b_x_t5 = b_x_t4 * b_sum_t3 / 128.0
-    b_x_tv9 = 2.0 * b_x_t5[:, None] * b_x_tv5
-    b_x_tv10 = b_x_tv7 + b_x_tv9
-    b_sum_t4 = tl.sum(b_x_tv10, 1)
-    b_x_t6 = -(b_sum_t4 / 64.0)
-    b_x_tv11 = b_x_tv10 + b_x_t6[:, None]
-    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv11)
-    b_x_jv2 = b_x_t2[:, None] * b_x_tv11
-    tl.store(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
+    b_error = -b_v.to(tl.float32)
+    b_pre_2 = b_hidden_1_unscaled_M_2 / 2.0
+    b_hidden_1_unscaled_M_2_sum = tl.sum(b_hidden_1_unscaled_M_2, 1)
+    b_pre_2_sum = b_hidden_1_unscaled_M_2_sum / 2.0
+    b_centred = b_pre_2 - b_pre_2_sum[:, None] / 64.0
+    b_centred_squared = b_centred * b_centred
+    b_squares = tl.sum(b_centred_squared, 1)
+    b_error_centred_by_normed = b_error / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+    b_of_squares = 1.0 / _pow((b_squares / 64.0 + 1e-05), 1.5)
+    b_v_centred = b_v.to(tl.float32) * b_centred
+    b_v_dot_centred = tl.sum(b_v_centred, 1)
+    b_error_squares = b_of_squares * b_v_dot_centred / 128.0
+    b_error_centred_by_squares = 2.0 * b_error_squares[:, None] * b_centred
+    b_error_centred = b_error_centred_by_normed + b_error_centred_by_squares
+    b_error_centred_sum = tl.sum(b_error_centred, 1)
+    b_error_pre_2_sum = -(b_error_centred_sum / 64.0)
+    b_error_2 = b_error_centred + b_error_pre_2_sum[:, None]
+    tl.store(p_error_2 + (o_t[:, None] * BV + o_v[None, :]), b_error_2)
+    b_M_2_writes = b_rate[:, None] * b_error_2
+    tl.store(p_M_2_writes + (o_t[:, None] * BV + o_v[None, :]), b_M_2_writes)
     tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1850,23 +1783,23 @@ def _advance(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tv11 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
+        b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
         b_M_2 = tl.load(
             p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
-        b_x_th3 = _tile_dot(b_x_tv11, tl.trans(b_M_2), one, PREC)
-        b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-        b_x_th4 = b_x_th3 * (
-            b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-            + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+        b_error_hidden_1 = _tile_dot(b_error_2, tl.trans(b_M_2), one, PREC)
+        b_pre_1 = tl.load(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+        b_error_1 = b_error_hidden_1 * (
+            b_pre_1 * 1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 3.544907701811032
+            + tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) / 2.0
             + 0.5
         )
-        b_x_jh2 = b_x_t2[:, None] * b_x_th4
-        b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
+        b_M_1_writes = b_rate[:, None] * b_error_1
+        b_M_1_next = _tile_dot_add(b_M_1, tl.trans(b_k.to(tl.float32)), b_M_1_writes, one, PREC)
         tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
-        b_x_th5 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-        b_x_jv2 = tl.load(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-        b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_x_th5), b_x_jv2, one, PREC)
+        b_hidden_1 = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+        b_M_2_writes = tl.load(p_M_2_writes + (o_t[:, None] * BV + o_v[None, :]))
+        b_M_2_next = _tile_dot_add(b_M_2, tl.trans(b_hidden_1), b_M_2_writes, one, PREC)
         tl.store(p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
     tl.debug_barrier()
 
@@ -1939,7 +1872,7 @@ def reverse_kernel(
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_c, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
-        i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+        i_first, i_last = _chain(chains, i_c)
         _copy(p_work, theta + i_h * MEMORY, MEMORY)
         _fill(p_work + MEMORY, STATE - MEMORY)
         tl.debug_barrier()
@@ -1951,9 +1884,7 @@ def reverse_kernel(
             i_begin = i_first + i_group * group
             i_stop = tl.minimum(i_begin + group, i_last)
             for i_n in range(tl.where(i_back == 0, i_first, i_begin), i_stop - 1):
-                i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
-                segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
-                b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
+                i_t, end, i_s, segment_start, segment_end, _, b_fresh = _chunk_step(steps, i_n)
                 m_t = i_t + o_t < end
                 i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
                 p_state = p_work + _place(i_n - i_first, i_group, group) * STATE
@@ -1988,9 +1919,7 @@ def reverse_kernel(
                 )
             for i_turn in range(i_stop - i_begin):
                 i_n = i_stop - 1 - i_turn
-                i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
-                segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
-                b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
+                i_t, end, i_s, segment_start, segment_end, _, b_fresh = _chunk_step(steps, i_n)
                 m_t = i_t + o_t < end
                 i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
                 p_state = p_work + _place(i_n - i_first, i_group, group) * STATE
@@ -2000,28 +1929,65 @@ def reverse_kernel(
                     _add(p_d_next, d_cached + i_cached * MEMORY, MEMORY)
                     _copy(p_d_next + K * F + F * V, d_pools + i_cached * K, K)
                     tl.debug_barrier()
+                p_pre_1 = p_rows
+                p_hidden_1_unscaled = p_rows + BT * F
+                p_error_hidden_1 = p_rows + 2 * BT * F
+                p_error_1 = p_rows + 3 * BT * F
+                p_q_pre_1 = p_rows + 4 * BT * F
+                p_q_hidden_1_unscaled = p_rows + 5 * BT * F
+                p_hidden_1 = p_rows + 6 * BT * F
+                p_d_q_pre_1 = p_rows + 7 * BT * F
+                p_d_M_1_writes_by_M_1_next = p_rows + 8 * BT * F
+                p_d_error_1 = p_rows + 9 * BT * F
+                p_d_error_hidden_1 = p_rows + 10 * BT * F
+                p_d_pre_1 = p_rows + 11 * BT * F
+                p_causal = p_rows + 12 * BT * F
+                p_C_q_k = p_rows + 12 * BT * F + BT * BT
+                p_error_2 = p_rows + 12 * BT * F + 2 * BT * BT
+                p_C_M_tj = p_rows + 12 * BT * F + 2 * BT * BT + BT * BV
+                p_q_k = p_rows + 12 * BT * F + 3 * BT * BT + BT * BV
+                p_d_q_hidden_1_scores = p_rows + 12 * BT * F + 4 * BT * BT + BT * BV
+                p_d_q_pre_2 = p_rows + 12 * BT * F + 5 * BT * BT + BT * BV
+                p_rate = p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV
+                p_C_q_k_unscaled = p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + BT
+                p_d_C_q_hidden_1_scores_by_q_pre_2 = p_rows + 12 * BT * F + 6 * BT * BT + 2 * BT * BV + BT
+                p_d_M_2_writes_by_M_2_next = p_rows + 12 * BT * F + 7 * BT * BT + 2 * BT * BV + BT
+                p_q_hidden_1_unscaled_hidden_1 = p_rows + 12 * BT * F + 7 * BT * BT + 3 * BT * BV + BT
+                p_centred = p_rows + 12 * BT * F + 8 * BT * BT + 3 * BT * BV + BT
+                p_squares = p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + BT
+                p_v_dot_centred = p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 2 * BT
+                p_of_squares = p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 3 * BT
+                p_error = p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 4 * BT
+                p_error_squares = p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 4 * BT
+                p_d_o = p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 5 * BT
+                p_d_C_M_j_by_M_1_writes = p_rows + 12 * BT * F + 8 * BT * BT + 6 * BT * BV + 5 * BT
+                p_d_q_hidden_1_scores_unscaled = p_rows + 12 * BT * F + 8 * BT * BT + 6 * BT * BV + 6 * BT
+                p_d_pre_2 = p_rows + 12 * BT * F + 9 * BT * BT + 6 * BT * BV + 6 * BT
+                p_d_C_q_k_by_q_pre_1 = p_rows + 12 * BT * F + 9 * BT * BT + 7 * BT * BV + 6 * BT
+                p_d_r_over_count = p_rows + 12 * BT * F + 10 * BT * BT + 7 * BT * BV + 6 * BT
+                p_d_M_1_next_error_1 = p_rows + 12 * BT * F + 10 * BT * BT + 7 * BT * BV + 7 * BT
                 b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-                b_x_t18 = b_d_r / b_count
-                tl.store(p_rows + 12 * BT * F + 10 * BT * BT + 7 * BT * BV + 6 * BT + o_t, b_x_t18)
+                b_d_r_over_count = b_d_r / b_count
+                tl.store(p_d_r_over_count + o_t, b_d_r_over_count)
                 b_pool = tl.load(p_state + K * F + F * V + o_k, mask=m_k, other=0.0)
-                b_x_tk8 = b_x_t18[:, None] * b_pool[None, :]
+                b_d_u_by_r = b_d_r_over_count[:, None] * b_pool[None, :]
                 b_at_t = o_t
                 b_at_j = o_t
-                b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-                tl.store(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj)
+                b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+                tl.store(p_causal + (o_t[:, None] * BT + o_t[None, :]), b_causal)
                 b_k = tl.load(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tk9 = _tile_dot(b_x_tj, b_k.to(tl.float32), one, PREC)
-                b_x_tk10 = b_x_t18[:, None] * b_x_tk9
-                b_x_tk11 = b_x_tk8 + b_x_tk10
+                b_causal_k = _tile_dot(b_causal, b_k.to(tl.float32), one, PREC)
+                b_d_u_by_r_2 = b_d_r_over_count[:, None] * b_causal_k
+                b_d_u_2 = b_d_u_by_r + b_d_u_by_r_2
                 b_d_u_rows = tl.load(
                     d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                     mask=m_t[:, None] & m_k[None, :],
                     other=0.0,
                 )
-                b_d_u = b_x_tk11 + b_d_u_rows
+                b_d_u = b_d_u_2 + b_d_u_rows
                 tl.store(
                     d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                     b_d_u.to(d_u.dtype.element_ty),
@@ -2031,11 +1997,11 @@ def reverse_kernel(
                 b_u = tl.load(
                     u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t18[:, None], 0)
-                b_d_pool = b_d_pool_next + b_x_k
+                b_d_pool_by_r = tl.sum(b_u.to(tl.float32) * b_d_r_over_count[:, None], 0)
+                b_d_pool = b_d_pool_next + b_d_pool_by_r
                 tl.store(p_d_state + K * F + F * V + o_k, b_d_pool, mask=m_k)
-                b_x_tv4 = tl.zeros([BT, BV], tl.float32)
-                b_x_jv2 = tl.zeros([BT, BV], tl.float32)
+                b_hidden_1_unscaled_M_2 = tl.zeros([BT, BV], tl.float32)
+                b_d_M_2_writes_by_M_2_next = tl.zeros([BT, BV], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -2049,35 +2015,41 @@ def reverse_kernel(
                     b_M_1 = tl.load(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
-                    b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
+                    b_pre_1 = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    tl.store(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_pre_1, mask=m_h1[None, :])
+                    b_hidden_1_unscaled = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(
+                        p_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]),
+                        b_hidden_1_unscaled,
+                        mask=m_h1[None, :],
+                    )
                     b_M_2 = tl.load(
                         p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_tv4 = _tile_dot_add(b_x_tv4, b_x_th2, b_M_2, one, PREC)
-                    b_x_th8 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    tl.store(p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th8, mask=m_h1[None, :])
+                    b_hidden_1_unscaled_M_2 = _tile_dot_add(
+                        b_hidden_1_unscaled_M_2, b_hidden_1_unscaled, b_M_2, one, PREC
+                    )
+                    b_hidden_1 = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    tl.store(p_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), b_hidden_1, mask=m_h1[None, :])
                     b_d_M_2_next = tl.load(
                         p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_jv2 = _tile_dot_add(b_x_jv2, b_x_th8, b_d_M_2_next, one, PREC)
-                tl.store(
-                    p_rows + 12 * BT * F + 7 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2
-                )
-                b_x_tj = tl.load(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
+                    b_d_M_2_writes_by_M_2_next = _tile_dot_add(
+                        b_d_M_2_writes_by_M_2_next, b_hidden_1, b_d_M_2_next, one, PREC
+                    )
+                tl.store(p_d_M_2_writes_by_M_2_next + (o_t[:, None] * BV + o_v[None, :]), b_d_M_2_writes_by_M_2_next)
+                b_causal = tl.load(p_causal + (o_t[:, None] * BT + o_t[None, :]))
                 b_valid = m_t.to(tl.float32)
                 b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_x_t = -b_eta
-                b_x_t2 = tl.where(b_valid > 0, b_x_t, 0.0)
-                tl.store(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t, b_x_t2)
-                b_x_tj2 = b_x_tj * b_x_t2[None, :]
-                tl.store(p_rows + 12 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
+                b_minus_eta = -b_eta
+                b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+                tl.store(p_rate + o_t, b_rate)
+                b_C_M_tj = b_causal * b_rate[None, :]
+                tl.store(p_C_M_tj + (o_t[:, None] * BT + o_t[None, :]), b_C_M_tj)
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
@@ -2085,65 +2057,62 @@ def reverse_kernel(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
                 b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-                tl.store(p_rows + 12 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_q_k)
-                b_x_tj3 = b_x_tj2 * b_q_k
-                tl.store(p_rows + 12 * BT * F + BT * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj3)
+                tl.store(p_q_k + (o_t[:, None] * BT + o_t[None, :]), b_q_k)
+                b_C_q_k = b_C_M_tj * b_q_k
+                tl.store(p_C_q_k + (o_t[:, None] * BT + o_t[None, :]), b_C_q_k)
                 b_v = tl.load(
                     v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
                 ).to(IN)
-                b_x_tv3 = -b_v.to(tl.float32)
-                tl.store(
-                    p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 4 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv3,
-                )
-                b_x_tv5 = b_x_tv4 / 2.0
-                b_sum_t = tl.sum(b_x_tv4, 1)
-                b_x_t3 = b_sum_t / 2.0
-                b_x_tv6 = b_x_tv5 - b_x_t3[:, None] / 64.0
-                tl.store(
-                    p_rows + 12 * BT * F + 8 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv6
-                )
-                b_x_tv7 = b_x_tv6 * b_x_tv6
-                b_sum_t2 = tl.sum(b_x_tv7, 1)
-                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + BT + o_t, b_sum_t2)
-                b_x_tv8 = b_x_tv3 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_t4 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 3 * BT + o_t, b_x_t4)
-                b_x_tv9 = b_v.to(tl.float32) * b_x_tv6
-                b_sum_t3 = tl.sum(b_x_tv9, 1)
-                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 2 * BT + o_t, b_sum_t3)
-                b_x_t5 = b_x_t4 * b_sum_t3 / 128.0
-                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 4 * BT + o_t, b_x_t5)
-                b_x_tv10 = 2.0 * b_x_t5[:, None] * b_x_tv6
-                b_x_tv11 = b_x_tv8 + b_x_tv10
-                b_sum_t4 = tl.sum(b_x_tv11, 1)
-                b_x_t6 = -(b_sum_t4 / 64.0)
-                b_x_tv12 = b_x_tv11 + b_x_t6[:, None]
-                tl.store(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv12)
-                b_x_tv13 = tl.zeros([BT, BV], tl.float32)
-                b_x_tj4 = tl.zeros([BT, BT], tl.float32)
-                b_sum_j2 = tl.zeros([BT], tl.float32)
-                b_x_jk5 = tl.zeros([BT, BK], tl.float32)
+                b_error = -b_v.to(tl.float32)
+                tl.store(p_error + (o_t[:, None] * BV + o_v[None, :]), b_error)
+                b_pre_2 = b_hidden_1_unscaled_M_2 / 2.0
+                b_hidden_1_unscaled_M_2_sum = tl.sum(b_hidden_1_unscaled_M_2, 1)
+                b_pre_2_sum = b_hidden_1_unscaled_M_2_sum / 2.0
+                b_centred = b_pre_2 - b_pre_2_sum[:, None] / 64.0
+                tl.store(p_centred + (o_t[:, None] * BV + o_v[None, :]), b_centred)
+                b_centred_squared = b_centred * b_centred
+                b_squares = tl.sum(b_centred_squared, 1)
+                tl.store(p_squares + o_t, b_squares)
+                b_error_centred_by_normed = b_error / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+                b_of_squares = 1.0 / _pow((b_squares / 64.0 + 1e-05), 1.5)
+                tl.store(p_of_squares + o_t, b_of_squares)
+                b_v_centred = b_v.to(tl.float32) * b_centred
+                b_v_dot_centred = tl.sum(b_v_centred, 1)
+                tl.store(p_v_dot_centred + o_t, b_v_dot_centred)
+                b_error_squares = b_of_squares * b_v_dot_centred / 128.0
+                tl.store(p_error_squares + o_t, b_error_squares)
+                b_error_centred_by_squares = 2.0 * b_error_squares[:, None] * b_centred
+                b_error_centred = b_error_centred_by_normed + b_error_centred_by_squares
+                b_error_centred_sum = tl.sum(b_error_centred, 1)
+                b_error_pre_2_sum = -(b_error_centred_sum / 64.0)
+                b_error_2 = b_error_centred + b_error_pre_2_sum[:, None]
+                tl.store(p_error_2 + (o_t[:, None] * BV + o_v[None, :]), b_error_2)
+                b_q_hidden_1_unscaled_M_2 = tl.zeros([BT, BV], tl.float32)
+                b_q_hidden_1_unscaled_hidden_1 = tl.zeros([BT, BT], tl.float32)
+                b_d_C_M_j_by_M_1_writes = tl.zeros([BT], tl.float32)
+                b_d_M_1_next_error_1 = tl.zeros([BT, BK], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_tv12 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                    b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
                     b_M_2 = tl.load(
                         p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_th3 = _tile_dot(b_x_tv12, tl.trans(b_M_2), one, PREC)
-                    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th3, mask=m_h1[None, :])
-                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                    b_error_hidden_1 = _tile_dot(b_error_2, tl.trans(b_M_2), one, PREC)
+                    tl.store(
+                        p_error_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), b_error_hidden_1, mask=m_h1[None, :]
+                    )
+                    b_pre_1 = tl.load(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_error_1 = b_error_hidden_1 * (
+                        b_pre_1 * 1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
-                    tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
+                    tl.store(p_error_1 + (o_t[:, None] * F + o_h1[None, :]), b_error_1, mask=m_h1[None, :])
                     b_q = tl.load(
                         q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                         mask=m_t[:, None] & m_k[None, :],
@@ -2153,16 +2122,22 @@ def reverse_kernel(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    b_x_tj3 = tl.load(p_rows + 12 * BT * F + BT * BT + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_th6 = _tile_dot_add(b_q_M_1, b_x_tj3, b_x_th4, one, PREC)
-                    tl.store(p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th6, mask=m_h1[None, :])
-                    b_x_th7 = b_x_th6 * (tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) + 1.0)
-                    tl.store(p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th7, mask=m_h1[None, :])
-                    b_x_tv13 = _tile_dot_add(b_x_tv13, b_x_th7, b_M_2, one, PREC)
-                    b_x_th8 = tl.load(
-                        p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_C_q_k = tl.load(p_C_q_k + (o_t[:, None] * BT + o_t[None, :]))
+                    b_q_pre_1 = _tile_dot_add(b_q_M_1, b_C_q_k, b_error_1, one, PREC)
+                    tl.store(p_q_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_q_pre_1, mask=m_h1[None, :])
+                    b_q_hidden_1_unscaled = b_q_pre_1 * (tl.erf(b_q_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(
+                        p_q_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]),
+                        b_q_hidden_1_unscaled,
+                        mask=m_h1[None, :],
                     )
-                    b_x_tj4 = _tile_dot_add(b_x_tj4, b_x_th7, tl.trans(b_x_th8), one, PREC)
+                    b_q_hidden_1_unscaled_M_2 = _tile_dot_add(
+                        b_q_hidden_1_unscaled_M_2, b_q_hidden_1_unscaled, b_M_2, one, PREC
+                    )
+                    b_hidden_1 = tl.load(p_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_q_hidden_1_unscaled_hidden_1 = _tile_dot_add(
+                        b_q_hidden_1_unscaled_hidden_1, b_q_hidden_1_unscaled, tl.trans(b_hidden_1), one, PREC
+                    )
                     b_k = tl.load(
                         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                         mask=m_t[:, None] & m_k[None, :],
@@ -2171,258 +2146,244 @@ def reverse_kernel(
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    b_d_M_1_writes_by_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
                     tl.store(
-                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_k_d_M_1_next, mask=m_h1[None, :]
+                        p_d_M_1_writes_by_M_1_next + (o_t[:, None] * F + o_h1[None, :]),
+                        b_d_M_1_writes_by_M_1_next,
+                        mask=m_h1[None, :],
                     )
-                    b_x_jh12 = b_k_d_M_1_next * b_x_th4
-                    b_sum_j2 += tl.sum(b_x_jh12, 1)
-                    b_x_jk5 = _tile_dot_add(b_x_jk5, b_x_th4, tl.trans(b_d_M_1_next), one, PREC)
+                    b_d_C_M_j_part_2 = b_d_M_1_writes_by_M_1_next * b_error_1
+                    b_d_C_M_j_by_M_1_writes += tl.sum(b_d_C_M_j_part_2, 1)
+                    b_d_M_1_next_error_1 = _tile_dot_add(
+                        b_d_M_1_next_error_1, b_error_1, tl.trans(b_d_M_1_next), one, PREC
+                    )
                 tl.store(
-                    p_rows + 12 * BT * F + 7 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj4
+                    p_q_hidden_1_unscaled_hidden_1 + (o_t[:, None] * BT + o_t[None, :]), b_q_hidden_1_unscaled_hidden_1
                 )
-                tl.store(p_rows + 12 * BT * F + 8 * BT * BT + 6 * BT * BV + 5 * BT + o_t, b_sum_j2)
-                tl.store(
-                    p_rows + 12 * BT * F + 10 * BT * BT + 7 * BT * BV + 7 * BT + (o_t[:, None] * BK + o_k[None, :]),
-                    b_x_jk5,
-                )
+                tl.store(p_d_C_M_j_by_M_1_writes + o_t, b_d_C_M_j_by_M_1_writes)
+                tl.store(p_d_M_1_next_error_1 + (o_t[:, None] * BK + o_k[None, :]), b_d_M_1_next_error_1)
                 b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     mask=m_t[:, None] & m_v[None, :],
                     other=0.0,
                 ).to(IN)
-                b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
+                b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+                tl.store(p_d_o + (o_t[:, None] * BV + o_v[None, :]), b_d_o)
+                b_q_hidden_1_M_2 = b_q_hidden_1_unscaled_M_2 / 2.0
+                b_C_M_tj = tl.load(p_C_M_tj + (o_t[:, None] * BT + o_t[None, :]))
+                b_C_q_hidden_1_scores_unscaled = b_C_M_tj * b_q_hidden_1_unscaled_hidden_1
+                b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_q_pre_2_part = _tile_dot(b_C_q_hidden_1_scores_unscaled, b_error_2, one, PREC)
+                b_q_pre_2_part_scaled = b_q_pre_2_part / 2.0
+                b_q_pre_2 = b_q_hidden_1_M_2 + b_q_pre_2_part_scaled
+                b_q_pre_2_sum = tl.sum(b_q_pre_2, 1)
+                b_q_centred = b_q_pre_2 - b_q_pre_2_sum[:, None] / 64.0
+                b_q_centred_squared = b_q_centred * b_q_centred
+                b_q_squares = tl.sum(b_q_centred_squared, 1)
+                b_d_q_centred_by_q_normed = b_d_o / tl.sqrt_rn(b_q_squares[:, None] / 64.0 + 1e-05)
+                b_of_q_squares = 1.0 / _pow((b_q_squares / 64.0 + 1e-05), 1.5)
+                b_d_y_q_centred = b_d_y.to(tl.float32) * b_q_centred
+                b_d_y_dot_q_centred = tl.sum(b_d_y_q_centred, 1)
+                b_d_q_squares = -(b_online * b_of_q_squares * b_d_y_dot_q_centred / 128.0)
+                b_d_q_centred_by_q_squares = 2.0 * b_d_q_squares[:, None] * b_q_centred
+                b_d_q_centred = b_d_q_centred_by_q_normed + b_d_q_centred_by_q_squares
+                b_d_q_centred_sum = tl.sum(b_d_q_centred, 1)
+                b_d_q_pre_2_sum = -(b_d_q_centred_sum / 64.0)
+                b_d_q_pre_2 = b_d_q_centred + b_d_q_pre_2_sum[:, None]
+                tl.store(p_d_q_pre_2 + (o_t[:, None] * BV + o_v[None, :]), b_d_q_pre_2)
+                b_d_C_q_hidden_1_scores_by_q_pre_2 = _tile_dot(b_d_q_pre_2, tl.trans(b_error_2), one, PREC)
                 tl.store(
-                    p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 5 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv,
+                    p_d_C_q_hidden_1_scores_by_q_pre_2 + (o_t[:, None] * BT + o_t[None, :]),
+                    b_d_C_q_hidden_1_scores_by_q_pre_2,
                 )
-                b_x_tv14 = b_x_tv13 / 2.0
-                b_x_tj2 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj5 = b_x_tj2 * b_x_tj4
-                b_x_tv12 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_tv15 = _tile_dot(b_x_tj5, b_x_tv12, one, PREC)
-                b_x_tv16 = b_x_tv15 / 2.0
-                b_x_tv17 = b_x_tv14 + b_x_tv16
-                b_sum_t5 = tl.sum(b_x_tv17, 1)
-                b_x_tv18 = b_x_tv17 - b_sum_t5[:, None] / 64.0
-                b_x_tv19 = b_x_tv18 * b_x_tv18
-                b_sum_t6 = tl.sum(b_x_tv19, 1)
-                b_x_tv20 = b_x_tv / tl.sqrt_rn(b_sum_t6[:, None] / 64.0 + 1e-05)
-                b_x_t7 = 1.0 / _pow((b_sum_t6 / 64.0 + 1e-05), 1.5)
-                b_x_tv21 = b_d_y.to(tl.float32) * b_x_tv18
-                b_sum_t7 = tl.sum(b_x_tv21, 1)
-                b_x_t8 = -(b_online * b_x_t7 * b_sum_t7 / 128.0)
-                b_x_tv22 = 2.0 * b_x_t8[:, None] * b_x_tv18
-                b_x_tv23 = b_x_tv20 + b_x_tv22
-                b_sum_t8 = tl.sum(b_x_tv23, 1)
-                b_x_t9 = -(b_sum_t8 / 64.0)
-                b_x_tv24 = b_x_tv23 + b_x_t9[:, None]
-                tl.store(p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv24)
-                b_x_tj6 = _tile_dot(b_x_tv24, tl.trans(b_x_tv12), one, PREC)
-                tl.store(
-                    p_rows + 12 * BT * F + 6 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj6
-                )
-                b_x_tj7 = b_x_tj6 * b_x_tj2
-                tl.store(p_rows + 12 * BT * F + 4 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj7)
-                b_x_t2 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t)
-                b_x_tj = tl.load(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
-                b_q_k = tl.load(p_rows + 12 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj10 = b_x_tj * b_q_k
-                tl.store(
-                    p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj10
-                )
-                b_x_tk3 = tl.zeros([BT, BK], tl.float32)
-                b_x_tj8 = tl.zeros([BT, BT], tl.float32)
-                b_x_tv26 = tl.zeros([BT, BV], tl.float32)
+                b_d_q_hidden_1_scores = b_d_C_q_hidden_1_scores_by_q_pre_2 * b_C_M_tj
+                tl.store(p_d_q_hidden_1_scores + (o_t[:, None] * BT + o_t[None, :]), b_d_q_hidden_1_scores)
+                b_rate = tl.load(p_rate + o_t)
+                b_causal = tl.load(p_causal + (o_t[:, None] * BT + o_t[None, :]))
+                b_q_k = tl.load(p_q_k + (o_t[:, None] * BT + o_t[None, :]))
+                b_C_q_k_unscaled = b_causal * b_q_k
+                tl.store(p_C_q_k_unscaled + (o_t[:, None] * BT + o_t[None, :]), b_C_q_k_unscaled)
+                b_d_q_by_q_M_1 = tl.zeros([BT, BK], tl.float32)
+                b_d_C_q_k_by_q_pre_1 = tl.zeros([BT, BT], tl.float32)
+                b_d_error_2_by_error_hidden_1 = tl.zeros([BT, BV], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_tj7 = tl.load(p_rows + 12 * BT * F + 4 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_th8 = tl.load(
-                        p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th9 = _tile_dot(b_x_tj7, b_x_th8, one, PREC)
-                    b_x_tv24 = tl.load(
-                        p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :])
-                    )
+                    b_d_q_hidden_1_scores = tl.load(p_d_q_hidden_1_scores + (o_t[:, None] * BT + o_t[None, :]))
+                    b_hidden_1 = tl.load(p_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_q_hidden_1_by_q_hidden_1_scores = _tile_dot(b_d_q_hidden_1_scores, b_hidden_1, one, PREC)
+                    b_d_q_pre_2 = tl.load(p_d_q_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
                     b_M_2 = tl.load(
                         p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_th11 = _tile_dot_add(b_x_th9, b_x_tv24, tl.trans(b_M_2), one, PREC)
-                    b_x_th6 = tl.load(
-                        p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_q_hidden_1 = _tile_dot_add(
+                        b_d_q_hidden_1_by_q_hidden_1_scores, b_d_q_pre_2, tl.trans(b_M_2), one, PREC
                     )
-                    b_x_th12 = b_x_th11 * (
-                        b_x_th6 * 1.4142135623730951 * tl.exp(-(b_x_th6 * b_x_th6 / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th6 * 1.4142135623730951 / 2.0) / 2.0
+                    b_q_pre_1 = tl.load(p_q_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_q_pre_1 = b_d_q_hidden_1 * (
+                        b_q_pre_1 * 1.4142135623730951 * tl.exp(-(b_q_pre_1 * b_q_pre_1 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_q_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
-                    tl.store(p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th12, mask=m_h1[None, :])
+                    tl.store(p_d_q_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_d_q_pre_1, mask=m_h1[None, :])
                     b_M_1 = tl.load(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_tk3 = _tile_dot_add(b_x_tk3, b_x_th12, tl.trans(b_M_1), one, PREC)
-                    b_x_th4 = tl.load(
-                        p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_q_by_q_M_1 = _tile_dot_add(b_d_q_by_q_M_1, b_d_q_pre_1, tl.trans(b_M_1), one, PREC)
+                    b_error_1 = tl.load(p_error_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_C_q_k_by_q_pre_1 = _tile_dot_add(
+                        b_d_C_q_k_by_q_pre_1, b_d_q_pre_1, tl.trans(b_error_1), one, PREC
                     )
-                    b_x_tj8 = _tile_dot_add(b_x_tj8, b_x_th12, tl.trans(b_x_th4), one, PREC)
-                    b_k_d_M_1_next = tl.load(
-                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_M_1_writes_by_M_1_next = tl.load(
+                        p_d_M_1_writes_by_M_1_next + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_jh3 = b_k_d_M_1_next * b_x_t2[:, None]
-                    b_x_tj10 = tl.load(
-                        p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :])
-                    )
-                    b_x_jh4 = _tile_dot(tl.trans(b_x_tj10), b_x_th12, one, PREC)
-                    b_x_jh5 = b_x_t2[:, None] * b_x_jh4
-                    b_x_jh6 = b_x_jh3 + b_x_jh5
-                    tl.store(p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_jh6, mask=m_h1[None, :])
-                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th16 = b_x_jh6 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                    b_d_error_1_by_M_1_writes = b_d_M_1_writes_by_M_1_next * b_rate[:, None]
+                    b_C_q_k_unscaled = tl.load(p_C_q_k_unscaled + (o_t[:, None] * BT + o_t[None, :]))
+                    b_C_q_k_unscaled_d_q_pre_1 = _tile_dot(tl.trans(b_C_q_k_unscaled), b_d_q_pre_1, one, PREC)
+                    b_d_error_1_by_q_pre_1 = b_rate[:, None] * b_C_q_k_unscaled_d_q_pre_1
+                    b_d_error_1 = b_d_error_1_by_M_1_writes + b_d_error_1_by_q_pre_1
+                    tl.store(p_d_error_1 + (o_t[:, None] * F + o_h1[None, :]), b_d_error_1, mask=m_h1[None, :])
+                    b_pre_1 = tl.load(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_error_hidden_1 = b_d_error_1 * (
+                        b_pre_1 * 1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
-                    tl.store(p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th16, mask=m_h1[None, :])
-                    b_x_tv26 = _tile_dot_add(b_x_tv26, b_x_th16, b_M_2, one, PREC)
+                    tl.store(
+                        p_d_error_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), b_d_error_hidden_1, mask=m_h1[None, :]
+                    )
+                    b_d_error_2_by_error_hidden_1 = _tile_dot_add(
+                        b_d_error_2_by_error_hidden_1, b_d_error_hidden_1, b_M_2, one, PREC
+                    )
+                tl.store(p_d_C_q_k_by_q_pre_1 + (o_t[:, None] * BT + o_t[None, :]), b_d_C_q_k_by_q_pre_1)
+                b_rate = tl.load(p_rate + o_t)
+                b_d_C_q_hidden_1_scores_by_q_pre_2 = tl.load(
+                    p_d_C_q_hidden_1_scores_by_q_pre_2 + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_causal = tl.load(p_causal + (o_t[:, None] * BT + o_t[None, :]))
+                b_d_q_hidden_1_scores_unscaled = b_d_C_q_hidden_1_scores_by_q_pre_2 * b_causal
                 tl.store(
-                    p_rows + 12 * BT * F + 9 * BT * BT + 7 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj8,
+                    p_d_q_hidden_1_scores_unscaled + (o_t[:, None] * BT + o_t[None, :]), b_d_q_hidden_1_scores_unscaled
                 )
-                b_x_t2 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t)
-                b_x_tj6 = tl.load(
-                    p_rows + 12 * BT * F + 6 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :])
+                b_d_M_2_writes_by_M_2_next = tl.load(p_d_M_2_writes_by_M_2_next + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_error_2_by_M_2_writes = b_d_M_2_writes_by_M_2_next * b_rate[:, None]
+                b_q_hidden_1_unscaled_hidden_1 = tl.load(
+                    p_q_hidden_1_unscaled_hidden_1 + (o_t[:, None] * BT + o_t[None, :])
                 )
-                b_x_tj = tl.load(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj11 = b_x_tj6 * b_x_tj
-                tl.store(
-                    p_rows + 12 * BT * F + 8 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj11,
+                b_C_q_hidden_1_scores_unscaled_2 = b_causal * b_q_hidden_1_unscaled_hidden_1
+                b_d_q_pre_2 = tl.load(p_d_q_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_error_2_part = _tile_dot(tl.trans(b_C_q_hidden_1_scores_unscaled_2), b_d_q_pre_2, one, PREC)
+                b_d_error_2_by_q_pre_2 = b_rate[:, None] * b_d_error_2_part / 2.0
+                b_d_error_2_j = b_d_error_2_by_M_2_writes + b_d_error_2_by_q_pre_2
+                b_d_error_2 = b_d_error_2_j + b_d_error_2_by_error_hidden_1
+                b_d_error_pre_2_sum = tl.sum(b_d_error_2, 1)
+                b_d_error_centred_by_error_pre_2_sum = (-(b_d_error_pre_2_sum[:, None] / 64.0)) + tl.zeros(
+                    [BT, BV], tl.float32
                 )
-                b_x_jv2 = tl.load(
-                    p_rows + 12 * BT * F + 7 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_jv3 = b_x_jv2 * b_x_t2[:, None]
-                b_x_tj4 = tl.load(
-                    p_rows + 12 * BT * F + 7 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_x_tj12 = b_x_tj * b_x_tj4
-                b_x_tv24 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_jv4 = _tile_dot(tl.trans(b_x_tj12), b_x_tv24, one, PREC)
-                b_x_jv5 = b_x_t2[:, None] * b_x_jv4 / 2.0
-                b_x_jv6 = b_x_jv3 + b_x_jv5
-                b_x_tv27 = b_x_jv6 + b_x_tv26
-                b_sum_t9 = tl.sum(b_x_tv27, 1)
-                b_x_tv28 = (-(b_sum_t9[:, None] / 64.0)) + tl.zeros([BT, BV], tl.float32)
-                b_x_tv29 = b_x_tv28 + b_x_tv27
-                b_x_tv6 = tl.load(
-                    p_rows + 12 * BT * F + 8 * BT * BT + 3 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv30 = b_x_tv29 * b_x_tv6
-                b_sum_t10 = tl.sum(b_x_tv30, 1)
-                b_x_t10 = 2.0 * b_sum_t10
-                b_sum_t2 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + BT + o_t)
-                b_x_t11 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 2.5)
-                b_sum_t3 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 2 * BT + o_t)
-                b_x_t12 = -(3.0 * b_x_t10 * b_x_t11 * b_sum_t3 / 16384.0)
-                b_x_t4 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 3 * BT + o_t)
+                b_d_error_centred = b_d_error_centred_by_error_pre_2_sum + b_d_error_2
+                b_centred = tl.load(p_centred + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_error_squares_unscaled = b_d_error_centred * b_centred
+                b_d_error_centred_dot_centred = tl.sum(b_d_error_squares_unscaled, 1)
+                b_d_error_squares = 2.0 * b_d_error_centred_dot_centred
+                b_squares = tl.load(p_squares + o_t)
+                b_of_squares_2 = 1.0 / _pow((b_squares / 64.0 + 1e-05), 2.5)
+                b_v_dot_centred = tl.load(p_v_dot_centred + o_t)
+                b_d_squares_by_error_squares = -(3.0 * b_d_error_squares * b_of_squares_2 * b_v_dot_centred / 16384.0)
+                b_of_squares = tl.load(p_of_squares + o_t)
                 b_v = tl.load(
                     v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
                 ).to(IN)
-                b_x_tv31 = b_x_tv29 * b_v.to(tl.float32)
-                b_sum_t11 = tl.sum(b_x_tv31, 1)
-                b_x_t13 = b_x_t4 * b_sum_t11 / 128.0
-                b_x_t14 = b_x_t12 + b_x_t13
-                b_x_tv32 = 2.0 * b_x_t14[:, None] * b_x_tv6
-                b_x_tv3 = tl.load(
-                    p_rows + 12 * BT * F + 8 * BT * BT + 4 * BT * BV + 4 * BT + (o_t[:, None] * BV + o_v[None, :])
+                b_d_error_centred_v = b_d_error_centred * b_v.to(tl.float32)
+                b_d_error_centred_dot_v = tl.sum(b_d_error_centred_v, 1)
+                b_d_squares_by_error_centred_by_normed = b_of_squares * b_d_error_centred_dot_v / 128.0
+                b_d_squares = b_d_squares_by_error_squares + b_d_squares_by_error_centred_by_normed
+                b_d_centred_by_squares = 2.0 * b_d_squares[:, None] * b_centred
+                b_error = tl.load(p_error + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_centred_by_error_squares = -(
+                    b_d_error_squares[:, None] * b_error / (128.0 * _pow((b_squares[:, None] / 64.0 + 1e-05), 1.5))
                 )
-                b_x_tv33 = -(b_x_t10[:, None] * b_x_tv3 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
-                b_x_t5 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 4 * BT + o_t)
-                b_x_tv34 = 2.0 * b_x_tv29 * b_x_t5[:, None]
-                b_x_tv35 = b_x_tv33 + b_x_tv34
-                b_x_tv36 = b_x_tv32 + b_x_tv35
-                b_sum_t12 = tl.sum(b_x_tv36, 1)
-                b_x_t15 = -(b_sum_t12 / 64.0)
-                b_x_tv37 = b_x_tv36 + b_x_t15[:, None]
-                tl.store(
-                    p_rows + 12 * BT * F + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv37,
-                )
-                b_x_tv = tl.load(
-                    p_rows + 12 * BT * F + 8 * BT * BT + 5 * BT * BV + 5 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tj2 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj9 = b_x_tj8 * b_x_tj2
+                b_error_squares = tl.load(p_error_squares + o_t)
+                b_d_centred_by_error_centred_by_squares = 2.0 * b_d_error_centred * b_error_squares[:, None]
+                b_d_centred_part = b_d_centred_by_error_squares + b_d_centred_by_error_centred_by_squares
+                b_d_centred = b_d_centred_by_squares + b_d_centred_part
+                b_d_centred_sum = tl.sum(b_d_centred, 1)
+                b_d_pre_2_sum = -(b_d_centred_sum / 64.0)
+                b_d_pre_2 = b_d_centred + b_d_pre_2_sum[:, None]
+                tl.store(p_d_pre_2 + (o_t[:, None] * BV + o_v[None, :]), b_d_pre_2)
+                b_d_o = tl.load(p_d_o + (o_t[:, None] * BV + o_v[None, :]))
+                b_C_M_tj = tl.load(p_C_M_tj + (o_t[:, None] * BT + o_t[None, :]))
+                b_d_q_k = b_d_C_q_k_by_q_pre_1 * b_C_M_tj
                 b_k = tl.load(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tk5 = _tile_dot_add(b_x_tk3, b_x_tj9, b_k.to(tl.float32), one, PREC)
-                b_x_tk6 = b_x_tv + b_x_tk5
+                b_d_q_by_q_M_1_d_q_by_q_k = _tile_dot_add(b_d_q_by_q_M_1, b_d_q_k, b_k.to(tl.float32), one, PREC)
+                b_d_q_2 = b_d_o + b_d_q_by_q_M_1_d_q_by_q_k
                 b_d_q_rows = tl.load(
                     d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                     mask=m_t[:, None] & m_k[None, :],
                     other=0.0,
                 )
-                b_d_q = b_x_tk6 + b_d_q_rows
+                b_d_q = b_d_q_2 + b_d_q_rows
                 tl.store(
                     d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                     b_d_q.to(d_q.dtype.element_ty),
                     mask=m_t[:, None] & m_k[None, :],
                 )
-                b_x_tv12 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_jv7 = b_x_jv2 * b_x_tv12
-                b_sum_j = tl.sum(b_x_jv7, 1)
-                b_sum_j2 = tl.load(p_rows + 12 * BT * F + 8 * BT * BT + 6 * BT * BV + 5 * BT + o_t)
-                b_x_j2 = b_sum_j + b_sum_j2
-                b_x_tj13 = b_x_tj4 / 2.0
-                b_x_tj14 = b_x_tj6 * b_x_tj13
-                b_q_k = tl.load(p_rows + 12 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj15 = b_x_tj8 * b_q_k
-                b_x_tj16 = b_x_tj14 + b_x_tj15
-                b_x_tj17 = b_x_tj16 * b_x_tj
-                b_sum_j3 = tl.sum(b_x_tj17, 0)
-                b_x_j3 = b_x_j2 + b_sum_j3
+                b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_C_M_j_part = b_d_M_2_writes_by_M_2_next * b_error_2
+                b_d_C_M_j_by_M_2_writes = tl.sum(b_d_C_M_j_part, 1)
+                b_d_C_M_j_by_M_1_writes = tl.load(p_d_C_M_j_by_M_1_writes + o_t)
+                b_d_C_M_j = b_d_C_M_j_by_M_2_writes + b_d_C_M_j_by_M_1_writes
+                b_q_hidden_1_scores = b_q_hidden_1_unscaled_hidden_1 / 2.0
+                b_d_C_M_tj_by_C_q_hidden_1_scores = b_d_C_q_hidden_1_scores_by_q_pre_2 * b_q_hidden_1_scores
+                b_q_k = tl.load(p_q_k + (o_t[:, None] * BT + o_t[None, :]))
+                b_d_C_M_tj_by_C_q_k = b_d_C_q_k_by_q_pre_1 * b_q_k
+                b_d_C_M_tj = b_d_C_M_tj_by_C_q_hidden_1_scores + b_d_C_M_tj_by_C_q_k
+                b_d_C_M_tj_causal = b_d_C_M_tj * b_causal
+                b_d_rate_by_C_M_tj = tl.sum(b_d_C_M_tj_causal, 0)
+                b_d_rate = b_d_C_M_j + b_d_rate_by_C_M_tj
                 b_valid = m_t.to(tl.float32)
-                b_x_t17 = b_x_j3 * tl.where(b_valid > 0, 1.0, 0.0)
-                b_d_eta = -b_x_t17
+                b_d_rate_valid = b_d_rate * tl.where(b_valid > 0, 1.0, 0.0)
+                b_d_eta = -b_d_rate_valid
                 tl.store(d_eta + i_row + o_t * H, b_d_eta, mask=m_t)
-                b_x_tv38 = -(b_x_t10[:, None] * b_x_tv6 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
-                b_x_tv39 = b_x_tv29 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv40 = b_x_tv38 + b_x_tv39
-                b_d_v = -b_x_tv40
+                b_d_error_by_error_squares = -(
+                    b_d_error_squares[:, None] * b_centred / (128.0 * _pow((b_squares[:, None] / 64.0 + 1e-05), 1.5))
+                )
+                b_d_error_by_error_centred_by_normed = b_d_error_centred / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+                b_d_error = b_d_error_by_error_squares + b_d_error_by_error_centred_by_normed
+                b_d_v = -b_d_error
                 tl.store(
                     d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     b_d_v.to(d_v.dtype.element_ty),
                     mask=m_t[:, None] & m_v[None, :],
                 )
-                b_x_tk7 = tl.zeros([BT, BK], tl.float32)
+                b_d_k_by_pre_1 = tl.zeros([BT, BK], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_jh6 = tl.load(
-                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_error_1 = tl.load(
+                        p_d_error_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th3 = tl.load(
-                        p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_error_hidden_1 = tl.load(
+                        p_error_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th14 = (
-                        b_x_jh6
-                        * b_x_th3
+                    b_pre_1 = tl.load(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_pre_1_by_error_1 = (
+                        b_d_error_1
+                        * b_error_hidden_1
                         * (
-                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
+                            1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 1.772453850905516
                             - 1.4142135623730951
-                            * b_x_th
-                            * b_x_th
-                            * tl.exp(-(b_x_th * b_x_th / 2.0))
+                            * b_pre_1
+                            * b_pre_1
+                            * tl.exp(-(b_pre_1 * b_pre_1 / 2.0))
                             / 3.544907701811032
                         )
                     )
@@ -2431,65 +2392,65 @@ def reverse_kernel(
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_tv12 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_x_jh7 = _tile_dot(b_x_tv12, tl.trans(b_d_M_2_next), one, PREC)
-                    b_x_jh8 = b_x_t2[:, None] * b_x_jh7
-                    b_x_th7 = tl.load(
-                        p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
+                    b_d_M_2_next_error_2 = _tile_dot(b_error_2, tl.trans(b_d_M_2_next), one, PREC)
+                    b_d_hidden_1_by_M_2_next = b_rate[:, None] * b_d_M_2_next_error_2
+                    b_q_hidden_1_unscaled = tl.load(
+                        p_q_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_tj11 = tl.load(
-                        p_rows + 12 * BT * F + 8 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
+                    b_d_q_hidden_1_scores_unscaled = tl.load(
+                        p_d_q_hidden_1_scores_unscaled + (o_t[:, None] * BT + o_t[None, :])
                     )
-                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj11), b_x_th7, one, PREC)
-                    b_x_jh10 = b_x_t2[:, None] * b_x_jh9 / 2.0
-                    b_x_jh11 = b_x_jh8 + b_x_jh10
-                    b_x_tv37 = tl.load(
-                        p_rows + 12 * BT * F + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
+                    b_d_hidden_1_part = _tile_dot(
+                        tl.trans(b_d_q_hidden_1_scores_unscaled), b_q_hidden_1_unscaled, one, PREC
                     )
+                    b_d_hidden_1_by_q_hidden_1_scores = b_rate[:, None] * b_d_hidden_1_part / 2.0
+                    b_d_hidden_1_j = b_d_hidden_1_by_M_2_next + b_d_hidden_1_by_q_hidden_1_scores
+                    b_d_pre_2 = tl.load(p_d_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
                     b_M_2 = tl.load(
                         p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_th18 = _tile_dot_add(b_x_jh11, b_x_tv37, tl.trans(b_M_2), one, PREC)
-                    b_x_th19 = b_x_th18 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                    b_d_hidden_1 = _tile_dot_add(b_d_hidden_1_j, b_d_pre_2, tl.trans(b_M_2), one, PREC)
+                    b_d_pre_1_by_hidden_1 = b_d_hidden_1 * (
+                        b_pre_1 * 1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
-                    b_x_th20 = b_x_th14 + b_x_th19
-                    tl.store(p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th20, mask=m_h1[None, :])
+                    b_d_pre_1 = b_d_pre_1_by_error_1 + b_d_pre_1_by_hidden_1
+                    tl.store(p_d_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_d_pre_1, mask=m_h1[None, :])
                     b_M_1 = tl.load(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_tk7 = _tile_dot_add(b_x_tk7, b_x_th20, tl.trans(b_M_1), one, PREC)
-                b_x_t2 = tl.load(p_rows + 12 * BT * F + 5 * BT * BT + 2 * BT * BV + o_t)
+                    b_d_k_by_pre_1 = _tile_dot_add(b_d_k_by_pre_1, b_d_pre_1, tl.trans(b_M_1), one, PREC)
+                b_rate = tl.load(p_rate + o_t)
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tj8 = tl.load(
-                    p_rows + 12 * BT * F + 9 * BT * BT + 7 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_x_tj = tl.load(p_rows + 12 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj18 = b_x_tj8 * b_x_tj
-                b_x_jk = _tile_dot(tl.trans(b_x_tj18), b_q.to(tl.float32), one, PREC)
-                b_x_jk2 = b_x_t2[:, None] * b_x_jk
+                b_d_C_q_k_by_q_pre_1 = tl.load(p_d_C_q_k_by_q_pre_1 + (o_t[:, None] * BT + o_t[None, :]))
+                b_causal = tl.load(p_causal + (o_t[:, None] * BT + o_t[None, :]))
+                b_d_q_k_unscaled = b_d_C_q_k_by_q_pre_1 * b_causal
+                b_q_d_q_k_unscaled = _tile_dot(tl.trans(b_d_q_k_unscaled), b_q.to(tl.float32), one, PREC)
+                b_d_k_by_q_k = b_rate[:, None] * b_q_d_q_k_unscaled
                 b_d_pool_next = tl.load(p_d_next + K * F + F * V + o_k, mask=m_k, other=0.0)
-                b_x_jk5 = tl.load(
-                    p_rows + 12 * BT * F + 10 * BT * BT + 7 * BT * BV + 7 * BT + (o_t[:, None] * BK + o_k[None, :])
-                )
-                b_x_jk6 = b_x_t2[:, None] * b_x_jk5
-                b_x_jk7 = b_d_pool_next[None, :] + b_x_jk6
+                b_d_M_1_next_error_1 = tl.load(p_d_M_1_next_error_1 + (o_t[:, None] * BK + o_k[None, :]))
+                b_d_k_by_M_1_next = b_rate[:, None] * b_d_M_1_next_error_1
+                b_d_pool_next_d_k_by_M_1_next = b_d_pool_next[None, :] + b_d_k_by_M_1_next
                 b_u = tl.load(
                     u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_t18 = tl.load(p_rows + 12 * BT * F + 10 * BT * BT + 7 * BT * BV + 6 * BT + o_t)
+                b_d_r_over_count = tl.load(p_d_r_over_count + o_t)
                 b_at_t = o_t
                 b_at_j = o_t
-                b_x_tj19 = b_x_t18[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-                b_x_jk8 = _tile_dot_add(b_x_jk7, tl.trans(b_x_tj19), b_u.to(tl.float32), one, PREC)
-                b_x_jk9 = b_x_tk7 + b_x_jk8
-                b_d_k = b_x_jk2 + b_x_jk9
+                b_causal_d_r_over_count = b_d_r_over_count[:, None] * tl.where(
+                    b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0
+                )
+                b_d_k_part = _tile_dot_add(
+                    b_d_pool_next_d_k_by_M_1_next, tl.trans(b_causal_d_r_over_count), b_u.to(tl.float32), one, PREC
+                )
+                b_d_k_by_pre_1_d_k_part = b_d_k_by_pre_1 + b_d_k_part
+                b_d_k = b_d_k_by_q_k + b_d_k_by_pre_1_d_k_part
                 tl.store(
                     d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                     b_d_k.to(d_k.dtype.element_ty),
@@ -2505,51 +2466,49 @@ def reverse_kernel(
                         mask=m_t[:, None] & m_k[None, :],
                         other=0.0,
                     ).to(IN)
-                    b_x_th12 = tl.load(
-                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_q_pre_1 = tl.load(
+                        p_d_q_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
                     b_k = tl.load(
                         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                         mask=m_t[:, None] & m_k[None, :],
                         other=0.0,
                     ).to(IN)
-                    b_x_th20 = tl.load(
-                        p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
+                    b_d_pre_1 = tl.load(p_d_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_kh3 = _tile_dot_add(b_d_M_1_next, tl.trans(b_k.to(tl.float32)), b_x_th20, one, PREC)
-                    b_d_M_1 = _tile_dot_add(b_x_kh3, tl.trans(b_q.to(tl.float32)), b_x_th12, one, PREC)
+                    b_d_M_1_by_pre_1_d_M_1_next = _tile_dot_add(
+                        b_d_M_1_next, tl.trans(b_k.to(tl.float32)), b_d_pre_1, one, PREC
+                    )
+                    b_d_M_1 = _tile_dot_add(
+                        b_d_M_1_by_pre_1_d_M_1_next, tl.trans(b_q.to(tl.float32)), b_d_q_pre_1, one, PREC
+                    )
                     tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
-                    b_x_th2 = tl.load(
-                        p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_hidden_1_unscaled = tl.load(
+                        p_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_tv37 = tl.load(
-                        p_rows + 12 * BT * F + 9 * BT * BT + 6 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
+                    b_d_pre_2 = tl.load(p_d_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
+                    b_hidden_1_unscaled_d_pre_2 = _tile_dot(tl.trans(b_hidden_1_unscaled), b_d_pre_2, one, PREC)
+                    b_d_M_2_by_pre_2 = b_hidden_1_unscaled_d_pre_2 / 2.0
+                    b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
+                    b_d_error_hidden_1 = tl.load(
+                        p_d_error_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_hv = _tile_dot(tl.trans(b_x_th2), b_x_tv37, one, PREC)
-                    b_x_hv2 = b_x_hv / 2.0
-                    b_x_tv12 = tl.load(p_rows + 12 * BT * F + 2 * BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_x_th16 = tl.load(
-                        p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_q_hidden_1_unscaled = tl.load(
+                        p_q_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th7 = tl.load(
-                        p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_tv24 = tl.load(
-                        p_rows + 12 * BT * F + 5 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :])
-                    )
-                    b_x_hv4 = _tile_dot(tl.trans(b_x_th7), b_x_tv24, one, PREC)
-                    b_x_hv5 = b_x_hv4 / 2.0
+                    b_d_q_pre_2 = tl.load(p_d_q_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
+                    b_q_hidden_1_unscaled_d_q_pre_2 = _tile_dot(tl.trans(b_q_hidden_1_unscaled), b_d_q_pre_2, one, PREC)
+                    b_d_M_2_by_q_hidden_1_M_2 = b_q_hidden_1_unscaled_d_q_pre_2 / 2.0
                     b_d_M_2_next = tl.load(
                         p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_hv6 = b_x_hv5 + b_d_M_2_next
-                    b_x_hv7 = _tile_dot_add(b_x_hv6, tl.trans(b_x_th16), b_x_tv12, one, PREC)
-                    b_d_M_2 = b_x_hv2 + b_x_hv7
+                    b_d_M_2_part = b_d_M_2_by_q_hidden_1_M_2 + b_d_M_2_next
+                    b_d_M_2_part_2 = _tile_dot_add(b_d_M_2_part, tl.trans(b_d_error_hidden_1), b_error_2, one, PREC)
+                    b_d_M_2 = b_d_M_2_by_pre_2 + b_d_M_2_part_2
                     tl.store(
                         p_d_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         b_d_M_2,
@@ -2560,7 +2519,8 @@ def reverse_kernel(
         tl.debug_barrier()
 
 
-STATE, MEMORY, ROWS = 32832, 32768, 270784  # numbers of a state, of its memory, and of rows between loops
+# Numbers of a state, of its memory, and of rows between loops.
+STATE, MEMORY, ROWS = 32832, 32768, 270784
 CHUNK = 16  # tokens of a gradient chunk
 BLOCK = 64  # tokens of a block of rows
 
@@ -2578,7 +2538,10 @@ def _by_length(make):
         capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key not in tables:
             if capturing:
-                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
+                raise UnsupportedError(
+                    f"{key[0]} "
+                    + "tokens met first in a CUDA graph have no tables yet; run both passes before capturing"
+                )
             if len(tables) - len(captured) >= 64:
                 del tables[next(one for one in tables if one not in captured)]
             tables[key] = make(*key)
@@ -2631,7 +2594,8 @@ AXES = {"walk": "f", "read": "f", "rows": "f", "segments": "f", "reverse": "f"}
 
 # BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, of a
 # list of candidates, larger tiles first, the first that fits the shared memory and keeps all values in registers inside
-# its loops over hidden units, or else the one that reloads least there.
+# its loops over hidden units, or else the one that reloads least there. Those that `mcgen tune` found on this machine
+# come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
@@ -2706,29 +2670,123 @@ DEFAULTS = {
     "cpu": {"bfloat16": (16, 32, 4), "float32": (16, 32, 4)},
 }
 
+# What each kernel computes, as tables of launch configurations call it.
+DIGESTS = {
+    "walk": "7140dadd251fc0bad9c63265e47e71f5770387c01443d5da9b67335140054983",
+    "read": "3f86557e0f3b9e0b97e0d91f634f9fff7e43d90cff497ecd2cfaed5b740910c4",
+    "rows": "88942556d70912b190b1a5de49445987f69316417c9d673138520225cfe9fab6",
+    "segments": "5c2ef2218683f20e38b95db8ad7bbac4ee182feaef1709a81d33e2045c80999d",
+    "reverse": "6a3af01a64a1ddc4ae8264fa8e72d97508f8fb9cdd9db35019a63848ede0bdde",
+}
+STEPPING = ("walk", "reverse")  # of these, tables tell apart how many rows they take at once
+
+
+def _require_triton(x):
+    """Raises UnsupportedError, with what is missing, unless kernels can run where a tensor lies."""
+    if triton is None and importlib.util.find_spec("triton") is None:
+        raise UnsupportedError('Triton is not installed: pip install triton, or pass backend="torch"')
+    if not (x.is_cuda or INTERPRETED):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if triton is None:
+        raise UnsupportedError(
+            'Triton is installed, but importing it fails: see `import triton`, or pass backend="torch"'
+        )
+
 
 @functools.lru_cache(maxsize=16)
 def _architecture(device):
-    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    """What tables of configurations call a device's architecture."""
     if device.type == "cpu":
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
-    name = f"sm{properties.major}{properties.minor}"
     if torch.version.hip:
-        name = properties.gcnArchName.partition(":")[0]
-    if name not in CONFIGURATIONS:
-        warnings.warn(
-            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
-            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
-            "and `mcgen build` then writes them into this file",
-            stacklevel=2,
-        )
-    return name
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm{properties.major}{properties.minor}"
 
 
 def _family(architecture):
     """The key of DEFAULTS for an architecture: how its name begins."""
     return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
+def _tables_folder():
+    """Where `mcgen tune` keeps what it found: in $MCGEN_CACHE_DIR, or else in the user's cache folder for mcgen."""
+    if kept := os.environ.get("MCGEN_CACHE_DIR"):
+        return os.path.join(kept, "configurations")
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+        return os.path.join(cache, "mcgen", "mcgen", "Cache", "configurations")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.join(home, "Library", "Caches") if sys.platform == "darwin" else os.path.join(home, ".cache")
+    return os.path.join(cache, "mcgen", "configurations")
+
+
+@functools.lru_cache(maxsize=16)
+def _tuned(architecture):
+    """What `mcgen tune` found on this machine for this file's kernels, by type of products and kernel.
+
+    A table that cannot be read is passed over, with a warning in the log.
+    """
+    path, log = os.path.join(_tables_folder(), f"{architecture}.json"), logging.getLogger(__name__)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = {title.split()[-1]: rows for title, rows in json.load(file).items()}
+        found = {kind: _tuned_rows(table, kind) for kind in ("bfloat16", "float32")}
+    except Exception as error:  # whatever lies there must not stop a launch
+        log.warning("%s passes over %s, which is no table of launch configurations: %r", SPEC["name"], path, error)
+        return {}
+    if any(found.values()):
+        log.info("%s takes launch configurations from %s", SPEC["name"], path)
+    return found
+
+
+def _tuned_rows(table, kind):
+    """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
+    found = {}
+    for kernel, digest in DIGESTS.items():
+        place = f"64x64 {kind}" + (f" {LEAST_ROWS}" if kernel in STEPPING else "")
+        if place in table.get(digest, ()):
+            found[kernel] = tuple(table[digest][place][:4])
+            if not _can_launch(*found[kernel]):
+                raise ValueError(f"{kernel}: {found[kernel]}")
+    return found
+
+
+def _can_launch(BT, columns, num_warps, num_stages):
+    """Whether these numbers are a configuration: powers of two, and a pipeline's stages."""
+    powers = all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in (BT, columns, num_warps))
+    return powers and min(BT, columns) >= 16 and num_stages in range(1, 10)
+
+
+@functools.lru_cache(maxsize=32)
+def _configurations(device, kind):
+    """The configurations of kernels on a device, for a type of products: those tuned on this machine, or this file's.
+
+    Says once which kernels have none.
+    """
+    architecture = _architecture(device)
+    found = {**CONFIGURATIONS.get(architecture, {}).get(kind, {}), **_tuned(architecture).get(kind, {})}
+    missing = [kernel for kernel in AXES if kernel not in found]
+    if missing and architecture != "cpu":
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations on {architecture} in {kind} for "
+            f"{', '.join(missing) if found else 'any kernel'} and takes small tiles there; `mcgen tune "
+            f"{SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), which this file "
+            "then takes up by itself",
+            stacklevel=2,
+        )
+    return found
+
+
+def _configured(kernel, element, device):
+    """BT, columns of a tile, num_warps and num_stages of a kernel."""
+    kind = "float32" if element == torch.float32 else "bfloat16"
+    found = _configurations(device, kind).get(kernel)
+    return found or (*DEFAULTS[_family(_architecture(device))][kind], 1)
 
 
 def _element(tensors):
@@ -2753,9 +2811,7 @@ _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BF, options)."""
-    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
-    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
-    BT, BF, num_warps, num_stages = found or (*DEFAULTS[_family(architecture)][kind], 1)
+    BT, BF, num_warps, num_stages = _configured(kernel, element, device)
     return max(BT, LEAST_ROWS), BF, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
@@ -3206,8 +3262,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
-    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
-        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if backend == "triton":
+        _require_triton(q)
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v", "u", "eta")] + list(theta)
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
@@ -3380,7 +3436,7 @@ class DlaGrm(torch.nn.Module):
             UnsupportedError: state, return_state or cu_seqlens is asked for.
         """
         if state is not None or return_state or cu_seqlens is not None:
-            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         dtype = _stream_type(x)

@@ -18,10 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
+import json
+import logging
 import math
 import os
 import sys
+import types
 import warnings
 
 import torch
@@ -228,21 +232,29 @@ def _clear_between(buffer, rooms):
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
 # Only the state (M, pool)
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
+#
+# Functions of a panel or chunk are given values by name, as x.name, and give others, as out.name. A name is one value
+# in all of them: d_x is dL/dx, d_x_by_y what of that goes through y, and x_ahead what of x does not wait for the state.
+# Beside a value stand its axes and its equation: [t j] are tokens and earlier tokens, [k], [h1] … [v] a head's sizes.
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
+# What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
 CARRY = {
-    "decay_all": 0,
-    "k": 2,
-    "C_j": 1,
-    "rows": 2,
-    "rows2": 2,
-    "sum_k": 1,
-}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "k": 2, "rows3": 2, "rows4": 2, "R_t": 1, "q_d_q_M": 2, "u_d_r_count": 1}
-ROWS_READ = ("x_tv2",)  # what `_carry` reads of the state, and others need
-ROWS_OWED = ("d_tv",)  # what `_carry_vjp` makes of the state's cotangent, and others need
+    0: "alpha_run_all",
+    1: "C_M_j k_sum",
+    2: "k error_per_M error_ahead",
+}
+CARRY_VJP = {
+    0: "alpha_run_all",
+    1: "alpha_alpha_before_t d_pool_by_r",
+    2: "k d_error_rest_per_d_M_next d_error_rest_ahead d_M_by_q_M",
+}
+# What `_carry` makes of the state, and others need.
+ROWS_READ = "error"
+# What `_carry_vjp` makes of the state's cotangent, and others need.
+ROWS_OWED = "d_error_rest"
 
 
 def _products(first, *others):
@@ -286,377 +298,270 @@ def _runs(gate):
     return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
 
 
-def _writes(*, alpha, eta, k, v, **_):
+def _writes(**x):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
-    alpha_runs = _runs(alpha)
-    decay_all = alpha_runs[..., -1, 0]
-    decay_j = alpha_runs[..., -1, 1:]
-    x_t = -eta
-    C_j = decay_j * x_t
-    before_tj = alpha_runs[..., :-1, 1:]
-    C_tj2 = before_tj * x_t[..., None, :]
-    C_tj3 = alpha[..., :, None] * C_tj2
-    k_k = k @ k.mT  # [t j]
-    C_k_k = C_tj3 * k_k  # [t j]
-    before_t = alpha_runs[..., :-1, 0]
-    R_t = alpha * before_t
-    C_k_k_inverses = _inverses(C_k_k)
-    rows = _solve(C_k_k, C_k_k_inverses, R_t[..., :, None] * k)  # [t k]
-    rows2 = _solve(C_k_k, C_k_k_inverses, -v)  # [t v]
-    sum_k = k.sum(-2)
-    return {
-        "decay_all": decay_all,
-        "C_j": C_j,
-        "rows": rows,
-        "rows2": rows2,
-        "sum_k": sum_k,
-        "decay_j": decay_j,
-        "before_tj": before_tj,
-        "C_tj2": C_tj2,
-        "C_tj3": C_tj3,
-        "k_k": k_k,
-        "C_k_k": C_k_k,
-        "before_t": before_t,
-        "R_t": R_t,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    alpha_runs = _runs(x.alpha)
+    out.alpha_run_all = alpha_runs[..., -1, 0]  # product of alpha_i over the chunk
+    out.alpha_run_j = alpha_runs[..., -1, 1:]  # [j] product of alpha_i over j < i
+    rate = -x.eta  # [t]
+    out.C_M_j = out.alpha_run_j * rate  # [j] dM_end/dG_j
+    out.alpha_before_tj = alpha_runs[..., :-1, 1:]  # [t j] product of alpha_i over j < i < t
+    out.C_M_before_tj = out.alpha_before_tj * rate[..., None, :]  # [t j] dM_t-1/dG_j
+    out.alpha_C_M_before_tj = x.alpha[..., :, None] * out.C_M_before_tj  # [t j]
+    out.k_k = x.k @ x.k.mT  # [t j]
+    out.system = out.alpha_C_M_before_tj * out.k_k  # [t j] A
+    out.alpha_before_t = alpha_runs[..., :-1, 0]  # [t] product of alpha_i over i < t
+    out.alpha_alpha_before_t = x.alpha * out.alpha_before_t  # [t]
+    system_inverses = _inverses(out.system)
+    out.error_per_M = _solve(out.system, system_inverses, out.alpha_alpha_before_t[..., :, None] * x.k)  # [t k]
+    out.error_ahead = _solve(out.system, system_inverses, -x.v)  # [t v]
+    out.k_sum = x.k.sum(-2)  # [k]
+    return vars(out)
 
 
-def _carry(*, decay_all, M, k, C_j, rows, rows2, pool, sum_k, **_):
+def _carry(**x):
     """The state after a chunk."""
-    # M = R M + sum over j of C_j k_j v_jᵀ
-    decay_M = decay_all[..., None, None] * M  # [k v]
-    rows_M = rows @ M  # [t v]
-    x_tv2 = rows_M + rows2
-    k_C_x_tv2 = k.mT @ (C_j[..., :, None] * x_tv2)  # [k v]
-    M_next = decay_M + k_C_x_tv2  # [k v]
-    pool_next = pool + sum_k  # [k]
-    return {
-        "M_next": M_next,
-        "pool_next": pool_next,
-        "x_tv2": x_tv2,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.error = x.error_per_M @ x.M + x.error_ahead  # [t v] E = A E + B
+    # [k v] M' = R M + sum over j of C_j k_j v_jᵀ
+    out.M_next = x.alpha_run_all[..., None, None] * x.M + x.k.mT @ (x.C_M_j[..., :, None] * out.error)
+    out.pool_next = x.pool + x.k_sum  # [k]
+    return vars(out)
 
 
-def _read_online(*, alpha, q, M, eta, k, x_tv2, u, pool, count, **_):
+def _read_online(**x):
     """The online read-outs of chunks, from the states before them."""
-    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
-    alpha_runs = _runs(alpha)
-    decay_t = alpha_runs[..., 1:, 0]
-    q_M = q @ M  # [t v]
-    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
-    decay_tj = alpha_runs[..., 1:, 1:]
-    x_t = -eta
-    C_tj = decay_tj * x_t[..., None, :]
-    q_k = q @ k.mT  # [t j]
-    C_q_k_x_tv2 = (C_tj * q_k) @ x_tv2
-    o = decayed_q_M + C_q_k_x_tv2  # [t v]
-    # r_t = <u_t, mean of the segment's keys up to t>
-    u_k = u @ k.mT  # [t j]
-    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
-    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
-    r = (sum_causal_u_k + u_pool) / count  # [t]
-    return {
-        "o": o,
-        "r": r,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    alpha_runs = _runs(x.alpha)
+    alpha_run_t = alpha_runs[..., 1:, 0]  # [t] product of alpha_i over i <= t
+    q_M = x.q @ x.M  # [t v]
+    alpha_run_tj = alpha_runs[..., 1:, 1:]  # [t j] product of alpha_i over j < i <= t
+    rate = -x.eta  # [t]
+    C_M_tj = alpha_run_tj * rate[..., None, :]  # [t j] dM_t/dG_j
+    q_k = x.q @ x.k.mT  # [t j]
+    # [t v] o_t = M_tᵀ q_t, M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    out.o = alpha_run_t[..., :, None] * q_M + (C_M_tj * q_k) @ x.error
+    # [t] r_t = <u_t, mean of the segment's keys up to t>
+    out.r = ((x.u @ x.k.mT).tril().sum(-1) + (x.pool[..., None, :] @ x.u.mT).squeeze(-2)) / x.count
+    return vars(out)
 
 
-def _pulls(*, C_k_k, C_j, k, alpha, eta, q, d_o, u, d_r, count, **_):
+def _pulls(**x):
     """What the read-outs of chunks owe to the states before them."""
-    C_k = C_j[..., :, None] * k  # [j k]
-    C_k_k_inverses = _inverses(C_k_k)
-    rows3 = _solve(C_k_k, C_k_k_inverses, C_k, transposed=True)  # [t k]
-    alpha_runs = _runs(alpha)
-    decay_tj = alpha_runs[..., 1:, 1:]
-    x_t = -eta
-    C_tj = decay_tj * x_t[..., None, :]
-    q_k = q @ k.mT  # [t j]
-    C_q_k_d_o = (C_tj * q_k).mT @ d_o  # [j v]
-    rows4 = _solve(C_k_k, C_k_k_inverses, C_q_k_d_o, transposed=True)  # [t v]
-    decay_t = alpha_runs[..., 1:, 0]
-    d_q_M = d_o * decay_t[..., :, None]  # [t v]
-    q_d_q_M = q.mT @ d_q_M  # [k v]
-    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
-    return {
-        "rows3": rows3,
-        "rows4": rows4,
-        "q_d_q_M": q_d_q_M,
-        "u_d_r_count": u_d_r_count,
-        "decay_tj": decay_tj,
-        "C_tj": C_tj,
-        "q_k": q_k,
-        "d_q_M": d_q_M,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    C_M_j_k = x.C_M_j[..., :, None] * x.k  # [j k]
+    system_inverses = _inverses(x.system)
+    out.d_error_rest_per_d_M_next = _solve(x.system, system_inverses, C_M_j_k, transposed=True)  # [t k]
+    alpha_runs = _runs(x.alpha)
+    out.alpha_run_tj = alpha_runs[..., 1:, 1:]  # [t j] product of alpha_i over j < i <= t
+    rate = -x.eta  # [t]
+    out.C_M_tj = out.alpha_run_tj * rate[..., None, :]  # [t j] dM_t/dG_j
+    out.q_k = x.q @ x.k.mT  # [t j]
+    d_error_by_o = (out.C_M_tj * out.q_k).mT @ x.d_o  # [j v]
+    out.d_error_rest_ahead = _solve(x.system, system_inverses, d_error_by_o, transposed=True)  # [t v]
+    alpha_run_t = alpha_runs[..., 1:, 0]  # [t] product of alpha_i over i <= t
+    out.d_q_M = x.d_o * alpha_run_t[..., :, None]  # [t v]
+    out.d_M_by_q_M = x.q.mT @ out.d_q_M  # [k v]
+    out.d_pool_by_r = ((x.d_r / x.count)[..., None, :] @ x.u).squeeze(-2)  # [k]
+    return vars(out)
 
 
-def _carry_vjp(*, d_M_next, decay_all, k, rows3, rows4, R_t, q_d_q_M, d_pool_next, u_d_r_count, **_):
+def _carry_vjp(**x):
     """The cotangent of the state before a chunk, from that after it."""
-    decay_d_M_next = d_M_next * decay_all[..., None, None]  # [k v]
-    rows3_d_M_next = rows3 @ d_M_next  # [t v]
-    d_tv = rows3_d_M_next + rows4
-    k_R_d_tv = k.mT @ (d_tv * R_t[..., :, None])  # [k v]
-    d_M = decay_d_M_next + k_R_d_tv + q_d_q_M  # [k v]
-    d_pool = d_pool_next + u_d_r_count  # [k]
-    return {
-        "d_M": d_M,
-        "d_pool": d_pool,
-        "d_tv": d_tv,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_error_rest = x.d_error_rest_per_d_M_next @ x.d_M_next + x.d_error_rest_ahead  # [t v]
+    d_k_M = out.d_error_rest * x.alpha_alpha_before_t[..., :, None]  # [t v]
+    out.d_M = x.d_M_next * x.alpha_run_all[..., None, None] + x.k.mT @ d_k_M + x.d_M_by_q_M  # [k v]
+    out.d_pool = x.d_pool_next + x.d_pool_by_r  # [k]
+    return vars(out)
 
 
-def _inputs_vjp(
-    *,
-    decay_j,
-    k,
-    d_M_next,
-    x_tv2,
-    eta,
-    before_tj,
-    M,
-    before_t,
-    d_tv,
-    alpha,
-    k_k,
-    C_tj2,
-    decay_tj,
-    d_o,
-    q_k,
-    q,
-    C_tj,
-    d_q_M,
-    C_j,
-    C_tj3,
-    R_t,
-    d_pool_next,
-    u,
-    d_r,
-    count,
-    pool,
-    **_,
-):
+def _inputs_vjp(**x):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_t = count.shape[-1]
-    n_j = C_tj3.shape[-1]
-    # d_alpha
-    k_d_M_next = k @ d_M_next  # [j v]
-    k_d_M_next_x_tv2 = (k_d_M_next * x_tv2).sum(-1)  # [j]
-    x_t = -eta
-    d_j = k_d_M_next_x_tv2 * x_t
-    decay_d_j = decay_j[..., :, None] * d_j[..., None, :]  # [m j]
-    d_m = (decay_d_j * before_tj).sum(-1)
-    d_M_next_M = (d_M_next * M).sum((-2, -1))
-    decay_d_M_next_M = decay_j * d_M_next_M[..., None]  # [m]
-    d_m3 = decay_d_M_next_M * before_t
-    k_M = k @ M  # [t v]
-    d_tv_k_M = (d_tv * k_M).sum(-1)  # [t]
-    d_t = d_tv_k_M * before_t
-    d_m4 = ((d_tv_k_M * alpha)[..., None, :] @ before_tj).squeeze(-2)
-    d_m4_before_t = d_m4 * before_t  # [m]
-    d_tv_x_tv2 = d_tv @ x_tv2.mT  # [t j]
-    d_tv_x_tv2_k_k = d_tv_x_tv2 * k_k  # [t j]
-    C_d_tv_x_tv2_k_k = (d_tv_x_tv2_k_k * C_tj2).sum(-1)  # [t]
-    d_tj = d_tv_x_tv2_k_k * alpha[..., :, None]
-    d_mj = before_tj.mT @ (d_tj * x_t[..., None, :])
-    d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
-    d_o_x_tv2 = d_o @ x_tv2.mT  # [t j]
-    d_o_x_tv2_q_k = d_o_x_tv2 * q_k  # [t j]
-    decay_d_tj2 = decay_tj.mT @ (d_o_x_tv2_q_k * x_t[..., None, :])  # [m j]
-    d_m5 = (decay_d_tj2 * before_tj).sum(-1)
-    q_M = q @ M  # [t v]
-    d_o_q_M = (d_o * q_M).sum(-1)  # [t]
-    decay_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m6 = decay_d_o_q_M * before_t
-    d_t2 = d_m5 + d_m6
-    d_alpha = d_m + d_m3 + d_t + d_m4_before_t + C_d_tv_x_tv2_k_k + d_mj_before_tj + d_t2  # [t]
-    # d_q
-    d_q_k = d_o_x_tv2 * C_tj  # [t j]
-    d_q = _products((d_q_k, k), (d_q_M, M.mT))  # [t k]
-    # d_eta
-    d_j2 = k_d_M_next_x_tv2 * decay_j
-    d_tj_before_tj = (d_tj * before_tj).sum(-2)  # [j]
-    d_j3 = (d_o_x_tv2_q_k * decay_tj).sum(-2)
-    d_j4 = d_j2 + d_tj_before_tj + d_j3
-    d_eta = -d_j4  # [t]
-    # d_k
-    C_d_tv_x_tv2 = d_tv_x_tv2 * C_tj3  # [t j]
-    d_tk = _products(((d_tv * R_t[..., :, None]), M.mT), (C_d_tv_x_tv2, k))
-    d_r_count = d_r / count  # [t]
-    causal = torch.ones(n_t, n_j, dtype=decay_j.dtype, device=decay_j.device).tril()  # [t j]
-    d_u_k = d_r_count[..., :, None] * causal  # [t j]
-    u_d_u_k = d_u_k.mT @ u  # [j k]
-    d_jk = d_pool_next[..., None, :] + u_d_u_k
-    d_k = _products(((C_j[..., :, None] * x_tv2), d_M_next.mT), (C_d_tv_x_tv2.mT, k), (d_q_k.mT, q)) + d_tk + d_jk
-    # d_v
-    d_tv2 = -d_tv
-    # d_u
-    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
-    d_u_k_k = d_u_k @ k  # [t k]
-    d_u = d_r_count_pool + d_u_k_k  # [t k]
-    return {
-        "d_alpha": d_alpha,
-        "d_q": d_q,
-        "d_eta": d_eta,
-        "d_k": d_k,
-        "d_v": d_tv2,
-        "d_u": d_u,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.count.shape[-1]
+    n_j = x.alpha_C_M_before_tj.shape[-1]
+    # d_alpha = dL/dalpha
+    d_C_M_j = ((x.k @ x.d_M_next) * x.error).sum(-1)  # [j]
+    rate = -x.eta  # [t]
+    d_alpha_run_j = d_C_M_j * rate  # [j]
+    d_alpha_by_alpha_run_j = (x.alpha_run_j[..., :, None] * d_alpha_run_j[..., None, :] * x.alpha_before_tj).sum(-1)
+    d_alpha_run_all = (x.d_M_next * x.M).sum((-2, -1))
+    d_alpha_by_alpha_run_all = x.alpha_run_j * d_alpha_run_all[..., None] * x.alpha_before_t  # [m]
+    k_M = x.k @ x.M  # [t v]
+    d_error_rest_dot_k_M = (x.d_error_rest * k_M).sum(-1)  # [t]
+    d_alpha_by_error_rest = d_error_rest_dot_k_M * x.alpha_before_t  # [t]
+    d_alpha_before_t = d_error_rest_dot_k_M * x.alpha  # [t]
+    d_alpha_by_alpha_before_t = (d_alpha_before_t[..., None, :] @ x.alpha_before_tj).squeeze(-2) * x.alpha_before_t
+    d_system = x.d_error_rest @ x.error.mT  # [t j]
+    d_system_k_k = d_system * x.k_k  # [t j]
+    d_alpha_by_system = (d_system_k_k * x.C_M_before_tj).sum(-1)  # [t]
+    d_C_M_before_tj = d_system_k_k * x.alpha[..., :, None]  # [t j]
+    d_alpha_before_tj = d_C_M_before_tj * rate[..., None, :]  # [t j]
+    d_alpha_by_alpha_before_tj = ((x.alpha_before_tj.mT @ d_alpha_before_tj) * x.alpha_before_tj).sum(-1)  # [m]
+    d_C_q_k_by_o = x.d_o @ x.error.mT  # [t j]
+    d_C_M_tj = d_C_q_k_by_o * x.q_k  # [t j]
+    d_alpha_run_tj = d_C_M_tj * rate[..., None, :]  # [t j]
+    d_alpha_by_alpha_run_tj = ((x.alpha_run_tj.mT @ d_alpha_run_tj) * x.alpha_before_tj).sum(-1)  # [m]
+    q_M = x.q @ x.M  # [t v]
+    d_alpha_run_t = (x.d_o * q_M).sum(-1)  # [t]
+    d_alpha_by_alpha_run_t = (d_alpha_run_t[..., None, :] @ x.alpha_run_tj).squeeze(-2) * x.alpha_before_t  # [m]
+    d_alpha_ahead = d_alpha_by_alpha_run_tj + d_alpha_by_alpha_run_t  # [t]
+    out.d_alpha = (
+        d_alpha_by_alpha_run_j
+        + d_alpha_by_alpha_run_all
+        + d_alpha_by_error_rest
+        + d_alpha_by_alpha_before_t
+        + d_alpha_by_system
+        + d_alpha_by_alpha_before_tj
+        + d_alpha_ahead
+    )
+    # d_q = dL/dq
+    d_q_k = d_C_q_k_by_o * x.C_M_tj  # [t j]
+    out.d_q = _products((d_q_k, x.k), (x.d_q_M, x.M.mT))  # [t k]
+    # d_eta = dL/deta
+    d_rate_by_C_M_before_tj = (d_C_M_before_tj * x.alpha_before_tj).sum(-2)  # [j]
+    d_rate = d_C_M_j * x.alpha_run_j + d_rate_by_C_M_before_tj + (d_C_M_tj * x.alpha_run_tj).sum(-2)  # [j]
+    out.d_eta = -d_rate  # [t]
+    # d_k = dL/dk
+    d_k_k = d_system * x.alpha_C_M_before_tj  # [t j]
+    d_k_M = x.d_error_rest * x.alpha_alpha_before_t[..., :, None]  # [t v]
+    d_k_t = _products((d_k_M, x.M.mT), (d_k_k, x.k))  # [t k]
+    d_r_over_count = x.d_r / x.count  # [t]
+    causal = torch.ones(n_t, n_j, dtype=x.alpha_run_j.dtype, device=x.alpha_run_j.device).tril()  # [t j]
+    d_r_over_count_causal = d_r_over_count[..., :, None] * causal  # [t j]
+    d_k_ahead = x.d_pool_next[..., None, :] + d_r_over_count_causal.mT @ x.u  # [j k]
+    out.d_k = (
+        _products((x.C_M_j[..., :, None] * x.error, x.d_M_next.mT), (d_k_k.mT, x.k), (d_q_k.mT, x.q))
+        + d_k_t
+        + d_k_ahead
+    )
+    out.d_v = -x.d_error_rest  # [t v]
+    out.d_u = d_r_over_count[..., :, None] * x.pool[..., None, :] + d_r_over_count_causal @ x.k  # [t k]
+    return vars(out)
 
 
-def _blend(*, r, u, pools, o, q, cached, **_):
+def _blend(**x):
     """The softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT  # [t n]
-    max_u_pools = u_pools.amax(-1)  # [t]
-    top = torch.maximum(r, max_u_pools)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
-    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
-    norm = sum_exp_u_pools + exp_r  # [t]
-    weight = exp_r / norm  # [t]
-    weight_o = weight[..., :, None] * o  # [t v]
-    weights = exp_u_pools / norm[..., :, None]  # [t n]
-    weights_q_cached = (weights[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)  # [t v]
-    y = weight_o + weights_q_cached  # [t v]
-    return {
-        "y": y,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    r_cached_max = r_cached.amax(-1)  # [t]
+    r_max = torch.maximum(x.r, r_cached_max)  # [t]
+    exp_online = torch.exp(x.r - r_max)  # [t]
+    exp_cached = torch.exp(r_cached - r_max[..., :, None])  # [t n]
+    exp_sum = exp_cached.sum(-1) + exp_online  # [t]
+    weight = exp_online / exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    weights = exp_cached / exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    weights_q_cached = (weights[..., :, :, None] * x.q[..., :, None, :]).flatten(-2) @ x.cached.flatten(-3, -2)  # [t v]
+    out.y = weight[..., :, None] * x.o + weights_q_cached  # [t v]
+    return vars(out)
 
 
-def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
+def _blend_vjp(**x):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT  # [t n]
-    max_u_pools = u_pools.amax(-1)  # [t]
-    top = torch.maximum(r, max_u_pools)  # [t]
-    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
-    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    norm = sum_exp_u_pools + exp_r  # [t]
-    weights = exp_u_pools / norm[..., :, None]  # [t n]
-    weights_q = weights[..., :, :, None] * q[..., :, None, :]  # [t n k]
-    d_cached = (weights_q.flatten(-2).mT @ d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
-    # d_q
-    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])  # [t n k]
-    d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
-    weight = exp_r / norm  # [t]
-    d_o = d_y * weight[..., :, None]  # [t v]
-    d_y_cached_q = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n]
-    d_t = (d_y_cached_q * weights).sum(-1)
-    d_y_o = (d_y * o).sum(-1)  # [t]
-    d_t2 = -d_t - d_y_o * weight
-    d_tn = d_y_cached_q + d_t2[..., :, None]
-    d_u_pools = d_tn * weights  # [t n]
-    d_pools = d_u_pools.mT @ u  # [n k]
-    # d_u
-    d_u = d_u_pools @ pools  # [t k]
-    d_t3 = d_y_o + d_t2
-    d_r = d_t3 * weight  # [t]
-    return {
-        "d_cached": d_cached,
-        "d_q": d_q,
-        "d_o": d_o,
-        "d_pools": d_pools,
-        "d_u": d_u,
-        "d_r": d_r,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    r_cached_max = r_cached.amax(-1)  # [t]
+    r_max = torch.maximum(x.r, r_cached_max)  # [t]
+    exp_cached = torch.exp(r_cached - r_max[..., :, None])  # [t n]
+    exp_online = torch.exp(x.r - r_max)  # [t]
+    exp_sum = exp_cached.sum(-1) + exp_online  # [t]
+    weights = exp_cached / exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    weights_q = weights[..., :, :, None] * x.q[..., :, None, :]  # [t n k]
+    out.d_cached = (weights_q.flatten(-2).mT @ x.d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
+    # d_q = dL/dq
+    d_y_cached = (x.d_y @ x.cached.flatten(-3, -2).mT).unflatten(-1, x.cached.shape[-3:-1])  # [t n k]
+    out.d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
+    weight = exp_online / exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    out.d_o = x.d_y * weight[..., :, None]  # [t v]
+    d_weights = (x.q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n] dL/dw_tn
+    d_w = (x.d_y * x.o).sum(-1)  # [t] dL/dw_t
+    d_r_cached_part = -(d_weights * weights).sum(-1) - d_w * weight  # [t]
+    d_r_cached = (d_weights + d_r_cached_part[..., :, None]) * weights  # [t n] dL/dr_tn
+    out.d_pools = d_r_cached.mT @ x.u  # [n k]
+    out.d_u = d_r_cached @ x.pools  # [t k]
+    out.d_r = (d_w + d_r_cached_part) * weight  # [t]
+    return vars(out)
 
 
-def _logits(*, u, pools, **_):
+def _logits(**x):
     """The routing logits of cached segments."""
-    r_cached = u @ pools.mT  # [t n]
-    return {
-        "r_cached": r_cached,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    return vars(out)
 
 
-def _logits_vjp(*, u, d_r_cached, pools, **_):
+def _logits_vjp(**x):
     """The derivative of: the routing logits of cached segments."""
-    d_pools = d_r_cached.mT @ u  # [n k]
-    # d_u
-    d_u = d_r_cached @ pools  # [t k]
-    return {
-        "d_pools": d_pools,
-        "d_u": d_u,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_pools = x.d_r_cached.mT @ x.u  # [n k]
+    out.d_u = x.d_r_cached @ x.pools  # [t k]
+    return vars(out)
 
 
-def _weigh(*, r, r_cached, **_):
+def _weigh(**x):
     """The softmax of the chosen segments' logits and the online one."""
-    max_r_cached = r_cached.amax(-1)  # [t]
-    top = torch.maximum(r, max_r_cached)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    exp_r_cached = torch.exp(r_cached - top[..., :, None])  # [t n]
-    sum_exp_r_cached = exp_r_cached.sum(-1)  # [t]
-    norm = sum_exp_r_cached + exp_r  # [t]
-    w = exp_r / norm  # [t]
-    w_cached = exp_r_cached / norm[..., :, None]  # [t n]
-    return {
-        "w": w,
-        "w_cached": w_cached,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    chosen_r_cached_max = x.r_chosen.amax(-1)  # [t]
+    chosen_r_max = torch.maximum(x.r, chosen_r_cached_max)  # [t]
+    chosen_exp_online = torch.exp(x.r - chosen_r_max)  # [t]
+    chosen_exp_cached = torch.exp(x.r_chosen - chosen_r_max[..., :, None])  # [t n]
+    chosen_exp_sum = chosen_exp_cached.sum(-1) + chosen_exp_online  # [t]
+    out.w = chosen_exp_online / chosen_exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    out.w_chosen = chosen_exp_cached / chosen_exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    return vars(out)
 
 
-def _weigh_vjp(*, d_w_cached, r_cached, r, d_w, **_):
+def _weigh_vjp(**x):
     """The derivative of: the softmax of the chosen segments' logits and the online one."""
-    max_r_cached = r_cached.amax(-1)  # [t]
-    top = torch.maximum(r, max_r_cached)  # [t]
-    exp_r_cached = torch.exp(r_cached - top[..., :, None])  # [t n]
-    sum_exp_r_cached = exp_r_cached.sum(-1)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    norm = sum_exp_r_cached + exp_r  # [t]
-    d_w_cached_norm = d_w_cached / norm[..., :, None]  # [t n]
-    d_t = (d_w_cached * exp_r_cached).sum(-1)
-    norm2 = -d_t - d_w * exp_r  # [t]
-    d_t2 = norm2 / (norm * norm)
-    d_tn = d_w_cached_norm + d_t2[..., :, None]
-    d_r_cached = d_tn * exp_r_cached  # [t n]
-    d_w_norm = d_w / norm  # [t]
-    d_t3 = d_w_norm + d_t2
-    d_r = d_t3 * exp_r  # [t]
-    return {
-        "d_r_cached": d_r_cached,
-        "d_r": d_r,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    chosen_r_cached_max = x.r_chosen.amax(-1)  # [t]
+    chosen_r_max = torch.maximum(x.r, chosen_r_cached_max)  # [t]
+    chosen_exp_cached = torch.exp(x.r_chosen - chosen_r_max[..., :, None])  # [t n]
+    chosen_exp_online = torch.exp(x.r - chosen_r_max)  # [t]
+    chosen_exp_sum = chosen_exp_cached.sum(-1) + chosen_exp_online  # [t]
+    d_chosen_exp_sum_part_2 = -(x.d_w_chosen * chosen_exp_cached).sum(-1) - x.d_w * chosen_exp_online  # [t]
+    d_chosen_exp_sum = d_chosen_exp_sum_part_2 / (chosen_exp_sum * chosen_exp_sum)  # [t]
+    d_chosen_exp_cached = x.d_w_chosen / chosen_exp_sum[..., :, None] + d_chosen_exp_sum[..., :, None]  # [t n]
+    out.d_r_chosen = d_chosen_exp_cached * chosen_exp_cached  # [t n]
+    d_chosen_exp_online = x.d_w / chosen_exp_sum + d_chosen_exp_sum  # [t]
+    out.d_r = d_chosen_exp_online * chosen_exp_online  # [t]
+    return vars(out)
 
 
-def _read_weighted(*, w_cached, q, cached, **_):
+def _read_weighted(**x):
     """One cached segment: weighted read-outs of the rows that read it."""
-    y_cached = (w_cached[..., :, None] * q) @ cached  # [t v]
-    return {
-        "y_cached": y_cached,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.y_chosen = (x.w_chosen[..., :, None] * x.q) @ x.cached  # [t v]
+    return vars(out)
 
 
-def _read_weighted_vjp(*, w_cached, q, d_y_cached, cached, **_):
+def _read_weighted_vjp(**x):
     """The derivative of: one cached segment: weighted read-outs of the rows that read it."""
-    d_cached = (w_cached[..., :, None] * q).mT @ d_y_cached  # [k v]
-    # d_q
-    d_tk = d_y_cached @ cached.mT
-    d_q = d_tk * w_cached[..., :, None]  # [t k]
-    d_w_cached = (d_tk * q).sum(-1)  # [t]
-    return {
-        "d_cached": d_cached,
-        "d_q": d_q,
-        "d_w_cached": d_w_cached,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_cached = (x.w_chosen[..., :, None] * x.q).mT @ x.d_y_chosen  # [k v]
+    # d_q = dL/dq
+    d_y_chosen_cached = x.d_y_chosen @ x.cached.mT  # [t k]
+    out.d_q = d_y_chosen_cached * x.w_chosen[..., :, None]  # [t k]
+    out.d_w_chosen = (d_y_chosen_cached * x.q).sum(-1)  # [t]
+    return vars(out)
 
 
-def _add_up(*, w, o, y_cached, **_):
+def _add_up(**x):
     """The weighted online read-out, and those of the chosen segments."""
-    w_o = w[..., :, None] * o  # [t v]
-    y = w_o + y_cached  # [t v]
-    return {
-        "y": y,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.y = x.w[..., :, None] * x.o + x.y_chosen  # [t v]
+    return vars(out)
 
 
-def _add_up_vjp(*, d_y, w, o, **_):
+def _add_up_vjp(**x):
     """The derivative of: the weighted online read-out, and those of the chosen segments."""
-    d_o = d_y * w[..., :, None]  # [t v]
-    d_w = (d_y * o).sum(-1)  # [t]
-    return {
-        "d_y_cached": d_y,
-        "d_o": d_o,
-        "d_w": d_w,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_o = x.d_y * x.w[..., :, None]  # [t v]
+    out.d_w = (x.d_y * x.o).sum(-1)  # [t] dL/dw_t
+    out.d_y_chosen = x.d_y
+    return vars(out)
 
 
 def _compute_type(tensors):
@@ -761,10 +666,11 @@ def _fresh(tensors, lanes, dtype):
 
 
 def _by_chunk(values, dimensions, batch):
-    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    """Each chunk's part of the values, in order; `dimensions` has their names by how many follow those of the batch."""
     parts = {}
-    for name, n in dimensions.items():
-        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    for n, names in dimensions.items():
+        for name in names.split():
+            parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
     return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
 
 
@@ -776,7 +682,7 @@ def _walk(x, state, segments):
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         out = _carry(**chunk, **state)
-        before.append({**state, **{name: out[name] for name in ROWS_READ}})
+        before.append({**state, **{name: out[name] for name in ROWS_READ.split()}})
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
@@ -799,7 +705,7 @@ def _walk_back(x, d_state, d_ends, segments):
             d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
         d_state = {f"d_{name}_next": t for name, t in d_state.items()}
         out = _carry_vjp(**chunks[c], **d_state)
-        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED.split()}})
         d_state = {name: out[f"d_{name}"] for name in ("M", "pool")}
     return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
@@ -904,31 +810,31 @@ def _collected(tiles, place, like):
 def _chosen_forward(x, bank, pools, chosen, panel):
     """y of rows that each read the segments they chose, rows of one segment together."""
     segment, entry, _, place = _tiles(chosen, pools.shape[2])
-    weights = _weigh(r=x["r"], r_cached=_logits_of(x, pools, panel).gather(-1, chosen))
+    weights = _weigh(r=x["r"], r_chosen=_logits_of(x, pools, panel).gather(-1, chosen))
     states = {name: t.flatten(0, 2).index_select(0, segment) for name, t in bank.items()}
-    w_cached = weights["w_cached"].flatten()[entry].view(-1, TILE)
-    tiles = _read_weighted(q=_tiled(x["q"], entry), w_cached=w_cached, **states)["y_cached"]
-    return _add_up(o=x["o"], w=weights["w"], y_cached=_collected(tiles, place, chosen))["y"]
+    w_chosen = weights["w_chosen"].flatten()[entry].view(-1, TILE)
+    tiles = _read_weighted(q=_tiled(x["q"], entry), w_chosen=w_chosen, **states)["y_chosen"]
+    return _add_up(o=x["o"], w=weights["w"], y_chosen=_collected(tiles, place, chosen))["y"]
 
 
 def _chosen_backward(x, bank, pools, chosen, d_bank, d_pools, panel):
     """The reverse of `_chosen_forward`: adds to d_bank and d_pools, and returns the gradients of the rows' inputs."""
     segment, entry, full, place = _tiles(chosen, pools.shape[2])
     logits = _logits_of(x, pools, panel)
-    r = {"r": x["r"], "r_cached": logits.gather(-1, chosen)}
+    r = {"r": x["r"], "r_chosen": logits.gather(-1, chosen)}
     weights = _weigh(**r)
     online = _add_up_vjp(o=x["o"], w=weights["w"], d_y=x["d_y"])
     tiles = _read_weighted_vjp(
         q=_tiled(x["q"], entry),
-        w_cached=weights["w_cached"].flatten()[entry].view(-1, TILE) * full,
+        w_chosen=weights["w_chosen"].flatten()[entry].view(-1, TILE) * full,
         **{name: t.flatten(0, 2).index_select(0, segment) for name, t in bank.items()},
-        d_y_cached=_tiled(x["d_y"], entry),
+        d_y_chosen=_tiled(x["d_y"], entry),
     )
     for name, t in d_bank.items():
         t.flatten(0, 2).index_add_(0, segment, tiles[f"d_{name}"])
-    d_w_cached = tiles["d_w_cached"].flatten()[place].view(chosen.shape)
-    d_r = _weigh_vjp(**r, d_w=online["d_w"], d_w_cached=d_w_cached)
-    d_logits = torch.zeros_like(logits).scatter_(-1, chosen, d_r["d_r_cached"])
+    d_w_chosen = tiles["d_w_chosen"].flatten()[place].view(chosen.shape)
+    d_r = _weigh_vjp(**r, d_w=online["d_w"], d_w_chosen=d_w_chosen)
+    d_logits = torch.zeros_like(logits).scatter_(-1, chosen, d_r["d_r_chosen"])
     routed = _logits_vjp(**x, pools=pools[:, :, : panel.j - 1], d_r_cached=d_logits)
     d_pools[:, :, : panel.j - 1] += routed["d_pools"]
     d_q = _collected(tiles["d_q"], place, chosen)
@@ -1161,6 +1067,28 @@ def _tile_solve(b_A, b_B, one, BT: tl.constexpr, PREC: tl.constexpr, TRANSPOSED:
 
 
 @_jit
+def _block(blocks, i_n):
+    """A block: its tokens start..end; its segment, and that one's tokens; the sequence's first segment; the border."""
+    row = blocks + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, border = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, border
+
+
+@_jit
+def _chain(chains, i_c):
+    """A chain: its first block or step, and the one after its last."""
+    return tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+
+
+@_jit
+def _segment(segments, i_s):
+    """A segment: its tokens, the sequence's first segment, and the sequence's end."""
+    row = segments + 4 * i_s
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+
+
+@_jit
 def states_kernel(
     k,
     v,
@@ -1196,58 +1124,61 @@ def states_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
-    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
-        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-        segment_start, segment_end = tl.load(blocks + 8 * i_n + 3), tl.load(blocks + 8 * i_n + 4)
+    i_first, i_last = _chain(chains, i_c)
+    for i_n in range(i_first, i_last):
+        start, end, i_s, segment_start, segment_end, _, _ = _block(blocks, i_n)
         for i_step in range(tl.cdiv(end - start, BT)):
             i_t = start + i_step * BT
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_tj = tl.where(
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                    (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                    (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
                 ),
                 0.0,
             )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = -b_eta
-            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-            b_x_tj = b_decay_tj * b_x_t3[None, :]
-            b_x_t4 = tl.where(b_valid > 0, b_alpha, 0.0)
-            b_x_tj2 = b_x_t4[:, None] * b_x_tj
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_M_before_tj = b_M_keeps_before_tj * b_rate[None, :]
+            b_valid_alpha = tl.where(b_valid > 0, b_alpha, 0.0)
+            b_valid_alpha_C_M_before_tj = b_valid_alpha[:, None] * b_C_M_before_tj
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-            b_x_tj4 = b_x_tj2 * b_x_tj3
-            b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
-            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-            b_x_t5 = b_x_t4 * b_decay_t
-            b_x_tv2 = b_x_t5[:, None] * b_x_tv
+            b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+            b_k_k = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+            b_system = b_valid_alpha_C_M_before_tj * b_k_k
+            b_k_M = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
+            b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+            b_valid_alpha_M_keeps_before_t = b_valid_alpha * b_M_keeps_before_t
+            b_error_rest_part = b_valid_alpha_M_keeps_before_t[:, None] * b_k_M
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv4 = -b_v.to(tl.float32)
-            b_x_tv5 = b_x_tv2 + b_x_tv4
-            b_error_0 = _tile_solve(b_x_tj4, b_x_tv5, one, BT, PREC, False)
+            b_minus_v = -b_v.to(tl.float32)
+            b_error_rest = b_error_rest_part + b_minus_v
+            b_error_0 = _tile_solve(b_system, b_error_rest, one, BT, PREC, False)
             tl.store(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 b_error_0,
                 mask=m_t[:, None] & m_v[None, :],
             )
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-            b_x_j2 = b_decay_j * b_x_t3
-            b_x_jv2 = b_x_j2[:, None] * b_error_0
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_M
-            b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-            b_pool_next = b_pool + b_sum_k
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
+            b_C_M_j = b_M_keeps_run_j * b_rate
+            b_M_writes = b_C_M_j[:, None] * b_error_0
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_M_next = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+            b_pool_next = b_pool + b_k_sum
             b_M = b_M_next
             b_pool = b_pool_next
         if end == segment_end:
@@ -1294,9 +1225,7 @@ def read_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
-    first = tl.load(blocks + 8 * i_n + 5)
+    start, end, i_s, segment_start, _, first, _ = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -1311,45 +1240,45 @@ def read_kernel(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-        b_pool_next = b_pool + b_sum_k
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_k_sum
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_sum_t = tl.sum(b_x_tj, 1)
+        b_causal_u_k = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_causal_u_k_sum = tl.sum(b_causal_u_k, 1)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_r = (b_sum_t + b_u_pool) / b_count
+        b_r = (b_causal_u_k_sum + b_u_pool) / b_count
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_tj = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = -b_eta
-        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-        b_x_tj2 = b_decay_tj * b_x_t3[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_M_tj = b_M_keeps_run_tj * b_rate[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
+        b_C_q_k = b_C_M_tj * b_q_k
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
-        b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv = b_decay_t[:, None] * b_q_M
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_R_q_M = b_M_keeps_run_t[:, None] * b_q_M
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_o = _tile_dot_add(b_x_tv, b_x_tj3, b_error_0, one, PREC)
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv = b_decay_all * b_M
-        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_j2 = b_decay_j * b_x_t3
-        b_x_jv2 = b_x_j2[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_o = _tile_dot_add(b_R_q_M, b_C_q_k, b_error_0, one, PREC)
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_C_M_j = b_M_keeps_run_j * b_rate
+        b_M_writes = b_C_M_j[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
         b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
@@ -1419,8 +1348,7 @@ def queries_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
+    start, end, _, segment_start, _, _, _ = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -1430,22 +1358,22 @@ def queries_kernel(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-        b_pool_next = b_pool + b_sum_k
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_k_sum
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tk = _tile_dot(b_x_tj, b_k.to(tl.float32), one, PREC)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal_k = _tile_dot(b_causal, b_k.to(tl.float32), one, PREC)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t = b_d_r / b_count
-        b_x_tk2 = b_x_t[:, None] * b_x_tk
-        b_x_tk3 = b_x_t[:, None] * b_pool[None, :]
-        b_x_tk4 = b_x_tk3 + b_x_tk2
+        b_d_r_over_count = b_d_r / b_count
+        b_d_u_by_r_2 = b_d_r_over_count[:, None] * b_causal_k
+        b_d_u_by_r = b_d_r_over_count[:, None] * b_pool[None, :]
+        b_d_u_2 = b_d_u_by_r + b_d_u_by_r_2
         b_d_u_rows = tl.load(
             d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_u = b_x_tk4 + b_d_u_rows
+        b_d_u = b_d_u_2 + b_d_u_rows
         tl.store(
             d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_u.to(d_u.dtype.element_ty),
@@ -1453,17 +1381,17 @@ def queries_kernel(
         )
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_tj = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = -b_eta
-        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
-        b_x_tj2 = b_decay_tj * b_x_t4[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_M_tj = b_M_keeps_run_tj * b_rate[None, :]
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
@@ -1471,29 +1399,29 @@ def queries_kernel(
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_tj3 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tj4 = b_x_tj3 * b_x_tj2
-        b_x_tk5 = _tile_dot(b_x_tj4, b_k.to(tl.float32), one, PREC)
+        b_d_y_error_0 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_q_k_unscaled = b_d_y_error_0 * b_C_M_tj
+        b_d_q_k_unscaled_k = _tile_dot(b_d_q_k_unscaled, b_k.to(tl.float32), one, PREC)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_tk6 = b_online[:, None] * b_x_tk5
-        b_decay_t = _tile_product(b_x_t2_e, b_x_t2_f)
-        b_x_tk7 = b_online[:, None] * b_decay_t[:, None] * b_d_y_M
-        b_x_tk8 = b_x_tk6 + b_x_tk7
+        b_d_q_by_q_k = b_online[:, None] * b_d_q_k_unscaled_k
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_by_q_M = b_online[:, None] * b_M_keeps_run_t[:, None] * b_d_y_M
+        b_d_q_2 = b_d_q_by_q_k + b_d_q_by_q_M
         b_d_q_rows = tl.load(
             d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_q = b_x_tk8 + b_d_q_rows
+        b_d_q = b_d_q_2 + b_d_q_rows
         tl.store(
             d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_q.to(d_q.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
-        b_x_kv = b_decay_all * b_M
-        b_decay_j = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
-        b_x_j2 = b_decay_j * b_x_t4
-        b_x_jv2 = b_x_j2[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_C_M_j = b_M_keeps_run_j * b_rate
+        b_M_writes = b_C_M_j[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
 
@@ -1538,8 +1466,7 @@ def keys_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
+    start, end, i_s, segment_start, _, _, _ = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     b_d_pool_next = tl.load(d_pools + (i_bh.to(tl.int64) * n_segments + i_s) * K + o_k, mask=m_k, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
@@ -1551,25 +1478,27 @@ def keys_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_M
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = -b_eta
-            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-            b_x_j2 = b_decay_j * b_x_t3
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_M_j = b_M_keeps_run_j * b_rate
             b_error_0 = tl.load(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=m_t[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_x_jv2 = b_x_j2[:, None] * b_error_0
+            b_M_writes = b_C_M_j[:, None] * b_error_0
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_M_next = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step * BT
@@ -1584,85 +1513,90 @@ def keys_kernel(
         ).to(IN)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t = b_d_r / b_count
-        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t[:, None], 0)
-        b_d_pool = b_d_pool_next + b_x_k
+        b_d_r_over_count = b_d_r / b_count
+        b_d_pool_by_r = tl.sum(b_u.to(tl.float32) * b_d_r_over_count[:, None], 0)
+        b_d_pool = b_d_pool_next + b_d_pool_by_r
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_alpha, 0.0)
-        b_x_t3 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
-        b_decay_t = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
-        b_x_t4 = b_x_t2 * b_decay_t
-        b_x_tk = b_x_t4[:, None] * b_pull_0_M
-        b_decay_tj = tl.where(
+        b_valid_alpha = tl.where(b_valid > 0, b_alpha, 0.0)
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+        b_valid_alpha_M_keeps_before_t = b_valid_alpha * b_M_keeps_before_t
+        b_d_k_by_k_M = b_valid_alpha_M_keeps_before_t[:, None] * b_pull_0_M
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t3_e[:, None] - b_x_t3_e[None, :], b_x_t3_f[:, None] - b_x_t3_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_decay_tj2 = tl.where(
+        b_M_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :], (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :]
+                (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
             ),
             0.0,
         )
-        b_x_tj = b_x_t2[:, None] * b_decay_tj2
+        b_valid_alpha_M_keeps_before_tj = b_valid_alpha[:, None] * b_M_keeps_before_tj
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t5 = -b_eta
-        b_x_t6 = tl.where(b_valid > 0, b_x_t5, 0.0)
-        b_x_tj2 = b_decay_tj2 * b_x_t6[None, :]
-        b_x_tv = b_pull_0 * b_x_t4[:, None]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_M_before_tj = b_M_keeps_before_tj * b_rate[None, :]
+        b_d_k_M = b_pull_0 * b_valid_alpha_M_keeps_before_t[:, None]
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_tj3 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj4 = b_x_tj3 * b_x_tj
-        b_x_tj5 = b_x_tj3 * b_x_tj2
+        b_d_system = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_d_k_k_unscaled = b_d_system * b_valid_alpha_M_keeps_before_tj
+        b_d_k_k_unscaled_2 = b_d_system * b_C_M_before_tj
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk2 = _tile_dot(b_x_tj5, b_k.to(tl.float32), one, PREC)
-        b_x_tk3 = b_x_t2[:, None] * b_x_tk2
-        b_x_tk4 = b_x_tk + b_x_tk3
-        b_x_jk = _tile_dot(tl.trans(b_x_tj4), b_k.to(tl.float32), one, PREC)
-        b_x_jk2 = b_x_t6[:, None] * b_x_jk
-        b_x_jk4 = b_x_jk2 + b_x_tk4
+        b_d_k_k_unscaled_2_k = _tile_dot(b_d_k_k_unscaled_2, b_k.to(tl.float32), one, PREC)
+        b_d_k_by_k_k_2 = b_valid_alpha[:, None] * b_d_k_k_unscaled_2_k
+        b_d_k_t = b_d_k_by_k_M + b_d_k_by_k_k_2
+        b_k_d_k_k_unscaled = _tile_dot(tl.trans(b_d_k_k_unscaled), b_k.to(tl.float32), one, PREC)
+        b_d_k_by_k_k = b_rate[:, None] * b_k_d_k_k_unscaled
+        b_d_k_3 = b_d_k_by_k_k + b_d_k_t
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tj6 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_y_error_0 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_tj7 = b_online[:, None] * b_x_tj6
-        b_x_tj8 = b_x_tj7 * b_decay_tj
-        b_x_jk5 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
-        b_decay_j = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
-        b_x_j2 = b_decay_j * b_x_t6
-        b_x_jk6 = b_x_j2[:, None] * b_x_jk5
-        b_x_jk7 = b_d_pool_next[None, :] + b_x_jk6
+        b_d_C_q_k_by_o = b_online[:, None] * b_d_y_error_0
+        b_d_q_k_unscaled = b_d_C_q_k_by_o * b_M_keeps_run_tj
+        b_d_M_next_error_0 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_C_M_j = b_M_keeps_run_j * b_rate
+        b_d_k_by_M_next = b_C_M_j[:, None] * b_d_M_next_error_0
+        b_d_pool_next_d_k_by_M_next = b_d_pool_next[None, :] + b_d_k_by_M_next
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj9 = b_x_t[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_jk9 = _tile_dot_add(b_x_jk7, tl.trans(b_x_tj9), b_u.to(tl.float32), one, PREC)
+        b_causal_d_r_over_count = b_d_r_over_count[:, None] * tl.where(
+            b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0
+        )
+        b_d_k_2_part = _tile_dot_add(
+            b_d_pool_next_d_k_by_M_next, tl.trans(b_causal_d_r_over_count), b_u.to(tl.float32), one, PREC
+        )
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_jk10 = _tile_dot(tl.trans(b_x_tj8), b_q.to(tl.float32), one, PREC)
-        b_x_jk11 = b_x_t6[:, None] * b_x_jk10
-        b_x_jk12 = b_x_jk11 + b_x_jk9
-        b_d_k = b_x_jk12 + b_x_jk4
+        b_q_d_q_k_unscaled = _tile_dot(tl.trans(b_d_q_k_unscaled), b_q.to(tl.float32), one, PREC)
+        b_d_k_by_q_k = b_rate[:, None] * b_q_d_q_k_unscaled
+        b_d_k_2 = b_d_k_by_q_k + b_d_k_2_part
+        b_d_k = b_d_k_2 + b_d_k_3
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_x_tv2 = b_online[:, None] * b_d_y.to(tl.float32)
-        b_decay_t2 = _tile_product(b_x_t3_e, b_x_t3_f)
-        b_x_tv3 = b_x_tv2 * b_decay_t2[:, None]
-        b_decay_all = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
-        b_x_kv = b_d_M_next * b_decay_all
-        b_x_kv3 = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
-        b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_tv, one, PREC)
+        b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+        b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
+        b_d_M = _tile_dot_add(b_d_M_2, tl.trans(b_k.to(tl.float32)), b_d_k_M, one, PREC)
         b_d_M_next = b_d_M
         b_d_pool_next = b_d_pool
 
@@ -1693,7 +1627,7 @@ def values_kernel(
     i_b, i_h = i_bh // H, i_bh % H
     o_t, o_v = tl.arange(0, BT), i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     for i_step in range(tl.cdiv(end - start, BT)):
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
@@ -1747,7 +1681,7 @@ def gates_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    start, end, i_s, _, _, _, _ = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
@@ -1758,102 +1692,105 @@ def gates_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_M
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = -b_eta
-            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-            b_x_j2 = b_decay_j * b_x_t3
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_M_j = b_M_keeps_run_j * b_rate
             b_error_0 = tl.load(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=m_t[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_x_jv2 = b_x_j2[:, None] * b_error_0
+            b_M_writes = b_C_M_j[:, None] * b_error_0
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_M_next = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_x_kv = b_d_M_next * b_M
-        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_d_M_next_M = b_d_M_next * b_M
+        b_d_M_keeps_run_all = tl.sum(tl.sum(b_d_M_next_M, 0), 0)
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_m2 = b_decay_j * b_sum
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_m4 = b_x_m2 * b_decay_t
-        b_decay_tj = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_d_M_keeps_run_all_at_m = b_M_keeps_run_j * b_d_M_keeps_run_all
+        b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+        b_d_M_keeps_by_M_keeps_run_all = b_d_M_keeps_run_all_at_m * b_M_keeps_before_t
+        b_M_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
             ),
             0.0,
         )
-        b_decay_tj2 = tl.where(
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv2 = b_d_M_next * b_decay_all
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-        b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
+        b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_k_M = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_jv2 = b_k_d_M_next * b_error_0
-        b_sum_j = tl.sum(b_x_jv2, 1)
+        b_d_M_writes_by_M_next_error_0 = b_d_M_writes_by_M_next * b_error_0
+        b_d_C_M_j = tl.sum(b_d_M_writes_by_M_next_error_0, 1)
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = -b_eta
-        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-        b_x_j2 = b_sum_j * b_x_t3
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_d_M_keeps_run_j = b_d_C_M_j * b_rate
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_tv2 = b_pull_0 * b_x_tv
-        b_sum_t = tl.sum(b_x_tv2, 1)
-        b_x_j3 = b_sum_j * b_decay_j
-        b_x_t4 = tl.where(b_valid > 0, b_alpha, 0.0)
-        b_x_t5 = b_sum_t * b_x_t4
-        b_x_m5 = tl.sum(b_decay_tj * b_x_t5[:, None], 0)
-        b_x_m6 = b_x_m5 * b_decay_t
-        b_x_mj2 = b_x_j2[None, :] * b_decay_tj
-        b_sum_m = tl.sum(b_x_mj2, 1)
-        b_x_m7 = b_decay_j * b_sum_m
-        b_x_t6 = b_sum_t * b_decay_t
-        b_x_tj = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj2 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-        b_x_tj3 = b_x_tj * b_x_tj2
-        b_x_tj4 = b_decay_tj * b_x_t3[None, :]
-        b_x_tj5 = b_x_tj3 * b_x_tj4
-        b_sum_t2 = tl.sum(b_x_tj5, 1)
-        b_x_t7 = b_x_t6 + b_sum_t2
-        b_x_tj6 = b_x_tj3 * b_x_t4[:, None]
-        b_x_t8 = b_x_t7 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_tj7 = b_x_tj6 * b_decay_tj
-        b_sum_j2 = tl.sum(b_x_tj7, 0)
-        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj), b_x_tj6, one, PREC)
-        b_x_t10 = b_sum_j2 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_mj4 = b_x_t3[None, :] * b_x_mj3
-        b_x_mj5 = b_x_mj4 * b_decay_tj
-        b_sum_m2 = tl.sum(b_x_mj5, 1)
-        b_x_t13 = b_x_m6 + b_sum_m2
-        b_x_t14 = b_x_t13 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t15 = b_x_t14 + b_x_t8
-        b_x_t16 = -b_x_t10
+        b_pull_0_k_M = b_pull_0 * b_k_M
+        b_pull_0_dot_k_M = tl.sum(b_pull_0_k_M, 1)
+        b_d_rate_by_C_M_j = b_d_C_M_j * b_M_keeps_run_j
+        b_valid_alpha = tl.where(b_valid > 0, b_alpha, 0.0)
+        b_d_M_keeps_before_t = b_pull_0_dot_k_M * b_valid_alpha
+        b_d_M_keeps_before_t_at_m = tl.sum(b_M_keeps_before_tj * b_d_M_keeps_before_t[:, None], 0)
+        b_d_M_keeps_by_M_keeps_before_t = b_d_M_keeps_before_t_at_m * b_M_keeps_before_t
+        b_d_M_keeps_part = b_d_M_keeps_run_j[None, :] * b_M_keeps_before_tj
+        b_d_M_keeps_part_2 = tl.sum(b_d_M_keeps_part, 1)
+        b_d_M_keeps_by_M_keeps_run_j = b_M_keeps_run_j * b_d_M_keeps_part_2
+        b_d_alpha_3_part = b_pull_0_dot_k_M * b_M_keeps_before_t
+        b_d_system = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_k_k = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+        b_d_system_k_k = b_d_system * b_k_k
+        b_C_M_before_tj = b_M_keeps_before_tj * b_rate[None, :]
+        b_d_system_k_k_C_M_before_tj = b_d_system_k_k * b_C_M_before_tj
+        b_d_system_k_k_dot_C_M_before_tj = tl.sum(b_d_system_k_k_C_M_before_tj, 1)
+        b_d_alpha_3_part_2 = b_d_alpha_3_part + b_d_system_k_k_dot_C_M_before_tj
+        b_d_C_M_before_tj = b_d_system_k_k * b_valid_alpha[:, None]
+        b_d_alpha_by_error_rest = b_d_alpha_3_part_2 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_rate_2_part = b_d_C_M_before_tj * b_M_keeps_before_tj
+        b_d_rate_2 = tl.sum(b_d_rate_2_part, 0)
+        b_d_M_keeps_2_part = _tile_dot(tl.trans(b_M_keeps_before_tj), b_d_C_M_before_tj, one, PREC)
+        b_d_rate_2_valid = b_d_rate_2 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_M_keeps_before_tj_at_m = b_rate[None, :] * b_d_M_keeps_2_part
+        b_d_M_keeps_2_part_2 = b_d_M_keeps_before_tj_at_m * b_M_keeps_before_tj
+        b_d_M_keeps_by_M_keeps_before_tj = tl.sum(b_d_M_keeps_2_part_2, 1)
+        b_d_M_keeps_2 = b_d_M_keeps_by_M_keeps_before_t + b_d_M_keeps_by_M_keeps_before_tj
+        b_d_alpha_by_M_keeps = b_d_M_keeps_2 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_alpha_3 = b_d_alpha_by_M_keeps + b_d_alpha_by_error_rest
+        b_d_eta_3 = -b_d_rate_2_valid
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
@@ -1861,37 +1798,42 @@ def gates_kernel(
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv3 = b_d_y.to(tl.float32) * b_q_M
-        b_sum_t3 = tl.sum(b_x_tv3, 1)
+        b_d_y_q_M = b_d_y.to(tl.float32) * b_q_M
+        b_d_y_dot_q_M = tl.sum(b_d_y_q_M, 1)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t17 = b_online * b_sum_t3
-        b_x_m8 = tl.sum(b_decay_tj2 * b_x_t17[:, None], 0)
-        b_x_tj8 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tj9 = b_online[:, None] * b_x_tj8
-        b_x_tv4 = b_online[:, None] * b_d_y.to(tl.float32)
-        b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv5 = b_x_tv4 * b_decay_t2[:, None]
-        b_x_kv4 = _tile_dot_add(b_x_kv2, tl.trans(b_q.to(tl.float32)), b_x_tv5, one, PREC)
-        b_x_t18 = b_x_t4 * b_decay_t
-        b_x_tv6 = b_pull_0 * b_x_t18[:, None]
-        b_d_M = _tile_dot_add(b_x_kv4, tl.trans(b_k.to(tl.float32)), b_x_tv6, one, PREC)
+        b_d_M_keeps_run_t = b_online * b_d_y_dot_q_M
+        b_d_M_keeps_run_t_at_m = tl.sum(b_M_keeps_run_tj * b_d_M_keeps_run_t[:, None], 0)
+        b_d_y_error_0 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_C_q_k_by_o = b_online[:, None] * b_d_y_error_0
+        b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+        b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
+        b_valid_alpha_M_keeps_before_t = b_valid_alpha * b_M_keeps_before_t
+        b_d_k_M = b_pull_0 * b_valid_alpha_M_keeps_before_t[:, None]
+        b_d_M = _tile_dot_add(b_d_M_2, tl.trans(b_k.to(tl.float32)), b_d_k_M, one, PREC)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj10 = b_x_tj9 * b_q_k
-        b_x_mj6 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj10, one, PREC)
-        b_x_tj11 = b_x_tj10 * b_decay_tj2
-        b_sum_j3 = tl.sum(b_x_tj11, 0)
-        b_x_mj7 = b_x_t3[None, :] * b_x_mj6
-        b_x_mj8 = b_x_mj7 * b_decay_tj
-        b_sum_m3 = tl.sum(b_x_mj8, 1)
-        b_x_m9 = b_x_m8 * b_decay_t
-        b_x_t23 = b_x_m7 + b_x_m4 + b_sum_m3 + b_x_m9
-        b_x_t24 = b_x_t23 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_d_alpha = b_x_t24 + b_x_t15
+        b_d_C_M_tj = b_d_C_q_k_by_o * b_q_k
+        b_M_keeps_run_tj_d_C_M_tj = _tile_dot(tl.trans(b_M_keeps_run_tj), b_d_C_M_tj, one, PREC)
+        b_d_C_M_tj_M_keeps_run_tj = b_d_C_M_tj * b_M_keeps_run_tj
+        b_d_rate_by_C_M_tj = tl.sum(b_d_C_M_tj_M_keeps_run_tj, 0)
+        b_d_M_keeps_run_tj_at_m = b_rate[None, :] * b_M_keeps_run_tj_d_C_M_tj
+        b_d_M_keeps_part_3 = b_d_M_keeps_run_tj_at_m * b_M_keeps_before_tj
+        b_d_M_keeps_by_M_keeps_run_tj = tl.sum(b_d_M_keeps_part_3, 1)
+        b_d_M_keeps_by_M_keeps_run_t = b_d_M_keeps_run_t_at_m * b_M_keeps_before_t
+        b_d_M_keeps = (
+            b_d_M_keeps_by_M_keeps_run_j
+            + b_d_M_keeps_by_M_keeps_run_all
+            + b_d_M_keeps_by_M_keeps_run_tj
+            + b_d_M_keeps_by_M_keeps_run_t
+        )
+        b_d_alpha_2 = b_d_M_keeps * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_alpha = b_d_alpha_2 + b_d_alpha_3
         tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
-        b_x_j4 = b_x_j3 + b_sum_j3
-        b_x_t26 = b_x_j4 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t27 = -b_x_t26
-        b_d_eta = b_x_t27 + b_x_t16
+        b_d_rate = b_d_rate_by_C_M_j + b_d_rate_by_C_M_tj
+        b_d_rate_valid = b_d_rate * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_eta_2 = -b_d_rate_valid
+        b_d_eta = b_d_eta_2 + b_d_eta_3
         tl.store(d_eta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_eta, mask=m_t)
         b_d_M_next = b_d_M
 
@@ -1929,8 +1871,7 @@ def rows_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
     m_k = o_k < K
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    first = tl.load(blocks + 8 * i_n + 5)
+    start, end, i_s, _, _, first, _ = _block(blocks, i_n)
     for i_t in range(start, end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
@@ -1947,7 +1888,7 @@ def rows_kernel(
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+            b_d_q_2 = tl.zeros([BT, BK], tl.float32)
             for i_v in range(tl.cdiv(V, BV)):
                 o_v = i_v * BV + tl.arange(0, BV)
                 m_v = o_v < V
@@ -1961,22 +1902,22 @@ def rows_kernel(
                     mask=m_k[:, None] & m_v[None, :],
                     other=0.0,
                 )
-                b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+                b_d_q_2 = _tile_dot_add(b_d_q_2, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-            b_sum_t = tl.sum(b_x_tk, 1)
+            b_q_d_q_2 = b_q.to(tl.float32) * b_d_q_2
+            b_q_dot_d_q_2 = tl.sum(b_q_d_q_2, 1)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-            b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
             b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.exp(b_u_pools - b_lse)
-            b_d_q = b_x_t[:, None] * b_d_y_cached
+            b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
+            b_d_q = b_r_cached_2_lse[:, None] * b_d_q_2
             s_q += b_d_q
-            b_d_r = b_x_t * (b_sum_t - b_delta)
+            b_d_r = b_r_cached_2_lse * (b_q_dot_d_q_2 - b_delta)
             s_r += b_d_r
             b_d_u = b_d_r[:, None] * b_pools[None, :]
             s_u += b_d_u
@@ -2020,42 +1961,40 @@ def segments_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    end = tl.load(segments + 4 * i_s + 1)
+    start, end, _, last = _segment(segments, i_s)
     i_cached = i_bh.to(tl.int64) * n_segments + i_s
     s_cached = tl.zeros([BK, BV], tl.float32)
     s_pools = tl.zeros([BK], tl.float32)
     b_cached = tl.load(cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
     b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-    end = tl.load(segments + 4 * i_s + 3)
-    for i_t in range(tl.load(segments + 4 * i_s + 1), end, BT):
+    for i_t in range(end, last, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        m_t = i_t + o_t < end
+        m_t = i_t + o_t < last
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+        b_d_q = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
+        b_q_d_q = b_q.to(tl.float32) * b_d_q
+        b_q_dot_d_q = tl.sum(b_q_d_q, 1)
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+        b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.exp(b_u_pools - b_lse)
+        b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
         b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = b_x_t * (b_sum_t - b_delta)
-        b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
+        b_d_r_cached = b_r_cached_2_lse * (b_q_dot_d_q - b_delta)
+        b_d_pools = tl.sum(b_u.to(tl.float32) * b_d_r_cached[:, None], 0)
         s_pools += b_d_pools
-        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
-        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        b_d_o_cached = b_r_cached_2_lse[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_d_o_cached, one, PREC)
         s_cached += b_d_cached
     tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
-    length = tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s)
     i_part = (i_v * BH + i_bh).to(tl.int64) * n_segments + i_s
-    tl.store(d_pools + i_part * K + o_k, s_pools / length, mask=m_k)
+    tl.store(d_pools + i_part * K + o_k, s_pools / (end - start), mask=m_k)
 
 
 @_jit
@@ -2098,11 +2037,10 @@ def retreat_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_d_M_next = tl.zeros([BK, BV], tl.float32)
     b_d_pool_next = tl.zeros([BK], tl.float32)
-    i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+    i_first, i_last = _chain(chains, i_c)
     for i_back in range(i_last - i_first):
         i_n = i_last - 1 - i_back
-        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-        segment_start, segment_end = tl.load(blocks + 8 * i_n + 3), tl.load(blocks + 8 * i_n + 4)
+        start, end, i_s, segment_start, segment_end, _, _ = _block(blocks, i_n)
         if end == segment_end:
             i_cached = i_bh.to(tl.int64) * n_segments + i_s
             b_d_M_next += tl.load(d_cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
@@ -2115,69 +2053,72 @@ def retreat_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_tj = tl.where(
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                    (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                    (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
                 ),
                 0.0,
             )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = -b_eta
-            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-            b_x_tj = b_decay_tj * b_x_t3[None, :]
-            b_x_t4 = tl.where(b_valid > 0, b_alpha, 0.0)
-            b_x_tj2 = b_x_t4[:, None] * b_x_tj
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_M_before_tj = b_M_keeps_before_tj * b_rate[None, :]
+            b_valid_alpha = tl.where(b_valid > 0, b_alpha, 0.0)
+            b_valid_alpha_C_M_before_tj = b_valid_alpha[:, None] * b_C_M_before_tj
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-            b_x_t5 = b_d_r / b_count
-            b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t5[:, None], 0)
-            b_d_pool = b_d_pool_next + b_x_k
+            b_d_r_over_count = b_d_r / b_count
+            b_d_pool_by_r = tl.sum(b_u.to(tl.float32) * b_d_r_over_count[:, None], 0)
+            b_d_pool = b_d_pool_next + b_d_pool_by_r
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-            b_x_tj4 = b_x_tj2 * b_x_tj3
-            b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-            b_x_j2 = b_decay_j * b_x_t3
-            b_x_jv = b_k_d_M_next * b_x_j2[:, None]
-            b_decay_tj2 = tl.where(
+            b_k_k = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+            b_system = b_valid_alpha_C_M_before_tj * b_k_k
+            b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
+            b_C_M_j = b_M_keeps_run_j * b_rate
+            b_d_error_0_by_M_writes = b_d_M_writes_by_M_next * b_C_M_j[:, None]
+            b_M_keeps_run_tj = tl.where(
                 o_t[:, None] >= o_t[None, :],
-                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
                 0.0,
             )
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-            b_x_tj5 = b_decay_tj2 * b_q_k
+            b_C_q_k_unscaled = b_M_keeps_run_tj * b_q_k
             b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_d_y = tl.load(
                 d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-            b_x_jv2 = _tile_dot(tl.trans(b_x_tj5), b_x_tv, one, PREC)
-            b_x_jv3 = b_x_t3[:, None] * b_x_jv2
-            b_x_jv4 = b_x_jv + b_x_jv3
-            b_pull_0 = _tile_solve(b_x_tj4, b_x_jv4, one, BT, PREC, True)
+            b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+            b_C_q_k_unscaled_d_o = _tile_dot(tl.trans(b_C_q_k_unscaled), b_d_o, one, PREC)
+            b_d_error_0_by_o = b_rate[:, None] * b_C_q_k_unscaled_d_o
+            b_d_error_0 = b_d_error_0_by_M_writes + b_d_error_0_by_o
+            b_pull_0 = _tile_solve(b_system, b_d_error_0, one, BT, PREC, True)
             tl.store(
                 pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_0, mask=m_t[:, None] & m_v[None, :]
             )
-            b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
-            b_x_tv3 = b_x_tv * b_decay_t[:, None]
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_d_M_next * b_decay_all
-            b_x_kv3 = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
-            b_decay_t2 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-            b_x_t6 = b_x_t4 * b_decay_t2
-            b_x_tv4 = b_pull_0 * b_x_t6[:, None]
-            b_d_M = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
+            b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+            b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+            b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
+            b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+            b_valid_alpha_M_keeps_before_t = b_valid_alpha * b_M_keeps_before_t
+            b_d_k_M = b_pull_0 * b_valid_alpha_M_keeps_before_t[:, None]
+            b_d_M = _tile_dot_add(b_d_M_2, tl.trans(b_k.to(tl.float32)), b_d_k_M, one, PREC)
             b_d_M_next = b_d_M
             b_d_pool_next = b_d_pool
 
@@ -2209,8 +2150,7 @@ def route_kernel(
     i_b, i_h = i_bh // H, i_bh % H
     o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
     m_k = o_k < K
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    first = tl.load(blocks + 8 * i_n + 5)
+    start, end, i_s, _, _, first, _ = _block(blocks, i_n)
     o_p = tl.arange(0, PLACES)
     for i_t in range(start, end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
@@ -2273,8 +2213,7 @@ def read_chosen_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
+    start, end, _, segment_start, _, _, _ = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -2289,45 +2228,45 @@ def read_chosen_kernel(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-        b_pool_next = b_pool + b_sum_k
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_k_sum
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_sum_t = tl.sum(b_x_tj, 1)
+        b_causal_u_k = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_causal_u_k_sum = tl.sum(b_causal_u_k, 1)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_r = (b_sum_t + b_u_pool) / b_count
+        b_r = (b_causal_u_k_sum + b_u_pool) / b_count
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_tj = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = -b_eta
-        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-        b_x_tj2 = b_decay_tj * b_x_t3[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_M_tj = b_M_keeps_run_tj * b_rate[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
+        b_C_q_k = b_C_M_tj * b_q_k
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
-        b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv = b_decay_t[:, None] * b_q_M
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_R_q_M = b_M_keeps_run_t[:, None] * b_q_M
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_o = _tile_dot_add(b_x_tv, b_x_tj3, b_error_0, one, PREC)
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv = b_decay_all * b_M
-        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_j2 = b_decay_j * b_x_t3
-        b_x_jv2 = b_x_j2[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_o = _tile_dot_add(b_R_q_M, b_C_q_k, b_error_0, one, PREC)
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_C_M_j = b_M_keeps_run_j * b_rate
+        b_M_writes = b_C_M_j[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
         b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
@@ -2442,7 +2381,7 @@ def chosen_rows_kernel(
     i_cached = tl.min(o_group, 0).to(tl.int64)
     while i_cached < n_groups:
         m_group = o_group == i_cached
-        b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+        b_d_q_2 = tl.zeros([BT, BK], tl.float32)
         for i_v in range(tl.cdiv(V, BV)):
             o_v = i_v * BV + tl.arange(0, BV)
             m_v = o_v < V
@@ -2454,23 +2393,23 @@ def chosen_rows_kernel(
                 mask=m_k[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+            b_d_q_2 = _tile_dot_add(b_d_q_2, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
+        b_q_d_q_2 = b_q.to(tl.float32) * b_d_q_2
+        b_q_dot_d_q_2 = tl.sum(b_q_d_q_2, 1)
         b_u = tl.load(
             u + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-        b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+        b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + o_row, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.exp(b_u_pools - b_lse)
-        b_d_q = b_x_t[:, None] * b_d_y_cached
+        b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
+        b_d_q = b_r_cached_2_lse[:, None] * b_d_q_2
         s_d_q += tl.where(m_group[:, None], b_d_q, 0.0)
         b_delta = tl.load(delta + o_row, mask=m_t, other=0.0).to(tl.float32)
-        b_d_r = b_x_t * (b_sum_t - b_delta)
+        b_d_r = b_r_cached_2_lse * (b_q_dot_d_q_2 - b_delta)
         s_d_r += tl.where(m_group, b_d_r, 0.0)
         b_d_u = b_d_r[:, None] * b_pools[None, :]
         s_d_u += tl.where(m_group[:, None], b_d_u, 0.0)
@@ -2529,27 +2468,28 @@ def chosen_segments_kernel(
         b_d_y = tl.load(
             d_y + o_row.to(tl.int64)[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+        b_d_q = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
+        b_q_d_q = b_q.to(tl.float32) * b_d_q
+        b_q_dot_d_q = tl.sum(b_q_d_q, 1)
         b_u = tl.load(
             u + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+        b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + o_row, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.exp(b_u_pools - b_lse)
+        b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
         b_delta = tl.load(delta + o_row, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = b_x_t * (b_sum_t - b_delta)
-        b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
+        b_d_r_cached = b_r_cached_2_lse * (b_q_dot_d_q - b_delta)
+        b_d_pools = tl.sum(b_u.to(tl.float32) * b_d_r_cached[:, None], 0)
         s_pools += b_d_pools
-        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
-        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        b_d_o_cached = b_r_cached_2_lse[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_d_o_cached, one, PREC)
         s_cached += b_d_cached
     tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
-    s_pools = s_pools / (tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s))
+    segment_start, segment_end, _, _ = _segment(segments, i_s)
+    s_pools = s_pools / (segment_end - segment_start)
     tl.store(d_pools + (i_v.to(tl.int64) * n_groups + i_cached) * K + o_k, s_pools, mask=m_k)
 
 
@@ -2570,7 +2510,10 @@ def _by_length(make):
         capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key not in tables:
             if capturing:
-                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
+                raise UnsupportedError(
+                    f"{key[0]} "
+                    + "tokens met first in a CUDA graph have no tables yet; run both passes before capturing"
+                )
             if len(tables) - len(captured) >= 64:
                 del tables[next(one for one in tables if one not in captured)]
             tables[key] = make(*key)
@@ -2626,143 +2569,144 @@ AXES = {
     "chosen_segments": "v",
 }
 
-# BT, BK, BV, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it,
-# the first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+# BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
+# compiling for it, the first of a list of candidates, larger tiles first, that keeps all values in registers and fits
+# the shared memory. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
-            "states": (64, 64, 32, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates": (32, 64, 64, 8, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
-            "retreat": (64, 64, 32, 8, 1),
-            "route": (64, 64, 64, 4, 1),
-            "read_chosen": (64, 64, 64, 8, 1),
-            "chosen_reads": (64, 64, 64, 8, 1),
-            "chosen_rows": (64, 64, 64, 8, 1),
-            "chosen_segments": (64, 64, 64, 8, 1),
+            "states": (64, 32, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates": (32, 64, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "retreat": (64, 32, 8, 1),
+            "route": (64, 64, 4, 1),
+            "read_chosen": (64, 64, 8, 1),
+            "chosen_reads": (64, 64, 8, 1),
+            "chosen_rows": (64, 64, 8, 1),
+            "chosen_segments": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 32, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates": (32, 64, 32, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
-            "route": (32, 64, 64, 4, 1),
-            "read_chosen": (32, 64, 64, 8, 1),
-            "chosen_reads": (32, 64, 64, 4, 1),
-            "chosen_rows": (32, 64, 64, 4, 1),
-            "chosen_segments": (32, 64, 64, 4, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 32, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates": (32, 32, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 8, 1),
+            "retreat": (32, 64, 8, 1),
+            "route": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
+            "chosen_reads": (32, 64, 4, 1),
+            "chosen_rows": (32, 64, 4, 1),
+            "chosen_segments": (32, 64, 4, 1),
         },
     },
     "sm90": {
         "bfloat16": {
-            "states": (64, 64, 16, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates": (16, 64, 64, 4, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
-            "route": (64, 64, 64, 4, 1),
-            "read_chosen": (64, 64, 32, 8, 1),
-            "chosen_reads": (64, 64, 64, 8, 1),
-            "chosen_rows": (64, 64, 64, 8, 1),
-            "chosen_segments": (64, 64, 64, 8, 1),
+            "states": (64, 16, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates": (16, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "retreat": (32, 64, 8, 1),
+            "route": (64, 64, 4, 1),
+            "read_chosen": (64, 32, 8, 1),
+            "chosen_reads": (64, 64, 8, 1),
+            "chosen_rows": (64, 64, 8, 1),
+            "chosen_segments": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates": (32, 64, 32, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
-            "route": (32, 64, 64, 4, 1),
-            "read_chosen": (32, 64, 64, 8, 1),
-            "chosen_reads": (32, 64, 64, 4, 1),
-            "chosen_rows": (32, 64, 64, 4, 1),
-            "chosen_segments": (32, 64, 64, 4, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates": (32, 32, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 8, 1),
+            "retreat": (32, 64, 8, 1),
+            "route": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
+            "chosen_reads": (32, 64, 4, 1),
+            "chosen_rows": (32, 64, 4, 1),
+            "chosen_segments": (32, 64, 4, 1),
         },
     },
     "sm100": {
         "bfloat16": {
-            "states": (64, 64, 16, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates": (32, 64, 64, 8, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
-            "route": (64, 64, 64, 4, 1),
-            "read_chosen": (64, 64, 64, 8, 1),
-            "chosen_reads": (64, 64, 64, 8, 1),
-            "chosen_rows": (64, 64, 64, 8, 1),
-            "chosen_segments": (64, 64, 64, 8, 1),
+            "states": (64, 16, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates": (32, 64, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "retreat": (32, 64, 8, 1),
+            "route": (64, 64, 4, 1),
+            "read_chosen": (64, 64, 8, 1),
+            "chosen_reads": (64, 64, 8, 1),
+            "chosen_rows": (64, 64, 8, 1),
+            "chosen_segments": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates": (32, 64, 32, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 4, 1),
-            "retreat": (32, 64, 64, 8, 1),
-            "route": (32, 64, 64, 4, 1),
-            "read_chosen": (32, 64, 64, 8, 1),
-            "chosen_reads": (32, 64, 64, 4, 1),
-            "chosen_rows": (32, 64, 64, 8, 1),
-            "chosen_segments": (32, 64, 64, 4, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates": (32, 32, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 4, 1),
+            "retreat": (32, 64, 8, 1),
+            "route": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
+            "chosen_reads": (32, 64, 4, 1),
+            "chosen_rows": (32, 64, 8, 1),
+            "chosen_segments": (32, 64, 4, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
-            "states": (64, 64, 64, 4, 1),
-            "read": (64, 64, 64, 4, 1),
-            "queries": (64, 64, 64, 4, 1),
-            "keys": (64, 64, 64, 4, 1),
-            "values": (64, 64, 64, 4, 1),
-            "gates": (32, 64, 32, 4, 1),
-            "rows": (64, 64, 64, 4, 1),
-            "segments": (64, 64, 64, 4, 1),
-            "retreat": (64, 64, 64, 4, 1),
-            "route": (64, 64, 64, 4, 1),
-            "read_chosen": (64, 64, 64, 4, 1),
-            "chosen_reads": (64, 64, 64, 4, 1),
-            "chosen_rows": (64, 64, 64, 4, 1),
-            "chosen_segments": (64, 64, 64, 4, 1),
+            "states": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "queries": (64, 64, 4, 1),
+            "keys": (64, 64, 4, 1),
+            "values": (64, 64, 4, 1),
+            "gates": (32, 32, 4, 1),
+            "rows": (64, 64, 4, 1),
+            "segments": (64, 64, 4, 1),
+            "retreat": (64, 64, 4, 1),
+            "route": (64, 64, 4, 1),
+            "read_chosen": (64, 64, 4, 1),
+            "chosen_reads": (64, 64, 4, 1),
+            "chosen_rows": (64, 64, 4, 1),
+            "chosen_segments": (64, 64, 4, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 4, 1),
-            "queries": (32, 64, 64, 4, 1),
-            "keys": (32, 32, 64, 4, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates": (32, 64, 16, 4, 1),
-            "rows": (32, 64, 64, 4, 1),
-            "segments": (32, 64, 64, 4, 1),
-            "retreat": (32, 64, 64, 4, 1),
-            "route": (32, 64, 64, 4, 1),
-            "read_chosen": (32, 64, 64, 4, 1),
-            "chosen_reads": (32, 64, 64, 4, 1),
-            "chosen_rows": (32, 64, 64, 4, 1),
-            "chosen_segments": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "queries": (32, 64, 4, 1),
+            "keys": (32, 32, 4, 1),
+            "values": (32, 64, 4, 1),
+            "gates": (32, 16, 4, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
+            "retreat": (32, 64, 4, 1),
+            "route": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 4, 1),
+            "chosen_reads": (32, 64, 4, 1),
+            "chosen_rows": (32, 64, 4, 1),
+            "chosen_segments": (32, 64, 4, 1),
         },
     },
 }
@@ -2774,29 +2718,131 @@ DEFAULTS = {
     "cpu": {"bfloat16": (32, 64, 4), "float32": (32, 64, 4)},
 }
 
+# What each kernel computes, as tables of launch configurations call it.
+DIGESTS = {
+    "states": "8bd117986af32d4c4bb2861b1e454af76fbaa2aab9d9c9d755161045cb1a51b0",
+    "read": "0d80bed72a0c3f77060687a9a2e20a21a448a490d99de790933b9cdcbfc4a10e",
+    "queries": "10fe0608ca1472d10d683c3f51668c7cbb5b257da52ca1d45d65d804e3b16bfc",
+    "keys": "f8c0398e8b91e062d8668471d5da70bf4fe551ecd8c3ca5df8bcd02b8a7b46b7",
+    "values": "f1db14f745efd239fbbd87f09af5faf530bc363c1c76e781e9e2827838c4ad1d",
+    "gates": "1a2257bb7411bc36863672782f9e1bc2b1221c213ab83613762168859ba063ab",
+    "rows": "0f3e2176384ae5bc3020e7f518129c0929e118ac4654b9c89c748bc97e7f3df3",
+    "segments": "e4cbffa496446a825c6747b686e1f1abf5f8569a289151ebf48eefe44a540c80",
+    "retreat": "c2b8766842783e30dcb236fd923deda64c8ced38639903eddd49399272f263c0",
+    "route": "ae4b063d5575919883669294f57ee60e1f4967bb1a63a08d0c67830591b14b9d",
+    "read_chosen": "c01c79e38a318b83851f309b6ba58b04cd964e8d761fe42da141c626455b78ed",
+    "chosen_reads": "047916e4888cde623aa99a570c3ada82d0e7d6f18bf6d1eddf7cfb2b6a6f890a",
+    "chosen_rows": "2ed07515bfa5ea42d360ecc6a51820e95c59c6e320c815301df2f50d3ac64efd",
+    "chosen_segments": "ccf3c308ea3863282fa1686a2fd90fae5d1c299a5191933c5214a2878cf4cb4d",
+}
+
+
+def _require_triton(x):
+    """Raises UnsupportedError, with what is missing, unless kernels can run where a tensor lies."""
+    if triton is None and importlib.util.find_spec("triton") is None:
+        raise UnsupportedError('Triton is not installed: pip install triton, or pass backend="torch"')
+    if not (x.is_cuda or INTERPRETED):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if triton is None:
+        raise UnsupportedError(
+            'Triton is installed, but importing it fails: see `import triton`, or pass backend="torch"'
+        )
+
 
 @functools.lru_cache(maxsize=16)
 def _architecture(device):
-    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    """What tables of configurations call a device's architecture."""
     if device.type == "cpu":
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
-    name = f"sm{properties.major}{properties.minor}"
     if torch.version.hip:
-        name = properties.gcnArchName.partition(":")[0]
-    if name not in CONFIGURATIONS:
-        warnings.warn(
-            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
-            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
-            "and `mcgen build` then writes them into this file",
-            stacklevel=2,
-        )
-    return name
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm{properties.major}{properties.minor}"
 
 
 def _family(architecture):
     """The key of DEFAULTS for an architecture: how its name begins."""
     return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
+def _tables_folder():
+    """Where `mcgen tune` keeps what it found: in $MCGEN_CACHE_DIR, or else in the user's cache folder for mcgen."""
+    if kept := os.environ.get("MCGEN_CACHE_DIR"):
+        return os.path.join(kept, "configurations")
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+        return os.path.join(cache, "mcgen", "mcgen", "Cache", "configurations")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.join(home, "Library", "Caches") if sys.platform == "darwin" else os.path.join(home, ".cache")
+    return os.path.join(cache, "mcgen", "configurations")
+
+
+@functools.lru_cache(maxsize=16)
+def _tuned(architecture):
+    """What `mcgen tune` found on this machine for this file's kernels, by type of products and kernel.
+
+    A table that cannot be read is passed over, with a warning in the log.
+    """
+    path, log = os.path.join(_tables_folder(), f"{architecture}.json"), logging.getLogger(__name__)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = {title.split()[-1]: rows for title, rows in json.load(file).items()}
+        found = {kind: _tuned_rows(table, kind) for kind in ("bfloat16", "float32")}
+    except Exception as error:  # whatever lies there must not stop a launch
+        log.warning("%s passes over %s, which is no table of launch configurations: %r", SPEC["name"], path, error)
+        return {}
+    if any(found.values()):
+        log.info("%s takes launch configurations from %s", SPEC["name"], path)
+    return found
+
+
+def _tuned_rows(table, kind):
+    """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
+    found = {}
+    for kernel, digest in DIGESTS.items():
+        place = f"64x64 {kind}"
+        if place in table.get(digest, ()):
+            found[kernel] = tuple(table[digest][place][:4])
+            if not _can_launch(*found[kernel]):
+                raise ValueError(f"{kernel}: {found[kernel]}")
+    return found
+
+
+def _can_launch(BT, columns, num_warps, num_stages):
+    """Whether these numbers are a configuration: powers of two, and a pipeline's stages."""
+    powers = all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in (BT, columns, num_warps))
+    return powers and min(BT, columns) >= 16 and num_stages in range(1, 10)
+
+
+@functools.lru_cache(maxsize=32)
+def _configurations(device, kind):
+    """The configurations of kernels on a device, for a type of products: those tuned on this machine, or this file's.
+
+    Says once which kernels have none.
+    """
+    architecture = _architecture(device)
+    found = {**CONFIGURATIONS.get(architecture, {}).get(kind, {}), **_tuned(architecture).get(kind, {})}
+    missing = [kernel for kernel in AXES if kernel not in found]
+    if missing and architecture != "cpu":
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations on {architecture} in {kind} for "
+            f"{', '.join(missing) if found else 'any kernel'} and takes small tiles there; `mcgen tune "
+            f"{SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), which this file "
+            "then takes up by itself",
+            stacklevel=2,
+        )
+    return found
+
+
+def _configured(kernel, element, device):
+    """BT, columns of a tile, num_warps and num_stages of a kernel."""
+    kind = "float32" if element == torch.float32 else "bfloat16"
+    found = _configurations(device, kind).get(kernel)
+    return found or (*DEFAULTS[_family(_architecture(device))][kind], 1)
 
 
 def _element(tensors):
@@ -2821,16 +2867,11 @@ _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
-    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
-    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
-    if found is None:
-        BT, columns, num_warps = DEFAULTS[_family(architecture)][kind]
-        tiles = {"k": _tile(64), "v": _tile(64)}
-        if AXES[kernel]:
-            tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
-        found = BT, tiles["k"], tiles["v"], num_warps, 1
-    BT, BK, BV, num_warps, num_stages = found
-    return BT, BK, BV, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
+    tiles = {"k": _tile(64), "v": _tile(64)}
+    if AXES[kernel]:
+        tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
+    return BT, tiles["k"], tiles["v"], {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
@@ -3456,8 +3497,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
-    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
-        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if backend == "triton":
+        _require_triton(q)
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v", "u", "alpha", "eta")]
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
@@ -3650,7 +3691,7 @@ class GatedDeltaSsc(torch.nn.Module):
             UnsupportedError: state, return_state or cu_seqlens is asked for.
         """
         if state is not None or return_state or cu_seqlens is not None:
-            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         dtype = _stream_type(x)

@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
+import json
+import logging
 import math
 import os
 import sys
+import types
 import warnings
 
 import torch
@@ -193,15 +197,23 @@ def _clear_between(buffer, rooms):
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
 # Only the state (M, pool)
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
+#
+# Functions of a panel or chunk are given values by name, as x.name, and give others, as out.name. A name is one value
+# in all of them: d_x is dL/dx, d_x_by_y what of that goes through y, and x_ahead what of x does not wait for the state.
+# Beside a value stand its axes and its equation: [t j] are tokens and earlier tokens, [k], [h1] … [v] a head's sizes.
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
+# What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
 CARRY = {
-    "k_v": 2,
-    "sum_k": 1,
-}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"q_d_o": 2, "u_d_r_count": 1}
+    1: "k_sum",
+    2: "k_v",
+}
+CARRY_VJP = {
+    1: "d_pool_by_r",
+    2: "d_M_by_q_M",
+}
 
 
 def _products(first, *others):
@@ -213,151 +225,114 @@ def _products(first, *others):
     return total
 
 
-def _writes(*, k, v, **_):
+def _writes(**x):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
-    k_v = k.mT @ v  # [k v]
-    sum_k = k.sum(-2)
-    return {
-        "k_v": k_v,
-        "sum_k": sum_k,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.k_v = x.k.mT @ x.v  # [k v]
+    out.k_sum = x.k.sum(-2)  # [k]
+    return vars(out)
 
 
-def _carry(*, M, k_v, pool, sum_k, **_):
+def _carry(**x):
     """The state after a chunk."""
-    # M = R M + sum over j of C_j k_j v_jᵀ
-    M_next = M + k_v  # [k v]
-    pool_next = pool + sum_k  # [k]
-    return {
-        "M_next": M_next,
-        "pool_next": pool_next,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.M_next = x.M + x.k_v  # [k v] M' = R M + sum over j of C_j k_j v_jᵀ
+    out.pool_next = x.pool + x.k_sum  # [k]
+    return vars(out)
 
 
-def _read_online(*, q, M, k, v, u, pool, count, **_):
+def _read_online(**x):
     """The online read-outs of chunks, from the states before them."""
-    n_t = count.shape[-1]
-    n_j = v.shape[-2]
-    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
-    causal = torch.ones(n_t, n_j, dtype=q.dtype, device=q.device).tril()  # [t j]
-    q_k = q @ k.mT  # [t j]
-    o = _products((q, M), ((causal * q_k), v))  # [t v]
-    # r_t = <u_t, mean of the segment's keys up to t>
-    u_k = u @ k.mT  # [t j]
-    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
-    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
-    r = (sum_causal_u_k + u_pool) / count  # [t]
-    return {
-        "o": o,
-        "r": r,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.count.shape[-1]
+    n_j = x.v.shape[-2]
+    C_M_tj = torch.ones(n_t, n_j, dtype=x.q.dtype, device=x.q.device).tril()  # [t j] dM_t/dG_j
+    q_k = x.q @ x.k.mT  # [t j]
+    # [t v] o_t = M_tᵀ q_t, M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    out.o = _products((x.q, x.M), (C_M_tj * q_k, x.v))
+    # [t] r_t = <u_t, mean of the segment's keys up to t>
+    out.r = ((x.u @ x.k.mT).tril().sum(-1) + (x.pool[..., None, :] @ x.u.mT).squeeze(-2)) / x.count
+    return vars(out)
 
 
-def _pulls(*, q, d_o, u, d_r, count, **_):
+def _pulls(**x):
     """What the read-outs of chunks owe to the states before them."""
-    q_d_o = q.mT @ d_o  # [k v]
-    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
-    return {
-        "q_d_o": q_d_o,
-        "u_d_r_count": u_d_r_count,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_M_by_q_M = x.q.mT @ x.d_o  # [k v]
+    out.d_pool_by_r = ((x.d_r / x.count)[..., None, :] @ x.u).squeeze(-2)  # [k]
+    return vars(out)
 
 
-def _carry_vjp(*, d_M_next, q_d_o, d_pool_next, u_d_r_count, **_):
+def _carry_vjp(**x):
     """The cotangent of the state before a chunk, from that after it."""
-    d_M = d_M_next + q_d_o  # [k v]
-    d_pool = d_pool_next + u_d_r_count  # [k]
-    return {
-        "d_M": d_M,
-        "d_pool": d_pool,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_M = x.d_M_next + x.d_M_by_q_M  # [k v]
+    out.d_pool = x.d_pool_next + x.d_pool_by_r  # [k]
+    return vars(out)
 
 
-def _inputs_vjp(*, d_o, v, k, M, d_M_next, d_pool_next, u, d_r, count, q, pool, **_):
+def _inputs_vjp(**x):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_t = q.shape[-2]
-    n_j = k.shape[-2]
-    # d_q
-    d_o_v = d_o @ v.mT  # [t j]
-    causal = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril()  # [t j]
-    d_q_k = d_o_v * causal  # [t j]
-    d_q = _products((d_q_k, k), (d_o, M.mT))  # [t k]
-    # d_k
-    d_M_next_v = v @ d_M_next.mT  # [j k]
-    d_r_count = d_r / count  # [t]
-    d_u_k = d_r_count[..., :, None] * causal  # [t j]
-    d_jk = _products((d_u_k.mT, u), (d_q_k.mT, q))
-    d_k = d_M_next_v + d_pool_next[..., None, :] + d_jk  # [j k]
-    # d_v
-    q_k = q @ k.mT  # [t j]
-    d_v = _products((k, d_M_next), ((causal * q_k).mT, d_o))  # [j v]
-    # d_u
-    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
-    d_u_k_k = d_u_k @ k  # [t k]
-    d_u = d_r_count_pool + d_u_k_k  # [t k]
-    return {
-        "d_q": d_q,
-        "d_k": d_k,
-        "d_v": d_v,
-        "d_u": d_u,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.q.shape[-2]
+    n_j = x.k.shape[-2]
+    # d_q = dL/dq
+    C_M_tj = torch.ones(n_t, n_j, dtype=x.d_o.dtype, device=x.d_o.device).tril()  # [t j] dM_t/dG_j
+    d_q_k = (x.d_o @ x.v.mT) * C_M_tj  # [t j]
+    out.d_q = _products((d_q_k, x.k), (x.d_o, x.M.mT))  # [t k]
+    # d_k = dL/dk
+    d_r_over_count = x.d_r / x.count  # [t]
+    d_r_over_count_C_M_tj = d_r_over_count[..., :, None] * C_M_tj  # [t j]
+    d_k_ahead = _products((d_r_over_count_C_M_tj.mT, x.u), (d_q_k.mT, x.q))  # [j k]
+    out.d_k = x.v @ x.d_M_next.mT + x.d_pool_next[..., None, :] + d_k_ahead  # [j k]
+    # d_v = dL/dv
+    q_k = x.q @ x.k.mT  # [t j]
+    out.d_v = _products((x.k, x.d_M_next), ((C_M_tj * q_k).mT, x.d_o))  # [j v]
+    out.d_u = d_r_over_count[..., :, None] * x.pool[..., None, :] + d_r_over_count_C_M_tj @ x.k  # [t k]
+    return vars(out)
 
 
-def _blend(*, r, u, pools, o, q, cached, **_):
+def _blend(**x):
     """The softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT  # [t n]
-    max_u_pools = u_pools.amax(-1)  # [t]
-    top = torch.maximum(r, max_u_pools)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
-    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
-    norm = sum_exp_u_pools + exp_r  # [t]
-    weight = exp_r / norm  # [t]
-    weight_o = weight[..., :, None] * o  # [t v]
-    weights = exp_u_pools / norm[..., :, None]  # [t n]
-    weights_q_cached = (weights[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)  # [t v]
-    y = weight_o + weights_q_cached  # [t v]
-    return {
-        "y": y,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    r_cached_max = r_cached.amax(-1)  # [t]
+    r_max = torch.maximum(x.r, r_cached_max)  # [t]
+    exp_online = torch.exp(x.r - r_max)  # [t]
+    exp_cached = torch.exp(r_cached - r_max[..., :, None])  # [t n]
+    exp_sum = exp_cached.sum(-1) + exp_online  # [t]
+    weight = exp_online / exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    weights = exp_cached / exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    weights_q_cached = (weights[..., :, :, None] * x.q[..., :, None, :]).flatten(-2) @ x.cached.flatten(-3, -2)  # [t v]
+    out.y = weight[..., :, None] * x.o + weights_q_cached  # [t v]
+    return vars(out)
 
 
-def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
+def _blend_vjp(**x):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT  # [t n]
-    max_u_pools = u_pools.amax(-1)  # [t]
-    top = torch.maximum(r, max_u_pools)  # [t]
-    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
-    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    norm = sum_exp_u_pools + exp_r  # [t]
-    weights = exp_u_pools / norm[..., :, None]  # [t n]
-    weights_q = weights[..., :, :, None] * q[..., :, None, :]  # [t n k]
-    d_cached = (weights_q.flatten(-2).mT @ d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
-    # d_q
-    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])  # [t n k]
-    d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
-    weight = exp_r / norm  # [t]
-    d_o = d_y * weight[..., :, None]  # [t v]
-    d_y_cached_q = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n]
-    d_t = (d_y_cached_q * weights).sum(-1)
-    d_y_o = (d_y * o).sum(-1)  # [t]
-    d_t2 = -d_t - d_y_o * weight
-    d_tn = d_y_cached_q + d_t2[..., :, None]
-    d_u_pools = d_tn * weights  # [t n]
-    d_pools = d_u_pools.mT @ u  # [n k]
-    # d_u
-    d_u = d_u_pools @ pools  # [t k]
-    d_t3 = d_y_o + d_t2
-    d_r = d_t3 * weight  # [t]
-    return {
-        "d_cached": d_cached,
-        "d_q": d_q,
-        "d_o": d_o,
-        "d_pools": d_pools,
-        "d_u": d_u,
-        "d_r": d_r,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    r_cached_max = r_cached.amax(-1)  # [t]
+    r_max = torch.maximum(x.r, r_cached_max)  # [t]
+    exp_cached = torch.exp(r_cached - r_max[..., :, None])  # [t n]
+    exp_online = torch.exp(x.r - r_max)  # [t]
+    exp_sum = exp_cached.sum(-1) + exp_online  # [t]
+    weights = exp_cached / exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    weights_q = weights[..., :, :, None] * x.q[..., :, None, :]  # [t n k]
+    out.d_cached = (weights_q.flatten(-2).mT @ x.d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
+    # d_q = dL/dq
+    d_y_cached = (x.d_y @ x.cached.flatten(-3, -2).mT).unflatten(-1, x.cached.shape[-3:-1])  # [t n k]
+    out.d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
+    weight = exp_online / exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    out.d_o = x.d_y * weight[..., :, None]  # [t v]
+    d_weights = (x.q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n] dL/dw_tn
+    d_weight = (x.d_y * x.o).sum(-1)  # [t] dL/dw_t
+    d_r_cached_part = -(d_weights * weights).sum(-1) - d_weight * weight  # [t]
+    d_r_cached = (d_weights + d_r_cached_part[..., :, None]) * weights  # [t n] dL/dr_tn
+    out.d_pools = d_r_cached.mT @ x.u  # [n k]
+    out.d_u = d_r_cached @ x.pools  # [t k]
+    out.d_r = (d_weight + d_r_cached_part) * weight  # [t]
+    return vars(out)
 
 
 def _compute_type(tensors):
@@ -462,10 +437,11 @@ def _fresh(tensors, lanes, dtype):
 
 
 def _by_chunk(values, dimensions, batch):
-    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    """Each chunk's part of the values, in order; `dimensions` has their names by how many follow those of the batch."""
     parts = {}
-    for name, n in dimensions.items():
-        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    for n, names in dimensions.items():
+        for name in names.split():
+            parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
     return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
 
 
@@ -701,6 +677,28 @@ def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
 
 
 @_jit
+def _block(blocks, i_n):
+    """A block: its tokens start..end; its segment, and that one's tokens; the sequence's first segment; the border."""
+    row = blocks + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, border = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, border
+
+
+@_jit
+def _chain(chains, i_c):
+    """A chain: its first block or step, and the one after its last."""
+    return tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+
+
+@_jit
+def _segment(segments, i_s):
+    """A segment: its tokens, the sequence's first segment, and the sequence's end."""
+    row = segments + 4 * i_s
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+
+
+@_jit
 def states_kernel(
     k,
     v,
@@ -733,25 +731,25 @@ def states_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
-    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
-        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-        segment_start, segment_end = tl.load(blocks + 8 * i_n + 3), tl.load(blocks + 8 * i_n + 4)
+    i_first, i_last = _chain(chains, i_c)
+    for i_n in range(i_first, i_last):
+        start, end, i_s, segment_start, segment_end, _, _ = _block(blocks, i_n)
         for i_step in range(tl.cdiv(end - start, BT)):
             i_t = start + i_step * BT
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
+            b_rate = tl.where(b_valid > 0, 1.0, 0.0)
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
+            b_M_writes = b_rate[:, None] * b_v.to(tl.float32)
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
-            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-            b_pool_next = b_pool + b_sum_k
+            b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+            b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+            b_pool_next = b_pool + b_k_sum
             b_M = b_M_next
             b_pool = b_pool_next
         if end == segment_end:
@@ -796,9 +794,7 @@ def read_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
-    first = tl.load(blocks + 8 * i_n + 5)
+    start, end, i_s, segment_start, _, first, _ = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -813,30 +809,30 @@ def read_kernel(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_sum_t = tl.sum(b_x_tj, 1)
+        b_causal_u_k = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_causal_u_k_sum = tl.sum(b_causal_u_k, 1)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_r = (b_sum_t + b_u_pool) / b_count
-        b_pool_next = b_pool + b_sum_k
-        b_x_tj2 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_r = (b_causal_u_k_sum + b_u_pool) / b_count
+        b_pool_next = b_pool + b_k_sum
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
         b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_tj3 = b_x_tj2 * b_x_t[None, :]
+        b_rate = tl.where(b_valid > 0, 1.0, 0.0)
+        b_C_M_tj = b_causal * b_rate[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj4 = b_x_tj3 * b_q_k
+        b_C_q_k = b_C_M_tj * b_q_k
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_o = _tile_dot_add(b_q_M, b_x_tj4, b_v.to(tl.float32), one, PREC)
-        b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
-        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
+        b_o = _tile_dot_add(b_q_M, b_C_q_k, b_v.to(tl.float32), one, PREC)
+        b_M_writes = b_rate[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
         b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
@@ -904,8 +900,7 @@ def queries_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
+    start, end, _, segment_start, _, _, _ = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -915,30 +910,30 @@ def queries_kernel(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-        b_pool_next = b_pool + b_sum_k
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_k_sum
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tk = _tile_dot(b_x_tj, b_k.to(tl.float32), one, PREC)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal_k = _tile_dot(b_causal, b_k.to(tl.float32), one, PREC)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t = b_d_r / b_count
-        b_x_tk2 = b_x_t[:, None] * b_x_tk
-        b_x_tk3 = b_x_t[:, None] * b_pool[None, :]
-        b_x_tk4 = b_x_tk3 + b_x_tk2
+        b_d_r_over_count = b_d_r / b_count
+        b_d_u_by_r_2 = b_d_r_over_count[:, None] * b_causal_k
+        b_d_u_by_r = b_d_r_over_count[:, None] * b_pool[None, :]
+        b_d_u_2 = b_d_u_by_r + b_d_u_by_r_2
         b_d_u_rows = tl.load(
             d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_u = b_x_tk4 + b_d_u_rows
+        b_d_u = b_d_u_2 + b_d_u_rows
         tl.store(
             d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_u.to(d_u.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
         b_valid = m_t.to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_tj2 = b_x_tj * b_x_t2[None, :]
+        b_rate = tl.where(b_valid > 0, 1.0, 0.0)
+        b_C_M_tj = b_causal * b_rate[None, :]
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
@@ -946,24 +941,24 @@ def queries_kernel(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
-        b_x_tj3 = b_d_y_v * b_x_tj2
-        b_x_tk5 = _tile_dot(b_x_tj3, b_k.to(tl.float32), one, PREC)
+        b_d_q_k_unscaled = b_d_y_v * b_C_M_tj
+        b_d_q_k_unscaled_k = _tile_dot(b_d_q_k_unscaled, b_k.to(tl.float32), one, PREC)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_tk6 = b_online[:, None] * b_x_tk5
+        b_d_q_by_q_k = b_online[:, None] * b_d_q_k_unscaled_k
         b_d_y_M = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
-        b_x_tk7 = b_online[:, None] * b_d_y_M
-        b_x_tk8 = b_x_tk6 + b_x_tk7
+        b_d_q_by_q_M = b_online[:, None] * b_d_y_M
+        b_d_q_2 = b_d_q_by_q_k + b_d_q_by_q_M
         b_d_q_rows = tl.load(
             d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_q = b_x_tk8 + b_d_q_rows
+        b_d_q = b_d_q_2 + b_d_q_rows
         tl.store(
             d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_q.to(d_q.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_x_jv = b_x_t2[:, None] * b_v.to(tl.float32)
-        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
+        b_M_writes = b_rate[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
 
@@ -1003,8 +998,7 @@ def keys_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
+    start, end, i_s, segment_start, _, _, _ = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     b_d_pool_next = tl.load(d_pools + (i_bh.to(tl.int64) * n_segments + i_s) * K + o_k, mask=m_k, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
@@ -1018,42 +1012,46 @@ def keys_kernel(
         ).to(IN)
         b_d_M_next_v = _tile_dot(b_v.to(tl.float32), tl.trans(b_d_M_next), one, PREC)
         b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_jk = b_x_t[:, None] * b_d_M_next_v
-        b_x_jk2 = b_d_pool_next[None, :] + b_x_jk
+        b_rate = tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_k_by_M_next = b_rate[:, None] * b_d_M_next_v
+        b_d_pool_next_d_k_by_M_next = b_d_pool_next[None, :] + b_d_k_by_M_next
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t2 = b_d_r / b_count
-        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
-        b_d_pool = b_d_pool_next + b_x_k
+        b_d_r_over_count = b_d_r / b_count
+        b_d_pool_by_r = tl.sum(b_u.to(tl.float32) * b_d_r_over_count[:, None], 0)
+        b_d_pool = b_d_pool_next + b_d_pool_by_r
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = b_x_t2[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_jk4 = _tile_dot_add(b_x_jk2, tl.trans(b_x_tj), b_u.to(tl.float32), one, PREC)
+        b_causal_d_r_over_count = b_d_r_over_count[:, None] * tl.where(
+            b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0
+        )
+        b_d_k_part = _tile_dot_add(
+            b_d_pool_next_d_k_by_M_next, tl.trans(b_causal_d_r_over_count), b_u.to(tl.float32), one, PREC
+        )
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_tj2 = b_online[:, None] * b_d_y_v
-        b_x_tj3 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tj4 = b_x_tj2 * b_x_tj3
+        b_d_C_q_k_by_o = b_online[:, None] * b_d_y_v
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_d_q_k_unscaled = b_d_C_q_k_by_o * b_causal
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_jk5 = _tile_dot(tl.trans(b_x_tj4), b_q.to(tl.float32), one, PREC)
-        b_x_jk6 = b_x_t[:, None] * b_x_jk5
-        b_d_k = b_x_jk6 + b_x_jk4
+        b_q_d_q_k_unscaled = _tile_dot(tl.trans(b_d_q_k_unscaled), b_q.to(tl.float32), one, PREC)
+        b_d_k_by_q_k = b_rate[:, None] * b_q_d_q_k_unscaled
+        b_d_k = b_d_k_by_q_k + b_d_k_part
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_d_M = _tile_dot_add(b_d_M_next, tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+        b_d_M = _tile_dot_add(b_d_M_next, tl.trans(b_q.to(tl.float32)), b_d_o, one, PREC)
         b_d_M_next = b_d_M
         b_d_pool_next = b_d_pool
 
@@ -1090,7 +1088,7 @@ def values_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    start, end, i_s, _, _, _, _ = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
@@ -1100,7 +1098,7 @@ def values_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
@@ -1108,20 +1106,20 @@ def values_kernel(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj2 = b_x_tj * b_q_k
+        b_C_q_k_unscaled = b_causal * b_q_k
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_jv = _tile_dot(tl.trans(b_x_tj2), b_x_tv, one, PREC)
-        b_d_M = _tile_dot_add(b_d_M_next, tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+        b_C_q_k_unscaled_d_o = _tile_dot(tl.trans(b_C_q_k_unscaled), b_d_o, one, PREC)
+        b_d_M = _tile_dot_add(b_d_M_next, tl.trans(b_q.to(tl.float32)), b_d_o, one, PREC)
+        b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
         b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_jv2 = b_k_d_M_next * b_x_t[:, None]
-        b_x_jv3 = b_x_t[:, None] * b_x_jv
-        b_d_v = b_x_jv2 + b_x_jv3
+        b_rate = tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_v_by_M_writes = b_d_M_writes_by_M_next * b_rate[:, None]
+        b_d_v_by_o = b_rate[:, None] * b_C_q_k_unscaled_d_o
+        b_d_v = b_d_v_by_M_writes + b_d_v_by_o
         tl.store(
             d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             b_d_v.to(d_v.dtype.element_ty),
@@ -1163,8 +1161,7 @@ def rows_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
     m_k = o_k < K
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    first = tl.load(blocks + 8 * i_n + 5)
+    start, end, i_s, _, _, first, _ = _block(blocks, i_n)
     for i_t in range(start, end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
@@ -1181,7 +1178,7 @@ def rows_kernel(
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+            b_d_q_2 = tl.zeros([BT, BK], tl.float32)
             for i_v in range(tl.cdiv(V, BV)):
                 o_v = i_v * BV + tl.arange(0, BV)
                 m_v = o_v < V
@@ -1195,22 +1192,22 @@ def rows_kernel(
                     mask=m_k[:, None] & m_v[None, :],
                     other=0.0,
                 )
-                b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+                b_d_q_2 = _tile_dot_add(b_d_q_2, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-            b_sum_t = tl.sum(b_x_tk, 1)
+            b_q_d_q_2 = b_q.to(tl.float32) * b_d_q_2
+            b_q_dot_d_q_2 = tl.sum(b_q_d_q_2, 1)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-            b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
             b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.exp(b_u_pools - b_lse)
-            b_d_q = b_x_t[:, None] * b_d_y_cached
+            b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
+            b_d_q = b_r_cached_2_lse[:, None] * b_d_q_2
             s_q += b_d_q
-            b_d_r = b_x_t * (b_sum_t - b_delta)
+            b_d_r = b_r_cached_2_lse * (b_q_dot_d_q_2 - b_delta)
             s_r += b_d_r
             b_d_u = b_d_r[:, None] * b_pools[None, :]
             s_u += b_d_u
@@ -1254,42 +1251,40 @@ def segments_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    end = tl.load(segments + 4 * i_s + 1)
+    start, end, _, last = _segment(segments, i_s)
     i_cached = i_bh.to(tl.int64) * n_segments + i_s
     s_cached = tl.zeros([BK, BV], tl.float32)
     s_pools = tl.zeros([BK], tl.float32)
     b_cached = tl.load(cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
     b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-    end = tl.load(segments + 4 * i_s + 3)
-    for i_t in range(tl.load(segments + 4 * i_s + 1), end, BT):
+    for i_t in range(end, last, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        m_t = i_t + o_t < end
+        m_t = i_t + o_t < last
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+        b_d_q = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
+        b_q_d_q = b_q.to(tl.float32) * b_d_q
+        b_q_dot_d_q = tl.sum(b_q_d_q, 1)
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+        b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.exp(b_u_pools - b_lse)
+        b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
         b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = b_x_t * (b_sum_t - b_delta)
-        b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
+        b_d_r_cached = b_r_cached_2_lse * (b_q_dot_d_q - b_delta)
+        b_d_pools = tl.sum(b_u.to(tl.float32) * b_d_r_cached[:, None], 0)
         s_pools += b_d_pools
-        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
-        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        b_d_o_cached = b_r_cached_2_lse[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_d_o_cached, one, PREC)
         s_cached += b_d_cached
     tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
-    length = tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s)
     i_part = (i_v * BH + i_bh).to(tl.int64) * n_segments + i_s
-    tl.store(d_pools + i_part * K + o_k, s_pools / length, mask=m_k)
+    tl.store(d_pools + i_part * K + o_k, s_pools / (end - start), mask=m_k)
 
 
 BLOCK = 256  # tokens of a block, at most
@@ -1309,7 +1304,10 @@ def _by_length(make):
         capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key not in tables:
             if capturing:
-                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
+                raise UnsupportedError(
+                    f"{key[0]} "
+                    + "tokens met first in a CUDA graph have no tables yet; run both passes before capturing"
+                )
             if len(tables) - len(captured) >= 64:
                 del tables[next(one for one in tables if one not in captured)]
             tables[key] = make(*key)
@@ -1350,87 +1348,88 @@ def _tile(n):
 # The axis that a kernel's grid takes in tiles, BK or BV columns wide; none where it takes both whole.
 AXES = {"states": "v", "read": "v", "queries": "k", "keys": "k", "values": "v", "rows": "v", "segments": "v"}
 
-# BT, BK, BV, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it,
-# the first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+# BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
+# compiling for it, the first of a list of candidates, larger tiles first, that keeps all values in registers and fits
+# the shared memory. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (64, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (64, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 8, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 8, 1),
         },
     },
     "sm90": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 32, 64, 8, 1),
-            "keys": (64, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 32, 8, 1),
+            "keys": (64, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 4, 1),
-            "values": (32, 64, 64, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 8, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 4, 1),
+            "values": (32, 64, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 8, 1),
         },
     },
     "sm100": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (64, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (64, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 4, 1),
-            "values": (32, 64, 64, 4, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 4, 1),
+            "values": (32, 64, 4, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 4, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
-            "states": (64, 64, 64, 4, 1),
-            "read": (64, 64, 64, 4, 1),
-            "queries": (64, 64, 64, 4, 1),
-            "keys": (64, 64, 64, 4, 1),
-            "values": (64, 64, 64, 4, 1),
-            "rows": (64, 64, 64, 4, 1),
-            "segments": (64, 64, 64, 4, 1),
+            "states": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "queries": (64, 64, 4, 1),
+            "keys": (64, 64, 4, 1),
+            "values": (64, 64, 4, 1),
+            "rows": (64, 64, 4, 1),
+            "segments": (64, 64, 4, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 4, 1),
-            "queries": (32, 64, 64, 4, 1),
-            "keys": (32, 64, 64, 4, 1),
-            "values": (32, 64, 64, 4, 1),
-            "rows": (32, 64, 64, 4, 1),
-            "segments": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "queries": (32, 64, 4, 1),
+            "keys": (32, 64, 4, 1),
+            "values": (32, 64, 4, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
         },
     },
 }
@@ -1442,29 +1441,124 @@ DEFAULTS = {
     "cpu": {"bfloat16": (32, 64, 4), "float32": (32, 64, 4)},
 }
 
+# What each kernel computes, as tables of launch configurations call it.
+DIGESTS = {
+    "states": "a8cf22ec9666a9dd18ddd3ed3fde57c72c7ae77cf3807270940af2a18b17db5a",
+    "read": "2ae726e6ea01c840163478422fe7919f1af29661a802138d6832b1af57c4af94",
+    "queries": "9e498297248de5940b202d8a792cb4b1123691b297b18a5b74f9e7841c747537",
+    "keys": "4024e43cf940fc97afebdd3015c785070f49708add9024a41eed9c7eba0c25cb",
+    "values": "7b114fbc21c06e440648de40b71ca9ee988d9fa1b72c5779410b317707e1a87c",
+    "rows": "0f3e2176384ae5bc3020e7f518129c0929e118ac4654b9c89c748bc97e7f3df3",
+    "segments": "e4cbffa496446a825c6747b686e1f1abf5f8569a289151ebf48eefe44a540c80",
+}
+
+
+def _require_triton(x):
+    """Raises UnsupportedError, with what is missing, unless kernels can run where a tensor lies."""
+    if triton is None and importlib.util.find_spec("triton") is None:
+        raise UnsupportedError('Triton is not installed: pip install triton, or pass backend="torch"')
+    if not (x.is_cuda or INTERPRETED):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if triton is None:
+        raise UnsupportedError(
+            'Triton is installed, but importing it fails: see `import triton`, or pass backend="torch"'
+        )
+
 
 @functools.lru_cache(maxsize=16)
 def _architecture(device):
-    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    """What tables of configurations call a device's architecture."""
     if device.type == "cpu":
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
-    name = f"sm{properties.major}{properties.minor}"
     if torch.version.hip:
-        name = properties.gcnArchName.partition(":")[0]
-    if name not in CONFIGURATIONS:
-        warnings.warn(
-            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
-            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
-            "and `mcgen build` then writes them into this file",
-            stacklevel=2,
-        )
-    return name
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm{properties.major}{properties.minor}"
 
 
 def _family(architecture):
     """The key of DEFAULTS for an architecture: how its name begins."""
     return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
+def _tables_folder():
+    """Where `mcgen tune` keeps what it found: in $MCGEN_CACHE_DIR, or else in the user's cache folder for mcgen."""
+    if kept := os.environ.get("MCGEN_CACHE_DIR"):
+        return os.path.join(kept, "configurations")
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+        return os.path.join(cache, "mcgen", "mcgen", "Cache", "configurations")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.join(home, "Library", "Caches") if sys.platform == "darwin" else os.path.join(home, ".cache")
+    return os.path.join(cache, "mcgen", "configurations")
+
+
+@functools.lru_cache(maxsize=16)
+def _tuned(architecture):
+    """What `mcgen tune` found on this machine for this file's kernels, by type of products and kernel.
+
+    A table that cannot be read is passed over, with a warning in the log.
+    """
+    path, log = os.path.join(_tables_folder(), f"{architecture}.json"), logging.getLogger(__name__)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = {title.split()[-1]: rows for title, rows in json.load(file).items()}
+        found = {kind: _tuned_rows(table, kind) for kind in ("bfloat16", "float32")}
+    except Exception as error:  # whatever lies there must not stop a launch
+        log.warning("%s passes over %s, which is no table of launch configurations: %r", SPEC["name"], path, error)
+        return {}
+    if any(found.values()):
+        log.info("%s takes launch configurations from %s", SPEC["name"], path)
+    return found
+
+
+def _tuned_rows(table, kind):
+    """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
+    found = {}
+    for kernel, digest in DIGESTS.items():
+        place = f"64x64 {kind}"
+        if place in table.get(digest, ()):
+            found[kernel] = tuple(table[digest][place][:4])
+            if not _can_launch(*found[kernel]):
+                raise ValueError(f"{kernel}: {found[kernel]}")
+    return found
+
+
+def _can_launch(BT, columns, num_warps, num_stages):
+    """Whether these numbers are a configuration: powers of two, and a pipeline's stages."""
+    powers = all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in (BT, columns, num_warps))
+    return powers and min(BT, columns) >= 16 and num_stages in range(1, 10)
+
+
+@functools.lru_cache(maxsize=32)
+def _configurations(device, kind):
+    """The configurations of kernels on a device, for a type of products: those tuned on this machine, or this file's.
+
+    Says once which kernels have none.
+    """
+    architecture = _architecture(device)
+    found = {**CONFIGURATIONS.get(architecture, {}).get(kind, {}), **_tuned(architecture).get(kind, {})}
+    missing = [kernel for kernel in AXES if kernel not in found]
+    if missing and architecture != "cpu":
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations on {architecture} in {kind} for "
+            f"{', '.join(missing) if found else 'any kernel'} and takes small tiles there; `mcgen tune "
+            f"{SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), which this file "
+            "then takes up by itself",
+            stacklevel=2,
+        )
+    return found
+
+
+def _configured(kernel, element, device):
+    """BT, columns of a tile, num_warps and num_stages of a kernel."""
+    kind = "float32" if element == torch.float32 else "bfloat16"
+    found = _configurations(device, kind).get(kernel)
+    return found or (*DEFAULTS[_family(_architecture(device))][kind], 1)
 
 
 def _element(tensors):
@@ -1489,16 +1583,11 @@ _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
-    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
-    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
-    if found is None:
-        BT, columns, num_warps = DEFAULTS[_family(architecture)][kind]
-        tiles = {"k": _tile(64), "v": _tile(64)}
-        if AXES[kernel]:
-            tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
-        found = BT, tiles["k"], tiles["v"], num_warps, 1
-    BT, BK, BV, num_warps, num_stages = found
-    return BT, BK, BV, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
+    tiles = {"k": _tile(64), "v": _tile(64)}
+    if AXES[kernel]:
+        tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
+    return BT, tiles["k"], tiles["v"], {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
@@ -1915,8 +2004,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
-    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
-        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if backend == "triton":
+        _require_triton(q)
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v", "u")]
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
@@ -2070,7 +2159,7 @@ class LinearGrm(torch.nn.Module):
             UnsupportedError: state, return_state or cu_seqlens is asked for.
         """
         if state is not None or return_state or cu_seqlens is not None:
-            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         dtype = _stream_type(x)

@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
+import json
+import logging
 import math
 import os
 import sys
+import types
 import warnings
 
 import torch
@@ -183,12 +187,21 @@ def _clear_between(buffer, rooms):
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): chunk after chunk, across segments.
 # Only the state (M)
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
+#
+# Functions of a panel or chunk are given values by name, as x.name, and give others, as out.name. A name is one value
+# in all of them: d_x is dL/dx, d_x_by_y what of that goes through y, and x_ahead what of x does not wait for the state.
+# Beside a value stand its axes and its equation: [t j] are tokens and earlier tokens, [k], [h1] … [v] a head's sizes.
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
-CARRY = {"k_v": 2}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"q_d_o": 2}
+# What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
+CARRY = {
+    2: "k_v",
+}
+CARRY_VJP = {
+    2: "d_M_by_q_M",
+}
 
 
 def _products(first, *others):
@@ -200,71 +213,61 @@ def _products(first, *others):
     return total
 
 
-def _writes(*, k, v, **_):
+def _writes(**x):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
-    k_v = k.mT @ v  # [k v]
-    return {
-        "k_v": k_v,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.k_v = x.k.mT @ x.v  # [k v]
+    return vars(out)
 
 
-def _carry(*, M, k_v, **_):
+def _carry(**x):
     """The state after a chunk."""
-    # M = R M + sum over j of C_j k_j v_jᵀ
-    M_next = M + k_v  # [k v]
-    return {
-        "M_next": M_next,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.M_next = x.M + x.k_v  # [k v] M' = R M + sum over j of C_j k_j v_jᵀ
+    return vars(out)
 
 
-def _read_online(*, q, M, k, v, **_):
+def _read_online(**x):
     """The online read-outs of chunks, from the states before them."""
-    n_t = q.shape[-2]
-    n_j = v.shape[-2]
-    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
-    causal = torch.ones(n_t, n_j, dtype=q.dtype, device=q.device).tril()  # [t j]
-    q_k = q @ k.mT  # [t j]
-    o = _products((q, M), ((causal * q_k), v))  # [t v]
-    return {
-        "o": o,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.q.shape[-2]
+    n_j = x.v.shape[-2]
+    C_M_tj = torch.ones(n_t, n_j, dtype=x.q.dtype, device=x.q.device).tril()  # [t j] dM_t/dG_j
+    q_k = x.q @ x.k.mT  # [t j]
+    # [t v] o_t = M_tᵀ q_t, M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    out.o = _products((x.q, x.M), (C_M_tj * q_k, x.v))
+    return vars(out)
 
 
-def _pulls(*, q, d_o, **_):
+def _pulls(**x):
     """What the read-outs of chunks owe to the states before them."""
-    q_d_o = q.mT @ d_o  # [k v]
-    return {
-        "q_d_o": q_d_o,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_M_by_q_M = x.q.mT @ x.d_o  # [k v]
+    return vars(out)
 
 
-def _carry_vjp(*, d_M_next, q_d_o, **_):
+def _carry_vjp(**x):
     """The cotangent of the state before a chunk, from that after it."""
-    d_M = d_M_next + q_d_o  # [k v]
-    return {
-        "d_M": d_M,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_M = x.d_M_next + x.d_M_by_q_M  # [k v]
+    return vars(out)
 
 
-def _inputs_vjp(*, d_o, v, k, M, d_M_next, q, **_):
+def _inputs_vjp(**x):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_t = q.shape[-2]
-    n_j = k.shape[-2]
-    # d_q
-    d_o_v = d_o @ v.mT  # [t j]
-    causal = torch.ones(n_t, n_j, dtype=d_o.dtype, device=d_o.device).tril()  # [t j]
-    d_q_k = d_o_v * causal  # [t j]
-    d_q = _products((d_q_k, k), (d_o, M.mT))  # [t k]
-    # d_k
-    d_k = _products((v, d_M_next.mT), (d_q_k.mT, q))  # [j k]
-    # d_v
-    q_k = q @ k.mT  # [t j]
-    d_v = _products((k, d_M_next), ((causal * q_k).mT, d_o))  # [j v]
-    return {
-        "d_q": d_q,
-        "d_k": d_k,
-        "d_v": d_v,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.q.shape[-2]
+    n_j = x.k.shape[-2]
+    # d_q = dL/dq
+    C_M_tj = torch.ones(n_t, n_j, dtype=x.d_o.dtype, device=x.d_o.device).tril()  # [t j] dM_t/dG_j
+    d_q_k = (x.d_o @ x.v.mT) * C_M_tj  # [t j]
+    out.d_q = _products((d_q_k, x.k), (x.d_o, x.M.mT))  # [t k]
+    # d_k = dL/dk
+    out.d_k = _products((x.v, x.d_M_next.mT), (d_q_k.mT, x.q))  # [j k]
+    # d_v = dL/dv
+    q_k = x.q @ x.k.mT  # [t j]
+    out.d_v = _products((x.k, x.d_M_next), ((C_M_tj * q_k).mT, x.d_o))  # [j v]
+    return vars(out)
 
 
 def _compute_type(tensors):
@@ -332,10 +335,11 @@ def _fresh(tensors, lanes, dtype):
 
 
 def _by_chunk(values, dimensions, batch):
-    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    """Each chunk's part of the values, in order; `dimensions` has their names by how many follow those of the batch."""
     parts = {}
-    for name, n in dimensions.items():
-        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    for n, names in dimensions.items():
+        for name in names.split():
+            parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
     return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
 
 
@@ -477,6 +481,21 @@ def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
 
 
 @_jit
+def _block(blocks, i_n):
+    """A block: its tokens start..end; its segment, and that one's tokens; the sequence's first segment; the border."""
+    row = blocks + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, border = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, border
+
+
+@_jit
+def _chain(chains, i_c):
+    """A chain: its first block or step, and the one after its last."""
+    return tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+
+
+@_jit
 def states_kernel(
     k,
     v,
@@ -507,8 +526,9 @@ def states_kernel(
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_M = tl.zeros([BK, BV], tl.float32)
-    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
-        start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_first, i_last = _chain(chains, i_c)
+    for i_n in range(i_first, i_last):
+        start, end, _, _, _, _, _ = _block(blocks, i_n)
         i_state = i_bh.to(tl.int64) * n_blocks + i_n
         tl.store(start_M + i_state * K * V + o_kv, b_M, mask=m_kv)
         for i_step in range(tl.cdiv(end - start, BT)):
@@ -516,15 +536,15 @@ def states_kernel(
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
+            b_rate = tl.where(b_valid > 0, 1.0, 0.0)
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
+            b_M_writes = b_rate[:, None] * b_v.to(tl.float32)
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
+            b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
             b_M = b_M_next
 
 
@@ -559,7 +579,7 @@ def read_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -568,10 +588,10 @@ def read_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
         b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_tj2 = b_x_tj * b_x_t[None, :]
+        b_rate = tl.where(b_valid > 0, 1.0, 0.0)
+        b_C_M_tj = b_causal * b_rate[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
@@ -579,14 +599,14 @@ def read_kernel(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
+        b_C_q_k = b_C_M_tj * b_q_k
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_o = _tile_dot_add(b_q_M, b_x_tj3, b_v.to(tl.float32), one, PREC)
-        b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
-        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
+        b_o = _tile_dot_add(b_q_M, b_C_q_k, b_v.to(tl.float32), one, PREC)
+        b_M_writes = b_rate[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
         b_M = b_M_next
         b_y = b_o
         o_y = o_t[:, None] * (H * V) + o_v[None, :]
@@ -625,7 +645,7 @@ def queries_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -634,30 +654,30 @@ def queries_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
         b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_tj2 = b_x_tj * b_x_t[None, :]
+        b_rate = tl.where(b_valid > 0, 1.0, 0.0)
+        b_C_M_tj = b_causal * b_rate[None, :]
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
-        b_x_tj3 = b_d_y_v * b_x_tj2
+        b_d_C_q_k_by_o = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_d_q_k = b_d_C_q_k_by_o * b_C_M_tj
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = _tile_dot(b_x_tj3, b_k.to(tl.float32), one, PREC)
-        b_d_q = _tile_dot_add(b_x_tk, b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
+        b_d_q_by_q_k = _tile_dot(b_d_q_k, b_k.to(tl.float32), one, PREC)
+        b_d_q = _tile_dot_add(b_d_q_by_q_k, b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
         tl.store(
             d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_q.to(d_q.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_x_jv = b_x_t[:, None] * b_v.to(tl.float32)
-        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_x_jv, one, PREC)
+        b_M_writes = b_rate[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
         b_M = b_M_next
 
 
@@ -692,7 +712,7 @@ def keys_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
@@ -703,25 +723,25 @@ def keys_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
-        b_x_tj2 = b_d_y_v * b_x_tj
+        b_d_C_q_k_by_o = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
+        b_d_q_k_unscaled = b_d_C_q_k_by_o * b_causal
         b_d_M_next_v = _tile_dot(b_v.to(tl.float32), tl.trans(b_d_M_next), one, PREC)
         b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_jk = b_x_t[:, None] * b_d_M_next_v
+        b_rate = tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_k_by_M_next = b_rate[:, None] * b_d_M_next_v
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_jk2 = _tile_dot(tl.trans(b_x_tj2), b_q.to(tl.float32), one, PREC)
-        b_x_jk3 = b_x_t[:, None] * b_x_jk2
-        b_d_k = b_x_jk + b_x_jk3
+        b_q_d_q_k_unscaled = _tile_dot(tl.trans(b_d_q_k_unscaled), b_q.to(tl.float32), one, PREC)
+        b_d_k_by_q_k = b_rate[:, None] * b_q_d_q_k_unscaled
+        b_d_k = b_d_k_by_M_next + b_d_k_by_q_k
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
@@ -762,7 +782,7 @@ def values_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
@@ -773,7 +793,7 @@ def values_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
@@ -781,17 +801,17 @@ def values_kernel(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj2 = b_x_tj * b_q_k
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_C_q_k_unscaled = b_causal * b_q_k
+        b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
         b_valid = m_t.to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_jv = b_k_d_M_next * b_x_t[:, None]
+        b_rate = tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_v_by_M_writes = b_d_M_writes_by_M_next * b_rate[:, None]
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_jv2 = _tile_dot(tl.trans(b_x_tj2), b_d_y.to(tl.float32), one, PREC)
-        b_x_jv3 = b_x_t[:, None] * b_x_jv2
-        b_d_v = b_x_jv + b_x_jv3
+        b_C_q_k_unscaled_d_y = _tile_dot(tl.trans(b_C_q_k_unscaled), b_d_y.to(tl.float32), one, PREC)
+        b_d_v_by_o = b_rate[:, None] * b_C_q_k_unscaled_d_y
+        b_d_v = b_d_v_by_M_writes + b_d_v_by_o
         tl.store(
             d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             b_d_v.to(d_v.dtype.element_ty),
@@ -832,10 +852,10 @@ def retreat_kernel(
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_d_M_next = tl.zeros([BK, BV], tl.float32)
-    i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+    i_first, i_last = _chain(chains, i_c)
     for i_back in range(i_last - i_first):
         i_n = i_last - 1 - i_back
-        start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+        start, end, _, _, _, _, _ = _block(blocks, i_n)
         i_state = i_bh.to(tl.int64) * n_blocks + i_n
         tl.store(d_end_M + i_state * K * V + o_kv, b_d_M_next, mask=m_kv)
         n_steps = tl.cdiv(end - start, BT)
@@ -871,7 +891,10 @@ def _by_length(make):
         capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key not in tables:
             if capturing:
-                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
+                raise UnsupportedError(
+                    f"{key[0]} "
+                    + "tokens met first in a CUDA graph have no tables yet; run both passes before capturing"
+                )
             if len(tables) - len(captured) >= 64:
                 del tables[next(one for one in tables if one not in captured)]
             tables[key] = make(*key)
@@ -911,79 +934,80 @@ def _tile(n):
 # The axis that a kernel's grid takes in tiles, BK or BV columns wide; none where it takes both whole.
 AXES = {"states": "v", "read": "v", "queries": "k", "keys": "k", "values": "v", "retreat": "v"}
 
-# BT, BK, BV, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it,
-# the first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+# BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
+# compiling for it, the first of a list of candidates, larger tiles first, that keeps all values in registers and fits
+# the shared memory. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (64, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "retreat": (64, 64, 64, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (64, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "retreat": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 4, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 8, 1),
+            "retreat": (32, 64, 4, 1),
         },
     },
     "sm90": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (64, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "retreat": (64, 64, 64, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (64, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "retreat": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 8, 1),
+            "retreat": (32, 64, 4, 1),
         },
     },
     "sm100": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (64, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "retreat": (64, 64, 32, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (64, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "retreat": (64, 32, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 8, 1),
+            "retreat": (32, 64, 4, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
-            "states": (64, 64, 64, 4, 1),
-            "read": (64, 64, 64, 4, 1),
-            "queries": (64, 64, 64, 4, 1),
-            "keys": (64, 64, 64, 4, 1),
-            "values": (64, 64, 64, 4, 1),
-            "retreat": (64, 64, 64, 4, 1),
+            "states": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "queries": (64, 64, 4, 1),
+            "keys": (64, 64, 4, 1),
+            "values": (64, 64, 4, 1),
+            "retreat": (64, 64, 4, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 4, 1),
-            "queries": (32, 64, 64, 4, 1),
-            "keys": (32, 64, 64, 4, 1),
-            "values": (32, 64, 64, 4, 1),
-            "retreat": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "queries": (32, 64, 4, 1),
+            "keys": (32, 64, 4, 1),
+            "values": (32, 64, 4, 1),
+            "retreat": (32, 64, 4, 1),
         },
     },
 }
@@ -995,29 +1019,123 @@ DEFAULTS = {
     "cpu": {"bfloat16": (32, 64, 4), "float32": (32, 64, 4)},
 }
 
+# What each kernel computes, as tables of launch configurations call it.
+DIGESTS = {
+    "states": "85301e5f0f93871063b7a7290431292d26ba01948a378de726d894cec1ff357d",
+    "read": "c28417eff57394c15db2351e8d73d8caa8fd20a23524a907812adf29d9c9d257",
+    "queries": "d675c5acb8d3fcd258df3e8824cfa1eef767f15317503eccd3db56afe4e96810",
+    "keys": "28c4f77464893a530876b1ba28478d57646bcc3c265a368e1a6a473a669cb79b",
+    "values": "8d896ed4d2271a18474704139d3567a9bc1d62862d00df2482a3f8eddc3854f8",
+    "retreat": "8c6b285be4dd0739946148b3fab05bf7d25f225313699bf60138b84ee7717407",
+}
+
+
+def _require_triton(x):
+    """Raises UnsupportedError, with what is missing, unless kernels can run where a tensor lies."""
+    if triton is None and importlib.util.find_spec("triton") is None:
+        raise UnsupportedError('Triton is not installed: pip install triton, or pass backend="torch"')
+    if not (x.is_cuda or INTERPRETED):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if triton is None:
+        raise UnsupportedError(
+            'Triton is installed, but importing it fails: see `import triton`, or pass backend="torch"'
+        )
+
 
 @functools.lru_cache(maxsize=16)
 def _architecture(device):
-    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    """What tables of configurations call a device's architecture."""
     if device.type == "cpu":
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
-    name = f"sm{properties.major}{properties.minor}"
     if torch.version.hip:
-        name = properties.gcnArchName.partition(":")[0]
-    if name not in CONFIGURATIONS:
-        warnings.warn(
-            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
-            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
-            "and `mcgen build` then writes them into this file",
-            stacklevel=2,
-        )
-    return name
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm{properties.major}{properties.minor}"
 
 
 def _family(architecture):
     """The key of DEFAULTS for an architecture: how its name begins."""
     return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
+def _tables_folder():
+    """Where `mcgen tune` keeps what it found: in $MCGEN_CACHE_DIR, or else in the user's cache folder for mcgen."""
+    if kept := os.environ.get("MCGEN_CACHE_DIR"):
+        return os.path.join(kept, "configurations")
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+        return os.path.join(cache, "mcgen", "mcgen", "Cache", "configurations")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.join(home, "Library", "Caches") if sys.platform == "darwin" else os.path.join(home, ".cache")
+    return os.path.join(cache, "mcgen", "configurations")
+
+
+@functools.lru_cache(maxsize=16)
+def _tuned(architecture):
+    """What `mcgen tune` found on this machine for this file's kernels, by type of products and kernel.
+
+    A table that cannot be read is passed over, with a warning in the log.
+    """
+    path, log = os.path.join(_tables_folder(), f"{architecture}.json"), logging.getLogger(__name__)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = {title.split()[-1]: rows for title, rows in json.load(file).items()}
+        found = {kind: _tuned_rows(table, kind) for kind in ("bfloat16", "float32")}
+    except Exception as error:  # whatever lies there must not stop a launch
+        log.warning("%s passes over %s, which is no table of launch configurations: %r", SPEC["name"], path, error)
+        return {}
+    if any(found.values()):
+        log.info("%s takes launch configurations from %s", SPEC["name"], path)
+    return found
+
+
+def _tuned_rows(table, kind):
+    """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
+    found = {}
+    for kernel, digest in DIGESTS.items():
+        place = f"64x64 {kind}"
+        if place in table.get(digest, ()):
+            found[kernel] = tuple(table[digest][place][:4])
+            if not _can_launch(*found[kernel]):
+                raise ValueError(f"{kernel}: {found[kernel]}")
+    return found
+
+
+def _can_launch(BT, columns, num_warps, num_stages):
+    """Whether these numbers are a configuration: powers of two, and a pipeline's stages."""
+    powers = all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in (BT, columns, num_warps))
+    return powers and min(BT, columns) >= 16 and num_stages in range(1, 10)
+
+
+@functools.lru_cache(maxsize=32)
+def _configurations(device, kind):
+    """The configurations of kernels on a device, for a type of products: those tuned on this machine, or this file's.
+
+    Says once which kernels have none.
+    """
+    architecture = _architecture(device)
+    found = {**CONFIGURATIONS.get(architecture, {}).get(kind, {}), **_tuned(architecture).get(kind, {})}
+    missing = [kernel for kernel in AXES if kernel not in found]
+    if missing and architecture != "cpu":
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations on {architecture} in {kind} for "
+            f"{', '.join(missing) if found else 'any kernel'} and takes small tiles there; `mcgen tune "
+            f"{SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), which this file "
+            "then takes up by itself",
+            stacklevel=2,
+        )
+    return found
+
+
+def _configured(kernel, element, device):
+    """BT, columns of a tile, num_warps and num_stages of a kernel."""
+    kind = "float32" if element == torch.float32 else "bfloat16"
+    found = _configurations(device, kind).get(kernel)
+    return found or (*DEFAULTS[_family(_architecture(device))][kind], 1)
 
 
 def _element(tensors):
@@ -1042,16 +1160,11 @@ _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
-    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
-    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
-    if found is None:
-        BT, columns, num_warps = DEFAULTS[_family(architecture)][kind]
-        tiles = {"k": _tile(64), "v": _tile(64)}
-        if AXES[kernel]:
-            tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
-        found = BT, tiles["k"], tiles["v"], num_warps, 1
-    BT, BK, BV, num_warps, num_stages = found
-    return BT, BK, BV, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
+    tiles = {"k": _tile(64), "v": _tile(64)}
+    if AXES[kernel]:
+        tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
+    return BT, tiles["k"], tiles["v"], {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
@@ -1425,8 +1538,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
-    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
-        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if backend == "triton":
+        _require_triton(q)
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v")]
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
@@ -1578,7 +1691,7 @@ class LinearResidual(torch.nn.Module):
             UnsupportedError: state, return_state or cu_seqlens is asked for.
         """
         if state is not None or return_state or cu_seqlens is not None:
-            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         dtype = _stream_type(x)

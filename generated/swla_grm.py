@@ -16,10 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
+import json
+import logging
 import math
 import os
 import sys
+import types
 import warnings
 
 import torch
@@ -220,16 +224,25 @@ def _clear_between(buffer, rooms):
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
 # Only the state (M, pool)
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
+#
+# Functions of a panel or chunk are given values by name, as x.name, and give others, as out.name. A name is one value
+# in all of them: d_x is dL/dx, d_x_by_y what of that goes through y, and x_ahead what of x does not wait for the state.
+# Beside a value stand its axes and its equation: [t j] are tokens and earlier tokens, [k], [h1] … [v] a head's sizes.
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
+# What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
 CARRY = {
-    "decay_all": 0,
-    "x_kv": 2,
-    "sum_k": 1,
-}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {"decay_all": 0, "q_d_q_M": 2, "u_d_r_count": 1}
+    0: "alpha_run_all",
+    1: "k_sum",
+    2: "M_next_ahead",
+}
+CARRY_VJP = {
+    0: "alpha_run_all",
+    1: "d_pool_by_r",
+    2: "d_M_by_q_M",
+}
 
 
 def _products(first, *others):
@@ -258,256 +271,158 @@ def _runs_to(gate):
     return F.pad(gate.flip(-1).cumprod(-1).flip(-1), (0, 1), value=1.0)
 
 
-def _writes(*, alpha, k_1, beta, v_1, k, lam, v, **_):
+def _writes(**x):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
-    alpha_runs_to = _runs_to(alpha)
-    decay_all = alpha_runs_to[..., 0]
-    decay_j = alpha_runs_to[..., 1:]
-    C_j = decay_j * beta
-    C_v_1 = C_j[..., :, None] * v_1  # [j v]
-    C_j2 = decay_j * lam
-    C_v = C_j2[..., :, None] * v  # [j v]
-    x_kv = _products((k_1.mT, C_v_1), (k.mT, C_v))
-    sum_k = k.sum(-2)
-    return {
-        "decay_all": decay_all,
-        "x_kv": x_kv,
-        "sum_k": sum_k,
-        "decay_j": decay_j,
-        "C_j": C_j,
-        "C_v_1": C_v_1,
-        "C_j2": C_j2,
-        "C_v": C_v,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    alpha_runs_to = _runs_to(x.alpha)
+    out.alpha_run_all = alpha_runs_to[..., 0]  # product of alpha_i over the chunk
+    out.alpha_run_j = alpha_runs_to[..., 1:]  # [j] product of alpha_i over j < i
+    out.C_M_1_j = out.alpha_run_j * x.beta  # [j] dM_end/dG_1_j
+    out.M_writes_1 = out.C_M_1_j[..., :, None] * x.v_1  # [j v]
+    out.C_M_2_j = out.alpha_run_j * x.lam  # [j] dM_end/dG_2_j
+    out.M_writes_2 = out.C_M_2_j[..., :, None] * x.v  # [j v]
+    out.M_next_ahead = _products((x.k_1.mT, out.M_writes_1), (x.k.mT, out.M_writes_2))  # [k v]
+    out.k_sum = x.k.sum(-2)  # [k]
+    return vars(out)
 
 
-def _carry(*, decay_all, M, x_kv, pool, sum_k, **_):
+def _carry(**x):
     """The state after a chunk."""
-    # M = R M + sum over j of C_j k_j v_jᵀ
-    decay_M = decay_all[..., None, None] * M  # [k v]
-    M_next = decay_M + x_kv  # [k v]
-    pool_next = pool + sum_k  # [k]
-    return {
-        "M_next": M_next,
-        "pool_next": pool_next,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.M_next = x.alpha_run_all[..., None, None] * x.M + x.M_next_ahead  # [k v] M' = R M + sum over j of C_j k_j v_jᵀ
+    out.pool_next = x.pool + x.k_sum  # [k]
+    return vars(out)
 
 
-def _read_online(*, alpha, q, M, beta, k_1, v_1, lam, k, v, u, pool, count, **_):
+def _read_online(**x):
     """The online read-outs of chunks, from the states before them."""
-    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
-    alpha_runs = _runs(alpha)
-    decay_t = alpha_runs[..., 1:, 0]
-    q_M = q @ M  # [t v]
-    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
-    decay_tj = alpha_runs[..., 1:, 1:]
-    C_tj = decay_tj * beta[..., None, :]
-    q_k_1 = q @ k_1.mT  # [t j]
-    C_tj2 = decay_tj * lam[..., None, :]
-    q_k = q @ k.mT  # [t j]
-    x_tv = _products(((C_tj * q_k_1), v_1), ((C_tj2 * q_k), v))
-    o = decayed_q_M + x_tv  # [t v]
-    # r_t = <u_t, mean of the segment's keys up to t>
-    u_k = u @ k.mT  # [t j]
-    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
-    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
-    r = (sum_causal_u_k + u_pool) / count  # [t]
-    return {
-        "o": o,
-        "r": r,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    alpha_runs = _runs(x.alpha)
+    alpha_run_t = alpha_runs[..., 1:, 0]  # [t] product of alpha_i over i <= t
+    q_M = x.q @ x.M  # [t v]
+    alpha_run_tj = alpha_runs[..., 1:, 1:]  # [t j] product of alpha_i over j < i <= t
+    C_M_1_tj = alpha_run_tj * x.beta[..., None, :]  # [t j] dM_t/dG_1_j
+    q_k_1 = x.q @ x.k_1.mT  # [t j]
+    C_M_2_tj = alpha_run_tj * x.lam[..., None, :]  # [t j] dM_t/dG_2_j
+    q_k = x.q @ x.k.mT  # [t j]
+    # [t v] o_t = M_tᵀ q_t, M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    out.o = alpha_run_t[..., :, None] * q_M + _products((C_M_1_tj * q_k_1, x.v_1), (C_M_2_tj * q_k, x.v))
+    # [t] r_t = <u_t, mean of the segment's keys up to t>
+    out.r = ((x.u @ x.k.mT).tril().sum(-1) + (x.pool[..., None, :] @ x.u.mT).squeeze(-2)) / x.count
+    return vars(out)
 
 
-def _pulls(*, q, d_o, alpha, u, d_r, count, **_):
+def _pulls(**x):
     """What the read-outs of chunks owe to the states before them."""
-    alpha_runs_from = _runs_from(alpha)
-    decay_t = alpha_runs_from[..., 1:]
-    d_q_M = d_o * decay_t[..., :, None]  # [t v]
-    q_d_q_M = q.mT @ d_q_M  # [k v]
-    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
-    return {
-        "q_d_q_M": q_d_q_M,
-        "u_d_r_count": u_d_r_count,
-        "d_q_M": d_q_M,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    alpha_runs_from = _runs_from(x.alpha)
+    alpha_run_t = alpha_runs_from[..., 1:]  # [t] product of alpha_i over i <= t
+    out.d_q_M = x.d_o * alpha_run_t[..., :, None]  # [t v]
+    out.d_M_by_q_M = x.q.mT @ out.d_q_M  # [k v]
+    out.d_pool_by_r = ((x.d_r / x.count)[..., None, :] @ x.u).squeeze(-2)  # [k]
+    return vars(out)
 
 
-def _carry_vjp(*, d_M_next, decay_all, q_d_q_M, d_pool_next, u_d_r_count, **_):
+def _carry_vjp(**x):
     """The cotangent of the state before a chunk, from that after it."""
-    decay_d_M_next = d_M_next * decay_all[..., None, None]  # [k v]
-    d_M = decay_d_M_next + q_d_q_M  # [k v]
-    d_pool = d_pool_next + u_d_r_count  # [k]
-    return {
-        "d_M": d_M,
-        "d_pool": d_pool,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_M = x.d_M_next * x.alpha_run_all[..., None, None] + x.d_M_by_q_M  # [k v]
+    out.d_pool = x.d_pool_next + x.d_pool_by_r  # [k]
+    return vars(out)
 
 
-def _inputs_vjp(
-    *,
-    decay_j,
-    d_M_next,
-    M,
-    alpha,
-    d_o,
-    q,
-    k,
-    v,
-    lam,
-    k_1,
-    v_1,
-    beta,
-    d_q_M,
-    C_v_1,
-    C_j,
-    C_v,
-    d_pool_next,
-    u,
-    d_r,
-    count,
-    C_j2,
-    pool,
-    **_,
-):
+def _inputs_vjp(**x):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_t = count.shape[-1]
-    n_j = C_j2.shape[-1]
-    # d_alpha
-    d_M_next_M = (d_M_next * M).sum((-2, -1))
-    decay_d_M_next_M = decay_j * d_M_next_M[..., None]  # [m]
-    alpha_runs = _runs(alpha)
-    before_t = alpha_runs[..., :-1, 0]
-    d_m = decay_d_M_next_M * before_t
-    decay_tj = alpha_runs[..., 1:, 1:]
-    q_M = q @ M  # [t v]
-    d_o_q_M = (d_o * q_M).sum(-1)  # [t]
-    decayed_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m3 = decayed_d_o_q_M * before_t
-    k_d_M_next = k @ d_M_next  # [j v]
-    k_d_M_next_v = (k_d_M_next * v).sum(-1)  # [j]
-    k_d_M_next_v_lam = k_d_M_next_v * lam  # [j]
-    k_1_d_M_next = k_1 @ d_M_next  # [j v]
-    k_1_d_M_next_v_1 = (k_1_d_M_next * v_1).sum(-1)  # [j]
-    d_j = k_1_d_M_next_v_1 * beta
-    d_j2 = k_d_M_next_v_lam + d_j
-    decay_d_j2 = decay_j[..., :, None] * d_j2[..., None, :]  # [m j]
-    before_tj = alpha_runs[..., :-1, 1:]
-    d_m4 = (decay_d_j2 * before_tj).sum(-1)
-    d_o_v = d_o @ v.mT  # [t j]
-    q_k = q @ k.mT  # [t j]
-    d_o_v_q_k = d_o_v * q_k  # [t j]
-    d_o_v_q_k_lam = d_o_v_q_k * lam[..., None, :]  # [t j]
-    d_o_v_1 = d_o @ v_1.mT  # [t j]
-    q_k_1 = q @ k_1.mT  # [t j]
-    d_o_v_1_q_k_1 = d_o_v_1 * q_k_1  # [t j]
-    d_tj = d_o_v_1_q_k_1 * beta[..., None, :]
-    decayed_d_tj2 = decay_tj.mT @ (d_o_v_q_k_lam + d_tj)  # [m j]
-    d_m5 = (decayed_d_tj2 * before_tj).sum(-1)
-    d_t = d_m4 + d_m5
-    d_alpha = d_m + d_m3 + d_t  # [t]
-    # d_q
-    d_q_M_M = d_q_M @ M.mT  # [t k]
-    C_tj = decay_tj * lam[..., None, :]
-    d_q_k = d_o_v * C_tj  # [t j]
-    C_tj2 = decay_tj * beta[..., None, :]
-    d_q_k_1 = d_o_v_1 * C_tj2  # [t j]
-    d_tk = _products((d_q_k, k), (d_q_k_1, k_1))
-    d_q = d_q_M_M + d_tk  # [t k]
-    # d_beta
-    d_j3 = k_1_d_M_next_v_1 * decay_j
-    d_j4 = (d_o_v_1_q_k_1 * decay_tj).sum(-2)
-    d_j5 = d_j3 + d_j4
-    d_k_1 = _products((C_v_1, d_M_next.mT), (d_q_k_1.mT, q))  # [j k]
-    C_k_1_d_M_next = k_1_d_M_next * C_j[..., :, None]  # [j v]
-    C_q_k_1_d_o = (C_tj2 * q_k_1).mT @ d_o  # [j v]
-    d_v_1 = C_k_1_d_M_next + C_q_k_1_d_o  # [j v]
-    # d_lam
-    d_j6 = k_d_M_next_v * decay_j
-    d_j7 = (d_o_v_q_k * decay_tj).sum(-2)
-    d_j8 = d_j6 + d_j7
-    # d_k
-    d_M_next_C_v = C_v @ d_M_next.mT  # [j k]
-    d_r_count = d_r / count  # [t]
-    causal = torch.ones(n_t, n_j, dtype=decay_j.dtype, device=decay_j.device).tril()  # [t j]
-    d_u_k = d_r_count[..., :, None] * causal  # [t j]
-    d_jk = _products((d_u_k.mT, u), (d_q_k.mT, q))
-    d_k = d_M_next_C_v + d_pool_next[..., None, :] + d_jk  # [j k]
-    # d_v
-    C_k_d_M_next = k_d_M_next * C_j2[..., :, None]  # [j v]
-    C_q_k_d_o = (C_tj * q_k).mT @ d_o  # [j v]
-    d_v = C_k_d_M_next + C_q_k_d_o  # [j v]
-    # d_u
-    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
-    d_u_k_k = d_u_k @ k  # [t k]
-    d_u = d_r_count_pool + d_u_k_k  # [t k]
-    return {
-        "d_alpha": d_alpha,
-        "d_q": d_q,
-        "d_beta": d_j5,
-        "d_k_1": d_k_1,
-        "d_v_1": d_v_1,
-        "d_lam": d_j8,
-        "d_k": d_k,
-        "d_v": d_v,
-        "d_u": d_u,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.count.shape[-1]
+    n_j = x.C_M_2_j.shape[-1]
+    # d_alpha = dL/dalpha
+    d_alpha_run_all = (x.d_M_next * x.M).sum((-2, -1))
+    alpha_runs = _runs(x.alpha)
+    alpha_before_t = alpha_runs[..., :-1, 0]  # [t] product of alpha_i over i < t
+    d_alpha_by_alpha_run_all = x.alpha_run_j * d_alpha_run_all[..., None] * alpha_before_t  # [m]
+    alpha_run_tj = alpha_runs[..., 1:, 1:]  # [t j] product of alpha_i over j < i <= t
+    q_M = x.q @ x.M  # [t v]
+    d_alpha_run_t = (x.d_o * q_M).sum(-1)  # [t]
+    d_alpha_by_alpha_run_t = (d_alpha_run_t[..., None, :] @ alpha_run_tj).squeeze(-2) * alpha_before_t  # [m]
+    d_M_writes_2_by_M_next = x.k @ x.d_M_next  # [j v]
+    d_C_M_2_j = (d_M_writes_2_by_M_next * x.v).sum(-1)  # [j]
+    d_M_writes_1_by_M_next = x.k_1 @ x.d_M_next  # [j v]
+    d_C_M_1_j = (d_M_writes_1_by_M_next * x.v_1).sum(-1)  # [j]
+    d_alpha_run_j = d_C_M_2_j * x.lam + d_C_M_1_j * x.beta  # [j]
+    alpha_before_tj = alpha_runs[..., :-1, 1:]  # [t j] product of alpha_i over j < i < t
+    d_alpha_by_alpha_run_j = (x.alpha_run_j[..., :, None] * d_alpha_run_j[..., None, :] * alpha_before_tj).sum(-1)
+    d_C_q_k_by_o = x.d_o @ x.v.mT  # [t j]
+    q_k = x.q @ x.k.mT  # [t j]
+    d_C_M_2_tj = d_C_q_k_by_o * q_k  # [t j]
+    d_C_q_k_1_by_o = x.d_o @ x.v_1.mT  # [t j]
+    q_k_1 = x.q @ x.k_1.mT  # [t j]
+    d_C_M_1_tj = d_C_q_k_1_by_o * q_k_1  # [t j]
+    d_alpha_run_tj = d_C_M_2_tj * x.lam[..., None, :] + d_C_M_1_tj * x.beta[..., None, :]  # [t j]
+    d_alpha_by_alpha_run_tj = ((alpha_run_tj.mT @ d_alpha_run_tj) * alpha_before_tj).sum(-1)  # [m]
+    out.d_alpha = d_alpha_by_alpha_run_all + d_alpha_by_alpha_run_t + (d_alpha_by_alpha_run_j + d_alpha_by_alpha_run_tj)
+    # d_q = dL/dq
+    C_M_2_tj = alpha_run_tj * x.lam[..., None, :]  # [t j] dM_t/dG_2_j
+    d_q_k = d_C_q_k_by_o * C_M_2_tj  # [t j]
+    C_M_1_tj = alpha_run_tj * x.beta[..., None, :]  # [t j] dM_t/dG_1_j
+    d_q_k_1 = d_C_q_k_1_by_o * C_M_1_tj  # [t j]
+    out.d_q = x.d_q_M @ x.M.mT + _products((d_q_k, x.k), (d_q_k_1, x.k_1))  # [t k]
+    out.d_beta = d_C_M_1_j * x.alpha_run_j + (d_C_M_1_tj * alpha_run_tj).sum(-2)  # [j]
+    out.d_k_1 = _products((x.M_writes_1, x.d_M_next.mT), (d_q_k_1.mT, x.q))  # [j k]
+    out.d_v_1 = d_M_writes_1_by_M_next * x.C_M_1_j[..., :, None] + (C_M_1_tj * q_k_1).mT @ x.d_o  # [j v]
+    out.d_lam = d_C_M_2_j * x.alpha_run_j + (d_C_M_2_tj * alpha_run_tj).sum(-2)  # [j]
+    # d_k = dL/dk
+    d_r_over_count = x.d_r / x.count  # [t]
+    causal = torch.ones(n_t, n_j, dtype=x.alpha_run_j.dtype, device=x.alpha_run_j.device).tril()  # [t j]
+    d_r_over_count_causal = d_r_over_count[..., :, None] * causal  # [t j]
+    d_k_ahead = _products((d_r_over_count_causal.mT, x.u), (d_q_k.mT, x.q))  # [j k]
+    out.d_k = x.M_writes_2 @ x.d_M_next.mT + x.d_pool_next[..., None, :] + d_k_ahead  # [j k]
+    out.d_v = d_M_writes_2_by_M_next * x.C_M_2_j[..., :, None] + (C_M_2_tj * q_k).mT @ x.d_o  # [j v]
+    out.d_u = d_r_over_count[..., :, None] * x.pool[..., None, :] + d_r_over_count_causal @ x.k  # [t k]
+    return vars(out)
 
 
-def _blend(*, r, u, pools, o, q, cached, **_):
+def _blend(**x):
     """The softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT  # [t n]
-    max_u_pools = u_pools.amax(-1)  # [t]
-    top = torch.maximum(r, max_u_pools)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
-    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
-    norm = sum_exp_u_pools + exp_r  # [t]
-    weight = exp_r / norm  # [t]
-    weight_o = weight[..., :, None] * o  # [t v]
-    weights = exp_u_pools / norm[..., :, None]  # [t n]
-    weights_q_cached = (weights[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)  # [t v]
-    y = weight_o + weights_q_cached  # [t v]
-    return {
-        "y": y,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    r_cached_max = r_cached.amax(-1)  # [t]
+    r_max = torch.maximum(x.r, r_cached_max)  # [t]
+    exp_online = torch.exp(x.r - r_max)  # [t]
+    exp_cached = torch.exp(r_cached - r_max[..., :, None])  # [t n]
+    exp_sum = exp_cached.sum(-1) + exp_online  # [t]
+    weight = exp_online / exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    weights = exp_cached / exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    weights_q_cached = (weights[..., :, :, None] * x.q[..., :, None, :]).flatten(-2) @ x.cached.flatten(-3, -2)  # [t v]
+    out.y = weight[..., :, None] * x.o + weights_q_cached  # [t v]
+    return vars(out)
 
 
-def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
+def _blend_vjp(**x):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT  # [t n]
-    max_u_pools = u_pools.amax(-1)  # [t]
-    top = torch.maximum(r, max_u_pools)  # [t]
-    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
-    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    norm = sum_exp_u_pools + exp_r  # [t]
-    weights = exp_u_pools / norm[..., :, None]  # [t n]
-    weights_q = weights[..., :, :, None] * q[..., :, None, :]  # [t n k]
-    d_cached = (weights_q.flatten(-2).mT @ d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
-    # d_q
-    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])  # [t n k]
-    d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
-    weight = exp_r / norm  # [t]
-    d_o = d_y * weight[..., :, None]  # [t v]
-    d_y_cached_q = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n]
-    d_t = (d_y_cached_q * weights).sum(-1)
-    d_y_o = (d_y * o).sum(-1)  # [t]
-    d_t2 = -d_t - d_y_o * weight
-    d_tn = d_y_cached_q + d_t2[..., :, None]
-    d_u_pools = d_tn * weights  # [t n]
-    d_pools = d_u_pools.mT @ u  # [n k]
-    # d_u
-    d_u = d_u_pools @ pools  # [t k]
-    d_t3 = d_y_o + d_t2
-    d_r = d_t3 * weight  # [t]
-    return {
-        "d_cached": d_cached,
-        "d_q": d_q,
-        "d_o": d_o,
-        "d_pools": d_pools,
-        "d_u": d_u,
-        "d_r": d_r,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    r_cached_max = r_cached.amax(-1)  # [t]
+    r_max = torch.maximum(x.r, r_cached_max)  # [t]
+    exp_cached = torch.exp(r_cached - r_max[..., :, None])  # [t n]
+    exp_online = torch.exp(x.r - r_max)  # [t]
+    exp_sum = exp_cached.sum(-1) + exp_online  # [t]
+    weights = exp_cached / exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    weights_q = weights[..., :, :, None] * x.q[..., :, None, :]  # [t n k]
+    out.d_cached = (weights_q.flatten(-2).mT @ x.d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
+    # d_q = dL/dq
+    d_y_cached = (x.d_y @ x.cached.flatten(-3, -2).mT).unflatten(-1, x.cached.shape[-3:-1])  # [t n k]
+    out.d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
+    weight = exp_online / exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    out.d_o = x.d_y * weight[..., :, None]  # [t v]
+    d_weights = (x.q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n] dL/dw_tn
+    d_weight = (x.d_y * x.o).sum(-1)  # [t] dL/dw_t
+    d_r_cached_part = -(d_weights * weights).sum(-1) - d_weight * weight  # [t]
+    d_r_cached = (d_weights + d_r_cached_part[..., :, None]) * weights  # [t n] dL/dr_tn
+    out.d_pools = d_r_cached.mT @ x.u  # [n k]
+    out.d_u = d_r_cached @ x.pools  # [t k]
+    out.d_r = (d_weight + d_r_cached_part) * weight  # [t]
+    return vars(out)
 
 
 def _compute_type(tensors):
@@ -629,10 +544,11 @@ def _fresh(tensors, lanes, dtype):
 
 
 def _by_chunk(values, dimensions, batch):
-    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    """Each chunk's part of the values, in order; `dimensions` has their names by how many follow those of the batch."""
     parts = {}
-    for name, n in dimensions.items():
-        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    for n, names in dimensions.items():
+        for name in names.split():
+            parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
     return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
 
 
@@ -896,6 +812,28 @@ def _tile_product(e, f):
 
 
 @_jit
+def _block(blocks, i_n):
+    """A block: its tokens start..end; its segment, and that one's tokens; the sequence's first segment; the border."""
+    row = blocks + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, border = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, border
+
+
+@_jit
+def _chain(chains, i_c):
+    """A chain: its first block or step, and the one after its last."""
+    return tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+
+
+@_jit
+def _segment(segments, i_s):
+    """A segment: its tokens, the sequence's first segment, and the sequence's end."""
+    row = segments + 4 * i_s
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+
+
+@_jit
 def states_kernel(
     k,
     v,
@@ -931,49 +869,50 @@ def states_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
-    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
-        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-        segment_start, segment_end = tl.load(blocks + 8 * i_n + 3), tl.load(blocks + 8 * i_n + 4)
-        border = tl.load(blocks + 8 * i_n + 6)
+    i_first, i_last = _chain(chains, i_c)
+    for i_n in range(i_first, i_last):
+        start, end, i_s, segment_start, segment_end, _, border = _block(blocks, i_n)
         for i_step in range(tl.cdiv(end - start, BT)):
             i_t = start + i_step * BT
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_M
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
-            b_x_j2 = b_decay_j * b_x_t2
+            b_rate_1 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_C_M_1_j = b_M_keeps_run_j * b_rate_1
             b_v_1 = tl.load(
                 v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
                 other=0.0,
             ).to(IN)
-            b_x_jv = b_x_j2[:, None] * b_v_1.to(tl.float32)
+            b_M_writes_1 = b_C_M_1_j[:, None] * b_v_1.to(tl.float32)
             b_k_1 = tl.load(
                 k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                 mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
                 other=0.0,
             ).to(IN)
-            b_x_kv3 = _tile_dot_add(b_x_kv, tl.trans(b_k_1.to(tl.float32)), b_x_jv, one, PREC)
+            b_M_next_part = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k_1.to(tl.float32)), b_M_writes_1, one, PREC)
             b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
-            b_x_j4 = b_decay_j * b_x_t3
+            b_rate_2 = tl.where(b_valid > 0, b_lam, 0.0)
+            b_C_M_2_j = b_M_keeps_run_j * b_rate_2
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_jv2 = b_x_j4[:, None] * b_v.to(tl.float32)
+            b_M_writes_2 = b_C_M_2_j[:, None] * b_v.to(tl.float32)
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-            b_pool_next = b_pool + b_sum_k
+            b_M_next = _tile_dot_add(b_M_next_part, tl.trans(b_k.to(tl.float32)), b_M_writes_2, one, PREC)
+            b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+            b_pool_next = b_pool + b_k_sum
             b_M = b_M_next
             b_pool = b_pool_next
         if end == segment_end:
@@ -1021,9 +960,7 @@ def read_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
-    first, border = tl.load(blocks + 8 * i_n + 5), tl.load(blocks + 8 * i_n + 6)
+    start, end, i_s, segment_start, _, first, border = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -1038,63 +975,63 @@ def read_kernel(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_sum_t = tl.sum(b_x_tj, 1)
+        b_causal_u_k = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_causal_u_k_sum = tl.sum(b_causal_u_k, 1)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_r = (b_sum_t + b_u_pool) / b_count
-        b_pool_next = b_pool + b_sum_k
+        b_r = (b_causal_u_k_sum + b_u_pool) / b_count
+        b_pool_next = b_pool + b_k_sum
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_tj = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
         b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_tj2 = b_decay_tj * b_x_t2[None, :]
+        b_rate_2 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_C_M_2_tj = b_M_keeps_run_tj * b_rate_2[None, :]
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_tj3 = b_decay_tj * b_x_t3[None, :]
+        b_rate_1 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_C_M_1_tj = b_M_keeps_run_tj * b_rate_1[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj4 = b_x_tj2 * b_q_k
+        b_C_q_k = b_C_M_2_tj * b_q_k
         b_k_1 = tl.load(
             k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
             other=0.0,
         ).to(IN)
         b_q_k_1 = _tile_dot(b_q, tl.trans(b_k_1), one, PREC)
-        b_x_tj5 = b_x_tj3 * b_q_k_1
+        b_C_q_k_1 = b_C_M_1_tj * b_q_k_1
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
-        b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv = b_decay_t[:, None] * b_q_M
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_R_q_M = b_M_keeps_run_t[:, None] * b_q_M
         b_v_1 = tl.load(
             v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
             other=0.0,
         ).to(IN)
-        b_x_tv3 = _tile_dot_add(b_x_tv, b_x_tj5, b_v_1.to(tl.float32), one, PREC)
+        b_C_q_k_1_v_1_R_q_M = _tile_dot_add(b_R_q_M, b_C_q_k_1, b_v_1.to(tl.float32), one, PREC)
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_o = _tile_dot_add(b_x_tv3, b_x_tj4, b_v.to(tl.float32), one, PREC)
-        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_j3 = b_decay_j * b_x_t3
-        b_x_jv = b_x_j3[:, None] * b_v_1.to(tl.float32)
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv = b_decay_all * b_M
-        b_x_kv3 = _tile_dot_add(b_x_kv, tl.trans(b_k_1.to(tl.float32)), b_x_jv, one, PREC)
-        b_x_j4 = b_decay_j * b_x_t2
-        b_x_jv2 = b_x_j4[:, None] * b_v.to(tl.float32)
-        b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_o = _tile_dot_add(b_C_q_k_1_v_1_R_q_M, b_C_q_k, b_v.to(tl.float32), one, PREC)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_C_M_1_j = b_M_keeps_run_j * b_rate_1
+        b_M_writes_1 = b_C_M_1_j[:, None] * b_v_1.to(tl.float32)
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_M_next_part = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k_1.to(tl.float32)), b_M_writes_1, one, PREC)
+        b_C_M_2_j = b_M_keeps_run_j * b_rate_2
+        b_M_writes_2 = b_C_M_2_j[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M_next_part, tl.trans(b_k.to(tl.float32)), b_M_writes_2, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
         b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
@@ -1165,9 +1102,7 @@ def queries_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
-    border = tl.load(blocks + 8 * i_n + 6)
+    start, end, _, segment_start, _, _, border = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
     for i_step in range(tl.cdiv(end - start, BT)):
@@ -1177,22 +1112,22 @@ def queries_kernel(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-        b_pool_next = b_pool + b_sum_k
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_k_sum
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tk = _tile_dot(b_x_tj, b_k.to(tl.float32), one, PREC)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal_k = _tile_dot(b_causal, b_k.to(tl.float32), one, PREC)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t = b_d_r / b_count
-        b_x_tk2 = b_x_t[:, None] * b_x_tk
-        b_x_tk3 = b_x_t[:, None] * b_pool[None, :]
-        b_x_tk4 = b_x_tk3 + b_x_tk2
+        b_d_r_over_count = b_d_r / b_count
+        b_d_u_by_r_2 = b_d_r_over_count[:, None] * b_causal_k
+        b_d_u_by_r = b_d_r_over_count[:, None] * b_pool[None, :]
+        b_d_u_2 = b_d_u_by_r + b_d_u_by_r_2
         b_d_u_rows = tl.load(
             d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_u = b_x_tk4 + b_d_u_rows
+        b_d_u = b_d_u_2 + b_d_u_rows
         tl.store(
             d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_u.to(d_u.dtype.element_ty),
@@ -1200,67 +1135,67 @@ def queries_kernel(
         )
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_tj = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_tj2 = b_decay_tj * b_x_t3[None, :]
+        b_rate_1 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_C_M_1_tj = b_M_keeps_run_tj * b_rate_1[None, :]
         b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t4 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_tj3 = b_decay_tj * b_x_t4[None, :]
+        b_rate_2 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_C_M_2_tj = b_M_keeps_run_tj * b_rate_2[None, :]
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_d_y_M = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_decay_t = _tile_product(b_x_t2_e, b_x_t2_f)
-        b_x_tk5 = b_online[:, None] * b_decay_t[:, None] * b_d_y_M
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_by_q_M = b_online[:, None] * b_M_keeps_run_t[:, None] * b_d_y_M
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
-        b_x_tj4 = b_d_y_v * b_x_tj3
-        b_x_tk6 = _tile_dot(b_x_tj4, b_k.to(tl.float32), one, PREC)
+        b_d_q_k_unscaled = b_d_y_v * b_C_M_2_tj
+        b_d_q_k_unscaled_k = _tile_dot(b_d_q_k_unscaled, b_k.to(tl.float32), one, PREC)
         b_v_1 = tl.load(
             v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
             other=0.0,
         ).to(IN)
         b_d_y_v_1 = _tile_dot(b_d_y, tl.trans(b_v_1), one, PREC)
-        b_x_tj5 = b_d_y_v_1 * b_x_tj2
-        b_x_tk7 = b_online[:, None] * b_x_tk6
+        b_d_q_k_1_unscaled = b_d_y_v_1 * b_C_M_1_tj
+        b_d_q_by_q_k = b_online[:, None] * b_d_q_k_unscaled_k
         b_k_1 = tl.load(
             k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
             other=0.0,
         ).to(IN)
-        b_x_tk8 = _tile_dot(b_x_tj5, b_k_1.to(tl.float32), one, PREC)
-        b_x_tk9 = b_online[:, None] * b_x_tk8
-        b_x_tk10 = b_x_tk9 + b_x_tk7
-        b_x_tk11 = b_x_tk5 + b_x_tk10
+        b_d_q_k_1_unscaled_k_1 = _tile_dot(b_d_q_k_1_unscaled, b_k_1.to(tl.float32), one, PREC)
+        b_d_q_by_q_k_1 = b_online[:, None] * b_d_q_k_1_unscaled_k_1
+        b_d_q_by_q_k_1_d_q_by_q_k = b_d_q_by_q_k_1 + b_d_q_by_q_k
+        b_d_q_2 = b_d_q_by_q_M + b_d_q_by_q_k_1_d_q_by_q_k
         b_d_q_rows = tl.load(
             d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_q = b_x_tk11 + b_d_q_rows
+        b_d_q = b_d_q_2 + b_d_q_rows
         tl.store(
             d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_q.to(d_q.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_decay_j = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
-        b_x_j3 = b_decay_j * b_x_t3
-        b_x_jv = b_x_j3[:, None] * b_v_1.to(tl.float32)
-        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
-        b_x_kv = b_decay_all * b_M
-        b_x_kv3 = _tile_dot_add(b_x_kv, tl.trans(b_k_1.to(tl.float32)), b_x_jv, one, PREC)
-        b_x_j4 = b_decay_j * b_x_t4
-        b_x_jv2 = b_x_j4[:, None] * b_v.to(tl.float32)
-        b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_C_M_1_j = b_M_keeps_run_j * b_rate_1
+        b_M_writes_1 = b_C_M_1_j[:, None] * b_v_1.to(tl.float32)
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_M_next_part = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k_1.to(tl.float32)), b_M_writes_1, one, PREC)
+        b_C_M_2_j = b_M_keeps_run_j * b_rate_2
+        b_M_writes_2 = b_C_M_2_j[:, None] * b_v.to(tl.float32)
+        b_M_next = _tile_dot_add(b_M_next_part, tl.trans(b_k.to(tl.float32)), b_M_writes_2, one, PREC)
         b_M = b_M_next
         b_pool = b_pool_next
 
@@ -1304,9 +1239,7 @@ def keys_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
-    border = tl.load(blocks + 8 * i_n + 6)
+    start, end, i_s, segment_start, _, _, border = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     b_d_pool_next = tl.load(d_pools + (i_bh.to(tl.int64) * n_segments + i_s) * K + o_k, mask=m_k, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
@@ -1320,45 +1253,49 @@ def keys_kernel(
         ).to(IN)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t = b_d_r / b_count
-        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t[:, None], 0)
-        b_d_pool = b_d_pool_next + b_x_k
+        b_d_r_over_count = b_d_r / b_count
+        b_d_pool_by_r = tl.sum(b_u.to(tl.float32) * b_d_r_over_count[:, None], 0)
+        b_d_pool = b_d_pool_next + b_d_pool_by_r
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_tj = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_d_M_next_v = _tile_dot(b_v.to(tl.float32), tl.trans(b_d_M_next), one, PREC)
-        b_decay_j = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
         b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_j2 = b_decay_j * b_x_t3
-        b_x_jk = b_x_j2[:, None] * b_d_M_next_v
-        b_x_jk2 = b_d_pool_next[None, :] + b_x_jk
+        b_rate_2 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_C_M_2_j = b_M_keeps_run_j * b_rate_2
+        b_d_k_by_M_next = b_C_M_2_j[:, None] * b_d_M_next_v
+        b_d_pool_next_d_k_by_M_next = b_d_pool_next[None, :] + b_d_k_by_M_next
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = b_x_t[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_jk4 = _tile_dot_add(b_x_jk2, tl.trans(b_x_tj), b_u.to(tl.float32), one, PREC)
+        b_causal_d_r_over_count = b_d_r_over_count[:, None] * tl.where(
+            b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0
+        )
+        b_d_k_part = _tile_dot_add(
+            b_d_pool_next_d_k_by_M_next, tl.trans(b_causal_d_r_over_count), b_u.to(tl.float32), one, PREC
+        )
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_tj2 = b_online[:, None] * b_d_y_v
-        b_x_tj3 = b_x_tj2 * b_decay_tj
+        b_d_C_q_k_by_o = b_online[:, None] * b_d_y_v
+        b_d_q_k_unscaled = b_d_C_q_k_by_o * b_M_keeps_run_tj
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_jk5 = _tile_dot(tl.trans(b_x_tj3), b_q.to(tl.float32), one, PREC)
-        b_x_jk6 = b_x_t3[:, None] * b_x_jk5
-        b_d_k = b_x_jk6 + b_x_jk4
+        b_q_d_q_k_unscaled = _tile_dot(tl.trans(b_d_q_k_unscaled), b_q.to(tl.float32), one, PREC)
+        b_d_k_by_q_k = b_rate_2[:, None] * b_q_d_q_k_unscaled
+        b_d_k = b_d_k_by_q_k + b_d_k_part
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
@@ -1370,27 +1307,27 @@ def keys_kernel(
             other=0.0,
         ).to(IN)
         b_d_y_v_1 = _tile_dot(b_d_y, tl.trans(b_v_1), one, PREC)
-        b_x_tj4 = b_online[:, None] * b_d_y_v_1
-        b_x_tj5 = b_x_tj4 * b_decay_tj
-        b_x_jk7 = _tile_dot(tl.trans(b_x_tj5), b_q.to(tl.float32), one, PREC)
+        b_d_C_q_k_1_by_o = b_online[:, None] * b_d_y_v_1
+        b_d_q_k_1_unscaled = b_d_C_q_k_1_by_o * b_M_keeps_run_tj
+        b_q_d_q_k_1_unscaled = _tile_dot(tl.trans(b_d_q_k_1_unscaled), b_q.to(tl.float32), one, PREC)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_jk8 = b_x_t4[:, None] * b_x_jk7
+        b_rate_1 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_d_k_1_by_q_k_1 = b_rate_1[:, None] * b_q_d_q_k_1_unscaled
         b_d_M_next_v_1 = _tile_dot(b_v_1.to(tl.float32), tl.trans(b_d_M_next), one, PREC)
-        b_x_j4 = b_decay_j * b_x_t4
-        b_x_jk9 = b_x_j4[:, None] * b_d_M_next_v_1
-        b_d_k_1 = b_x_jk9 + b_x_jk8
+        b_C_M_1_j = b_M_keeps_run_j * b_rate_1
+        b_d_k_1_by_M_next = b_C_M_1_j[:, None] * b_d_M_next_v_1
+        b_d_k_1 = b_d_k_1_by_M_next + b_d_k_1_by_q_k_1
         tl.store(
             d_k_1 + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             tl.where((i_t + o_t - 1 >= border)[:, None], b_d_k_1, 0.0).to(d_k_1.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_decay_t = _tile_product(b_x_t2_e, b_x_t2_f)
-        b_x_tv2 = b_x_tv * b_decay_t[:, None]
-        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
-        b_x_kv = b_d_M_next * b_decay_all
-        b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
+        b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+        b_d_M = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
         b_d_M_next = b_d_M
         b_d_pool_next = b_d_pool
 
@@ -1431,8 +1368,7 @@ def values_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    border = tl.load(blocks + 8 * i_n + 6)
+    start, end, i_s, _, _, _, border = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
@@ -1445,34 +1381,34 @@ def values_kernel(
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
             other=0.0,
         ).to(IN)
-        b_k_1_d_M_next = _tile_dot(b_k_1.to(tl.float32), b_d_M_next, one, PREC)
+        b_d_M_writes_1_by_M_next = _tile_dot(b_k_1.to(tl.float32), b_d_M_next, one, PREC)
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_j2 = b_decay_j * b_x_t2
-        b_x_jv = b_k_1_d_M_next * b_x_j2[:, None]
+        b_rate_1 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_C_M_1_j = b_M_keeps_run_j * b_rate_1
+        b_d_v_1_by_M_writes_1 = b_d_M_writes_1_by_M_next * b_C_M_1_j[:, None]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k_1 = _tile_dot(b_q, tl.trans(b_k_1), one, PREC)
-        b_decay_tj = tl.where(
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_x_tj = b_decay_tj * b_q_k_1
+        b_C_q_k_1_unscaled = b_M_keeps_run_tj * b_q_k_1
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_jv2 = _tile_dot(tl.trans(b_x_tj), b_x_tv, one, PREC)
-        b_x_jv3 = b_x_t2[:, None] * b_x_jv2
-        b_d_v_1 = b_x_jv + b_x_jv3
+        b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+        b_C_q_k_1_unscaled_d_o = _tile_dot(tl.trans(b_C_q_k_1_unscaled), b_d_o, one, PREC)
+        b_d_v_1_by_o = b_rate_1[:, None] * b_C_q_k_1_unscaled_d_o
+        b_d_v_1 = b_d_v_1_by_M_writes_1 + b_d_v_1_by_o
         tl.store(
             d_v_1 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             tl.where((i_t + o_t - 1 >= border)[:, None], b_d_v_1, 0.0).to(d_v_1.dtype.element_ty),
@@ -1482,25 +1418,25 @@ def values_kernel(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj2 = b_decay_tj * b_q_k
-        b_x_jv4 = _tile_dot(tl.trans(b_x_tj2), b_x_tv, one, PREC)
+        b_C_q_k_unscaled = b_M_keeps_run_tj * b_q_k
+        b_C_q_k_unscaled_d_o = _tile_dot(tl.trans(b_C_q_k_unscaled), b_d_o, one, PREC)
         b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_jv5 = b_x_t3[:, None] * b_x_jv4
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-        b_x_j4 = b_decay_j * b_x_t3
-        b_x_jv6 = b_k_d_M_next * b_x_j4[:, None]
-        b_d_v = b_x_jv6 + b_x_jv5
+        b_rate_2 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_d_v_by_o = b_rate_2[:, None] * b_C_q_k_unscaled_d_o
+        b_d_M_writes_2_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_C_M_2_j = b_M_keeps_run_j * b_rate_2
+        b_d_v_by_M_writes_2 = b_d_M_writes_2_by_M_next * b_C_M_2_j[:, None]
+        b_d_v = b_d_v_by_M_writes_2 + b_d_v_by_o
         tl.store(
             d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             b_d_v.to(d_v.dtype.element_ty),
             mask=m_t[:, None] & m_v[None, :],
         )
-        b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv2 = b_x_tv * b_decay_t[:, None]
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv = b_d_M_next * b_decay_all
-        b_d_M = _tile_dot_add(b_x_kv, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+        b_d_M = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
         b_d_M_next = b_d_M
 
 
@@ -1543,8 +1479,7 @@ def gates_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    border = tl.load(blocks + 8 * i_n + 6)
+    start, end, i_s, _, _, _, border = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
@@ -1555,143 +1490,151 @@ def gates_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_M
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
-            b_x_j2 = b_decay_j * b_x_t2
+            b_rate_1 = tl.where(b_valid > 0, b_beta, 0.0)
+            b_C_M_1_j = b_M_keeps_run_j * b_rate_1
             b_v_1 = tl.load(
                 v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
                 other=0.0,
             ).to(IN)
-            b_x_jv = b_x_j2[:, None] * b_v_1.to(tl.float32)
+            b_M_writes_1 = b_C_M_1_j[:, None] * b_v_1.to(tl.float32)
             b_k_1 = tl.load(
                 k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                 mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
                 other=0.0,
             ).to(IN)
-            b_x_kv3 = _tile_dot_add(b_x_kv, tl.trans(b_k_1.to(tl.float32)), b_x_jv, one, PREC)
+            b_M_next_part = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k_1.to(tl.float32)), b_M_writes_1, one, PREC)
             b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
-            b_x_j4 = b_decay_j * b_x_t3
+            b_rate_2 = tl.where(b_valid > 0, b_lam, 0.0)
+            b_C_M_2_j = b_M_keeps_run_j * b_rate_2
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_jv2 = b_x_j4[:, None] * b_v.to(tl.float32)
+            b_M_writes_2 = b_C_M_2_j[:, None] * b_v.to(tl.float32)
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_M_next = _tile_dot_add(b_M_next_part, tl.trans(b_k.to(tl.float32)), b_M_writes_2, one, PREC)
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_x_kv = b_d_M_next * b_M
-        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_d_M_next_M = b_d_M_next * b_M
+        b_d_M_keeps_run_all = tl.sum(tl.sum(b_d_M_next_M, 0), 0)
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_m2 = b_decay_j * b_sum
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_m4 = b_x_m2 * b_decay_t
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_d_M_keeps_run_all_at_m = b_M_keeps_run_j * b_d_M_keeps_run_all
+        b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+        b_d_M_keeps_by_M_keeps_run_all = b_d_M_keeps_run_all_at_m * b_M_keeps_before_t
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
-        b_decay_tj = tl.where(
+        b_M_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
             ),
             0.0,
         )
-        b_decay_tj2 = tl.where(
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv = b_d_y.to(tl.float32) * b_q_M
-        b_sum_t = tl.sum(b_x_tv, 1)
+        b_d_y_q_M = b_d_y.to(tl.float32) * b_q_M
+        b_d_y_dot_q_M = tl.sum(b_d_y_q_M, 1)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = b_online * b_sum_t
-        b_x_m5 = tl.sum(b_decay_tj2 * b_x_t2[:, None], 0)
-        b_x_m6 = b_x_m5 * b_decay_t
-        b_x_tv2 = b_online[:, None] * b_d_y.to(tl.float32)
-        b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv3 = b_x_tv2 * b_decay_t2[:, None]
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv2 = b_d_M_next * b_decay_all
-        b_d_M = _tile_dot_add(b_x_kv2, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
+        b_d_M_keeps_run_t = b_online * b_d_y_dot_q_M
+        b_d_M_keeps_run_t_at_m = tl.sum(b_M_keeps_run_tj * b_d_M_keeps_run_t[:, None], 0)
+        b_d_M_keeps_by_M_keeps_run_t = b_d_M_keeps_run_t_at_m * b_M_keeps_before_t
+        b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+        b_d_M = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_d_M_writes_2_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
         b_v = tl.load(
             v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_jv = b_k_d_M_next * b_v.to(tl.float32)
-        b_sum_j = tl.sum(b_x_jv, 1)
+        b_d_M_writes_2_by_M_next_v = b_d_M_writes_2_by_M_next * b_v.to(tl.float32)
+        b_d_C_M_2_j = tl.sum(b_d_M_writes_2_by_M_next_v, 1)
         b_lam = tl.load(lam + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = tl.where(b_valid > 0, b_lam, 0.0)
-        b_x_j2 = b_sum_j * b_x_t3
+        b_rate_2 = tl.where(b_valid > 0, b_lam, 0.0)
+        b_d_M_keeps_run_j_by_C_M_2_j = b_d_C_M_2_j * b_rate_2
         b_d_y_v = _tile_dot(b_d_y, tl.trans(b_v), one, PREC)
-        b_x_tj = b_online[:, None] * b_d_y_v
+        b_d_C_q_k_by_o = b_online[:, None] * b_d_y_v
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj2 = b_x_tj * b_q_k
-        b_x_j3 = b_sum_j * b_decay_j
-        b_x_tj3 = b_x_tj2 * b_decay_tj2
-        b_sum_j2 = tl.sum(b_x_tj3, 0)
-        b_x_j4 = b_x_j3 + b_sum_j2
-        b_d_lam = b_x_j4 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_C_M_2_tj = b_d_C_q_k_by_o * b_q_k
+        b_d_rate_2_by_C_M_2_j = b_d_C_M_2_j * b_M_keeps_run_j
+        b_d_C_M_2_tj_M_keeps_run_tj = b_d_C_M_2_tj * b_M_keeps_run_tj
+        b_d_rate_2_by_C_M_2_tj = tl.sum(b_d_C_M_2_tj_M_keeps_run_tj, 0)
+        b_d_rate_2 = b_d_rate_2_by_C_M_2_j + b_d_rate_2_by_C_M_2_tj
+        b_d_lam = b_d_rate_2 * tl.where(b_valid > 0, 1.0, 0.0)
         tl.store(d_lam + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_lam, mask=m_t)
-        b_x_tj4 = b_x_tj2 * b_x_t3[None, :]
+        b_d_M_keeps_run_tj_by_C_M_2_tj = b_d_C_M_2_tj * b_rate_2[None, :]
         b_k_1 = tl.load(
             k + (i_row - 1 * H) * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_k[None, :],
             other=0.0,
         ).to(IN)
-        b_k_1_d_M_next = _tile_dot(b_k_1.to(tl.float32), b_d_M_next, one, PREC)
+        b_d_M_writes_1_by_M_next = _tile_dot(b_k_1.to(tl.float32), b_d_M_next, one, PREC)
         b_v_1 = tl.load(
             v + (i_row - 1 * H) * V + (o_t[:, None] * (H * V) + o_v[None, :]),
             mask=(m_t & (i_t + o_t - 1 >= border))[:, None] & m_v[None, :],
             other=0.0,
         ).to(IN)
-        b_x_jv2 = b_k_1_d_M_next * b_v_1.to(tl.float32)
-        b_sum_j3 = tl.sum(b_x_jv2, 1)
+        b_d_M_writes_1_by_M_next_v_1 = b_d_M_writes_1_by_M_next * b_v_1.to(tl.float32)
+        b_d_C_M_1_j = tl.sum(b_d_M_writes_1_by_M_next_v_1, 1)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_j6 = b_sum_j3 * b_x_t5
-        b_x_j7 = b_x_j2 + b_x_j6
+        b_rate_1 = tl.where(b_valid > 0, b_beta, 0.0)
+        b_d_M_keeps_run_j_by_C_M_1_j = b_d_C_M_1_j * b_rate_1
+        b_d_M_keeps_run_j = b_d_M_keeps_run_j_by_C_M_2_j + b_d_M_keeps_run_j_by_C_M_1_j
         b_d_y_v_1 = _tile_dot(b_d_y, tl.trans(b_v_1), one, PREC)
-        b_x_tj5 = b_online[:, None] * b_d_y_v_1
-        b_x_j8 = b_sum_j3 * b_decay_j
+        b_d_C_q_k_1_by_o = b_online[:, None] * b_d_y_v_1
+        b_d_rate_1_by_C_M_1_j = b_d_C_M_1_j * b_M_keeps_run_j
         b_q_k_1 = _tile_dot(b_q, tl.trans(b_k_1), one, PREC)
-        b_x_tj6 = b_x_tj5 * b_q_k_1
-        b_x_tj7 = b_x_tj6 * b_x_t5[None, :]
-        b_x_tj8 = b_x_tj4 + b_x_tj7
-        b_x_tj9 = b_x_tj6 * b_decay_tj2
-        b_sum_j4 = tl.sum(b_x_tj9, 0)
-        b_x_mj = _tile_dot(tl.trans(b_decay_tj2), b_x_tj8, one, PREC)
-        b_x_mj3 = b_x_mj * b_decay_tj
-        b_sum_m = tl.sum(b_x_mj3, 1)
-        b_x_mj4 = b_x_j7[None, :] * b_decay_tj
-        b_sum_m2 = tl.sum(b_x_mj4, 1)
-        b_x_m7 = b_decay_j * b_sum_m2
-        b_x_t10 = b_x_m7 + b_x_m4 + b_sum_m + b_x_m6
-        b_d_alpha = b_x_t10 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_C_M_1_tj = b_d_C_q_k_1_by_o * b_q_k_1
+        b_d_M_keeps_run_tj_by_C_M_1_tj = b_d_C_M_1_tj * b_rate_1[None, :]
+        b_d_M_keeps_run_tj = b_d_M_keeps_run_tj_by_C_M_2_tj + b_d_M_keeps_run_tj_by_C_M_1_tj
+        b_d_C_M_1_tj_M_keeps_run_tj = b_d_C_M_1_tj * b_M_keeps_run_tj
+        b_d_rate_1_by_C_M_1_tj = tl.sum(b_d_C_M_1_tj_M_keeps_run_tj, 0)
+        b_d_M_keeps_run_tj_at_m = _tile_dot(tl.trans(b_M_keeps_run_tj), b_d_M_keeps_run_tj, one, PREC)
+        b_d_M_keeps_part_3 = b_d_M_keeps_run_tj_at_m * b_M_keeps_before_tj
+        b_d_M_keeps_by_M_keeps_run_tj = tl.sum(b_d_M_keeps_part_3, 1)
+        b_d_M_keeps_part = b_d_M_keeps_run_j[None, :] * b_M_keeps_before_tj
+        b_d_M_keeps_part_2 = tl.sum(b_d_M_keeps_part, 1)
+        b_d_M_keeps_by_M_keeps_run_j = b_M_keeps_run_j * b_d_M_keeps_part_2
+        b_d_M_keeps = (
+            b_d_M_keeps_by_M_keeps_run_j
+            + b_d_M_keeps_by_M_keeps_run_all
+            + b_d_M_keeps_by_M_keeps_run_tj
+            + b_d_M_keeps_by_M_keeps_run_t
+        )
+        b_d_alpha = b_d_M_keeps * tl.where(b_valid > 0, 1.0, 0.0)
         tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
-        b_x_j9 = b_x_j8 + b_sum_j4
-        b_d_beta = b_x_j9 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_rate_1 = b_d_rate_1_by_C_M_1_j + b_d_rate_1_by_C_M_1_tj
+        b_d_beta = b_d_rate_1 * tl.where(b_valid > 0, 1.0, 0.0)
         tl.store(d_beta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_beta, mask=m_t)
         b_d_M_next = b_d_M
 
@@ -1729,8 +1672,7 @@ def rows_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
     m_k = o_k < K
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    first = tl.load(blocks + 8 * i_n + 5)
+    start, end, i_s, _, _, first, _ = _block(blocks, i_n)
     for i_t in range(start, end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
@@ -1747,7 +1689,7 @@ def rows_kernel(
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+            b_d_q_2 = tl.zeros([BT, BK], tl.float32)
             for i_v in range(tl.cdiv(V, BV)):
                 o_v = i_v * BV + tl.arange(0, BV)
                 m_v = o_v < V
@@ -1761,22 +1703,22 @@ def rows_kernel(
                     mask=m_k[:, None] & m_v[None, :],
                     other=0.0,
                 )
-                b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+                b_d_q_2 = _tile_dot_add(b_d_q_2, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-            b_sum_t = tl.sum(b_x_tk, 1)
+            b_q_d_q_2 = b_q.to(tl.float32) * b_d_q_2
+            b_q_dot_d_q_2 = tl.sum(b_q_d_q_2, 1)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-            b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
             b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.exp(b_u_pools - b_lse)
-            b_d_q = b_x_t[:, None] * b_d_y_cached
+            b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
+            b_d_q = b_r_cached_2_lse[:, None] * b_d_q_2
             s_q += b_d_q
-            b_d_r = b_x_t * (b_sum_t - b_delta)
+            b_d_r = b_r_cached_2_lse * (b_q_dot_d_q_2 - b_delta)
             s_r += b_d_r
             b_d_u = b_d_r[:, None] * b_pools[None, :]
             s_u += b_d_u
@@ -1820,42 +1762,40 @@ def segments_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    end = tl.load(segments + 4 * i_s + 1)
+    start, end, _, last = _segment(segments, i_s)
     i_cached = i_bh.to(tl.int64) * n_segments + i_s
     s_cached = tl.zeros([BK, BV], tl.float32)
     s_pools = tl.zeros([BK], tl.float32)
     b_cached = tl.load(cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
     b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-    end = tl.load(segments + 4 * i_s + 3)
-    for i_t in range(tl.load(segments + 4 * i_s + 1), end, BT):
+    for i_t in range(end, last, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        m_t = i_t + o_t < end
+        m_t = i_t + o_t < last
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+        b_d_q = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
+        b_q_d_q = b_q.to(tl.float32) * b_d_q
+        b_q_dot_d_q = tl.sum(b_q_d_q, 1)
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+        b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.exp(b_u_pools - b_lse)
+        b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
         b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = b_x_t * (b_sum_t - b_delta)
-        b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
+        b_d_r_cached = b_r_cached_2_lse * (b_q_dot_d_q - b_delta)
+        b_d_pools = tl.sum(b_u.to(tl.float32) * b_d_r_cached[:, None], 0)
         s_pools += b_d_pools
-        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
-        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        b_d_o_cached = b_r_cached_2_lse[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_d_o_cached, one, PREC)
         s_cached += b_d_cached
     tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
-    length = tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s)
     i_part = (i_v * BH + i_bh).to(tl.int64) * n_segments + i_s
-    tl.store(d_pools + i_part * K + o_k, s_pools / length, mask=m_k)
+    tl.store(d_pools + i_part * K + o_k, s_pools / (end - start), mask=m_k)
 
 
 BLOCK = 256  # tokens of a block, at most
@@ -1875,7 +1815,10 @@ def _by_length(make):
         capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key not in tables:
             if capturing:
-                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
+                raise UnsupportedError(
+                    f"{key[0]} "
+                    + "tokens met first in a CUDA graph have no tables yet; run both passes before capturing"
+                )
             if len(tables) - len(captured) >= 64:
                 del tables[next(one for one in tables if one not in captured)]
             tables[key] = make(*key)
@@ -1925,95 +1868,96 @@ AXES = {
     "segments": "v",
 }
 
-# BT, BK, BV, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it,
-# the first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+# BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
+# compiling for it, the first of a list of candidates, larger tiles first, that keeps all values in registers and fits
+# the shared memory. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 32, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (64, 16, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates": (32, 64, 64, 8, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 32, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (64, 16, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates": (32, 64, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 8, 1),
-            "gates": (32, 64, 32, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 8, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 8, 1),
+            "gates": (32, 32, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 8, 1),
         },
     },
     "sm90": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (32, 64, 64, 4, 1),
-            "queries": (64, 16, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates": (32, 64, 64, 8, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (32, 64, 4, 1),
+            "queries": (64, 16, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates": (32, 64, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 8, 1),
-            "gates": (32, 64, 64, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 8, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 8, 1),
+            "gates": (32, 64, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 8, 1),
         },
     },
     "sm100": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (64, 16, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates": (32, 64, 64, 4, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (64, 16, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates": (32, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 8, 1),
-            "gates": (32, 64, 64, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 8, 1),
+            "gates": (32, 64, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 4, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
-            "states": (64, 64, 64, 4, 1),
-            "read": (64, 64, 64, 4, 1),
-            "queries": (64, 64, 64, 4, 1),
-            "keys": (64, 64, 64, 4, 1),
-            "values": (64, 64, 64, 4, 1),
-            "gates": (64, 64, 64, 4, 1),
-            "rows": (64, 64, 64, 4, 1),
-            "segments": (64, 64, 64, 4, 1),
+            "states": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "queries": (64, 64, 4, 1),
+            "keys": (64, 64, 4, 1),
+            "values": (64, 64, 4, 1),
+            "gates": (64, 64, 4, 1),
+            "rows": (64, 64, 4, 1),
+            "segments": (64, 64, 4, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 4, 1),
-            "queries": (32, 64, 64, 4, 1),
-            "keys": (32, 64, 64, 4, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates": (32, 64, 64, 4, 1),
-            "rows": (32, 64, 64, 4, 1),
-            "segments": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "queries": (32, 64, 4, 1),
+            "keys": (32, 64, 4, 1),
+            "values": (32, 64, 4, 1),
+            "gates": (32, 64, 4, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
         },
     },
 }
@@ -2025,29 +1969,125 @@ DEFAULTS = {
     "cpu": {"bfloat16": (32, 64, 4), "float32": (32, 64, 4)},
 }
 
+# What each kernel computes, as tables of launch configurations call it.
+DIGESTS = {
+    "states": "9d5075971a2c2b3b6732f9ad082fd699fdc39a65cc7cd5724efef8e59e61fb61",
+    "read": "e7e56a76b4e60af20815eddad1b77fbd48f15c8d98cf3971714cff1b977e33f2",
+    "queries": "24476a07f2b470f9f58b288befcd32a065fcca16398945b78c6bc9e0105e8a0e",
+    "keys": "8eb4063b5a3bb6917ef57e8467588026a88ab4c0f7f95ab6637a1143503446e6",
+    "values": "a202e38d7bad430c098fb6c432f8a48def8c1f04b5e8ac9aabbc6d828f9b4c60",
+    "gates": "c23bf27276a1614698909fc3e84f11d5501821a9a972ba494fe0994519489a22",
+    "rows": "0f3e2176384ae5bc3020e7f518129c0929e118ac4654b9c89c748bc97e7f3df3",
+    "segments": "e4cbffa496446a825c6747b686e1f1abf5f8569a289151ebf48eefe44a540c80",
+}
+
+
+def _require_triton(x):
+    """Raises UnsupportedError, with what is missing, unless kernels can run where a tensor lies."""
+    if triton is None and importlib.util.find_spec("triton") is None:
+        raise UnsupportedError('Triton is not installed: pip install triton, or pass backend="torch"')
+    if not (x.is_cuda or INTERPRETED):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if triton is None:
+        raise UnsupportedError(
+            'Triton is installed, but importing it fails: see `import triton`, or pass backend="torch"'
+        )
+
 
 @functools.lru_cache(maxsize=16)
 def _architecture(device):
-    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    """What tables of configurations call a device's architecture."""
     if device.type == "cpu":
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
-    name = f"sm{properties.major}{properties.minor}"
     if torch.version.hip:
-        name = properties.gcnArchName.partition(":")[0]
-    if name not in CONFIGURATIONS:
-        warnings.warn(
-            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
-            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
-            "and `mcgen build` then writes them into this file",
-            stacklevel=2,
-        )
-    return name
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm{properties.major}{properties.minor}"
 
 
 def _family(architecture):
     """The key of DEFAULTS for an architecture: how its name begins."""
     return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
+def _tables_folder():
+    """Where `mcgen tune` keeps what it found: in $MCGEN_CACHE_DIR, or else in the user's cache folder for mcgen."""
+    if kept := os.environ.get("MCGEN_CACHE_DIR"):
+        return os.path.join(kept, "configurations")
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+        return os.path.join(cache, "mcgen", "mcgen", "Cache", "configurations")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.join(home, "Library", "Caches") if sys.platform == "darwin" else os.path.join(home, ".cache")
+    return os.path.join(cache, "mcgen", "configurations")
+
+
+@functools.lru_cache(maxsize=16)
+def _tuned(architecture):
+    """What `mcgen tune` found on this machine for this file's kernels, by type of products and kernel.
+
+    A table that cannot be read is passed over, with a warning in the log.
+    """
+    path, log = os.path.join(_tables_folder(), f"{architecture}.json"), logging.getLogger(__name__)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = {title.split()[-1]: rows for title, rows in json.load(file).items()}
+        found = {kind: _tuned_rows(table, kind) for kind in ("bfloat16", "float32")}
+    except Exception as error:  # whatever lies there must not stop a launch
+        log.warning("%s passes over %s, which is no table of launch configurations: %r", SPEC["name"], path, error)
+        return {}
+    if any(found.values()):
+        log.info("%s takes launch configurations from %s", SPEC["name"], path)
+    return found
+
+
+def _tuned_rows(table, kind):
+    """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
+    found = {}
+    for kernel, digest in DIGESTS.items():
+        place = f"64x64 {kind}"
+        if place in table.get(digest, ()):
+            found[kernel] = tuple(table[digest][place][:4])
+            if not _can_launch(*found[kernel]):
+                raise ValueError(f"{kernel}: {found[kernel]}")
+    return found
+
+
+def _can_launch(BT, columns, num_warps, num_stages):
+    """Whether these numbers are a configuration: powers of two, and a pipeline's stages."""
+    powers = all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in (BT, columns, num_warps))
+    return powers and min(BT, columns) >= 16 and num_stages in range(1, 10)
+
+
+@functools.lru_cache(maxsize=32)
+def _configurations(device, kind):
+    """The configurations of kernels on a device, for a type of products: those tuned on this machine, or this file's.
+
+    Says once which kernels have none.
+    """
+    architecture = _architecture(device)
+    found = {**CONFIGURATIONS.get(architecture, {}).get(kind, {}), **_tuned(architecture).get(kind, {})}
+    missing = [kernel for kernel in AXES if kernel not in found]
+    if missing and architecture != "cpu":
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations on {architecture} in {kind} for "
+            f"{', '.join(missing) if found else 'any kernel'} and takes small tiles there; `mcgen tune "
+            f"{SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), which this file "
+            "then takes up by itself",
+            stacklevel=2,
+        )
+    return found
+
+
+def _configured(kernel, element, device):
+    """BT, columns of a tile, num_warps and num_stages of a kernel."""
+    kind = "float32" if element == torch.float32 else "bfloat16"
+    found = _configurations(device, kind).get(kernel)
+    return found or (*DEFAULTS[_family(_architecture(device))][kind], 1)
 
 
 def _element(tensors):
@@ -2072,16 +2112,11 @@ _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
-    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
-    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
-    if found is None:
-        BT, columns, num_warps = DEFAULTS[_family(architecture)][kind]
-        tiles = {"k": _tile(64), "v": _tile(64)}
-        if AXES[kernel]:
-            tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
-        found = BT, tiles["k"], tiles["v"], num_warps, 1
-    BT, BK, BV, num_warps, num_stages = found
-    return BT, BK, BV, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
+    tiles = {"k": _tile(64), "v": _tile(64)}
+    if AXES[kernel]:
+        tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
+    return BT, tiles["k"], tiles["v"], {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
@@ -2578,8 +2613,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
-    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
-        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if backend == "triton":
+        _require_triton(q)
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v", "u", "alpha", "beta", "lam")]
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
@@ -2761,7 +2796,7 @@ class SwlaGrm(torch.nn.Module):
             UnsupportedError: state, return_state or cu_seqlens is asked for.
         """
         if state is not None or return_state or cu_seqlens is not None:
-            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         dtype = _stream_type(x)

@@ -17,10 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
+import json
+import logging
 import math
 import os
 import sys
+import types
 import warnings
 
 import torch
@@ -211,32 +215,29 @@ def _clear_between(buffer, rooms):
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): chunk after chunk, across segments.
 # Only the state (S, M)
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
+#
+# Functions of a panel or chunk are given values by name, as x.name, and give others, as out.name. A name is one value
+# in all of them: d_x is dL/dx, d_x_by_y what of that goes through y, and x_ahead what of x does not wait for the state.
+# Beside a value stand its axes and its equation: [t j] are tokens and earlier tokens, [k], [h1] … [v] a head's sizes.
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 16  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
+# What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
 CARRY = {
-    "decay_all": 0,
-    "k": 2,
-    "C_j": 1,
-    "v": 2,
-    "decay_all2": 0,
-    "R": 0,
-    "C_j4": 1,
-}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {
-    "R": 0,
-    "decay_all": 0,
-    "q_d_q_S": 2,
-    "decay_all2": 0,
-    "k": 2,
-    "C_j4": 1,
-    "C_j": 1,
-    "C_q_k_d_o": 2,
-    "q_d_q_M": 2,
+    0: "beta_run_all alpha_run_all R_M_S",
+    1: "C_S_j C_M_j",
+    2: "k v",
 }
-ROWS_READ = ("x_tv",)  # what `_carry` reads of the state, and others need
-ROWS_OWED = ("k_d_M_next", "k_d_S_next")  # what `_carry_vjp` makes of the state's cotangent, and others need
+CARRY_VJP = {
+    0: "R_M_S beta_run_all alpha_run_all",
+    1: "C_M_j C_S_j",
+    2: "d_S_by_q_S k d_error_by_o d_M_by_q_M",
+}
+# What `_carry` makes of the state, and others need.
+ROWS_READ = "error"
+# What `_carry_vjp` makes of the state's cotangent, and others need.
+ROWS_OWED = "d_M_writes_by_M_next d_S_writes_by_S_next"
 
 
 def _products(first, *others):
@@ -260,255 +261,159 @@ def _runs_to(gate):
     return F.pad(gate.flip(-1).cumprod(-1).flip(-1), (0, 1), value=1.0)
 
 
-def _writes(*, beta, eta, alpha, **_):
+def _writes(**x):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
-    beta_runs = _runs(beta)
-    decay_all = beta_runs[..., -1, 0]
-    decay_j = beta_runs[..., -1, 1:]
-    x_t = -eta
-    C_j = decay_j * x_t
-    alpha_runs_to = _runs_to(alpha)
-    decay_all2 = alpha_runs_to[..., 0]
-    decay_j2 = alpha_runs_to[..., 1:]
-    C_s2 = decay_j2 * beta
-    before_t = beta_runs[..., :-1, 0]
-    R = (C_s2 * before_t).sum(-1)
-    C_j2 = decay_j2 * x_t
-    before_tj = beta_runs[..., :-1, 1:]
-    C_tj2 = before_tj * x_t[..., None, :]
-    C_j3 = (C_s2[..., None, :] @ C_tj2).squeeze(-2)
-    C_j4 = C_j2 + C_j3
-    return {
-        "decay_all": decay_all,
-        "C_j": C_j,
-        "decay_all2": decay_all2,
-        "R": R,
-        "C_j4": C_j4,
-        "decay_j": decay_j,
-        "decay_j2": decay_j2,
-        "C_s2": C_s2,
-        "before_t": before_t,
-        "before_tj": before_tj,
-        "C_tj2": C_tj2,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    beta_runs = _runs(x.beta)
+    out.beta_run_all = beta_runs[..., -1, 0]  # product of beta_i over the chunk
+    out.beta_run_j = beta_runs[..., -1, 1:]  # [j] product of beta_i over j < i
+    rate = -x.eta  # [t]
+    out.C_S_j = out.beta_run_j * rate  # [j] dS_end/dG_j
+    alpha_runs_to = _runs_to(x.alpha)
+    out.alpha_run_all = alpha_runs_to[..., 0]  # product of alpha_i over the chunk
+    out.alpha_run_j = alpha_runs_to[..., 1:]  # [j] product of alpha_i over j < i
+    out.M_of_S_s = out.alpha_run_j * x.beta  # [s] dM_end/dS_s-1
+    out.beta_before_t = beta_runs[..., :-1, 0]  # [t] product of beta_i over i < t
+    out.R_M_S = (out.M_of_S_s * out.beta_before_t).sum(-1)  # dM_end/dS_0
+    out.beta_before_tj = beta_runs[..., :-1, 1:]  # [t j] product of beta_i over j < i < t
+    out.C_S_before_tj = out.beta_before_tj * rate[..., None, :]  # [t j] dS_t-1/dG_j
+    out.C_M_j = out.alpha_run_j * rate + (out.M_of_S_s[..., None, :] @ out.C_S_before_tj).squeeze(-2)  # [j] dM_end/dG_j
+    return vars(out)
 
 
-def _carry(*, decay_all, S, k, C_j, M, v, decay_all2, R, C_j4, **_):
+def _carry(**x):
     """The state after a chunk."""
-    # S = R S + sum over j of C_j k_j v_jᵀ
-    decay_S = decay_all[..., None, None] * S  # [k v]
-    k_M = k @ M  # [t v]
-    x_tv = 2.0 * k_M - 2.0 * v
-    k_C_x_tv = k.mT @ (C_j[..., :, None] * x_tv)  # [k v]
-    S_next = decay_S + k_C_x_tv  # [k v]
-    # M = R M + sum over j of C_j k_j v_jᵀ
-    decay_M = decay_all2[..., None, None] * M  # [k v]
-    R_S = R[..., None, None] * S  # [k v]
-    k_C_x_tv2 = k.mT @ (C_j4[..., :, None] * x_tv)  # [k v]
-    M_next = decay_M + R_S + k_C_x_tv2  # [k v]
-    return {
-        "S_next": S_next,
-        "M_next": M_next,
-        "x_tv": x_tv,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    prediction = x.k @ x.M  # [t v] p = M(k)
+    out.error = 2.0 * prediction - 2.0 * x.v  # [t v] e = dJ/dp, p = M(k)
+    # [k v] S' = R S + sum over j of C_j k_j v_jᵀ
+    out.S_next = x.beta_run_all[..., None, None] * x.S + x.k.mT @ (x.C_S_j[..., :, None] * out.error)
+    k_M_writes = x.k.mT @ (x.C_M_j[..., :, None] * out.error)  # [k v]
+    # [k v] M' = R M + sum over j of C_j k_j v_jᵀ
+    out.M_next = x.alpha_run_all[..., None, None] * x.M + x.R_M_S[..., None, None] * x.S + k_M_writes
+    return vars(out)
 
 
-def _read_online(*, alpha, q, M, beta, before_t, S, eta, C_tj2, k, x_tv, **_):
+def _read_online(**x):
     """The online read-outs of chunks, from the states before them."""
-    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
-    alpha_runs = _runs(alpha)
-    decay_t = alpha_runs[..., 1:, 0]
-    q_M = q @ M  # [t v]
-    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
-    decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = ((beta * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
-    q_S = q @ S  # [t v]
-    R_q_S = R_t[..., :, None] * q_S  # [t v]
-    x_t = -eta
-    C_tj = decay_tj * x_t[..., None, :]
-    C_tj3 = (decay_tj * beta[..., None, :]) @ C_tj2
-    C_tj4 = C_tj + C_tj3
-    q_k = q @ k.mT  # [t j]
-    C_q_k_x_tv = (C_tj4 * q_k) @ x_tv
-    o = decayed_q_M + R_q_S + C_q_k_x_tv  # [t v]
-    return {
-        "o": o,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    alpha_runs = _runs(x.alpha)
+    alpha_run_t = alpha_runs[..., 1:, 0]  # [t] product of alpha_i over i <= t
+    q_M = x.q @ x.M  # [t v]
+    alpha_run_tj = alpha_runs[..., 1:, 1:]  # [t j] product of alpha_i over j < i <= t
+    R_M_S_t = ((x.beta * x.beta_before_t)[..., None, :] @ alpha_run_tj.mT).squeeze(-2)  # [t] dM_t/dS_0
+    q_S = x.q @ x.S  # [t v]
+    rate = -x.eta  # [t]
+    M_of_S_ts = alpha_run_tj * x.beta[..., None, :]  # [t s] dM_t/dS_s-1
+    C_M_tj = alpha_run_tj * rate[..., None, :] + M_of_S_ts @ x.C_S_before_tj  # [t j] dM_t/dG_j
+    q_k = x.q @ x.k.mT  # [t j]
+    # [t v] o_t = M_tᵀ q_t, M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    out.o = alpha_run_t[..., :, None] * q_M + R_M_S_t[..., :, None] * q_S + (C_M_tj * q_k) @ x.error
+    return vars(out)
 
 
-def _pulls(*, q, d_o, alpha, beta, before_t, eta, C_tj2, k, **_):
+def _pulls(**x):
     """What the read-outs of chunks owe to the states before them."""
-    alpha_runs = _runs(alpha)
-    decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = ((beta * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
-    d_q_S = d_o * R_t[..., :, None]  # [t v]
-    q_d_q_S = q.mT @ d_q_S  # [k v]
-    x_t = -eta
-    C_tj = decay_tj * x_t[..., None, :]
-    C_ts = decay_tj * beta[..., None, :]
-    C_tj3 = C_ts @ C_tj2
-    C_tj4 = C_tj + C_tj3
-    q_k = q @ k.mT  # [t j]
-    C_q_k_d_o = (C_tj4 * q_k).mT @ d_o  # [j v]
-    decay_t = alpha_runs[..., 1:, 0]
-    d_q_M = d_o * decay_t[..., :, None]  # [t v]
-    q_d_q_M = q.mT @ d_q_M  # [k v]
-    return {
-        "q_d_q_S": q_d_q_S,
-        "C_q_k_d_o": C_q_k_d_o,
-        "q_d_q_M": q_d_q_M,
-        "decay_tj": decay_tj,
-        "d_q_S": d_q_S,
-        "C_ts": C_ts,
-        "C_tj4": C_tj4,
-        "q_k": q_k,
-        "d_q_M": d_q_M,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    alpha_runs = _runs(x.alpha)
+    out.alpha_run_tj = alpha_runs[..., 1:, 1:]  # [t j] product of alpha_i over j < i <= t
+    R_M_S_t = ((x.beta * x.beta_before_t)[..., None, :] @ out.alpha_run_tj.mT).squeeze(-2)  # [t] dM_t/dS_0
+    out.d_q_S = x.d_o * R_M_S_t[..., :, None]  # [t v]
+    out.d_S_by_q_S = x.q.mT @ out.d_q_S  # [k v]
+    rate = -x.eta  # [t]
+    out.M_of_S_ts = out.alpha_run_tj * x.beta[..., None, :]  # [t s] dM_t/dS_s-1
+    out.C_M_tj = out.alpha_run_tj * rate[..., None, :] + out.M_of_S_ts @ x.C_S_before_tj  # [t j] dM_t/dG_j
+    out.q_k = x.q @ x.k.mT  # [t j]
+    out.d_error_by_o = (out.C_M_tj * out.q_k).mT @ x.d_o  # [j v]
+    alpha_run_t = alpha_runs[..., 1:, 0]  # [t] product of alpha_i over i <= t
+    out.d_q_M = x.d_o * alpha_run_t[..., :, None]  # [t v]
+    out.d_M_by_q_M = x.q.mT @ out.d_q_M  # [k v]
+    return vars(out)
 
 
-def _carry_vjp(*, d_M_next, R, d_S_next, decay_all, q_d_q_S, decay_all2, k, C_j4, C_j, C_q_k_d_o, q_d_q_M, **_):
+def _carry_vjp(**x):
     """The cotangent of the state before a chunk, from that after it."""
-    R_d_M_next = d_M_next * R[..., None, None]  # [k v]
-    decay_d_S_next = d_S_next * decay_all[..., None, None]  # [k v]
-    d_S = R_d_M_next + decay_d_S_next + q_d_q_S  # [k v]
-    decay_d_M_next = d_M_next * decay_all2[..., None, None]  # [k v]
-    k_d_M_next = k @ d_M_next  # [j v]
-    C_k_d_M_next = k_d_M_next * C_j4[..., :, None]  # [j v]
-    k_d_S_next = k @ d_S_next  # [j v]
-    C_k_d_S_next = k_d_S_next * C_j[..., :, None]  # [j v]
-    d_jv = C_k_d_M_next + C_k_d_S_next + C_q_k_d_o
-    k_d_tv = k.mT @ (2.0 * d_jv)  # [k v]
-    d_M = decay_d_M_next + k_d_tv + q_d_q_M  # [k v]
-    return {
-        "d_S": d_S,
-        "d_M": d_M,
-        "k_d_M_next": k_d_M_next,
-        "k_d_S_next": k_d_S_next,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.d_S = x.d_M_next * x.R_M_S[..., None, None] + x.d_S_next * x.beta_run_all[..., None, None] + x.d_S_by_q_S
+    out.d_M_writes_by_M_next = x.k @ x.d_M_next  # [j v]
+    out.d_S_writes_by_S_next = x.k @ x.d_S_next  # [j v]
+    d_error_by_S_writes = out.d_S_writes_by_S_next * x.C_S_j[..., :, None]  # [j v]
+    d_error = out.d_M_writes_by_M_next * x.C_M_j[..., :, None] + d_error_by_S_writes + x.d_error_by_o  # [j v] dL/de
+    d_prediction = 2.0 * d_error  # [t v] dL/dp
+    out.d_M = x.d_M_next * x.alpha_run_all[..., None, None] + x.k.mT @ d_prediction + x.d_M_by_q_M  # [k v]
+    return vars(out)
 
 
-def _inputs_vjp(
-    *,
-    decay_j2,
-    k_d_M_next,
-    x_tv,
-    eta,
-    alpha,
-    C_tj2,
-    d_M_next,
-    S,
-    before_t,
-    beta,
-    M,
-    decay_tj,
-    d_o,
-    q_k,
-    q,
-    C_tj4,
-    k,
-    d_q_S,
-    d_q_M,
-    decay_j,
-    k_d_S_next,
-    before_tj,
-    d_S_next,
-    C_s2,
-    C_ts,
-    C_j4,
-    C_j,
-    C_q_k_d_o,
-    **_,
-):
+def _inputs_vjp(**x):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    # d_alpha
-    k_d_M_next_x_tv = (k_d_M_next * x_tv).sum(-1)  # [j]
-    x_t = -eta
-    x_j = k_d_M_next_x_tv * x_t
-    decay_x_j = decay_j2[..., :, None] * x_j[..., None, :]  # [m j]
-    alpha_runs = _runs(alpha)
-    before_tj2 = alpha_runs[..., :-1, 1:]
-    x_m = (decay_x_j * before_tj2).sum(-1)
-    x_s = (k_d_M_next_x_tv[..., None, :] @ C_tj2.mT).squeeze(-2)
-    d_M_next_S = (d_M_next * S).sum((-2, -1))
-    d_s = d_M_next_S[..., None] * before_t
-    d_s2 = x_s + d_s
-    d_s2_beta = d_s2 * beta  # [s]
-    decay_d_s2_beta = decay_j2[..., None, :] * d_s2_beta[..., :, None]  # [s m]
-    before_sm = alpha_runs[..., :-1, 1:].mT
-    d_m = (decay_d_s2_beta * before_sm).sum(-2)
-    d_M_next_M = (d_M_next * M).sum((-2, -1))
-    decay_d_M_next_M = decay_j2 * d_M_next_M[..., None]  # [m]
-    before_t3 = alpha_runs[..., :-1, 0]
-    d_m3 = decay_d_M_next_M * before_t3
-    d_o_x_tv = d_o @ x_tv.mT  # [t j]
-    d_o_x_tv_q_k = d_o_x_tv * q_k  # [t j]
-    d_mj = decay_tj.mT @ (d_o_x_tv_q_k * x_t[..., None, :])
-    decayed_d_mj = (d_mj * before_tj2).sum(-1)  # [m]
-    C_d_o_x_tv_q_k = d_o_x_tv_q_k @ C_tj2.mT  # [t s]
-    q_S = q @ S  # [t v]
-    d_o_q_S = (d_o * q_S).sum(-1)  # [t]
-    d_o_q_S_before_t = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
-    d_ts = C_d_o_x_tv_q_k + d_o_q_S_before_t
-    decay_d_ts_beta = (d_ts * beta[..., None, :]).mT @ decay_tj  # [s m]
-    d_m4 = (decay_d_ts_beta * before_sm).sum(-2)
-    q_M = q @ M  # [t v]
-    d_o_q_M = (d_o * q_M).sum(-1)  # [t]
-    decay_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m5 = decay_d_o_q_M * before_t3
-    d_t = decayed_d_mj + d_m4 + d_m5
-    d_alpha = x_m + d_m + d_m3 + d_t  # [t]
-    # d_q
-    d_q_k = d_o_x_tv * C_tj4  # [t j]
-    d_q = _products((d_q_k, k), (d_q_S, S.mT), (d_q_M, M.mT))  # [t k]
-    # d_beta
-    k_d_S_next_x_tv = (k_d_S_next * x_tv).sum(-1)  # [j]
-    x_j2 = k_d_S_next_x_tv * x_t
-    decay_x_j2 = decay_j[..., :, None] * x_j2[..., None, :]  # [m j]
-    x_m3 = (decay_x_j2 * before_tj).sum(-1)
-    d_S_next_S = (d_S_next * S).sum((-2, -1))
-    decay_d_S_next_S = decay_j * d_S_next_S[..., None]  # [m]
-    d_m6 = decay_d_S_next_S * before_t
-    x_sj = C_s2[..., :, None] * k_d_M_next_x_tv[..., None, :]
-    C_d_o_x_tv_q_k2 = C_ts.mT @ d_o_x_tv_q_k  # [s j]
-    d_sj = x_sj + C_d_o_x_tv_q_k2
-    d_mj2 = before_tj.mT @ (d_sj * x_t[..., None, :])
-    d_mj2_before_tj = (d_mj2 * before_tj).sum(-1)  # [m]
-    C_d_M_next_S = C_s2 * d_M_next_S[..., None]  # [s]
-    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj).squeeze(-2)  # [s]
-    d_s3 = beta * decay_d_o_q_S
-    d_s4 = C_d_M_next_S + d_s3
-    before_tj_d_s4 = (d_s4[..., None, :] @ before_tj).squeeze(-2)  # [m]
-    d_m7 = before_tj_d_s4 * before_t
-    decay_d_s2 = d_s2 * decay_j2
-    decay_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
-    d_s5 = decay_d_s2 + decay_d_ts
-    d_beta = x_m3 + d_m6 + d_mj2_before_tj + d_m7 + d_s5  # [t]
-    # d_eta
-    x_j3 = k_d_M_next_x_tv * decay_j2
-    x_j4 = k_d_S_next_x_tv * decay_j
-    d_sj_before_tj = (d_sj * before_tj).sum(-2)  # [j]
-    d_j = (d_o_x_tv_q_k * decay_tj).sum(-2)
-    d_j2 = x_j3 + x_j4 + d_sj_before_tj + d_j
-    d_eta = -d_j2  # [t]
-    # d_k
-    C_k_d_M_next = k_d_M_next * C_j4[..., :, None]  # [j v]
-    C_k_d_S_next = k_d_S_next * C_j[..., :, None]  # [j v]
-    x_jv = C_k_d_M_next + C_k_d_S_next + C_q_k_d_o
-    x_tv3_M = (2.0 * x_jv) @ M.mT  # [t k]
-    d_k = (
-        _products(((C_j4[..., :, None] * x_tv), d_M_next.mT), ((C_j[..., :, None] * x_tv), d_S_next.mT), (d_q_k.mT, q))
-        + x_tv3_M
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    # d_alpha = dL/dalpha
+    d_C_M_j = (x.d_M_writes_by_M_next * x.error).sum(-1)  # [j]
+    rate = -x.eta  # [t]
+    d_alpha_run_j = d_C_M_j * rate  # [j]
+    alpha_runs = _runs(x.alpha)
+    alpha_before_tj = alpha_runs[..., :-1, 1:]  # [t j] product of alpha_i over j < i < t
+    d_alpha_by_alpha_run_j = (x.alpha_run_j[..., :, None] * d_alpha_run_j[..., None, :] * alpha_before_tj).sum(-1)
+    d_R_M_S = (x.d_M_next * x.S).sum((-2, -1))
+    d_M_of_S_s = (d_C_M_j[..., None, :] @ x.C_S_before_tj.mT).squeeze(-2) + d_R_M_S[..., None] * x.beta_before_t  # [s]
+    d_alpha_run_s = d_M_of_S_s * x.beta  # [s]
+    alpha_before_ms = alpha_runs[..., :-1, 1:].mT  # [s m] product of alpha_i over s < i < m
+    d_alpha_by_alpha_run_s = (x.alpha_run_j[..., None, :] * d_alpha_run_s[..., :, None] * alpha_before_ms).sum(-2)
+    d_alpha_run_all = (x.d_M_next * x.M).sum((-2, -1))
+    alpha_before_t = alpha_runs[..., :-1, 0]  # [t] product of alpha_i over i < t
+    d_alpha_by_alpha_run_all = x.alpha_run_j * d_alpha_run_all[..., None] * alpha_before_t  # [m]
+    d_C_q_k_by_o = x.d_o @ x.error.mT  # [t j]
+    d_C_M_tj = d_C_q_k_by_o * x.q_k  # [t j]
+    d_alpha_run_tj = d_C_M_tj * rate[..., None, :]  # [t j]
+    d_alpha_by_alpha_run_tj = ((x.alpha_run_tj.mT @ d_alpha_run_tj) * alpha_before_tj).sum(-1)  # [m]
+    q_S = x.q @ x.S  # [t v]
+    d_R_M_S_t = (x.d_o * q_S).sum(-1)  # [t]
+    d_M_of_S_ts = d_C_M_tj @ x.C_S_before_tj.mT + d_R_M_S_t[..., :, None] * x.beta_before_t[..., None, :]  # [t s]
+    d_alpha_run_ts = d_M_of_S_ts * x.beta[..., None, :]  # [t s]
+    d_alpha_by_alpha_run_ts = ((d_alpha_run_ts.mT @ x.alpha_run_tj) * alpha_before_ms).sum(-2)  # [m]
+    q_M = x.q @ x.M  # [t v]
+    d_alpha_run_t = (x.d_o * q_M).sum(-1)  # [t]
+    d_alpha_by_alpha_run_t = (d_alpha_run_t[..., None, :] @ x.alpha_run_tj).squeeze(-2) * alpha_before_t  # [m]
+    d_alpha_ahead = d_alpha_by_alpha_run_tj + d_alpha_by_alpha_run_ts + d_alpha_by_alpha_run_t  # [t]
+    out.d_alpha = d_alpha_by_alpha_run_j + d_alpha_by_alpha_run_s + d_alpha_by_alpha_run_all + d_alpha_ahead  # [t]
+    # d_q = dL/dq
+    d_q_k = d_C_q_k_by_o * x.C_M_tj  # [t j]
+    out.d_q = _products((d_q_k, x.k), (x.d_q_S, x.S.mT), (x.d_q_M, x.M.mT))  # [t k]
+    # d_beta = dL/dbeta
+    d_C_S_j = (x.d_S_writes_by_S_next * x.error).sum(-1)  # [j]
+    d_beta_run_j = d_C_S_j * rate  # [j]
+    d_beta_by_beta_run_j = (x.beta_run_j[..., :, None] * d_beta_run_j[..., None, :] * x.beta_before_tj).sum(-1)  # [m]
+    d_beta_run_all = (x.d_S_next * x.S).sum((-2, -1))
+    d_beta_by_beta_run_all = x.beta_run_j * d_beta_run_all[..., None] * x.beta_before_t  # [m]
+    d_C_S_before_tj = x.M_of_S_s[..., :, None] * d_C_M_j[..., None, :] + x.M_of_S_ts.mT @ d_C_M_tj  # [s j]
+    d_beta_before_tj = d_C_S_before_tj * rate[..., None, :]  # [t j]
+    d_beta_by_beta_before_tj = ((x.beta_before_tj.mT @ d_beta_before_tj) * x.beta_before_tj).sum(-1)  # [m]
+    d_beta_before_t = x.M_of_S_s * d_R_M_S[..., None] + x.beta * (d_R_M_S_t[..., None, :] @ x.alpha_run_tj).squeeze(-2)
+    d_beta_by_beta_before_t = (d_beta_before_t[..., None, :] @ x.beta_before_tj).squeeze(-2) * x.beta_before_t  # [m]
+    d_beta_s = d_M_of_S_s * x.alpha_run_j + (d_M_of_S_ts * x.alpha_run_tj).sum(-2)  # [s]
+    out.d_beta = (
+        d_beta_by_beta_run_j + d_beta_by_beta_run_all + d_beta_by_beta_before_tj + d_beta_by_beta_before_t + d_beta_s
     )
-    # d_v
-    x_tv4 = -(2.0 * x_jv)
-    return {
-        "d_alpha": d_alpha,
-        "d_q": d_q,
-        "d_beta": d_beta,
-        "d_eta": d_eta,
-        "d_k": d_k,
-        "d_v": x_tv4,
-    }
+    # d_eta = dL/deta
+    d_rate_by_C_S_before_tj = (d_C_S_before_tj * x.beta_before_tj).sum(-2)  # [j]
+    d_rate_by_C_M_tj = (d_C_M_tj * x.alpha_run_tj).sum(-2)  # [j]
+    d_rate = d_C_M_j * x.alpha_run_j + d_C_S_j * x.beta_run_j + d_rate_by_C_S_before_tj + d_rate_by_C_M_tj  # [j]
+    out.d_eta = -d_rate  # [t]
+    # d_k = dL/dk
+    d_error_by_S_writes = x.d_S_writes_by_S_next * x.C_S_j[..., :, None]  # [j v]
+    d_error = x.d_M_writes_by_M_next * x.C_M_j[..., :, None] + d_error_by_S_writes + x.d_error_by_o  # [j v] dL/de
+    d_prediction = 2.0 * d_error  # [t v] dL/dp
+    d_k_by_prediction = d_prediction @ x.M.mT  # [t k]
+    out.d_k = (
+        _products(
+            (x.C_M_j[..., :, None] * x.error, x.d_M_next.mT),
+            (x.C_S_j[..., :, None] * x.error, x.d_S_next.mT),
+            (d_q_k.mT, x.q),
+        )
+        + d_k_by_prediction
+    )
+    out.d_v = -(2.0 * d_error)  # [t v]
+    return vars(out)
 
 
 def _compute_type(tensors):
@@ -610,10 +515,11 @@ def _fresh(tensors, lanes, dtype):
 
 
 def _by_chunk(values, dimensions, batch):
-    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    """Each chunk's part of the values, in order; `dimensions` has their names by how many follow those of the batch."""
     parts = {}
-    for name, n in dimensions.items():
-        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    for n, names in dimensions.items():
+        for name in names.split():
+            parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
     return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
 
 
@@ -625,7 +531,7 @@ def _walk(x, state, segments):
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         out = _carry(**chunk, **state)
-        before.append({**state, **{name: out[name] for name in ROWS_READ}})
+        before.append({**state, **{name: out[name] for name in ROWS_READ.split()}})
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
@@ -643,7 +549,7 @@ def _walk_back(x, d_state, d_ends, segments):
     for c in reversed(range(len(chunks))):
         d_state = {f"d_{name}_next": t for name, t in d_state.items()}
         out = _carry_vjp(**chunks[c], **d_state)
-        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED.split()}})
         d_state = {name: out[f"d_{name}"] for name in ("S", "M")}
     return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
@@ -809,6 +715,21 @@ def _tile_product(e, f):
 
 
 @_jit
+def _block(blocks, i_n):
+    """A block: its tokens start..end; its segment, and that one's tokens; the sequence's first segment; the border."""
+    row = blocks + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, border = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, border
+
+
+@_jit
+def _chain(chains, i_c):
+    """A chain: its first block or step, and the one after its last."""
+    return tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+
+
+@_jit
 def states_kernel(
     k,
     v,
@@ -848,8 +769,9 @@ def states_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_S = tl.zeros([BK, BV], tl.float32)
     b_M = tl.zeros([BK, BV], tl.float32)
-    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
-        start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    i_first, i_last = _chain(chains, i_c)
+    for i_n in range(i_first, i_last):
+        start, end, _, _, _, _, _ = _block(blocks, i_n)
         i_state = i_bh.to(tl.int64) * n_blocks + i_n
         tl.store(start_S + i_state * K * V + o_kv, b_S, mask=m_kv)
         tl.store(start_M + i_state * K * V + o_kv, b_M, mask=m_kv)
@@ -859,55 +781,60 @@ def states_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_tj = tl.where(
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                    (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                    (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
                 ),
                 0.0,
             )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = -b_eta
-            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-            b_x_tj = b_decay_tj * b_x_t3[None, :]
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
-            b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
-            b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
-            b_x_s3 = b_decay_j * b_x_t5
-            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-            b_x_j3 = b_decay_j * b_x_t3
-            b_x_j4 = b_x_j3 + b_x_j2
-            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-            b_x_kv = b_x * b_S
-            b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
-            b_x_kv2 = b_decay_all * b_M
-            b_x_kv3 = b_x_kv + b_x_kv2
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
+            b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+            b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+            b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+            b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+            b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+            b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+            b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+            b_R_M_S_S = b_R_M_S * b_S
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_R_M_S_S_M_keeps_run_all_M = b_R_M_S_S + b_M_keeps_run_all_M
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
+            b_prediction = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_error_0 = 2.0 * b_x_tv - 2.0 * b_v.to(tl.float32)
+            b_error_0 = 2.0 * b_prediction - 2.0 * b_v.to(tl.float32)
             tl.store(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 b_error_0,
                 mask=m_t[:, None] & m_v[None, :],
             )
-            b_x_jv2 = b_x_j4[:, None] * b_error_0
-            b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-            b_x_j5 = b_decay_j2 * b_x_t3
-            b_x_jv3 = b_x_j5[:, None] * b_error_0
-            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv5 = b_decay_all2 * b_S
-            b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+            b_M_writes = b_C_M_j[:, None] * b_error_0
+            b_M_next = _tile_dot_add(b_R_M_S_S_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
+            )
+            b_C_S_j = b_S_keeps_run_j * b_rate
+            b_S_writes = b_C_S_j[:, None] * b_error_0
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+            b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
             b_S = b_S_next
             b_M = b_M_next
 
@@ -947,7 +874,7 @@ def read_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_S = tl.load(start_S + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
@@ -957,69 +884,70 @@ def read_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_valid = m_t.to(tl.float32)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_tj = tl.where(
+        b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+        b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+        b_S_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
             ),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = -b_eta
-        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-        b_x_tj = b_decay_tj * b_x_t3[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
-        b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
-        b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s3 = b_decay_j * b_x_t5
-        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-        b_x_j3 = b_decay_j * b_x_t3
-        b_x_j4 = b_x_j3 + b_x_j2
-        b_decay_tj2 = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+        b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+        b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+        b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+        b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t4_e[:, None] - b_x_t4_e[None, :], b_x_t4_f[:, None] - b_x_t4_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
-        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
-        b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-        b_x_kv = b_x * b_S
-        b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
-        b_x_kv2 = b_decay_all * b_M
-        b_x_kv3 = b_x_kv + b_x_kv2
+        b_M_keeps_run_tj_rate = b_M_keeps_run_tj * b_rate[None, :]
+        b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
+        b_C_M_tj = _tile_dot_add(b_M_keeps_run_tj_rate, b_M_of_S_ts, b_C_S_before_tj, one, PREC)
+        b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+        b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+        b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+        b_R_M_S_S = b_R_M_S * b_S
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_R_M_S_S_M_keeps_run_all_M = b_R_M_S_S + b_M_keeps_run_all_M
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
-        b_x_tv = b_x_t6[:, None] * b_q_S
+        b_R_q_S = b_R_M_S_t[:, None] * b_q_S
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
-        b_decay_t2 = _tile_product(b_x_t4_e, b_x_t4_f)
-        b_x_tv2 = b_decay_t2[:, None] * b_q_M
-        b_x_tv3 = b_x_tv + b_x_tv2
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_R_q_M = b_M_keeps_run_t[:, None] * b_q_M
+        b_R_q_S_R_q_M = b_R_q_S + b_R_q_M
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj5 = b_x_tj4 * b_q_k
+        b_C_q_k = b_C_M_tj * b_q_k
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_o = _tile_dot_add(b_x_tv3, b_x_tj5, b_error_0, one, PREC)
-        b_x_jv2 = b_x_j4[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv5 = b_decay_all2 * b_S
-        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_j5 = b_decay_j2 * b_x_t3
-        b_x_jv3 = b_x_j5[:, None] * b_error_0
-        b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+        b_o = _tile_dot_add(b_R_q_S_R_q_M, b_C_q_k, b_error_0, one, PREC)
+        b_M_writes = b_C_M_j[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_R_M_S_S_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+        b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+        b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+        b_S_keeps_run_j = _tile_product(tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f)
+        b_C_S_j = b_S_keeps_run_j * b_rate
+        b_S_writes = b_C_S_j[:, None] * b_error_0
+        b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
         b_S = b_S_next
         b_M = b_M_next
         b_y = b_o
@@ -1063,7 +991,7 @@ def queries_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_S = tl.load(start_S + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     b_M = tl.load(start_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
@@ -1073,74 +1001,75 @@ def queries_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_valid = m_t.to(tl.float32)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_tj = tl.where(
+        b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+        b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+        b_S_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
             ),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = -b_eta
-        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-        b_x_tj = b_decay_tj * b_x_t3[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
-        b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
-        b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s3 = b_decay_j * b_x_t5
-        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-        b_x_j3 = b_decay_j * b_x_t3
-        b_x_j4 = b_x_j3 + b_x_j2
-        b_decay_tj2 = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+        b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+        b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+        b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+        b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t4_e[:, None] - b_x_t4_e[None, :], b_x_t4_f[:, None] - b_x_t4_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
-        b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
-        b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-        b_x_kv = b_x * b_S
-        b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
-        b_x_kv2 = b_decay_all * b_M
-        b_x_kv3 = b_x_kv + b_x_kv2
+        b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
+        b_M_keeps_run_tj_rate = b_M_keeps_run_tj * b_rate[None, :]
+        b_C_M_tj = _tile_dot_add(b_M_keeps_run_tj_rate, b_M_of_S_ts, b_C_S_before_tj, one, PREC)
+        b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+        b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+        b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+        b_R_M_S_S = b_R_M_S * b_S
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_R_M_S_S_M_keeps_run_all_M = b_R_M_S_S + b_M_keeps_run_all_M
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_d_y_S = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_S), one, PREC)
-        b_x_tk = b_x_t6[:, None] * b_d_y_S
+        b_d_q_by_q_S = b_R_M_S_t[:, None] * b_d_y_S
         b_d_y_M = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_tj5 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tj6 = b_x_tj5 * b_x_tj4
+        b_d_C_q_k_by_o = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_q_k = b_d_C_q_k_by_o * b_C_M_tj
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk3 = _tile_dot_add(b_x_tk, b_x_tj6, b_k.to(tl.float32), one, PREC)
-        b_decay_t2 = _tile_product(b_x_t4_e, b_x_t4_f)
-        b_x_tk4 = b_decay_t2[:, None] * b_d_y_M
-        b_d_q = b_x_tk4 + b_x_tk3
+        b_d_q_by_q_S_d_q_by_q_k = _tile_dot_add(b_d_q_by_q_S, b_d_q_k, b_k.to(tl.float32), one, PREC)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_by_q_M = b_M_keeps_run_t[:, None] * b_d_y_M
+        b_d_q = b_d_q_by_q_M + b_d_q_by_q_S_d_q_by_q_k
         tl.store(
             d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_q.to(d_q.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_x_jv2 = b_x_j4[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv5 = b_decay_all2 * b_S
-        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_j5 = b_decay_j2 * b_x_t3
-        b_x_jv3 = b_x_j5[:, None] * b_error_0
-        b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+        b_M_writes = b_C_M_j[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_R_M_S_S_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+        b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+        b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+        b_S_keeps_run_j = _tile_product(tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f)
+        b_C_S_j = b_S_keeps_run_j * b_rate
+        b_S_writes = b_C_S_j[:, None] * b_error_0
+        b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
         b_S = b_S_next
         b_M = b_M_next
 
@@ -1188,7 +1117,7 @@ def keys_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_d_S_next = tl.load(d_end_S + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
@@ -1202,51 +1131,55 @@ def keys_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_M
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
-            b_x_s3 = b_decay_j * b_x_t2
-            b_x_t3 = tl.where(b_valid > 0, b_beta, 1.0)
-            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
-            b_decay_t = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
-            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-            b_x_kv2 = b_x * b_S
-            b_x_kv3 = b_x_kv2 + b_x_kv
-            b_decay_tj = tl.where(
+            b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+            b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+            b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+            b_R_M_S_S = b_R_M_S * b_S
+            b_R_M_S_S_M_keeps_run_all_M = b_R_M_S_S + b_M_keeps_run_all_M
+            b_S_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :],
-                    (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :],
+                    (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                    (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
                 ),
                 0.0,
             )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = -b_eta
-            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
-            b_x_tj = b_decay_tj * b_x_t5[None, :]
-            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-            b_x_j3 = b_decay_j * b_x_t5
-            b_x_j4 = b_x_j3 + b_x_j2
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+            b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+            b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+            b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
             b_error_0 = tl.load(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=m_t[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_x_jv2 = b_x_j4[:, None] * b_error_0
+            b_M_writes = b_C_M_j[:, None] * b_error_0
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-            b_decay_all2 = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
-            b_x_kv5 = b_decay_all2 * b_S
-            b_decay_j2 = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
-            b_x_j5 = b_decay_j2 * b_x_t5
-            b_x_jv3 = b_x_j5[:, None] * b_error_0
-            b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+            b_M_next = _tile_dot_add(b_R_M_S_S_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
+            )
+            b_C_S_j = b_S_keeps_run_j * b_rate
+            b_S_writes = b_C_S_j[:, None] * b_error_0
+            b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
             b_S = b_S_next
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
@@ -1255,86 +1188,87 @@ def keys_kernel(
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         b_valid = m_t.to(tl.float32)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_tj = tl.where(
+        b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+        b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+        b_S_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
             ),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = -b_eta
-        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-        b_x_tj = b_decay_tj * b_x_t3[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
-        b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
-        b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s3 = b_decay_j * b_x_t5
-        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-        b_x_j3 = b_decay_j * b_x_t3
-        b_x_j4 = b_x_j3 + b_x_j2
-        b_decay_tj2 = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+        b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+        b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+        b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+        b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t4_e[:, None] - b_x_t4_e[None, :], b_x_t4_f[:, None] - b_x_t4_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
-        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
-        b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv = b_d_S_next * b_decay_all
-        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-        b_x_kv2 = b_d_M_next * b_x
-        b_x_kv3 = b_x_kv + b_x_kv2
+        b_M_keeps_run_tj_rate = b_M_keeps_run_tj * b_rate[None, :]
+        b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
+        b_C_M_tj = _tile_dot_add(b_M_keeps_run_tj_rate, b_M_of_S_ts, b_C_S_before_tj, one, PREC)
+        b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+        b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+        b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+        b_d_S_by_S_next = b_d_S_next * b_S_keeps_run_all
+        b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+        b_d_S_by_M_next = b_d_M_next * b_R_M_S
+        b_d_S_by_S_next_d_S_by_M_next = b_d_S_by_S_next + b_d_S_by_M_next
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_jk = _tile_dot(b_error_0, tl.trans(b_d_S_next), one, PREC)
-        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_j5 = b_decay_j2 * b_x_t3
-        b_x_jk2 = b_x_j5[:, None] * b_x_jk
-        b_x_jk3 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
-        b_x_jk4 = b_x_j4[:, None] * b_x_jk3
-        b_x_jk5 = b_x_jk2 + b_x_jk4
+        b_d_S_next_error_0 = _tile_dot(b_error_0, tl.trans(b_d_S_next), one, PREC)
+        b_S_keeps_run_j = _tile_product(tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f)
+        b_C_S_j = b_S_keeps_run_j * b_rate
+        b_d_k_by_S_next = b_C_S_j[:, None] * b_d_S_next_error_0
+        b_d_M_next_error_0 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
+        b_d_k_by_M_next = b_C_M_j[:, None] * b_d_M_next_error_0
+        b_d_k_by_S_next_d_k_by_M_next = b_d_k_by_S_next + b_d_k_by_M_next
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tj5 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tj6 = b_x_tj5 * b_x_tj4
+        b_d_C_q_k_by_o = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_q_k = b_d_C_q_k_by_o * b_C_M_tj
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_jk7 = _tile_dot_add(b_x_jk5, tl.trans(b_x_tj6), b_q.to(tl.float32), one, PREC)
+        b_d_k_2 = _tile_dot_add(b_d_k_by_S_next_d_k_by_M_next, tl.trans(b_d_q_k), b_q.to(tl.float32), one, PREC)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
         b_pull_0_M = _tile_dot(b_pull_0, tl.trans(b_M), one, PREC)
-        b_x_tk = 2.0 * b_pull_0_M
-        b_d_k = b_x_jk7 + b_x_tk
+        b_d_k_3 = 2.0 * b_pull_0_M
+        b_d_k = b_d_k_2 + b_d_k_3
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_x_tv = b_d_y.to(tl.float32) * b_x_t6[:, None]
-        b_d_S = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
-        b_decay_all2 = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
-        b_x_kv5 = b_d_M_next * b_decay_all2
-        b_decay_t2 = _tile_product(b_x_t4_e, b_x_t4_f)
-        b_x_tv2 = b_d_y.to(tl.float32) * b_decay_t2[:, None]
-        b_x_kv7 = _tile_dot_add(b_x_kv5, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
+        b_d_q_S = b_d_y.to(tl.float32) * b_R_M_S_t[:, None]
+        b_d_S = _tile_dot_add(b_d_S_by_S_next_d_S_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_S, one, PREC)
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_y.to(tl.float32) * b_M_keeps_run_t[:, None]
+        b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_kv8 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
-        b_x_kv9 = 2.0 * b_x_kv8
-        b_d_M = b_x_kv7 + b_x_kv9
+        b_k_pull_0 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
+        b_d_M_3 = 2.0 * b_k_pull_0
+        b_d_M = b_d_M_2 + b_d_M_3
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
 
@@ -1368,7 +1302,7 @@ def values_kernel(
     i_b, i_h = i_bh // H, i_bh % H
     o_t, o_v = tl.arange(0, BT), i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     for i_step in range(tl.cdiv(end - start, CHUNK) * STEPS):
         i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
         m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
@@ -1426,7 +1360,7 @@ def gates_1_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, CHUNK) * STEPS
@@ -1439,164 +1373,178 @@ def gates_1_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_M
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
-            b_x_s3 = b_decay_j * b_x_t2
-            b_x_t3 = tl.where(b_valid > 0, b_beta, 1.0)
-            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
-            b_decay_t = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
-            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-            b_x_kv2 = b_x * b_S
-            b_x_kv3 = b_x_kv2 + b_x_kv
-            b_decay_tj = tl.where(
+            b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+            b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+            b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+            b_R_M_S_S = b_R_M_S * b_S
+            b_R_M_S_S_M_keeps_run_all_M = b_R_M_S_S + b_M_keeps_run_all_M
+            b_S_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :],
-                    (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :],
+                    (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                    (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
                 ),
                 0.0,
             )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = -b_eta
-            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
-            b_x_tj = b_decay_tj * b_x_t5[None, :]
-            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-            b_x_j3 = b_decay_j * b_x_t5
-            b_x_j4 = b_x_j3 + b_x_j2
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+            b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+            b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+            b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
             b_error_0 = tl.load(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=m_t[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_x_jv2 = b_x_j4[:, None] * b_error_0
+            b_M_writes = b_C_M_j[:, None] * b_error_0
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-            b_decay_all2 = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
-            b_x_kv5 = b_decay_all2 * b_S
-            b_decay_j2 = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
-            b_x_j5 = b_decay_j2 * b_x_t5
-            b_x_jv3 = b_x_j5[:, None] * b_error_0
-            b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+            b_M_next = _tile_dot_add(b_R_M_S_S_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
+            )
+            b_C_S_j = b_S_keeps_run_j * b_rate
+            b_S_writes = b_C_S_j[:, None] * b_error_0
+            b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
             b_S = b_S_next
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
         m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_x_kv = b_d_M_next * b_M
-        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_d_M_next_M = b_d_M_next * b_M
+        b_d_M_keeps_run_all = tl.sum(tl.sum(b_d_M_next_M, 0), 0)
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_m2 = b_decay_j * b_sum
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_m4 = b_x_m2 * b_decay_t
-        b_x_kv2 = b_d_M_next * b_S
-        b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_d_M_keeps_run_all_at_m = b_M_keeps_run_j * b_d_M_keeps_run_all
+        b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+        b_d_M_keeps_by_M_keeps_run_all = b_d_M_keeps_run_all_at_m * b_M_keeps_before_t
+        b_d_M_next_S = b_d_M_next * b_S
+        b_d_R_M_S = tl.sum(tl.sum(b_d_M_next_S, 0), 0)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_beta, 1.0)
-        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
-        b_x_s2 = b_sum2 * b_decay_t2
-        b_decay_tj = tl.where(
+        b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+        b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+        b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+        b_d_M_of_S_s_by_R_M_S = b_d_R_M_S * b_S_keeps_before_t
+        b_S_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
+                (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
             ),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = -b_eta
-        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
-        b_x_tj = b_decay_tj * b_x_t4[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
-        b_decay_tj2 = tl.where(
+        b_M_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
             ),
             0.0,
         )
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv = b_d_y.to(tl.float32) * b_q_S
-        b_sum_t = tl.sum(b_x_tv, 1)
-        b_x_tv2 = b_d_y.to(tl.float32) * b_q_M
-        b_sum_t2 = tl.sum(b_x_tv2, 1)
-        b_decay_tj3 = tl.where(
+        b_d_y_q_S = b_d_y.to(tl.float32) * b_q_S
+        b_d_R_M_S_t = tl.sum(b_d_y_q_S, 1)
+        b_d_y_q_M = b_d_y.to(tl.float32) * b_q_M
+        b_d_M_keeps_run_t = tl.sum(b_d_y_q_M, 1)
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_x_m5 = tl.sum(b_decay_tj3 * b_sum_t2[:, None], 0)
-        b_x_m6 = b_x_m5 * b_decay_t
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv3 = b_d_M_next * b_decay_all
-        b_decay_t3 = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv3 = b_d_y.to(tl.float32) * b_decay_t3[:, None]
-        b_x_kv5 = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
+        b_d_M_keeps_run_t_at_m = tl.sum(b_M_keeps_run_tj * b_d_M_keeps_run_t[:, None], 0)
+        b_d_M_keeps_by_M_keeps_run_t = b_d_M_keeps_run_t_at_m * b_M_keeps_before_t
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_y.to(tl.float32) * b_M_keeps_run_t[:, None]
+        b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_jv2 = b_k_d_M_next * b_error_0
-        b_sum_j = tl.sum(b_x_jv2, 1)
-        b_x_s3 = tl.sum(b_sum_j[None, :] * b_x_tj, 1)
-        b_x_s4 = b_x_s3 + b_x_s2
-        b_x_j2 = b_sum_j * b_x_t4
-        b_x_mj2 = b_x_j2[None, :] * b_decay_tj2
-        b_sum_m = tl.sum(b_x_mj2, 1)
-        b_x_m7 = b_decay_j * b_sum_m
-        b_x_tj2 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_M_writes_by_M_next_error_0 = b_d_M_writes_by_M_next * b_error_0
+        b_d_C_M_j = tl.sum(b_d_M_writes_by_M_next_error_0, 1)
+        b_d_M_of_S_s_by_C_M_j = tl.sum(b_d_C_M_j[None, :] * b_C_S_before_tj, 1)
+        b_d_M_of_S_s = b_d_M_of_S_s_by_C_M_j + b_d_M_of_S_s_by_R_M_S
+        b_d_M_keeps_run_j = b_d_C_M_j * b_rate
+        b_d_M_keeps_part = b_d_M_keeps_run_j[None, :] * b_M_keeps_before_tj
+        b_d_M_keeps_part_2 = tl.sum(b_d_M_keeps_part, 1)
+        b_d_M_keeps_by_M_keeps_run_j = b_M_keeps_run_j * b_d_M_keeps_part_2
+        b_d_C_q_k_by_o = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
-        b_x_ts = b_sum_t[:, None] * b_decay_t2[None, :]
-        b_x_ts3 = _tile_dot_add(b_x_ts, b_x_tj3, tl.trans(b_x_tj), one, PREC)
-        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj3), b_x_tj3, one, PREC)
-        b_x_sm = _tile_dot(tl.trans(b_x_ts3), b_decay_tj3, one, PREC)
-        b_x_mj4 = b_x_t4[None, :] * b_x_mj3
-        b_x_mj5 = b_x_mj4 * b_decay_tj2
-        b_sum_m2 = tl.sum(b_x_mj5, 1)
+        b_d_C_M_tj = b_d_C_q_k_by_o * b_q_k
+        b_d_M_of_S_ts_by_R_M_S_t = b_d_R_M_S_t[:, None] * b_S_keeps_before_t[None, :]
+        b_d_M_of_S_ts = _tile_dot_add(b_d_M_of_S_ts_by_R_M_S_t, b_d_C_M_tj, tl.trans(b_C_S_before_tj), one, PREC)
+        b_M_keeps_run_tj_d_C_M_tj = _tile_dot(tl.trans(b_M_keeps_run_tj), b_d_C_M_tj, one, PREC)
+        b_M_keeps_run_tj_d_M_of_S_ts = _tile_dot(tl.trans(b_d_M_of_S_ts), b_M_keeps_run_tj, one, PREC)
+        b_d_M_keeps_run_tj_at_m = b_rate[None, :] * b_M_keeps_run_tj_d_C_M_tj
+        b_d_M_keeps_part_5 = b_d_M_keeps_run_tj_at_m * b_M_keeps_before_tj
+        b_d_M_keeps_by_M_keeps_run_tj = tl.sum(b_d_M_keeps_part_5, 1)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_kv6 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
-        b_x_kv7 = 2.0 * b_x_kv6
-        b_d_M = b_x_kv5 + b_x_kv7
-        b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s6 = b_x_s4 * b_x_t5
-        b_x_sm2 = b_x_t5[:, None] * b_x_sm
-        b_decay_sm = tl.where(
+        b_k_pull_0 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
+        b_d_M_3 = 2.0 * b_k_pull_0
+        b_d_M = b_d_M_2 + b_d_M_3
+        b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+        b_d_M_keeps_run_s = b_d_M_of_S_s * b_M_takes_S
+        b_d_M_keeps_run_ts_at_m = b_M_takes_S[:, None] * b_M_keeps_run_tj_d_M_of_S_ts
+        b_M_keeps_before_ms = tl.where(
             o_t[None, :] > o_t[:, None],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[None, :] - b_x_t_e[:, None], (b_x_t_f - b_x_t_f1)[None, :] - b_x_t_f[:, None]
+                (b_M_keeps_e - b_M_keeps_e1)[None, :] - b_M_keeps_e[:, None],
+                (b_M_keeps_f - b_M_keeps_f1)[None, :] - b_M_keeps_f[:, None],
             ),
             0.0,
         )
-        b_x_sm3 = b_x_sm2 * b_decay_sm
-        b_sum_m3 = tl.sum(b_x_sm3, 0)
-        b_x_sm4 = b_x_s6[:, None] * b_decay_sm
-        b_sum_m4 = tl.sum(b_x_sm4, 0)
-        b_x_m8 = b_decay_j * b_sum_m4
-        b_x_t12 = b_x_m7 + b_x_m8 + b_x_m4 + b_sum_m2 + b_sum_m3 + b_x_m6
-        b_d_alpha = b_x_t12 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_M_keeps_part_6 = b_d_M_keeps_run_ts_at_m * b_M_keeps_before_ms
+        b_d_M_keeps_by_M_keeps_run_ts = tl.sum(b_d_M_keeps_part_6, 0)
+        b_d_M_keeps_part_3 = b_d_M_keeps_run_s[:, None] * b_M_keeps_before_ms
+        b_d_M_keeps_part_4 = tl.sum(b_d_M_keeps_part_3, 0)
+        b_d_M_keeps_by_M_keeps_run_s = b_M_keeps_run_j * b_d_M_keeps_part_4
+        b_d_M_keeps = (
+            b_d_M_keeps_by_M_keeps_run_j
+            + b_d_M_keeps_by_M_keeps_run_s
+            + b_d_M_keeps_by_M_keeps_run_all
+            + b_d_M_keeps_by_M_keeps_run_tj
+            + b_d_M_keeps_by_M_keeps_run_ts
+            + b_d_M_keeps_by_M_keeps_run_t
+        )
+        b_d_alpha = b_d_M_keeps * tl.where(b_valid > 0, 1.0, 0.0)
         tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
         b_d_M_next = b_d_M
 
@@ -1644,7 +1592,7 @@ def gates_2_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     i_state = i_bh.to(tl.int64) * n_blocks + i_n
     b_d_S_next = tl.load(d_end_S + i_state * K * V + o_kv, mask=m_kv, other=0.0)
     b_d_M_next = tl.load(d_end_M + i_state * K * V + o_kv, mask=m_kv, other=0.0)
@@ -1657,149 +1605,157 @@ def gates_2_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_S
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
+            )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = -b_eta
-            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-            b_x_j2 = b_decay_j * b_x_t3
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_S_j = b_S_keeps_run_j * b_rate
             b_error_0 = tl.load(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=m_t[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_x_jv2 = b_x_j2[:, None] * b_error_0
+            b_S_writes = b_C_S_j[:, None] * b_error_0
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_S_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
             b_S = b_S_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step // STEPS * CHUNK + i_step % STEPS * STEP
         m_t = i_t + o_t < tl.minimum(tl.minimum(i_t + STEP, start + (i_step // STEPS + 1) * CHUNK), end)
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_x_kv = b_d_S_next * b_S
-        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_d_S_next_S = b_d_S_next * b_S
+        b_d_S_keeps_run_all = tl.sum(tl.sum(b_d_S_next_S, 0), 0)
         b_valid = m_t.to(tl.float32)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_m2 = b_decay_j * b_sum
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_m4 = b_x_m2 * b_decay_t
-        b_x_kv2 = b_d_M_next * b_S
-        b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
+        b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+        b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+        b_S_keeps_run_j = _tile_product(tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f)
+        b_d_S_keeps_run_all_at_m = b_S_keeps_run_j * b_d_S_keeps_run_all
+        b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+        b_d_S_keeps_by_S_keeps_run_all = b_d_S_keeps_run_all_at_m * b_S_keeps_before_t
+        b_d_M_next_S = b_d_M_next * b_S
+        b_d_R_M_S = tl.sum(tl.sum(b_d_M_next_S, 0), 0)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
-        b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s3 = b_decay_j2 * b_x_t3
-        b_x_s4 = b_x_s3 * b_sum2
-        b_x_s6 = b_sum2 * b_decay_t
-        b_decay_tj = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+        b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+        b_d_S_keeps_before_t_by_R_M_S = b_M_of_S_s * b_d_R_M_S
+        b_d_M_of_S_s_by_R_M_S = b_d_R_M_S * b_S_keeps_before_t
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_x_ts2 = b_decay_tj * b_x_t3[None, :]
-        b_x_t4 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv3 = b_d_S_next * b_decay_all
-        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-        b_x_kv4 = b_d_M_next * b_x
-        b_x_kv5 = b_x_kv3 + b_x_kv4
+        b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
+        b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+        b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+        b_d_S_by_S_next = b_d_S_next * b_S_keeps_run_all
+        b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+        b_d_S_by_M_next = b_d_M_next * b_R_M_S
+        b_d_S_by_S_next_d_S_by_M_next = b_d_S_by_S_next + b_d_S_by_M_next
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_k_d_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-        b_decay_all2 = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
-        b_x_kv6 = b_d_M_next * b_decay_all2
+        b_d_S_writes_by_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
+        b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_jv2 = b_k_d_S_next * b_error_0
-        b_sum_j = tl.sum(b_x_jv2, 1)
-        b_x_jv3 = b_k_d_M_next * b_error_0
-        b_sum_j2 = tl.sum(b_x_jv3, 1)
+        b_d_S_writes_by_S_next_error_0 = b_d_S_writes_by_S_next * b_error_0
+        b_d_C_S_j = tl.sum(b_d_S_writes_by_S_next_error_0, 1)
+        b_d_M_writes_by_M_next_error_0 = b_d_M_writes_by_M_next * b_error_0
+        b_d_C_M_j = tl.sum(b_d_M_writes_by_M_next_error_0, 1)
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t5 = -b_eta
-        b_x_t6 = tl.where(b_valid > 0, b_x_t5, 0.0)
-        b_x_j2 = b_sum_j * b_x_t6
-        b_x_j3 = b_sum_j * b_decay_j
-        b_x_j4 = b_sum_j2 * b_decay_j2
-        b_decay_tj2 = tl.where(
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_d_S_keeps_run_j = b_d_C_S_j * b_rate
+        b_d_rate_by_C_S_j = b_d_C_S_j * b_S_keeps_run_j
+        b_d_rate_by_C_M_j = b_d_C_M_j * b_M_keeps_run_j
+        b_S_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
             ),
             0.0,
         )
-        b_x_mj2 = b_x_j2[None, :] * b_decay_tj2
-        b_sum_m = tl.sum(b_x_mj2, 1)
-        b_x_m5 = b_decay_j * b_sum_m
+        b_d_S_keeps_part = b_d_S_keeps_run_j[None, :] * b_S_keeps_before_tj
+        b_d_S_keeps_part_2 = tl.sum(b_d_S_keeps_part, 1)
+        b_d_S_keeps_by_S_keeps_run_j = b_S_keeps_run_j * b_d_S_keeps_part_2
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_kv7 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
-        b_x_tj = b_decay_tj2 * b_x_t6[None, :]
-        b_x_s7 = tl.sum(b_sum_j2[None, :] * b_x_tj, 1)
-        b_x_s8 = b_x_s7 + b_x_s6
-        b_x_s9 = b_x_s8 * b_decay_j2
-        b_x_kv8 = 2.0 * b_x_kv7
+        b_k_pull_0 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
+        b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+        b_d_M_of_S_s_by_C_M_j = tl.sum(b_d_C_M_j[None, :] * b_C_S_before_tj, 1)
+        b_d_M_of_S_s = b_d_M_of_S_s_by_C_M_j + b_d_M_of_S_s_by_R_M_S
+        b_d_M_takes_S_by_M_of_S_s = b_d_M_of_S_s * b_M_keeps_run_j
+        b_d_M_3 = 2.0 * b_k_pull_0
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tj2 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_C_q_k_by_o = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj3 = b_x_tj2 * b_q_k
+        b_d_C_M_tj = b_d_C_q_k_by_o * b_q_k
         b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
-        b_x_tv = b_d_y.to(tl.float32) * b_q_S
-        b_sum_t = tl.sum(b_x_tv, 1)
-        b_x_s10 = tl.sum(b_decay_tj * b_sum_t[:, None], 0)
-        b_x_s11 = b_x_t3 * b_x_s10
-        b_x_s12 = b_x_s4 + b_x_s11
-        b_x_m6 = tl.sum(b_decay_tj2 * b_x_s12[:, None], 0)
-        b_x_m7 = b_x_m6 * b_decay_t
-        b_x_ts3 = b_sum_t[:, None] * b_decay_t[None, :]
-        b_x_ts5 = _tile_dot_add(b_x_ts3, b_x_tj3, tl.trans(b_x_tj), one, PREC)
-        b_x_ts6 = b_x_ts5 * b_decay_tj
-        b_sum_s = tl.sum(b_x_ts6, 0)
-        b_x_s13 = b_x_s9 + b_sum_s
-        b_x_t9 = b_x_s13 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_sj2 = _tile_dot(tl.trans(b_decay_tj), b_x_tj3, one, PREC)
-        b_x_tj4 = b_x_tj3 * b_decay_tj
-        b_sum_j3 = tl.sum(b_x_tj4, 0)
-        b_decay_t2 = _tile_product(b_x_t2_e, b_x_t2_f)
-        b_x_tv2 = b_d_y.to(tl.float32) * b_decay_t2[:, None]
-        b_x_kv10 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
-        b_d_M = b_x_kv10 + b_x_kv8
-        b_x_tv3 = b_d_y.to(tl.float32) * b_x_t4[:, None]
-        b_d_S = _tile_dot_add(b_x_kv5, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
-        b_x_sj3 = b_x_t3[:, None] * b_x_sj2
-        b_x_sj4 = b_x_s3[:, None] * b_sum_j2[None, :]
-        b_x_sj5 = b_x_sj4 + b_x_sj3
-        b_x_tj6 = b_x_sj5 * b_decay_tj2
-        b_sum_j4 = tl.sum(b_x_tj6, 0)
-        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_sj5, one, PREC)
-        b_x_mj4 = b_x_t6[None, :] * b_x_mj3
-        b_x_mj5 = b_x_mj4 * b_decay_tj2
-        b_sum_m2 = tl.sum(b_x_mj5, 1)
-        b_x_t14 = b_x_m5 + b_x_m4 + b_sum_m2 + b_x_m7
-        b_x_j5 = b_x_j4 + b_x_j3 + b_sum_j4 + b_sum_j3
-        b_x_t15 = b_x_t14 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_d_beta = b_x_t15 + b_x_t9
+        b_d_y_q_S = b_d_y.to(tl.float32) * b_q_S
+        b_d_R_M_S_t = tl.sum(b_d_y_q_S, 1)
+        b_M_keeps_run_tj_d_R_M_S_t = tl.sum(b_M_keeps_run_tj * b_d_R_M_S_t[:, None], 0)
+        b_d_S_keeps_before_t_by_R_M_S_t = b_M_takes_S * b_M_keeps_run_tj_d_R_M_S_t
+        b_d_S_keeps_before_t = b_d_S_keeps_before_t_by_R_M_S + b_d_S_keeps_before_t_by_R_M_S_t
+        b_d_S_keeps_before_t_at_m = tl.sum(b_S_keeps_before_tj * b_d_S_keeps_before_t[:, None], 0)
+        b_d_S_keeps_by_S_keeps_before_t = b_d_S_keeps_before_t_at_m * b_S_keeps_before_t
+        b_d_M_of_S_ts_by_R_M_S_t = b_d_R_M_S_t[:, None] * b_S_keeps_before_t[None, :]
+        b_d_M_of_S_ts = _tile_dot_add(b_d_M_of_S_ts_by_R_M_S_t, b_d_C_M_tj, tl.trans(b_C_S_before_tj), one, PREC)
+        b_d_M_of_S_ts_M_keeps_run_tj = b_d_M_of_S_ts * b_M_keeps_run_tj
+        b_d_M_takes_S_by_M_of_S_ts = tl.sum(b_d_M_of_S_ts_M_keeps_run_tj, 0)
+        b_d_M_takes_S = b_d_M_takes_S_by_M_of_S_s + b_d_M_takes_S_by_M_of_S_ts
+        b_d_beta_by_M_takes_S = b_d_M_takes_S * tl.where(b_valid > 0, 1.0, 0.0)
+        b_M_keeps_run_tj_d_C_M_tj = _tile_dot(tl.trans(b_M_keeps_run_tj), b_d_C_M_tj, one, PREC)
+        b_d_C_M_tj_M_keeps_run_tj = b_d_C_M_tj * b_M_keeps_run_tj
+        b_d_rate_by_C_M_tj = tl.sum(b_d_C_M_tj_M_keeps_run_tj, 0)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_y.to(tl.float32) * b_M_keeps_run_t[:, None]
+        b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
+        b_d_M = b_d_M_2 + b_d_M_3
+        b_d_q_S = b_d_y.to(tl.float32) * b_R_M_S_t[:, None]
+        b_d_S = _tile_dot_add(b_d_S_by_S_next_d_S_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_S, one, PREC)
+        b_d_C_S_before_tj_by_C_M_tj = b_M_takes_S[:, None] * b_M_keeps_run_tj_d_C_M_tj
+        b_d_C_S_before_tj_by_C_M_j = b_M_of_S_s[:, None] * b_d_C_M_j[None, :]
+        b_d_C_S_before_tj = b_d_C_S_before_tj_by_C_M_j + b_d_C_S_before_tj_by_C_M_tj
+        b_d_rate_part = b_d_C_S_before_tj * b_S_keeps_before_tj
+        b_d_rate_by_C_S_before_tj = tl.sum(b_d_rate_part, 0)
+        b_d_S_keeps_part_3 = _tile_dot(tl.trans(b_S_keeps_before_tj), b_d_C_S_before_tj, one, PREC)
+        b_d_S_keeps_before_tj_at_m = b_rate[None, :] * b_d_S_keeps_part_3
+        b_d_S_keeps_part_4 = b_d_S_keeps_before_tj_at_m * b_S_keeps_before_tj
+        b_d_S_keeps_by_S_keeps_before_tj = tl.sum(b_d_S_keeps_part_4, 1)
+        b_d_S_keeps = (
+            b_d_S_keeps_by_S_keeps_run_j
+            + b_d_S_keeps_by_S_keeps_run_all
+            + b_d_S_keeps_by_S_keeps_before_tj
+            + b_d_S_keeps_by_S_keeps_before_t
+        )
+        b_d_rate = b_d_rate_by_C_M_j + b_d_rate_by_C_S_j + b_d_rate_by_C_S_before_tj + b_d_rate_by_C_M_tj
+        b_d_beta_by_S_keeps = b_d_S_keeps * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_beta = b_d_beta_by_S_keeps + b_d_beta_by_M_takes_S
         tl.store(d_beta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_beta, mask=m_t)
-        b_x_t17 = b_x_j5 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_d_eta = -b_x_t17
+        b_d_rate_valid = b_d_rate * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_eta = -b_d_rate_valid
         tl.store(d_eta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_eta, mask=m_t)
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
@@ -1846,10 +1802,10 @@ def retreat_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_d_S_next = tl.zeros([BK, BV], tl.float32)
     b_d_M_next = tl.zeros([BK, BV], tl.float32)
-    i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+    i_first, i_last = _chain(chains, i_c)
     for i_back in range(i_last - i_first):
         i_n = i_last - 1 - i_back
-        start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+        start, end, _, _, _, _, _ = _block(blocks, i_n)
         i_state = i_bh.to(tl.int64) * n_blocks + i_n
         tl.store(d_end_S + i_state * K * V + o_kv, b_d_S_next, mask=m_kv)
         tl.store(d_end_M + i_state * K * V + o_kv, b_d_M_next, mask=m_kv)
@@ -1861,76 +1817,80 @@ def retreat_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_tj = tl.where(
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_tj = tl.where(
                 o_t[:, None] >= o_t[None, :],
-                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
                 0.0,
             )
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
-            b_x_ts2 = b_decay_tj * b_x_t2[None, :]
+            b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+            b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t3 = -b_eta
-            b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
-            b_x_tj = b_decay_tj * b_x_t4[None, :]
-            b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
-            b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-            b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
-            b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-            b_decay_tj2 = tl.where(
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_M_keeps_run_tj_rate = b_M_keeps_run_tj * b_rate[None, :]
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+            b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+            b_S_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
-                    (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
+                    (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                    (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
                 ),
                 0.0,
             )
-            b_x_tj2 = b_decay_tj2 * b_x_t4[None, :]
-            b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-            b_x_s4 = b_decay_j * b_x_t2
-            b_x_j2 = tl.sum(b_x_s4[:, None] * b_x_tj2, 0)
-            b_x_j3 = b_decay_j * b_x_t4
-            b_x_j4 = b_x_j3 + b_x_j2
-            b_decay_all = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
-            b_x_kv = b_d_S_next * b_decay_all
-            b_x = tl.sum(b_x_s4 * b_decay_t, 0)
-            b_x_kv2 = b_d_M_next * b_x
-            b_x_kv3 = b_x_kv + b_x_kv2
+            b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+            b_C_M_tj = _tile_dot_add(b_M_keeps_run_tj_rate, b_M_of_S_ts, b_C_S_before_tj, one, PREC)
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
+            b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+            b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+            b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+            b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_d_S_by_S_next = b_d_S_next * b_S_keeps_run_all
+            b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+            b_d_S_by_M_next = b_d_M_next * b_R_M_S
+            b_d_S_by_S_next_d_S_by_M_next = b_d_S_by_S_next + b_d_S_by_M_next
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-            b_x_jv = b_k_d_M_next * b_x_j4[:, None]
-            b_k_d_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
-            b_decay_j2 = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
-            b_x_j5 = b_decay_j2 * b_x_t4
-            b_x_jv2 = b_k_d_S_next * b_x_j5[:, None]
-            b_x_jv3 = b_x_jv2 + b_x_jv
+            b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+            b_d_error_0_by_M_writes = b_d_M_writes_by_M_next * b_C_M_j[:, None]
+            b_d_S_writes_by_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
+            )
+            b_C_S_j = b_S_keeps_run_j * b_rate
+            b_d_error_0_by_S_writes = b_d_S_writes_by_S_next * b_C_S_j[:, None]
+            b_pull_0_part = b_d_error_0_by_S_writes + b_d_error_0_by_M_writes
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-            b_x_tj5 = b_x_tj4 * b_q_k
+            b_C_q_k = b_C_M_tj * b_q_k
             b_d_y = tl.load(
                 d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_pull_0 = _tile_dot_add(b_x_jv3, tl.trans(b_x_tj5), b_d_y.to(tl.float32), one, PREC)
+            b_pull_0 = _tile_dot_add(b_pull_0_part, tl.trans(b_C_q_k), b_d_y.to(tl.float32), one, PREC)
             tl.store(
                 pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_0, mask=m_t[:, None] & m_v[None, :]
             )
-            b_x_kv4 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
-            b_x_tv2 = b_d_y.to(tl.float32) * b_x_t6[:, None]
-            b_d_S = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
-            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv6 = b_d_M_next * b_decay_all2
-            b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
-            b_x_tv3 = b_d_y.to(tl.float32) * b_decay_t2[:, None]
-            b_x_kv8 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
-            b_x_kv9 = 2.0 * b_x_kv4
-            b_d_M = b_x_kv8 + b_x_kv9
+            b_k_pull_0 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_pull_0, one, PREC)
+            b_d_q_S = b_d_y.to(tl.float32) * b_R_M_S_t[:, None]
+            b_d_S = _tile_dot_add(b_d_S_by_S_next_d_S_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_S, one, PREC)
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+            b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+            b_d_q_M = b_d_y.to(tl.float32) * b_M_keeps_run_t[:, None]
+            b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
+            b_d_M_3 = 2.0 * b_k_pull_0
+            b_d_M = b_d_M_2 + b_d_M_3
             b_d_S_next = b_d_S
             b_d_M_next = b_d_M
 
@@ -1952,7 +1912,10 @@ def _by_length(make):
         capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key not in tables:
             if capturing:
-                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
+                raise UnsupportedError(
+                    f"{key[0]} "
+                    + "tokens met first in a CUDA graph have no tables yet; run both passes before capturing"
+                )
             if len(tables) - len(captured) >= 64:
                 del tables[next(one for one in tables if one not in captured)]
             tables[key] = make(*key)
@@ -2001,95 +1964,96 @@ AXES = {
     "retreat": "v",
 }
 
-# BT, BK, BV, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it,
-# the first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+# BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
+# compiling for it, the first of a list of candidates, larger tiles first, that keeps all values in registers and fits
+# the shared memory. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (64, 64, 64, 8, 1),
-            "keys": (64, 32, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates_1": (32, 64, 64, 8, 1),
-            "gates_2": (32, 64, 64, 8, 1),
-            "retreat": (64, 64, 32, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (64, 64, 8, 1),
+            "keys": (64, 32, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates_1": (32, 64, 8, 1),
+            "gates_2": (32, 64, 8, 1),
+            "retreat": (64, 32, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates_1": (32, 64, 32, 8, 1),
-            "gates_2": (32, 64, 32, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates_1": (32, 32, 8, 1),
+            "gates_2": (32, 32, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
     },
     "sm90": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates_1": (32, 64, 64, 8, 1),
-            "gates_2": (32, 64, 32, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates_1": (32, 64, 8, 1),
+            "gates_2": (32, 32, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates_1": (32, 64, 32, 8, 1),
-            "gates_2": (32, 64, 32, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates_1": (32, 32, 8, 1),
+            "gates_2": (32, 32, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
     },
     "sm100": {
         "bfloat16": {
-            "states": (64, 64, 64, 8, 1),
-            "read": (64, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates_1": (32, 64, 64, 8, 1),
-            "gates_2": (32, 64, 32, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (64, 64, 8, 1),
+            "read": (64, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates_1": (32, 64, 8, 1),
+            "gates_2": (32, 32, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates_1": (32, 64, 32, 8, 1),
-            "gates_2": (32, 64, 32, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates_1": (32, 32, 8, 1),
+            "gates_2": (32, 32, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
-            "states": (64, 64, 64, 4, 1),
-            "read": (64, 64, 64, 4, 1),
-            "queries": (64, 64, 64, 4, 1),
-            "keys": (64, 64, 64, 4, 1),
-            "values": (64, 64, 64, 4, 1),
-            "gates_1": (32, 64, 32, 4, 1),
-            "gates_2": (32, 64, 16, 4, 1),
-            "retreat": (64, 64, 64, 4, 1),
+            "states": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "queries": (64, 64, 4, 1),
+            "keys": (64, 64, 4, 1),
+            "values": (64, 64, 4, 1),
+            "gates_1": (32, 32, 4, 1),
+            "gates_2": (32, 16, 4, 1),
+            "retreat": (64, 64, 4, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 4, 1),
-            "queries": (32, 64, 64, 4, 1),
-            "keys": (32, 64, 64, 4, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates_1": (32, 64, 32, 4, 1),
-            "gates_2": (32, 64, 16, 4, 1),
-            "retreat": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "queries": (32, 64, 4, 1),
+            "keys": (32, 64, 4, 1),
+            "values": (32, 64, 4, 1),
+            "gates_1": (32, 32, 4, 1),
+            "gates_2": (32, 16, 4, 1),
+            "retreat": (32, 64, 4, 1),
         },
     },
 }
@@ -2101,29 +2065,125 @@ DEFAULTS = {
     "cpu": {"bfloat16": (32, 64, 4), "float32": (32, 64, 4)},
 }
 
+# What each kernel computes, as tables of launch configurations call it.
+DIGESTS = {
+    "states": "ac200b532cca9adad06f81959dd3694c422cfa2f3cf09a7af94698f371655ecc",
+    "read": "8d1ebe9331d492f6c734aec245a9d32fb07ba2d504b26661672edfaa6ee46640",
+    "queries": "525a6af41e66e25c8a0920b0e47278bf287c480f41ca5b0da184d6b10ee78801",
+    "keys": "f7a88d2e6380c9924795a2b0b70b9c18a0775ca19b0718e10062d9e6c7697b10",
+    "values": "ba0c472d837409e23188b3a7294c24ed86cb58a7735a2697ad50991b45ea5411",
+    "gates_1": "b8e4449da3bfe4cbcd22f8ec15ee1d50738e903cb87e38e1047725e4b0049f66",
+    "gates_2": "a36aa4d94f83b25aff5a861fd8cac82d7714fe39f209e19c19e53d46381c00ad",
+    "retreat": "d3a0b4f9d183b130f121abd93fd2c60e29e43a82053a56eb19ebeb0e7f4a3732",
+}
+
+
+def _require_triton(x):
+    """Raises UnsupportedError, with what is missing, unless kernels can run where a tensor lies."""
+    if triton is None and importlib.util.find_spec("triton") is None:
+        raise UnsupportedError('Triton is not installed: pip install triton, or pass backend="torch"')
+    if not (x.is_cuda or INTERPRETED):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if triton is None:
+        raise UnsupportedError(
+            'Triton is installed, but importing it fails: see `import triton`, or pass backend="torch"'
+        )
+
 
 @functools.lru_cache(maxsize=16)
 def _architecture(device):
-    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    """What tables of configurations call a device's architecture."""
     if device.type == "cpu":
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
-    name = f"sm{properties.major}{properties.minor}"
     if torch.version.hip:
-        name = properties.gcnArchName.partition(":")[0]
-    if name not in CONFIGURATIONS:
-        warnings.warn(
-            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
-            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
-            "and `mcgen build` then writes them into this file",
-            stacklevel=2,
-        )
-    return name
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm{properties.major}{properties.minor}"
 
 
 def _family(architecture):
     """The key of DEFAULTS for an architecture: how its name begins."""
     return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
+def _tables_folder():
+    """Where `mcgen tune` keeps what it found: in $MCGEN_CACHE_DIR, or else in the user's cache folder for mcgen."""
+    if kept := os.environ.get("MCGEN_CACHE_DIR"):
+        return os.path.join(kept, "configurations")
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+        return os.path.join(cache, "mcgen", "mcgen", "Cache", "configurations")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.join(home, "Library", "Caches") if sys.platform == "darwin" else os.path.join(home, ".cache")
+    return os.path.join(cache, "mcgen", "configurations")
+
+
+@functools.lru_cache(maxsize=16)
+def _tuned(architecture):
+    """What `mcgen tune` found on this machine for this file's kernels, by type of products and kernel.
+
+    A table that cannot be read is passed over, with a warning in the log.
+    """
+    path, log = os.path.join(_tables_folder(), f"{architecture}.json"), logging.getLogger(__name__)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = {title.split()[-1]: rows for title, rows in json.load(file).items()}
+        found = {kind: _tuned_rows(table, kind) for kind in ("bfloat16", "float32")}
+    except Exception as error:  # whatever lies there must not stop a launch
+        log.warning("%s passes over %s, which is no table of launch configurations: %r", SPEC["name"], path, error)
+        return {}
+    if any(found.values()):
+        log.info("%s takes launch configurations from %s", SPEC["name"], path)
+    return found
+
+
+def _tuned_rows(table, kind):
+    """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
+    found = {}
+    for kernel, digest in DIGESTS.items():
+        place = f"64x64 {kind}"
+        if place in table.get(digest, ()):
+            found[kernel] = tuple(table[digest][place][:4])
+            if not _can_launch(*found[kernel]):
+                raise ValueError(f"{kernel}: {found[kernel]}")
+    return found
+
+
+def _can_launch(BT, columns, num_warps, num_stages):
+    """Whether these numbers are a configuration: powers of two, and a pipeline's stages."""
+    powers = all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in (BT, columns, num_warps))
+    return powers and min(BT, columns) >= 16 and num_stages in range(1, 10)
+
+
+@functools.lru_cache(maxsize=32)
+def _configurations(device, kind):
+    """The configurations of kernels on a device, for a type of products: those tuned on this machine, or this file's.
+
+    Says once which kernels have none.
+    """
+    architecture = _architecture(device)
+    found = {**CONFIGURATIONS.get(architecture, {}).get(kind, {}), **_tuned(architecture).get(kind, {})}
+    missing = [kernel for kernel in AXES if kernel not in found]
+    if missing and architecture != "cpu":
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations on {architecture} in {kind} for "
+            f"{', '.join(missing) if found else 'any kernel'} and takes small tiles there; `mcgen tune "
+            f"{SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), which this file "
+            "then takes up by itself",
+            stacklevel=2,
+        )
+    return found
+
+
+def _configured(kernel, element, device):
+    """BT, columns of a tile, num_warps and num_stages of a kernel."""
+    kind = "float32" if element == torch.float32 else "bfloat16"
+    found = _configurations(device, kind).get(kernel)
+    return found or (*DEFAULTS[_family(_architecture(device))][kind], 1)
 
 
 def _element(tensors):
@@ -2148,16 +2208,11 @@ _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
-    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
-    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
-    if found is None:
-        BT, columns, num_warps = DEFAULTS[_family(architecture)][kind]
-        tiles = {"k": _tile(64), "v": _tile(64)}
-        if AXES[kernel]:
-            tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
-        found = BT, tiles["k"], tiles["v"], num_warps, 1
-    BT, BK, BV, num_warps, num_stages = found
-    return BT, BK, BV, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
+    tiles = {"k": _tile(64), "v": _tile(64)}
+    if AXES[kernel]:
+        tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
+    return BT, tiles["k"], tiles["v"], {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
@@ -2606,8 +2661,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
-    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
-        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if backend == "triton":
+        _require_triton(q)
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v", "beta", "eta", "alpha")]
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
@@ -2787,7 +2842,7 @@ class TitansMatrixChunkNone(torch.nn.Module):
             UnsupportedError: state, return_state or cu_seqlens is asked for.
         """
         if state is not None or return_state or cu_seqlens is not None:
-            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         dtype = _stream_type(x)

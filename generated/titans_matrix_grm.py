@@ -18,10 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
+import json
+import logging
 import math
 import os
 import sys
+import types
 import warnings
 
 import torch
@@ -221,38 +225,29 @@ def _clear_between(buffer, rooms):
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
 # Only the state (S, M, pool)
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
+#
+# Functions of a panel or chunk are given values by name, as x.name, and give others, as out.name. A name is one value
+# in all of them: d_x is dL/dx, d_x_by_y what of that goes through y, and x_ahead what of x does not wait for the state.
+# Beside a value stand its axes and its equation: [t j] are tokens and earlier tokens, [k], [h1] … [v] a head's sizes.
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
+# What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
 CARRY = {
-    "decay_all": 0,
-    "k": 2,
-    "C_j": 1,
-    "rows": 2,
-    "rows2": 2,
-    "rows3": 2,
-    "decay_all2": 0,
-    "R": 0,
-    "C_j4": 1,
-    "sum_k": 1,
-}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {
-    "R": 0,
-    "decay_all": 0,
-    "k": 2,
-    "rows4": 2,
-    "rows5": 2,
-    "rows6": 2,
-    "R_t3": 1,
-    "q_d_q_S": 2,
-    "decay_all2": 0,
-    "before_t3": 1,
-    "q_d_q_M": 2,
-    "u_d_r_count": 1,
+    0: "beta_run_all alpha_run_all R_M_S",
+    1: "C_S_j C_M_j k_sum",
+    2: "k error_per_M error_per_S error_ahead",
 }
-ROWS_READ = ("x_tv2",)  # what `_carry` reads of the state, and others need
-ROWS_OWED = ("d_tv",)  # what `_carry_vjp` makes of the state's cotangent, and others need
+CARRY_VJP = {
+    0: "R_M_S beta_run_all alpha_run_all",
+    1: "R_M_S_before_t alpha_before_t d_pool_by_r",
+    2: "k d_error_rest_per_d_M_next d_error_rest_per_d_S_next d_error_rest_ahead d_S_by_q_S d_M_by_q_M",
+}
+# What `_carry` makes of the state, and others need.
+ROWS_READ = "error"
+# What `_carry_vjp` makes of the state's cotangent, and others need.
+ROWS_OWED = "d_error_rest"
 
 
 def _products(first, *others):
@@ -296,420 +291,264 @@ def _runs(gate):
     return torch.where(inside, F.pad(gate, (1, 0))[..., :, None], 1.0).cumprod(-2).tril()
 
 
-def _writes(*, beta, eta, alpha, k, v, **_):
+def _writes(**x):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
-    beta_runs = _runs(beta)
-    decay_all = beta_runs[..., -1, 0]
-    decay_j = beta_runs[..., -1, 1:]
-    x_t = -eta
-    C_j = decay_j * x_t
-    alpha_runs = _runs(alpha)
-    before_tj2 = alpha_runs[..., :-1, 1:]
-    C_tj = before_tj2 * x_t[..., None, :]
-    C_ts2 = before_tj2 * beta[..., None, :]
-    before_tj = beta_runs[..., :-1, 1:]
-    C_tj2 = before_tj * x_t[..., None, :]
-    C_tj3 = C_ts2 @ C_tj2
-    C_tj7 = C_tj + C_tj3
-    k_k = k @ k.mT  # [t j]
-    x_tj = 2.0 * C_tj7 * k_k
-    before_t3 = alpha_runs[..., :-1, 0]
-    R_t = 2.0 * before_t3
-    x_tj_inverses = _inverses(x_tj)
-    rows = _solve(x_tj, x_tj_inverses, R_t[..., :, None] * k)  # [t k]
-    before_t = beta_runs[..., :-1, 0]
-    C_s = beta * before_t
-    R_t3 = (C_s[..., None, :] @ before_tj2.mT).squeeze(-2)
-    R_t2 = 2.0 * R_t3
-    rows2 = _solve(x_tj, x_tj_inverses, R_t2[..., :, None] * k)  # [t k]
-    rows3 = _solve(x_tj, x_tj_inverses, -(2.0 * v))  # [t v]
-    decay_all2 = alpha_runs[..., -1, 0]
-    decay_j2 = alpha_runs[..., -1, 1:]
-    C_s2 = decay_j2 * beta
-    R = (C_s2 * before_t).sum(-1)
-    C_j2 = decay_j2 * x_t
-    C_j3 = (C_s2[..., None, :] @ C_tj2).squeeze(-2)
-    C_j4 = C_j2 + C_j3
-    sum_k = k.sum(-2)
-    return {
-        "decay_all": decay_all,
-        "C_j": C_j,
-        "rows": rows,
-        "rows2": rows2,
-        "rows3": rows3,
-        "decay_all2": decay_all2,
-        "R": R,
-        "C_j4": C_j4,
-        "sum_k": sum_k,
-        "decay_j": decay_j,
-        "before_tj2": before_tj2,
-        "C_ts2": C_ts2,
-        "before_tj": before_tj,
-        "C_tj2": C_tj2,
-        "C_tj7": C_tj7,
-        "k_k": k_k,
-        "x_tj": x_tj,
-        "before_t3": before_t3,
-        "before_t": before_t,
-        "C_s": C_s,
-        "R_t3": R_t3,
-        "decay_j2": decay_j2,
-        "C_s2": C_s2,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    beta_runs = _runs(x.beta)
+    out.beta_run_all = beta_runs[..., -1, 0]  # product of beta_i over the chunk
+    out.beta_run_j = beta_runs[..., -1, 1:]  # [j] product of beta_i over j < i
+    rate = -x.eta  # [t]
+    out.C_S_j = out.beta_run_j * rate  # [j] dS_end/dG_j
+    alpha_runs = _runs(x.alpha)
+    out.alpha_before_tj = alpha_runs[..., :-1, 1:]  # [t j] product of alpha_i over j < i < t
+    out.M_of_S_before_ts = out.alpha_before_tj * x.beta[..., None, :]  # [t s] dM_t-1/dS_s-1
+    out.beta_before_tj = beta_runs[..., :-1, 1:]  # [t j] product of beta_i over j < i < t
+    out.C_S_before_tj = out.beta_before_tj * rate[..., None, :]  # [t j] dS_t-1/dG_j
+    out.C_M_before_tj = out.alpha_before_tj * rate[..., None, :] + out.M_of_S_before_ts @ out.C_S_before_tj
+    out.k_k = x.k @ x.k.mT  # [t j]
+    out.system = 2.0 * out.C_M_before_tj * out.k_k  # [t j] A
+    out.alpha_before_t = alpha_runs[..., :-1, 0]  # [t] product of alpha_i over i < t
+    system_inverses = _inverses(out.system)
+    out.error_per_M = _solve(out.system, system_inverses, (2.0 * out.alpha_before_t)[..., :, None] * x.k)  # [t k]
+    out.beta_before_t = beta_runs[..., :-1, 0]  # [t] product of beta_i over i < t
+    out.beta_beta_before_t = x.beta * out.beta_before_t  # [s]
+    out.R_M_S_before_t = (out.beta_beta_before_t[..., None, :] @ out.alpha_before_tj.mT).squeeze(-2)  # [t] dM_t-1/dS_0
+    out.error_per_S = _solve(out.system, system_inverses, (2.0 * out.R_M_S_before_t)[..., :, None] * x.k)  # [t k]
+    out.error_ahead = _solve(out.system, system_inverses, -(2.0 * x.v))  # [t v]
+    out.alpha_run_all = alpha_runs[..., -1, 0]  # product of alpha_i over the chunk
+    out.alpha_run_j = alpha_runs[..., -1, 1:]  # [j] product of alpha_i over j < i
+    out.M_of_S_s = out.alpha_run_j * x.beta  # [s] dM_end/dS_s-1
+    out.R_M_S = (out.M_of_S_s * out.beta_before_t).sum(-1)  # dM_end/dS_0
+    out.C_M_j = out.alpha_run_j * rate + (out.M_of_S_s[..., None, :] @ out.C_S_before_tj).squeeze(-2)  # [j] dM_end/dG_j
+    out.k_sum = x.k.sum(-2)  # [k]
+    return vars(out)
 
 
-def _carry(*, decay_all, S, k, C_j, rows, M, rows2, rows3, decay_all2, R, C_j4, pool, sum_k, **_):
+def _carry(**x):
     """The state after a chunk."""
-    # S = R S + sum over j of C_j k_j v_jᵀ
-    decay_S = decay_all[..., None, None] * S  # [k v]
-    x_tv2 = _products((rows, M), (rows2, S)) + rows3
-    k_C_x_tv2 = k.mT @ (C_j[..., :, None] * x_tv2)  # [k v]
-    S_next = decay_S + k_C_x_tv2  # [k v]
-    # M = R M + sum over j of C_j k_j v_jᵀ
-    decay_M = decay_all2[..., None, None] * M  # [k v]
-    R_S = R[..., None, None] * S  # [k v]
-    k_C_x_tv22 = k.mT @ (C_j4[..., :, None] * x_tv2)  # [k v]
-    M_next = decay_M + R_S + k_C_x_tv22  # [k v]
-    pool_next = pool + sum_k  # [k]
-    return {
-        "S_next": S_next,
-        "M_next": M_next,
-        "pool_next": pool_next,
-        "x_tv2": x_tv2,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.error = _products((x.error_per_M, x.M), (x.error_per_S, x.S)) + x.error_ahead  # [t v] E = A E + B
+    # [k v] S' = R S + sum over j of C_j k_j v_jᵀ
+    out.S_next = x.beta_run_all[..., None, None] * x.S + x.k.mT @ (x.C_S_j[..., :, None] * out.error)
+    k_M_writes = x.k.mT @ (x.C_M_j[..., :, None] * out.error)  # [k v]
+    # [k v] M' = R M + sum over j of C_j k_j v_jᵀ
+    out.M_next = x.alpha_run_all[..., None, None] * x.M + x.R_M_S[..., None, None] * x.S + k_M_writes
+    out.pool_next = x.pool + x.k_sum  # [k]
+    return vars(out)
 
 
-def _read_online(*, alpha, q, M, C_s, S, eta, beta, C_tj2, k, x_tv2, u, pool, count, **_):
+def _read_online(**x):
     """The online read-outs of chunks, from the states before them."""
-    # o_t = M_tᵀ q_t, where M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
-    alpha_runs = _runs(alpha)
-    decay_t = alpha_runs[..., 1:, 0]
-    q_M = q @ M  # [t v]
-    decayed_q_M = decay_t[..., :, None] * q_M  # [t v]
-    decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = (C_s[..., None, :] @ decay_tj.mT).squeeze(-2)
-    q_S = q @ S  # [t v]
-    R_q_S = R_t[..., :, None] * q_S  # [t v]
-    x_t = -eta
-    C_tj = decay_tj * x_t[..., None, :]
-    C_tj3 = (decay_tj * beta[..., None, :]) @ C_tj2
-    C_tj4 = C_tj + C_tj3
-    q_k = q @ k.mT  # [t j]
-    C_q_k_x_tv2 = (C_tj4 * q_k) @ x_tv2
-    o = decayed_q_M + R_q_S + C_q_k_x_tv2  # [t v]
-    # r_t = <u_t, mean of the segment's keys up to t>
-    u_k = u @ k.mT  # [t j]
-    sum_causal_u_k = u_k.tril().sum(-1)  # [t]
-    u_pool = (pool[..., None, :] @ u.mT).squeeze(-2)  # [t]
-    r = (sum_causal_u_k + u_pool) / count  # [t]
-    return {
-        "o": o,
-        "r": r,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    alpha_runs = _runs(x.alpha)
+    alpha_run_t = alpha_runs[..., 1:, 0]  # [t] product of alpha_i over i <= t
+    q_M = x.q @ x.M  # [t v]
+    alpha_run_tj = alpha_runs[..., 1:, 1:]  # [t j] product of alpha_i over j < i <= t
+    R_M_S_t = (x.beta_beta_before_t[..., None, :] @ alpha_run_tj.mT).squeeze(-2)  # [t] dM_t/dS_0
+    q_S = x.q @ x.S  # [t v]
+    rate = -x.eta  # [t]
+    M_of_S_ts = alpha_run_tj * x.beta[..., None, :]  # [t s] dM_t/dS_s-1
+    C_M_tj = alpha_run_tj * rate[..., None, :] + M_of_S_ts @ x.C_S_before_tj  # [t j] dM_t/dG_j
+    q_k = x.q @ x.k.mT  # [t j]
+    # [t v] o_t = M_tᵀ q_t, M_t = R_t M + sum over j <= t of C_tj k_j v_jᵀ
+    out.o = alpha_run_t[..., :, None] * q_M + R_M_S_t[..., :, None] * q_S + (C_M_tj * q_k) @ x.error
+    # [t] r_t = <u_t, mean of the segment's keys up to t>
+    out.r = ((x.u @ x.k.mT).tril().sum(-1) + (x.pool[..., None, :] @ x.u.mT).squeeze(-2)) / x.count
+    return vars(out)
 
 
-def _pulls(*, x_tj, C_j4, k, C_j, alpha, eta, beta, C_tj2, q, d_o, C_s, u, d_r, count, **_):
+def _pulls(**x):
     """What the read-outs of chunks owe to the states before them."""
-    C_k = C_j4[..., :, None] * k  # [j k]
-    x_tj_inverses = _inverses(x_tj)
-    rows4 = _solve(x_tj, x_tj_inverses, C_k, transposed=True)  # [t k]
-    C_k3 = C_j[..., :, None] * k  # [j k]
-    rows5 = _solve(x_tj, x_tj_inverses, C_k3, transposed=True)  # [t k]
-    alpha_runs = _runs(alpha)
-    decay_tj = alpha_runs[..., 1:, 1:]
-    x_t = -eta
-    C_tj = decay_tj * x_t[..., None, :]
-    C_ts = decay_tj * beta[..., None, :]
-    C_tj3 = C_ts @ C_tj2
-    C_tj4 = C_tj + C_tj3
-    q_k = q @ k.mT  # [t j]
-    C_q_k_d_o = (C_tj4 * q_k).mT @ d_o  # [j v]
-    rows6 = _solve(x_tj, x_tj_inverses, C_q_k_d_o, transposed=True)  # [t v]
-    R_t = (C_s[..., None, :] @ decay_tj.mT).squeeze(-2)
-    d_q_S = d_o * R_t[..., :, None]  # [t v]
-    q_d_q_S = q.mT @ d_q_S  # [k v]
-    decay_t = alpha_runs[..., 1:, 0]
-    d_q_M = d_o * decay_t[..., :, None]  # [t v]
-    q_d_q_M = q.mT @ d_q_M  # [k v]
-    u_d_r_count = ((d_r / count)[..., None, :] @ u).squeeze(-2)  # [k]
-    return {
-        "rows4": rows4,
-        "rows5": rows5,
-        "rows6": rows6,
-        "q_d_q_S": q_d_q_S,
-        "q_d_q_M": q_d_q_M,
-        "u_d_r_count": u_d_r_count,
-        "decay_tj": decay_tj,
-        "C_ts": C_ts,
-        "C_tj4": C_tj4,
-        "q_k": q_k,
-        "d_q_S": d_q_S,
-        "d_q_M": d_q_M,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    C_M_j_k = x.C_M_j[..., :, None] * x.k  # [j k]
+    system_inverses = _inverses(x.system)
+    out.d_error_rest_per_d_M_next = _solve(x.system, system_inverses, C_M_j_k, transposed=True)  # [t k]
+    C_S_j_k = x.C_S_j[..., :, None] * x.k  # [j k]
+    out.d_error_rest_per_d_S_next = _solve(x.system, system_inverses, C_S_j_k, transposed=True)  # [t k]
+    alpha_runs = _runs(x.alpha)
+    out.alpha_run_tj = alpha_runs[..., 1:, 1:]  # [t j] product of alpha_i over j < i <= t
+    rate = -x.eta  # [t]
+    out.M_of_S_ts = out.alpha_run_tj * x.beta[..., None, :]  # [t s] dM_t/dS_s-1
+    out.C_M_tj = out.alpha_run_tj * rate[..., None, :] + out.M_of_S_ts @ x.C_S_before_tj  # [t j] dM_t/dG_j
+    out.q_k = x.q @ x.k.mT  # [t j]
+    d_error_by_o = (out.C_M_tj * out.q_k).mT @ x.d_o  # [j v]
+    out.d_error_rest_ahead = _solve(x.system, system_inverses, d_error_by_o, transposed=True)  # [t v]
+    R_M_S_t = (x.beta_beta_before_t[..., None, :] @ out.alpha_run_tj.mT).squeeze(-2)  # [t] dM_t/dS_0
+    out.d_q_S = x.d_o * R_M_S_t[..., :, None]  # [t v]
+    out.d_S_by_q_S = x.q.mT @ out.d_q_S  # [k v]
+    alpha_run_t = alpha_runs[..., 1:, 0]  # [t] product of alpha_i over i <= t
+    out.d_q_M = x.d_o * alpha_run_t[..., :, None]  # [t v]
+    out.d_M_by_q_M = x.q.mT @ out.d_q_M  # [k v]
+    out.d_pool_by_r = ((x.d_r / x.count)[..., None, :] @ x.u).squeeze(-2)  # [k]
+    return vars(out)
 
 
-def _carry_vjp(
-    *,
-    d_M_next,
-    R,
-    d_S_next,
-    decay_all,
-    k,
-    rows4,
-    rows5,
-    rows6,
-    R_t3,
-    q_d_q_S,
-    decay_all2,
-    before_t3,
-    q_d_q_M,
-    d_pool_next,
-    u_d_r_count,
-    **_,
-):
+def _carry_vjp(**x):
     """The cotangent of the state before a chunk, from that after it."""
-    R_d_M_next = d_M_next * R[..., None, None]  # [k v]
-    decay_d_S_next = d_S_next * decay_all[..., None, None]  # [k v]
-    d_tv = _products((rows4, d_M_next), (rows5, d_S_next)) + rows6
-    k_d_tv2 = k.mT @ (2.0 * d_tv * R_t3[..., :, None])  # [k v]
-    d_S = R_d_M_next + decay_d_S_next + k_d_tv2 + q_d_q_S  # [k v]
-    decay_d_M_next = d_M_next * decay_all2[..., None, None]  # [k v]
-    k_d_tv3 = k.mT @ (2.0 * d_tv * before_t3[..., :, None])  # [k v]
-    d_M = decay_d_M_next + k_d_tv3 + q_d_q_M  # [k v]
-    d_pool = d_pool_next + u_d_r_count  # [k]
-    return {
-        "d_S": d_S,
-        "d_M": d_M,
-        "d_pool": d_pool,
-        "d_tv": d_tv,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    d_S_by_S_next = x.d_S_next * x.beta_run_all[..., None, None]  # [k v]
+    out.d_error_rest = (
+        _products((x.d_error_rest_per_d_M_next, x.d_M_next), (x.d_error_rest_per_d_S_next, x.d_S_next))
+        + x.d_error_rest_ahead
+    )
+    d_k_S = 2.0 * out.d_error_rest * x.R_M_S_before_t[..., :, None]  # [t v]
+    out.d_S = x.d_M_next * x.R_M_S[..., None, None] + d_S_by_S_next + x.k.mT @ d_k_S + x.d_S_by_q_S  # [k v]
+    d_k_M = 2.0 * out.d_error_rest * x.alpha_before_t[..., :, None]  # [t v]
+    out.d_M = x.d_M_next * x.alpha_run_all[..., None, None] + x.k.mT @ d_k_M + x.d_M_by_q_M  # [k v]
+    out.d_pool = x.d_pool_next + x.d_pool_by_r  # [k]
+    return vars(out)
 
 
-def _inputs_vjp(
-    *,
-    decay_j2,
-    k,
-    d_M_next,
-    x_tv2,
-    eta,
-    before_tj2,
-    C_tj2,
-    S,
-    before_t,
-    beta,
-    alpha,
-    M,
-    before_t3,
-    d_tv,
-    k_k,
-    decay_tj,
-    d_o,
-    q_k,
-    q,
-    C_tj4,
-    d_q_S,
-    d_q_M,
-    decay_j,
-    d_S_next,
-    before_tj,
-    C_s2,
-    C_ts2,
-    C_ts,
-    C_j4,
-    C_j,
-    C_tj7,
-    R_t3,
-    d_pool_next,
-    u,
-    d_r,
-    count,
-    pool,
-    **_,
-):
+def _inputs_vjp(**x):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_t = count.shape[-1]
-    n_j = C_tj7.shape[-1]
-    # d_alpha
-    k_d_M_next = k @ d_M_next  # [j v]
-    k_d_M_next_x_tv2 = (k_d_M_next * x_tv2).sum(-1)  # [j]
-    x_t = -eta
-    d_j = k_d_M_next_x_tv2 * x_t
-    decay_d_j = decay_j2[..., :, None] * d_j[..., None, :]  # [m j]
-    d_m = (decay_d_j * before_tj2).sum(-1)
-    d_s = (k_d_M_next_x_tv2[..., None, :] @ C_tj2.mT).squeeze(-2)
-    d_M_next_S = (d_M_next * S).sum((-2, -1))
-    d_s2 = d_M_next_S[..., None] * before_t
-    d_s3 = d_s + d_s2
-    d_s3_beta = d_s3 * beta  # [s]
-    decay_d_s3_beta = decay_j2[..., None, :] * d_s3_beta[..., :, None]  # [s m]
-    alpha_runs = _runs(alpha)
-    before_sm = alpha_runs[..., :-1, 1:].mT
-    d_m3 = (decay_d_s3_beta * before_sm).sum(-2)
-    d_M_next_M = (d_M_next * M).sum((-2, -1))
-    decay_d_M_next_M = decay_j2 * d_M_next_M[..., None]  # [m]
-    d_m4 = decay_d_M_next_M * before_t3
-    k_M = k @ M  # [t v]
-    d_tv_k_M = (d_tv * k_M).sum(-1)  # [t]
-    before_tj2_d_t = ((2.0 * d_tv_k_M)[..., None, :] @ before_tj2).squeeze(-2)  # [m]
-    d_m5 = before_tj2_d_t * before_t3
-    k_S = k @ S  # [t v]
-    d_tv_k_S = (d_tv * k_S).sum(-1)  # [t]
-    d_t2 = 2.0 * d_tv_k_S
-    d_t2_before_t = d_t2[..., :, None] * before_t[..., None, :]  # [t s]
-    d_tv_x_tv2 = d_tv @ x_tv2.mT  # [t j]
-    d_tj = 2.0 * d_tv_x_tv2 * k_k
-    C_d_tj = d_tj @ C_tj2.mT  # [t s]
-    d_ts = d_t2_before_t + C_d_tj
-    d_sm = (d_ts * beta[..., None, :]).mT @ before_tj2
-    decayed_d_sm = (d_sm * before_sm).sum(-2)  # [m]
-    d_mj = before_tj2.mT @ (d_tj * x_t[..., None, :])
-    d_mj_before_tj2 = (d_mj * before_tj2).sum(-1)  # [m]
-    d_o_x_tv2 = d_o @ x_tv2.mT  # [t j]
-    d_o_x_tv2_q_k = d_o_x_tv2 * q_k  # [t j]
-    decay_d_tj2 = decay_tj.mT @ (d_o_x_tv2_q_k * x_t[..., None, :])  # [m j]
-    d_m6 = (decay_d_tj2 * before_tj2).sum(-1)
-    C_d_o_x_tv2_q_k = d_o_x_tv2_q_k @ C_tj2.mT  # [t s]
-    q_S = q @ S  # [t v]
-    d_o_q_S = (d_o * q_S).sum(-1)  # [t]
-    d_o_q_S_before_t = d_o_q_S[..., :, None] * before_t[..., None, :]  # [t s]
-    d_ts2 = C_d_o_x_tv2_q_k + d_o_q_S_before_t
-    decay_d_ts2_beta = (d_ts2 * beta[..., None, :]).mT @ decay_tj  # [s m]
-    d_m7 = (decay_d_ts2_beta * before_sm).sum(-2)
-    q_M = q @ M  # [t v]
-    d_o_q_M = (d_o * q_M).sum(-1)  # [t]
-    decay_d_o_q_M = (d_o_q_M[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m8 = decay_d_o_q_M * before_t3
-    d_t3 = d_m6 + d_m7 + d_m8
-    d_alpha = d_m + d_m3 + d_m4 + d_m5 + decayed_d_sm + d_mj_before_tj2 + d_t3  # [t]
-    # d_q
-    d_q_k = d_o_x_tv2 * C_tj4  # [t j]
-    d_q = _products((d_q_k, k), (d_q_S, S.mT), (d_q_M, M.mT))  # [t k]
-    # d_beta
-    k_d_S_next = k @ d_S_next  # [j v]
-    k_d_S_next_x_tv2 = (k_d_S_next * x_tv2).sum(-1)  # [j]
-    d_j2 = k_d_S_next_x_tv2 * x_t
-    decay_d_j2 = decay_j[..., :, None] * d_j2[..., None, :]  # [m j]
-    d_m9 = (decay_d_j2 * before_tj).sum(-1)
-    d_S_next_S = (d_S_next * S).sum((-2, -1))
-    decay_d_S_next_S = decay_j * d_S_next_S[..., None]  # [m]
-    d_m10 = decay_d_S_next_S * before_t
-    d_sj = C_s2[..., :, None] * k_d_M_next_x_tv2[..., None, :]
-    d_sj2 = _products((C_ts2.mT, d_tj), (C_ts.mT, d_o_x_tv2_q_k)) + d_sj
-    d_mj2 = before_tj.mT @ (d_sj2 * x_t[..., None, :])
-    d_mj2_before_tj = (d_mj2 * before_tj).sum(-1)  # [m]
-    C_d_M_next_S = C_s2 * d_M_next_S[..., None]  # [s]
-    before_tj2_d_t2 = (d_t2[..., None, :] @ before_tj2).squeeze(-2)  # [s]
-    d_s4 = beta * before_tj2_d_t2
-    decay_d_o_q_S = (d_o_q_S[..., None, :] @ decay_tj).squeeze(-2)  # [s]
-    d_s5 = beta * decay_d_o_q_S
-    d_s6 = C_d_M_next_S + d_s4 + d_s5
-    before_tj_d_s6 = (d_s6[..., None, :] @ before_tj).squeeze(-2)  # [m]
-    d_m11 = before_tj_d_s6 * before_t
-    decay_d_s3 = d_s3 * decay_j2
-    d_ts_before_tj2 = (d_ts * before_tj2).sum(-2)  # [s]
-    decay_d_ts2 = (d_ts2 * decay_tj).sum(-2)  # [s]
-    d_s7 = decay_d_s3 + d_ts_before_tj2 + decay_d_ts2
-    d_beta = d_m9 + d_m10 + d_mj2_before_tj + d_m11 + d_s7  # [t]
-    # d_eta
-    d_j3 = k_d_M_next_x_tv2 * decay_j2
-    d_j4 = k_d_S_next_x_tv2 * decay_j
-    d_tj_before_tj2 = (d_tj * before_tj2).sum(-2)  # [j]
-    d_sj2_before_tj = (d_sj2 * before_tj).sum(-2)  # [j]
-    d_j5 = (d_o_x_tv2_q_k * decay_tj).sum(-2)
-    d_j6 = d_j3 + d_j4 + d_tj_before_tj2 + d_sj2_before_tj + d_j5
-    d_eta = -d_j6  # [t]
-    # d_k
-    d_tj3 = 2.0 * d_tv_x_tv2 * C_tj7
-    d_tk = _products(
-        ((2.0 * d_tv * R_t3[..., :, None]), S.mT), ((2.0 * d_tv * before_t3[..., :, None]), M.mT), (d_tj3, k)
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_t = x.count.shape[-1]
+    n_j = x.C_M_before_tj.shape[-1]
+    # d_alpha = dL/dalpha
+    d_C_M_j = ((x.k @ x.d_M_next) * x.error).sum(-1)  # [j]
+    rate = -x.eta  # [t]
+    d_alpha_run_j = d_C_M_j * rate  # [j]
+    d_alpha_by_alpha_run_j = (x.alpha_run_j[..., :, None] * d_alpha_run_j[..., None, :] * x.alpha_before_tj).sum(-1)
+    d_R_M_S = (x.d_M_next * x.S).sum((-2, -1))
+    d_M_of_S_s = (d_C_M_j[..., None, :] @ x.C_S_before_tj.mT).squeeze(-2) + d_R_M_S[..., None] * x.beta_before_t  # [s]
+    d_alpha_run_s = d_M_of_S_s * x.beta  # [s]
+    alpha_runs = _runs(x.alpha)
+    alpha_before_ms = alpha_runs[..., :-1, 1:].mT  # [s m] product of alpha_i over s < i < m
+    d_alpha_by_alpha_run_s = (x.alpha_run_j[..., None, :] * d_alpha_run_s[..., :, None] * alpha_before_ms).sum(-2)
+    d_alpha_run_all = (x.d_M_next * x.M).sum((-2, -1))
+    d_alpha_by_alpha_run_all = x.alpha_run_j * d_alpha_run_all[..., None] * x.alpha_before_t  # [m]
+    k_M = x.k @ x.M  # [t v]
+    d_alpha_before_t = 2.0 * (x.d_error_rest * k_M).sum(-1)  # [t]
+    d_alpha_by_alpha_before_t = (d_alpha_before_t[..., None, :] @ x.alpha_before_tj).squeeze(-2) * x.alpha_before_t
+    k_S = x.k @ x.S  # [t v]
+    d_R_M_S_before_t = 2.0 * (x.d_error_rest * k_S).sum(-1)  # [t]
+    d_M_of_S_before_ts_by_R_M_S_before_t = d_R_M_S_before_t[..., :, None] * x.beta_before_t[..., None, :]  # [t s]
+    d_system = x.d_error_rest @ x.error.mT  # [t j]
+    d_C_M_before_tj = 2.0 * d_system * x.k_k  # [t j]
+    d_M_of_S_before_ts = d_M_of_S_before_ts_by_R_M_S_before_t + d_C_M_before_tj @ x.C_S_before_tj.mT  # [t s]
+    d_alpha_before_ts = d_M_of_S_before_ts * x.beta[..., None, :]  # [t s]
+    d_alpha_by_alpha_before_ts = ((d_alpha_before_ts.mT @ x.alpha_before_tj) * alpha_before_ms).sum(-2)  # [m]
+    d_alpha_before_tj = d_C_M_before_tj * rate[..., None, :]  # [t j]
+    d_alpha_by_alpha_before_tj = ((x.alpha_before_tj.mT @ d_alpha_before_tj) * x.alpha_before_tj).sum(-1)  # [m]
+    d_C_q_k_by_o = x.d_o @ x.error.mT  # [t j]
+    d_C_M_tj = d_C_q_k_by_o * x.q_k  # [t j]
+    d_alpha_run_tj = d_C_M_tj * rate[..., None, :]  # [t j]
+    d_alpha_by_alpha_run_tj = ((x.alpha_run_tj.mT @ d_alpha_run_tj) * x.alpha_before_tj).sum(-1)  # [m]
+    q_S = x.q @ x.S  # [t v]
+    d_R_M_S_t = (x.d_o * q_S).sum(-1)  # [t]
+    d_M_of_S_ts = d_C_M_tj @ x.C_S_before_tj.mT + d_R_M_S_t[..., :, None] * x.beta_before_t[..., None, :]  # [t s]
+    d_alpha_run_ts = d_M_of_S_ts * x.beta[..., None, :]  # [t s]
+    d_alpha_by_alpha_run_ts = ((d_alpha_run_ts.mT @ x.alpha_run_tj) * alpha_before_ms).sum(-2)  # [m]
+    q_M = x.q @ x.M  # [t v]
+    d_alpha_run_t = (x.d_o * q_M).sum(-1)  # [t]
+    d_alpha_by_alpha_run_t = (d_alpha_run_t[..., None, :] @ x.alpha_run_tj).squeeze(-2) * x.alpha_before_t  # [m]
+    d_alpha_ahead = d_alpha_by_alpha_run_tj + d_alpha_by_alpha_run_ts + d_alpha_by_alpha_run_t  # [t]
+    out.d_alpha = (
+        d_alpha_by_alpha_run_j
+        + d_alpha_by_alpha_run_s
+        + d_alpha_by_alpha_run_all
+        + d_alpha_by_alpha_before_t
+        + d_alpha_by_alpha_before_ts
+        + d_alpha_by_alpha_before_tj
+        + d_alpha_ahead
     )
-    d_r_count = d_r / count  # [t]
-    causal = torch.ones(n_t, n_j, dtype=decay_j2.dtype, device=decay_j2.device).tril()  # [t j]
-    d_u_k = d_r_count[..., :, None] * causal  # [t j]
-    u_d_u_k = d_u_k.mT @ u  # [j k]
-    d_jk2 = d_pool_next[..., None, :] + u_d_u_k
-    d_k = (
+    # d_q = dL/dq
+    d_q_k = d_C_q_k_by_o * x.C_M_tj  # [t j]
+    out.d_q = _products((d_q_k, x.k), (x.d_q_S, x.S.mT), (x.d_q_M, x.M.mT))  # [t k]
+    # d_beta = dL/dbeta
+    d_C_S_j = ((x.k @ x.d_S_next) * x.error).sum(-1)  # [j]
+    d_beta_run_j = d_C_S_j * rate  # [j]
+    d_beta_by_beta_run_j = (x.beta_run_j[..., :, None] * d_beta_run_j[..., None, :] * x.beta_before_tj).sum(-1)  # [m]
+    d_beta_run_all = (x.d_S_next * x.S).sum((-2, -1))
+    d_beta_by_beta_run_all = x.beta_run_j * d_beta_run_all[..., None] * x.beta_before_t  # [m]
+    d_C_S_before_tj_by_C_M_j = x.M_of_S_s[..., :, None] * d_C_M_j[..., None, :]  # [s j]
+    d_C_S_before_tj = (
+        _products((x.M_of_S_before_ts.mT, d_C_M_before_tj), (x.M_of_S_ts.mT, d_C_M_tj)) + d_C_S_before_tj_by_C_M_j
+    )
+    d_beta_before_tj = d_C_S_before_tj * rate[..., None, :]  # [t j]
+    d_beta_by_beta_before_tj = ((x.beta_before_tj.mT @ d_beta_before_tj) * x.beta_before_tj).sum(-1)  # [m]
+    d_beta_before_t_by_R_M_S_before_t = x.beta * (d_R_M_S_before_t[..., None, :] @ x.alpha_before_tj).squeeze(-2)  # [s]
+    d_beta_before_t_by_R_M_S_t = x.beta * (d_R_M_S_t[..., None, :] @ x.alpha_run_tj).squeeze(-2)  # [s]
+    d_beta_before_t = x.M_of_S_s * d_R_M_S[..., None] + d_beta_before_t_by_R_M_S_before_t + d_beta_before_t_by_R_M_S_t
+    d_beta_by_beta_before_t = (d_beta_before_t[..., None, :] @ x.beta_before_tj).squeeze(-2) * x.beta_before_t  # [m]
+    d_beta_by_M_of_S_before_ts = (d_M_of_S_before_ts * x.alpha_before_tj).sum(-2)  # [s]
+    d_beta_s = d_M_of_S_s * x.alpha_run_j + d_beta_by_M_of_S_before_ts + (d_M_of_S_ts * x.alpha_run_tj).sum(-2)  # [s]
+    out.d_beta = (
+        d_beta_by_beta_run_j + d_beta_by_beta_run_all + d_beta_by_beta_before_tj + d_beta_by_beta_before_t + d_beta_s
+    )
+    # d_eta = dL/deta
+    d_rate_by_C_M_j = d_C_M_j * x.alpha_run_j  # [j]
+    d_rate_by_C_S_j = d_C_S_j * x.beta_run_j  # [j]
+    d_rate_by_C_M_before_tj = (d_C_M_before_tj * x.alpha_before_tj).sum(-2)  # [j]
+    d_rate_by_C_S_before_tj = (d_C_S_before_tj * x.beta_before_tj).sum(-2)  # [j]
+    d_rate_by_C_M_tj = (d_C_M_tj * x.alpha_run_tj).sum(-2)  # [j]
+    d_rate = d_rate_by_C_M_j + d_rate_by_C_S_j + d_rate_by_C_M_before_tj + d_rate_by_C_S_before_tj + d_rate_by_C_M_tj
+    out.d_eta = -d_rate  # [t]
+    # d_k = dL/dk
+    d_k_k = 2.0 * d_system * x.C_M_before_tj  # [t j]
+    d_k_S = 2.0 * x.d_error_rest * x.R_M_S_before_t[..., :, None]  # [t v]
+    d_k_M = 2.0 * x.d_error_rest * x.alpha_before_t[..., :, None]  # [t v]
+    d_k_t = _products((d_k_S, x.S.mT), (d_k_M, x.M.mT), (d_k_k, x.k))  # [t k]
+    d_r_over_count = x.d_r / x.count  # [t]
+    causal = torch.ones(n_t, n_j, dtype=x.alpha_run_j.dtype, device=x.alpha_run_j.device).tril()  # [t j]
+    d_r_over_count_causal = d_r_over_count[..., :, None] * causal  # [t j]
+    d_k_ahead = x.d_pool_next[..., None, :] + d_r_over_count_causal.mT @ x.u  # [j k]
+    out.d_k = (
         _products(
-            ((C_j4[..., :, None] * x_tv2), d_M_next.mT),
-            ((C_j[..., :, None] * x_tv2), d_S_next.mT),
-            (d_tj3.mT, k),
-            (d_q_k.mT, q),
+            (x.C_M_j[..., :, None] * x.error, x.d_M_next.mT),
+            (x.C_S_j[..., :, None] * x.error, x.d_S_next.mT),
+            (d_k_k.mT, x.k),
+            (d_q_k.mT, x.q),
         )
-        + d_tk
-        + d_jk2
+        + d_k_t
+        + d_k_ahead
     )
-    # d_v
-    d_tv4 = -(2.0 * d_tv)
-    # d_u
-    d_r_count_pool = d_r_count[..., :, None] * pool[..., None, :]  # [t k]
-    d_u_k_k = d_u_k @ k  # [t k]
-    d_u = d_r_count_pool + d_u_k_k  # [t k]
-    return {
-        "d_alpha": d_alpha,
-        "d_q": d_q,
-        "d_beta": d_beta,
-        "d_eta": d_eta,
-        "d_k": d_k,
-        "d_v": d_tv4,
-        "d_u": d_u,
-    }
+    out.d_v = -(2.0 * x.d_error_rest)  # [t v]
+    out.d_u = d_r_over_count[..., :, None] * x.pool[..., None, :] + d_r_over_count_causal @ x.k  # [t k]
+    return vars(out)
 
 
-def _blend(*, r, u, pools, o, q, cached, **_):
+def _blend(**x):
     """The softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT  # [t n]
-    max_u_pools = u_pools.amax(-1)  # [t]
-    top = torch.maximum(r, max_u_pools)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
-    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
-    norm = sum_exp_u_pools + exp_r  # [t]
-    weight = exp_r / norm  # [t]
-    weight_o = weight[..., :, None] * o  # [t v]
-    weights = exp_u_pools / norm[..., :, None]  # [t n]
-    weights_q_cached = (weights[..., :, :, None] * q[..., :, None, :]).flatten(-2) @ cached.flatten(-3, -2)  # [t v]
-    y = weight_o + weights_q_cached  # [t v]
-    return {
-        "y": y,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    r_cached_max = r_cached.amax(-1)  # [t]
+    r_max = torch.maximum(x.r, r_cached_max)  # [t]
+    exp_online = torch.exp(x.r - r_max)  # [t]
+    exp_cached = torch.exp(r_cached - r_max[..., :, None])  # [t n]
+    exp_sum = exp_cached.sum(-1) + exp_online  # [t]
+    weight = exp_online / exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    weights = exp_cached / exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    weights_q_cached = (weights[..., :, :, None] * x.q[..., :, None, :]).flatten(-2) @ x.cached.flatten(-3, -2)  # [t v]
+    out.y = weight[..., :, None] * x.o + weights_q_cached  # [t v]
+    return vars(out)
 
 
-def _blend_vjp(*, u, pools, r, q, d_y, cached, o, **_):
+def _blend_vjp(**x):
     """The derivative of: the softmax of all routing logits, over the read-outs of all memories."""
-    u_pools = u @ pools.mT  # [t n]
-    max_u_pools = u_pools.amax(-1)  # [t]
-    top = torch.maximum(r, max_u_pools)  # [t]
-    exp_u_pools = torch.exp(u_pools - top[..., :, None])  # [t n]
-    sum_exp_u_pools = exp_u_pools.sum(-1)  # [t]
-    exp_r = torch.exp(r - top)  # [t]
-    norm = sum_exp_u_pools + exp_r  # [t]
-    weights = exp_u_pools / norm[..., :, None]  # [t n]
-    weights_q = weights[..., :, :, None] * q[..., :, None, :]  # [t n k]
-    d_cached = (weights_q.flatten(-2).mT @ d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
-    # d_q
-    d_y_cached = (d_y @ cached.flatten(-3, -2).mT).unflatten(-1, cached.shape[-3:-1])  # [t n k]
-    d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
-    weight = exp_r / norm  # [t]
-    d_o = d_y * weight[..., :, None]  # [t v]
-    d_y_cached_q = (q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n]
-    d_t = (d_y_cached_q * weights).sum(-1)
-    d_y_o = (d_y * o).sum(-1)  # [t]
-    d_t2 = -d_t - d_y_o * weight
-    d_tn = d_y_cached_q + d_t2[..., :, None]
-    d_u_pools = d_tn * weights  # [t n]
-    d_pools = d_u_pools.mT @ u  # [n k]
-    # d_u
-    d_u = d_u_pools @ pools  # [t k]
-    d_t3 = d_y_o + d_t2
-    d_r = d_t3 * weight  # [t]
-    return {
-        "d_cached": d_cached,
-        "d_q": d_q,
-        "d_o": d_o,
-        "d_pools": d_pools,
-        "d_u": d_u,
-        "d_r": d_r,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    r_cached = x.u @ x.pools.mT  # [t n] r_tn = <u_t, pool_n>
+    r_cached_max = r_cached.amax(-1)  # [t]
+    r_max = torch.maximum(x.r, r_cached_max)  # [t]
+    exp_cached = torch.exp(r_cached - r_max[..., :, None])  # [t n]
+    exp_online = torch.exp(x.r - r_max)  # [t]
+    exp_sum = exp_cached.sum(-1) + exp_online  # [t]
+    weights = exp_cached / exp_sum[..., :, None]  # [t n] w_tn = exp(r_tn) / sum of exp(r)
+    weights_q = weights[..., :, :, None] * x.q[..., :, None, :]  # [t n k]
+    out.d_cached = (weights_q.flatten(-2).mT @ x.d_y).unflatten(-2, weights_q.shape[-2:])  # [n k v]
+    # d_q = dL/dq
+    d_y_cached = (x.d_y @ x.cached.flatten(-3, -2).mT).unflatten(-1, x.cached.shape[-3:-1])  # [t n k]
+    out.d_q = (weights[..., None, :] @ d_y_cached).squeeze(-2)  # [t k]
+    weight = exp_online / exp_sum  # [t] w_t = exp(r_t) / sum of exp(r)
+    out.d_o = x.d_y * weight[..., :, None]  # [t v]
+    d_weights = (x.q[..., None, :] @ d_y_cached.mT).squeeze(-2)  # [t n] dL/dw_tn
+    d_weight = (x.d_y * x.o).sum(-1)  # [t] dL/dw_t
+    d_r_cached_part = -(d_weights * weights).sum(-1) - d_weight * weight  # [t]
+    d_r_cached = (d_weights + d_r_cached_part[..., :, None]) * weights  # [t n] dL/dr_tn
+    out.d_pools = d_r_cached.mT @ x.u  # [n k]
+    out.d_u = d_r_cached @ x.pools  # [t k]
+    out.d_r = (d_weight + d_r_cached_part) * weight  # [t]
+    return vars(out)
 
 
 def _compute_type(tensors):
@@ -814,10 +653,11 @@ def _fresh(tensors, lanes, dtype):
 
 
 def _by_chunk(values, dimensions, batch):
-    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    """Each chunk's part of the values, in order; `dimensions` has their names by how many follow those of the batch."""
     parts = {}
-    for name, n in dimensions.items():
-        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    for n, names in dimensions.items():
+        for name in names.split():
+            parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
     return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
 
 
@@ -829,7 +669,7 @@ def _walk(x, state, segments):
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         out = _carry(**chunk, **state)
-        before.append({**state, **{name: out[name] for name in ROWS_READ}})
+        before.append({**state, **{name: out[name] for name in ROWS_READ.split()}})
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
@@ -852,7 +692,7 @@ def _walk_back(x, d_state, d_ends, segments):
             d_state["pool"] = d_ends["pool"][:, :, end : end + batch[2]]
         d_state = {f"d_{name}_next": t for name, t in d_state.items()}
         out = _carry_vjp(**chunks[c], **d_state)
-        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED.split()}})
         d_state = {name: out[f"d_{name}"] for name in ("S", "M", "pool")}
     return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
@@ -1118,6 +958,28 @@ def _tile_solve(b_A, b_B, one, BT: tl.constexpr, PREC: tl.constexpr, TRANSPOSED:
 
 
 @_jit
+def _block(blocks, i_n):
+    """A block: its tokens start..end; its segment, and that one's tokens; the sequence's first segment; the border."""
+    row = blocks + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, border = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, border
+
+
+@_jit
+def _chain(chains, i_c):
+    """A chain: its first block or step, and the one after its last."""
+    return tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+
+
+@_jit
+def _segment(segments, i_s):
+    """A segment: its tokens, the sequence's first segment, and the sequence's end."""
+    row = segments + 4 * i_s
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+
+
+@_jit
 def states_kernel(
     k,
     v,
@@ -1155,9 +1017,9 @@ def states_kernel(
     b_S = tl.zeros([BK, BV], tl.float32)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
-    for i_n in range(tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)):
-        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-        segment_start, segment_end = tl.load(blocks + 8 * i_n + 3), tl.load(blocks + 8 * i_n + 4)
+    i_first, i_last = _chain(chains, i_c)
+    for i_n in range(i_first, i_last):
+        start, end, i_s, segment_start, segment_end, _, _ = _block(blocks, i_n)
         for i_step in range(tl.cdiv(end - start, BT)):
             i_t = start + i_step * BT
             m_t = i_t + o_t < end
@@ -1165,81 +1027,86 @@ def states_kernel(
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-            b_pool_next = b_pool + b_sum_k
+            b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+            b_pool_next = b_pool + b_k_sum
             b_valid = m_t.to(tl.float32)
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_S
-            b_decay_tj = tl.where(
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+            b_S_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                    (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                    (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
                 ),
                 0.0,
             )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = -b_eta
-            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-            b_x_tj = b_decay_tj * b_x_t3[None, :]
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
-            b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
-            b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
-            b_x_s3 = b_decay_j * b_x_t5
-            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-            b_x_j3 = b_decay_j * b_x_t3
-            b_x_j4 = b_x_j3 + b_x_j2
-            b_decay_tj2 = tl.where(
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
+            b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+            b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+            b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+            b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+            b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+            b_M_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t4_e - b_x_t4_e1)[:, None] - b_x_t4_e[None, :],
-                    (b_x_t4_f - b_x_t4_f1)[:, None] - b_x_t4_f[None, :],
+                    (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                    (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
                 ),
                 0.0,
             )
-            b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
-            b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
-            b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
-            b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-            b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-            b_x_t7 = tl.where(b_valid > 0, 1.0, 0.0)
-            b_x_tj5 = b_x_t7[:, None] * b_x_tj4
-            b_x_t8 = b_x_t7 * b_x_t6
-            b_x_tj6 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-            b_x_tj7 = 2.0 * b_x_tj5 * b_x_tj6
-            b_x_tv = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
-            b_x_tv2 = 2.0 * b_x_t8[:, None] * b_x_tv
-            b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
-            b_decay_t2 = _tile_product((b_x_t4_e - b_x_t4_e1), (b_x_t4_f - b_x_t4_f1))
-            b_x_t9 = b_x_t7 * b_decay_t2
-            b_x_tv4 = 2.0 * b_x_t9[:, None] * b_x_tv3
-            b_x_tv5 = b_x_tv2 + b_x_tv4
+            b_M_keeps_before_tj_rate = b_M_keeps_before_tj * b_rate[None, :]
+            b_M_of_S_before_ts = b_M_keeps_before_tj * b_M_takes_S[None, :]
+            b_C_M_before_tj = _tile_dot_add(b_M_keeps_before_tj_rate, b_M_of_S_before_ts, b_C_S_before_tj, one, PREC)
+            b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+            b_R_M_S_before_t = tl.sum(b_M_of_S_before_ts * b_S_keeps_before_t[None, :], 1)
+            b_step_valid = tl.where(b_valid > 0, 1.0, 0.0)
+            b_step_valid_C_M_before_tj = b_step_valid[:, None] * b_C_M_before_tj
+            b_step_valid_R_M_S_before_t = b_step_valid * b_R_M_S_before_t
+            b_k_k = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+            b_system = 2.0 * b_step_valid_C_M_before_tj * b_k_k
+            b_k_S = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
+            b_step_valid_R_M_S_before_t_k_S = 2.0 * b_step_valid_R_M_S_before_t[:, None] * b_k_S
+            b_k_M = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
+            b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+            b_step_valid_M_keeps_before_t = b_step_valid * b_M_keeps_before_t
+            b_error_rest_part = 2.0 * b_step_valid_M_keeps_before_t[:, None] * b_k_M
+            b_error_rest_part_2 = b_step_valid_R_M_S_before_t_k_S + b_error_rest_part
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv7 = -(2.0 * b_v.to(tl.float32))
-            b_x_tv8 = b_x_tv7 + b_x_tv5
-            b_error_0 = _tile_solve(b_x_tj7, b_x_tv8, one, BT, PREC, False)
+            b_v_scaled = -(2.0 * b_v.to(tl.float32))
+            b_error_rest = b_v_scaled + b_error_rest_part_2
+            b_error_0 = _tile_solve(b_system, b_error_rest, one, BT, PREC, False)
             tl.store(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 b_error_0,
                 mask=m_t[:, None] & m_v[None, :],
             )
-            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-            b_x_j5 = b_decay_j2 * b_x_t3
-            b_x_jv2 = b_x_j5[:, None] * b_error_0
-            b_S_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-            b_x_jv3 = b_x_j4[:, None] * b_error_0
-            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-            b_x_kv3 = b_x * b_S
-            b_decay_all2 = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
-            b_x_kv4 = b_decay_all2 * b_M
-            b_x_kv5 = b_x_kv3 + b_x_kv4
-            b_M_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
+            )
+            b_C_S_j = b_S_keeps_run_j * b_rate
+            b_S_writes = b_C_S_j[:, None] * b_error_0
+            b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
+            b_M_writes = b_C_M_j[:, None] * b_error_0
+            b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+            b_R_M_S_S = b_R_M_S * b_S
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_R_M_S_S_M_keeps_run_all_M = b_R_M_S_S + b_M_keeps_run_all_M
+            b_M_next = _tile_dot_add(b_R_M_S_S_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
             b_S = b_S_next
             b_M = b_M_next
             b_pool = b_pool_next
@@ -1288,9 +1155,7 @@ def read_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
-    first = tl.load(blocks + 8 * i_n + 5)
+    start, end, i_s, segment_start, _, first, _ = _block(blocks, i_n)
     b_S = tl.zeros([BK, BV], tl.float32)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
@@ -1301,8 +1166,8 @@ def read_kernel(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-        b_pool_next = b_pool + b_sum_k
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_k_sum
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
@@ -1310,72 +1175,73 @@ def read_kernel(
         b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_sum_t = tl.sum(b_x_tj, 1)
+        b_causal_u_k = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_causal_u_k_sum = tl.sum(b_causal_u_k, 1)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_r = (b_sum_t + b_u_pool) / b_count
+        b_r = (b_causal_u_k_sum + b_u_pool) / b_count
         b_valid = m_t.to(tl.float32)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_tj = tl.where(
+        b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+        b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+        b_S_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
             ),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = -b_eta
-        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-        b_x_tj2 = b_decay_tj * b_x_t3[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
-        b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
-        b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s3 = b_decay_j * b_x_t5
-        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj2, 0)
-        b_x_j3 = b_decay_j * b_x_t3
-        b_x_j4 = b_x_j3 + b_x_j2
-        b_decay_tj2 = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+        b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+        b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+        b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+        b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t4_e[:, None] - b_x_t4_e[None, :], b_x_t4_f[:, None] - b_x_t4_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_x_tj3 = b_decay_tj2 * b_x_t3[None, :]
-        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
-        b_x_tj5 = _tile_dot_add(b_x_tj3, b_x_ts2, b_x_tj2, one, PREC)
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_t6 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-        b_x_kv = b_x * b_S
-        b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
-        b_x_kv2 = b_decay_all * b_M
-        b_x_kv3 = b_x_kv + b_x_kv2
+        b_M_keeps_run_tj_rate = b_M_keeps_run_tj * b_rate[None, :]
+        b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
+        b_C_M_tj = _tile_dot_add(b_M_keeps_run_tj_rate, b_M_of_S_ts, b_C_S_before_tj, one, PREC)
+        b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+        b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+        b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+        b_R_M_S_S = b_R_M_S * b_S
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_R_M_S_S_M_keeps_run_all_M = b_R_M_S_S + b_M_keeps_run_all_M
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj6 = b_x_tj5 * b_q_k
+        b_C_q_k = b_C_M_tj * b_q_k
         b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
-        b_decay_t2 = _tile_product(b_x_t4_e, b_x_t4_f)
-        b_x_tv = b_decay_t2[:, None] * b_q_M
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_R_q_M = b_M_keeps_run_t[:, None] * b_q_M
         b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
-        b_x_tv2 = b_x_t6[:, None] * b_q_S
-        b_x_tv3 = b_x_tv2 + b_x_tv
+        b_R_q_S = b_R_M_S_t[:, None] * b_q_S
+        b_R_q_S_R_q_M = b_R_q_S + b_R_q_M
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_o = _tile_dot_add(b_x_tv3, b_x_tj6, b_error_0, one, PREC)
-        b_x_jv2 = b_x_j4[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv5 = b_decay_all2 * b_S
-        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_j5 = b_decay_j2 * b_x_t3
-        b_x_jv3 = b_x_j5[:, None] * b_error_0
-        b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+        b_o = _tile_dot_add(b_R_q_S_R_q_M, b_C_q_k, b_error_0, one, PREC)
+        b_M_writes = b_C_M_j[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_R_M_S_S_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+        b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+        b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+        b_S_keeps_run_j = _tile_product(tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f)
+        b_C_S_j = b_S_keeps_run_j * b_rate
+        b_S_writes = b_C_S_j[:, None] * b_error_0
+        b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
         b_S = b_S_next
         b_M = b_M_next
         b_pool = b_pool_next
@@ -1447,8 +1313,7 @@ def queries_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
+    start, end, _, segment_start, _, _, _ = _block(blocks, i_n)
     b_S = tl.zeros([BK, BV], tl.float32)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
@@ -1459,101 +1324,102 @@ def queries_kernel(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_sum_k = tl.sum(b_k.to(tl.float32), 0)
-        b_pool_next = b_pool + b_sum_k
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_k_sum
         b_valid = m_t.to(tl.float32)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_tj = tl.where(
+        b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+        b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+        b_S_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
             ),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = -b_eta
-        b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-        b_x_tj = b_decay_tj * b_x_t3[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t4 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t4_e, b_x_t4_f, b_x_t4_e1, b_x_t4_f1 = _tile_runs(b_x_t4)
-        b_decay_j = _tile_product(tl.sum(b_x_t4_e1, 0) - b_x_t4_e, tl.sum(b_x_t4_f1, 0) - b_x_t4_f)
-        b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s3 = b_decay_j * b_x_t5
-        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-        b_x_j3 = b_decay_j * b_x_t3
-        b_x_j4 = b_x_j3 + b_x_j2
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+        b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+        b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+        b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+        b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj2 = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_tk = _tile_dot(b_x_tj2, b_k.to(tl.float32), one, PREC)
+        b_causal = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
+        b_causal_k = _tile_dot(b_causal, b_k.to(tl.float32), one, PREC)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t6 = b_d_r / b_count
-        b_x_tk2 = b_x_t6[:, None] * b_x_tk
-        b_x_tk3 = b_x_t6[:, None] * b_pool[None, :]
-        b_x_tk4 = b_x_tk3 + b_x_tk2
+        b_d_r_over_count = b_d_r / b_count
+        b_d_u_by_r_2 = b_d_r_over_count[:, None] * b_causal_k
+        b_d_u_by_r = b_d_r_over_count[:, None] * b_pool[None, :]
+        b_d_u_2 = b_d_u_by_r + b_d_u_by_r_2
         b_d_u_rows = tl.load(
             d_u_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_u = b_x_tk4 + b_d_u_rows
+        b_d_u = b_d_u_2 + b_d_u_rows
         tl.store(
             d_u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_u.to(d_u.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_decay_tj2 = tl.where(
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t4_e[:, None] - b_x_t4_e[None, :], b_x_t4_f[:, None] - b_x_t4_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_x_ts2 = b_decay_tj2 * b_x_t5[None, :]
-        b_x_tj3 = b_decay_tj2 * b_x_t3[None, :]
-        b_x_tj5 = _tile_dot_add(b_x_tj3, b_x_ts2, b_x_tj, one, PREC)
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_t7 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-        b_x_kv = b_x * b_S
-        b_decay_all = _tile_product(tl.sum(b_x_t4_e1, 0), tl.sum(b_x_t4_f1, 0))
-        b_x_kv2 = b_decay_all * b_M
-        b_x_kv3 = b_x_kv + b_x_kv2
+        b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
+        b_M_keeps_run_tj_rate = b_M_keeps_run_tj * b_rate[None, :]
+        b_C_M_tj = _tile_dot_add(b_M_keeps_run_tj_rate, b_M_of_S_ts, b_C_S_before_tj, one, PREC)
+        b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+        b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+        b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+        b_R_M_S_S = b_R_M_S * b_S
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_R_M_S_S_M_keeps_run_all_M = b_R_M_S_S + b_M_keeps_run_all_M
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_jv2 = b_x_j4[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+        b_M_writes = b_C_M_j[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_R_M_S_S_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
         b_d_y_M = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_M), one, PREC)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_decay_t2 = _tile_product(b_x_t4_e, b_x_t4_f)
-        b_x_tk5 = b_online[:, None] * b_decay_t2[:, None] * b_d_y_M
-        b_x_tj6 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tj7 = b_x_tj6 * b_x_tj5
-        b_x_tk6 = _tile_dot(b_x_tj7, b_k.to(tl.float32), one, PREC)
-        b_x_tk7 = b_online[:, None] * b_x_tk6
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_by_q_M = b_online[:, None] * b_M_keeps_run_t[:, None] * b_d_y_M
+        b_d_y_error_0 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_q_k_unscaled = b_d_y_error_0 * b_C_M_tj
+        b_d_q_k_unscaled_k = _tile_dot(b_d_q_k_unscaled, b_k.to(tl.float32), one, PREC)
+        b_d_q_by_q_k = b_online[:, None] * b_d_q_k_unscaled_k
         b_d_y_S = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_S), one, PREC)
-        b_x_tk8 = b_online[:, None] * b_x_t7[:, None] * b_d_y_S
-        b_x_tk9 = b_x_tk8 + b_x_tk7
-        b_x_tk10 = b_x_tk5 + b_x_tk9
+        b_d_q_by_q_S = b_online[:, None] * b_R_M_S_t[:, None] * b_d_y_S
+        b_d_q_by_q_S_d_q_by_q_k = b_d_q_by_q_S + b_d_q_by_q_k
+        b_d_q_2 = b_d_q_by_q_M + b_d_q_by_q_S_d_q_by_q_k
         b_d_q_rows = tl.load(
             d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         )
-        b_d_q = b_x_tk10 + b_d_q_rows
+        b_d_q = b_d_q_2 + b_d_q_rows
         tl.store(
             d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_q.to(d_q.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv5 = b_decay_all2 * b_S
-        b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_j5 = b_decay_j2 * b_x_t3
-        b_x_jv3 = b_x_j5[:, None] * b_error_0
-        b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+        b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+        b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+        b_S_keeps_run_j = _tile_product(tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f)
+        b_C_S_j = b_S_keeps_run_j * b_rate
+        b_S_writes = b_C_S_j[:, None] * b_error_0
+        b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
         b_S = b_S_next
         b_M = b_M_next
         b_pool = b_pool_next
@@ -1600,8 +1466,7 @@ def keys_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    segment_start = tl.load(blocks + 8 * i_n + 3)
+    start, end, i_s, segment_start, _, _, _ = _block(blocks, i_n)
     b_d_S_next = tl.zeros([BK, BV], tl.float32)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     b_d_pool_next = tl.load(d_pools + (i_bh.to(tl.int64) * n_segments + i_s) * K + o_k, mask=m_k, other=0.0)
@@ -1615,51 +1480,55 @@ def keys_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_M
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
-            b_x_s3 = b_decay_j * b_x_t2
-            b_x_t3 = tl.where(b_valid > 0, b_beta, 1.0)
-            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
-            b_decay_t = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
-            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-            b_x_kv2 = b_x * b_S
-            b_x_kv3 = b_x_kv2 + b_x_kv
-            b_decay_tj = tl.where(
+            b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+            b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+            b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+            b_R_M_S_S = b_R_M_S * b_S
+            b_R_M_S_S_M_keeps_run_all_M = b_R_M_S_S + b_M_keeps_run_all_M
+            b_S_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :],
-                    (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :],
+                    (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                    (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
                 ),
                 0.0,
             )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = -b_eta
-            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
-            b_x_tj = b_decay_tj * b_x_t5[None, :]
-            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-            b_x_j3 = b_decay_j * b_x_t5
-            b_x_j4 = b_x_j3 + b_x_j2
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+            b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+            b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+            b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
             b_error_0 = tl.load(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=m_t[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_x_jv2 = b_x_j4[:, None] * b_error_0
+            b_M_writes = b_C_M_j[:, None] * b_error_0
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-            b_decay_all2 = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
-            b_x_kv5 = b_decay_all2 * b_S
-            b_decay_j2 = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
-            b_x_j5 = b_decay_j2 * b_x_t5
-            b_x_jv3 = b_x_j5[:, None] * b_error_0
-            b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+            b_M_next = _tile_dot_add(b_R_M_S_S_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
+            )
+            b_C_S_j = b_S_keeps_run_j * b_rate
+            b_S_writes = b_C_S_j[:, None] * b_error_0
+            b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
             b_S = b_S_next
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
@@ -1671,132 +1540,138 @@ def keys_kernel(
         ).to(IN)
         b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
         b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_x_t = b_d_r / b_count
-        b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t[:, None], 0)
-        b_d_pool = b_d_pool_next + b_x_k
+        b_d_r_over_count = b_d_r / b_count
+        b_d_pool_by_r = tl.sum(b_u.to(tl.float32) * b_d_r_over_count[:, None], 0)
+        b_d_pool = b_d_pool_next + b_d_pool_by_r
         b_valid = m_t.to(tl.float32)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_beta, 1.0)
-        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_tj = tl.where(
+        b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+        b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+        b_S_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
+                (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
             ),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = -b_eta
-        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
-        b_x_tj = b_decay_tj * b_x_t4[None, :]
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t5 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-        b_decay_j = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
-        b_x_t6 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s3 = b_decay_j * b_x_t6
-        b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-        b_x_j3 = b_decay_j * b_x_t4
-        b_x_j4 = b_x_j3 + b_x_j2
-        b_decay_tj2 = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+        b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+        b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+        b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+        b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t5_e[:, None] - b_x_t5_e[None, :], b_x_t5_f[:, None] - b_x_t5_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_x_tj2 = b_decay_tj2 * b_x_t4[None, :]
-        b_x_ts2 = b_decay_tj2 * b_x_t6[None, :]
-        b_x_tj4 = _tile_dot_add(b_x_tj2, b_x_ts2, b_x_tj, one, PREC)
-        b_decay_t = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
-        b_x_t7 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-        b_decay_tj3 = tl.where(
+        b_M_keeps_run_tj_rate = b_M_keeps_run_tj * b_rate[None, :]
+        b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
+        b_C_M_tj = _tile_dot_add(b_M_keeps_run_tj_rate, b_M_of_S_ts, b_C_S_before_tj, one, PREC)
+        b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+        b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+        b_M_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :], (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :]
+                (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
             ),
             0.0,
         )
-        b_x_tj5 = b_decay_tj3 * b_x_t4[None, :]
-        b_x_ts4 = b_decay_tj3 * b_x_t6[None, :]
-        b_x_tj7 = _tile_dot_add(b_x_tj5, b_x_ts4, b_x_tj, one, PREC)
-        b_x_t8 = tl.sum(b_x_ts4 * b_decay_t[None, :], 1)
-        b_x_t9 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t10 = b_x_t9 * b_x_t8
-        b_decay_all = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
-        b_x_kv = b_d_S_next * b_decay_all
-        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-        b_x_kv2 = b_d_M_next * b_x
-        b_x_kv3 = b_x_kv + b_x_kv2
+        b_M_keeps_before_tj_rate = b_M_keeps_before_tj * b_rate[None, :]
+        b_M_of_S_before_ts = b_M_keeps_before_tj * b_M_takes_S[None, :]
+        b_C_M_before_tj = _tile_dot_add(b_M_keeps_before_tj_rate, b_M_of_S_before_ts, b_C_S_before_tj, one, PREC)
+        b_R_M_S_before_t = tl.sum(b_M_of_S_before_ts * b_S_keeps_before_t[None, :], 1)
+        b_step_valid = tl.where(b_valid > 0, 1.0, 0.0)
+        b_step_valid_R_M_S_before_t = b_step_valid * b_R_M_S_before_t
+        b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+        b_d_S_by_S_next = b_d_S_next * b_S_keeps_run_all
+        b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+        b_d_S_by_M_next = b_d_M_next * b_R_M_S
+        b_d_S_by_S_next_d_S_by_M_next = b_d_S_by_S_next + b_d_S_by_M_next
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
         b_pull_0_M = _tile_dot(b_pull_0, tl.trans(b_M), one, PREC)
-        b_decay_t2 = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
-        b_x_t11 = b_x_t9 * b_decay_t2
-        b_x_tk = 2.0 * b_x_t11[:, None] * b_pull_0_M
+        b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+        b_step_valid_M_keeps_before_t = b_step_valid * b_M_keeps_before_t
+        b_d_k_by_k_M = 2.0 * b_step_valid_M_keeps_before_t[:, None] * b_pull_0_M
         b_pull_0_S = _tile_dot(b_pull_0, tl.trans(b_S), one, PREC)
-        b_x_tk2 = 2.0 * b_x_t10[:, None] * b_pull_0_S
-        b_x_tk3 = b_x_tk + b_x_tk2
+        b_d_k_by_k_S = 2.0 * b_step_valid_R_M_S_before_t[:, None] * b_pull_0_S
+        b_d_k_by_k_M_d_k_by_k_S = b_d_k_by_k_M + b_d_k_by_k_S
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_jk = _tile_dot(b_error_0, tl.trans(b_d_S_next), one, PREC)
-        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
-        b_x_j5 = b_decay_j2 * b_x_t4
-        b_x_jk2 = b_x_j5[:, None] * b_x_jk
-        b_x_jk3 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
-        b_x_jk4 = b_x_j4[:, None] * b_x_jk3
-        b_x_jk5 = b_x_jk2 + b_x_jk4
-        b_x_jk6 = b_d_pool_next[None, :] + b_x_jk5
+        b_d_S_next_error_0 = _tile_dot(b_error_0, tl.trans(b_d_S_next), one, PREC)
+        b_S_keeps_run_j = _tile_product(tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f)
+        b_C_S_j = b_S_keeps_run_j * b_rate
+        b_d_k_by_S_next = b_C_S_j[:, None] * b_d_S_next_error_0
+        b_d_M_next_error_0 = _tile_dot(b_error_0, tl.trans(b_d_M_next), one, PREC)
+        b_d_k_by_M_next = b_C_M_j[:, None] * b_d_M_next_error_0
+        b_d_k_by_S_next_d_k_by_M_next = b_d_k_by_S_next + b_d_k_by_M_next
+        b_d_k_2_part = b_d_pool_next[None, :] + b_d_k_by_S_next_d_k_by_M_next
         b_at_t = o_t
         b_at_j = o_t
-        b_x_tj8 = b_x_t[:, None] * tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0)
-        b_x_jk8 = _tile_dot_add(b_x_jk6, tl.trans(b_x_tj8), b_u.to(tl.float32), one, PREC)
-        b_decay_all2 = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
-        b_x_kv4 = b_d_M_next * b_decay_all2
-        b_x_tj9 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj10 = b_x_t9[:, None] * b_x_tj7
-        b_x_tj11 = b_x_tj9 * b_x_tj10
-        b_x_tj12 = b_x_tj9 * b_x_tj7
+        b_causal_d_r_over_count = b_d_r_over_count[:, None] * tl.where(
+            b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, 1.0, 0.0
+        )
+        b_d_k_by_r_d_k_2_part = _tile_dot_add(
+            b_d_k_2_part, tl.trans(b_causal_d_r_over_count), b_u.to(tl.float32), one, PREC
+        )
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+        b_d_system = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_step_valid_C_M_before_tj = b_step_valid[:, None] * b_C_M_before_tj
+        b_d_k_k_unscaled = b_d_system * b_step_valid_C_M_before_tj
+        b_d_k_k_unscaled_2 = b_d_system * b_C_M_before_tj
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk4 = _tile_dot(b_x_tj12, b_k.to(tl.float32), one, PREC)
-        b_x_tk5 = 2.0 * b_x_t9[:, None] * b_x_tk4
-        b_x_tk6 = b_x_tk5 + b_x_tk3
-        b_x_jk9 = _tile_dot(tl.trans(b_x_tj11), b_k.to(tl.float32), one, PREC)
-        b_x_jk10 = 2.0 * b_x_jk9
-        b_x_jk12 = b_x_jk10 + b_x_tk6
+        b_d_k_k_unscaled_2_k = _tile_dot(b_d_k_k_unscaled_2, b_k.to(tl.float32), one, PREC)
+        b_d_k_by_k_k_2 = 2.0 * b_step_valid[:, None] * b_d_k_k_unscaled_2_k
+        b_d_k_t = b_d_k_by_k_k_2 + b_d_k_by_k_M_d_k_by_k_S
+        b_k_d_k_k_unscaled = _tile_dot(tl.trans(b_d_k_k_unscaled), b_k.to(tl.float32), one, PREC)
+        b_d_k_by_k_k = 2.0 * b_k_d_k_k_unscaled
+        b_d_k_3 = b_d_k_by_k_k + b_d_k_t
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tj13 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_y_error_0 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_tj14 = b_online[:, None] * b_x_tj13
-        b_x_tj15 = b_x_tj14 * b_x_tj4
+        b_d_C_q_k_by_o = b_online[:, None] * b_d_y_error_0
+        b_d_q_k = b_d_C_q_k_by_o * b_C_M_tj
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_jk14 = _tile_dot_add(b_x_jk8, tl.trans(b_x_tj15), b_q.to(tl.float32), one, PREC)
-        b_d_k = b_x_jk14 + b_x_jk12
+        b_d_k_2 = _tile_dot_add(b_d_k_by_r_d_k_2_part, tl.trans(b_d_q_k), b_q.to(tl.float32), one, PREC)
+        b_d_k = b_d_k_2 + b_d_k_3
         tl.store(
             d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
             b_d_k.to(d_k.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
-        b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_tv2 = b_x_tv * b_x_t7[:, None]
-        b_x_kv6 = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv2, one, PREC)
-        b_decay_t3 = _tile_product(b_x_t5_e, b_x_t5_f)
-        b_x_tv3 = b_x_tv * b_decay_t3[:, None]
-        b_x_kv8 = _tile_dot_add(b_x_kv4, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
-        b_x_tv4 = b_pull_0 * b_x_t10[:, None]
-        b_x_kv9 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
-        b_x_kv10 = 2.0 * b_x_kv9
-        b_d_S = b_x_kv6 + b_x_kv10
-        b_x_tv5 = b_pull_0 * b_x_t11[:, None]
-        b_x_kv11 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
-        b_x_kv12 = 2.0 * b_x_kv11
-        b_d_M = b_x_kv8 + b_x_kv12
+        b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+        b_d_q_S = b_d_o * b_R_M_S_t[:, None]
+        b_d_S_2 = _tile_dot_add(b_d_S_by_S_next_d_S_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_S, one, PREC)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+        b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
+        b_d_k_S_unscaled = b_pull_0 * b_step_valid_R_M_S_before_t[:, None]
+        b_k_d_k_S_unscaled = _tile_dot(tl.trans(b_k.to(tl.float32)), b_d_k_S_unscaled, one, PREC)
+        b_d_S_3 = 2.0 * b_k_d_k_S_unscaled
+        b_d_S = b_d_S_2 + b_d_S_3
+        b_d_k_M_unscaled = b_pull_0 * b_step_valid_M_keeps_before_t[:, None]
+        b_k_d_k_M_unscaled = _tile_dot(tl.trans(b_k.to(tl.float32)), b_d_k_M_unscaled, one, PREC)
+        b_d_M_3 = 2.0 * b_k_d_k_M_unscaled
+        b_d_M = b_d_M_2 + b_d_M_3
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
         b_d_pool_next = b_d_pool
@@ -1828,7 +1703,7 @@ def values_kernel(
     i_b, i_h = i_bh // H, i_bh % H
     o_t, o_v = tl.arange(0, BT), i_v * BV + tl.arange(0, BV)
     m_v = o_v < V
-    start, end = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1)
+    start, end, _, _, _, _, _ = _block(blocks, i_n)
     for i_step in range(tl.cdiv(end - start, BT)):
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
@@ -1882,7 +1757,7 @@ def gates_1_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    start, end, i_s, _, _, _, _ = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
@@ -1894,165 +1769,174 @@ def gates_1_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_M
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = tl.where(b_valid > 0, b_beta, 0.0)
-            b_x_s3 = b_decay_j * b_x_t2
-            b_x_t3 = tl.where(b_valid > 0, b_beta, 1.0)
-            b_x_t3_e, b_x_t3_f, b_x_t3_e1, b_x_t3_f1 = _tile_runs(b_x_t3)
-            b_decay_t = _tile_product((b_x_t3_e - b_x_t3_e1), (b_x_t3_f - b_x_t3_f1))
-            b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-            b_x_kv2 = b_x * b_S
-            b_x_kv3 = b_x_kv2 + b_x_kv
-            b_decay_tj = tl.where(
+            b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+            b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+            b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+            b_R_M_S_S = b_R_M_S * b_S
+            b_R_M_S_S_M_keeps_run_all_M = b_R_M_S_S + b_M_keeps_run_all_M
+            b_S_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t3_e - b_x_t3_e1)[:, None] - b_x_t3_e[None, :],
-                    (b_x_t3_f - b_x_t3_f1)[:, None] - b_x_t3_f[None, :],
+                    (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                    (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
                 ),
                 0.0,
             )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = -b_eta
-            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
-            b_x_tj = b_decay_tj * b_x_t5[None, :]
-            b_x_j2 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-            b_x_j3 = b_decay_j * b_x_t5
-            b_x_j4 = b_x_j3 + b_x_j2
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+            b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+            b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+            b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
             b_error_0 = tl.load(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=m_t[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_x_jv2 = b_x_j4[:, None] * b_error_0
+            b_M_writes = b_C_M_j[:, None] * b_error_0
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_M_next = _tile_dot_add(b_x_kv3, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
-            b_decay_all2 = _tile_product(tl.sum(b_x_t3_e1, 0), tl.sum(b_x_t3_f1, 0))
-            b_x_kv5 = b_decay_all2 * b_S
-            b_decay_j2 = _tile_product(tl.sum(b_x_t3_e1, 0) - b_x_t3_e, tl.sum(b_x_t3_f1, 0) - b_x_t3_f)
-            b_x_j5 = b_decay_j2 * b_x_t5
-            b_x_jv3 = b_x_j5[:, None] * b_error_0
-            b_S_next = _tile_dot_add(b_x_kv5, tl.trans(b_k.to(tl.float32)), b_x_jv3, one, PREC)
+            b_M_next = _tile_dot_add(b_R_M_S_S_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
+            )
+            b_C_S_j = b_S_keeps_run_j * b_rate
+            b_S_writes = b_C_S_j[:, None] * b_error_0
+            b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
             b_S = b_S_next
             b_M = b_M_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_x_kv = b_d_M_next * b_M
-        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_d_M_next_M = b_d_M_next * b_M
+        b_d_M_keeps_run_all = tl.sum(tl.sum(b_d_M_next_M, 0), 0)
         b_valid = m_t.to(tl.float32)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_m2 = b_decay_j * b_sum
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_m4 = b_x_m2 * b_decay_t
-        b_x_kv2 = b_d_M_next * b_S
-        b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_d_M_keeps_run_all_at_m = b_M_keeps_run_j * b_d_M_keeps_run_all
+        b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+        b_d_M_keeps_by_M_keeps_run_all = b_d_M_keeps_run_all_at_m * b_M_keeps_before_t
+        b_d_M_next_S = b_d_M_next * b_S
+        b_d_R_M_S = tl.sum(tl.sum(b_d_M_next_S, 0), 0)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_beta, 1.0)
-        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
-        b_x_s2 = b_sum2 * b_decay_t2
-        b_decay_tj = tl.where(
+        b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+        b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+        b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+        b_d_M_of_S_s_by_R_M_S = b_d_R_M_S * b_S_keeps_before_t
+        b_S_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
+                (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
             ),
             0.0,
         )
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t3 = -b_eta
-        b_x_t4 = tl.where(b_valid > 0, b_x_t3, 0.0)
-        b_x_tj = b_decay_tj * b_x_t4[None, :]
-        b_decay_tj2 = tl.where(
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+        b_M_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
             ),
             0.0,
         )
-        b_decay_sm = tl.where(
+        b_M_keeps_before_ms = tl.where(
             o_t[None, :] > o_t[:, None],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[None, :] - b_x_t_e[:, None], (b_x_t_f - b_x_t_f1)[None, :] - b_x_t_f[:, None]
+                (b_M_keeps_e - b_M_keeps_e1)[None, :] - b_M_keeps_e[:, None],
+                (b_M_keeps_f - b_M_keeps_f1)[None, :] - b_M_keeps_f[:, None],
             ),
             0.0,
         )
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv3 = b_d_M_next * b_decay_all
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-        b_decay_tj3 = tl.where(
+        b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_jv2 = b_k_d_M_next * b_error_0
-        b_sum_j = tl.sum(b_x_jv2, 1)
-        b_x_s3 = tl.sum(b_sum_j[None, :] * b_x_tj, 1)
-        b_x_s4 = b_x_s3 + b_x_s2
-        b_x_j2 = b_sum_j * b_x_t4
-        b_x_t5 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s6 = b_x_s4 * b_x_t5
-        b_x_mj2 = b_x_j2[None, :] * b_decay_tj2
-        b_sum_m = tl.sum(b_x_mj2, 1)
-        b_x_m5 = b_decay_j * b_sum_m
-        b_x_sm = b_x_s6[:, None] * b_decay_sm
-        b_sum_m2 = tl.sum(b_x_sm, 0)
-        b_x_m6 = b_decay_j * b_sum_m2
-        b_x_tv = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
+        b_d_M_writes_by_M_next_error_0 = b_d_M_writes_by_M_next * b_error_0
+        b_d_C_M_j = tl.sum(b_d_M_writes_by_M_next_error_0, 1)
+        b_d_M_of_S_s_by_C_M_j = tl.sum(b_d_C_M_j[None, :] * b_C_S_before_tj, 1)
+        b_d_M_of_S_s = b_d_M_of_S_s_by_C_M_j + b_d_M_of_S_s_by_R_M_S
+        b_d_M_keeps_run_j = b_d_C_M_j * b_rate
+        b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+        b_d_M_keeps_run_s = b_d_M_of_S_s * b_M_takes_S
+        b_d_M_keeps_part = b_d_M_keeps_run_j[None, :] * b_M_keeps_before_tj
+        b_d_M_keeps_part_2 = tl.sum(b_d_M_keeps_part, 1)
+        b_d_M_keeps_by_M_keeps_run_j = b_M_keeps_run_j * b_d_M_keeps_part_2
+        b_d_M_keeps_part_3 = b_d_M_keeps_run_s[:, None] * b_M_keeps_before_ms
+        b_d_M_keeps_part_4 = tl.sum(b_d_M_keeps_part_3, 0)
+        b_d_M_keeps_by_M_keeps_run_s = b_M_keeps_run_j * b_d_M_keeps_part_4
+        b_k_M = _tile_dot(b_k.to(tl.float32), b_M, one, PREC)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_tv2 = b_pull_0 * b_x_tv
-        b_sum_t = tl.sum(b_x_tv2, 1)
-        b_x_t6 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t7 = b_sum_t * b_x_t6
-        b_x_m7 = tl.sum(b_decay_tj2 * b_x_t7[:, None], 0)
-        b_x_m8 = 2.0 * b_x_m7
-        b_x_m9 = b_x_m8 * b_decay_t
-        b_x_tv3 = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
-        b_x_tv4 = b_pull_0 * b_x_tv3
-        b_sum_t2 = tl.sum(b_x_tv4, 1)
-        b_x_t8 = 2.0 * b_sum_t2
-        b_x_t9 = b_x_t8 * b_x_t6
-        b_x_t10 = b_x_t6 * b_decay_t
-        b_x_tv5 = b_pull_0 * b_x_t10[:, None]
-        b_x_kv4 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
-        b_x_kv5 = 2.0 * b_x_kv4
-        b_x_tj2 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-        b_x_tj4 = b_x_tj2 * b_x_tj3
-        b_x_tj5 = b_x_tj4 * b_x_t6[:, None]
-        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj5, one, PREC)
-        b_x_mj4 = b_x_t4[None, :] * b_x_mj3
-        b_x_mj5 = b_x_mj4 * b_decay_tj2
-        b_sum_m3 = tl.sum(b_x_mj5, 1)
-        b_x_ts = _tile_dot(b_x_tj4, tl.trans(b_x_tj), one, PREC)
-        b_x_ts2 = 2.0 * b_x_t6[:, None] * b_x_ts
-        b_x_ts3 = b_x_t9[:, None] * b_decay_t2[None, :]
-        b_x_ts4 = b_x_ts3 + b_x_ts2
-        b_x_sm2 = _tile_dot(tl.trans(b_x_ts4), b_decay_tj2, one, PREC)
-        b_x_sm3 = b_x_t5[:, None] * b_x_sm2
-        b_x_sm4 = b_x_sm3 * b_decay_sm
-        b_sum_m4 = tl.sum(b_x_sm4, 0)
-        b_x_m10 = 2.0 * b_sum_m3
-        b_x_t14 = b_x_m9 + b_sum_m4 + b_x_m10
-        b_x_t15 = b_x_t14 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_pull_0_k_M = b_pull_0 * b_k_M
+        b_pull_0_dot_k_M = tl.sum(b_pull_0_k_M, 1)
+        b_step_valid = tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_M_keeps_before_t_unscaled = b_pull_0_dot_k_M * b_step_valid
+        b_d_M_keeps_2_part = tl.sum(b_M_keeps_before_tj * b_d_M_keeps_before_t_unscaled[:, None], 0)
+        b_d_M_keeps_before_t_at_m = 2.0 * b_d_M_keeps_2_part
+        b_d_M_keeps_by_M_keeps_before_t = b_d_M_keeps_before_t_at_m * b_M_keeps_before_t
+        b_k_S = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
+        b_pull_0_k_S = b_pull_0 * b_k_S
+        b_pull_0_dot_k_S = tl.sum(b_pull_0_k_S, 1)
+        b_pull_0_dot_k_S_scaled = 2.0 * b_pull_0_dot_k_S
+        b_d_R_M_S_before_t = b_pull_0_dot_k_S_scaled * b_step_valid
+        b_step_valid_M_keeps_before_t = b_step_valid * b_M_keeps_before_t
+        b_d_k_M_unscaled = b_pull_0 * b_step_valid_M_keeps_before_t[:, None]
+        b_k_d_k_M_unscaled = _tile_dot(tl.trans(b_k.to(tl.float32)), b_d_k_M_unscaled, one, PREC)
+        b_d_M_3 = 2.0 * b_k_d_k_M_unscaled
+        b_d_system = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_k_k = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+        b_d_system_k_k = b_d_system * b_k_k
+        b_d_C_M_before_tj_unscaled = b_d_system_k_k * b_step_valid[:, None]
+        b_d_M_keeps_2_part_4 = _tile_dot(tl.trans(b_M_keeps_before_tj), b_d_C_M_before_tj_unscaled, one, PREC)
+        b_d_M_keeps_before_tj_at_m_unscaled = b_rate[None, :] * b_d_M_keeps_2_part_4
+        b_d_M_keeps_2_part_5 = b_d_M_keeps_before_tj_at_m_unscaled * b_M_keeps_before_tj
+        b_d_M_keeps_2_part_6 = tl.sum(b_d_M_keeps_2_part_5, 1)
+        b_d_system_k_k_C_S_before_tj = _tile_dot(b_d_system_k_k, tl.trans(b_C_S_before_tj), one, PREC)
+        b_d_M_of_S_before_ts_by_C_M_before_tj = 2.0 * b_step_valid[:, None] * b_d_system_k_k_C_S_before_tj
+        b_d_M_of_S_before_ts_by_R_M_S_before_t = b_d_R_M_S_before_t[:, None] * b_S_keeps_before_t[None, :]
+        b_d_M_of_S_before_ts = b_d_M_of_S_before_ts_by_R_M_S_before_t + b_d_M_of_S_before_ts_by_C_M_before_tj
+        b_d_M_keeps_2_part_2 = _tile_dot(tl.trans(b_d_M_of_S_before_ts), b_M_keeps_before_tj, one, PREC)
+        b_d_M_keeps_before_ts_at_m = b_M_takes_S[:, None] * b_d_M_keeps_2_part_2
+        b_d_M_keeps_2_part_3 = b_d_M_keeps_before_ts_at_m * b_M_keeps_before_ms
+        b_d_M_keeps_by_M_keeps_before_ts = tl.sum(b_d_M_keeps_2_part_3, 0)
+        b_d_M_keeps_by_M_keeps_before_tj = 2.0 * b_d_M_keeps_2_part_6
+        b_d_M_keeps_2 = (
+            b_d_M_keeps_by_M_keeps_before_t + b_d_M_keeps_by_M_keeps_before_ts + b_d_M_keeps_by_M_keeps_before_tj
+        )
+        b_d_alpha_3 = b_d_M_keeps_2 * tl.where(b_valid > 0, 1.0, 0.0)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
@@ -2060,41 +1944,48 @@ def gates_1_kernel(
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv6 = b_d_y.to(tl.float32) * b_q_M
-        b_sum_t3 = tl.sum(b_x_tv6, 1)
+        b_d_y_q_M = b_d_y.to(tl.float32) * b_q_M
+        b_d_y_dot_q_M = tl.sum(b_d_y_q_M, 1)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t16 = b_online * b_sum_t3
-        b_x_m11 = tl.sum(b_decay_tj3 * b_x_t16[:, None], 0)
+        b_d_M_keeps_run_t = b_online * b_d_y_dot_q_M
+        b_d_M_keeps_run_t_at_m = tl.sum(b_M_keeps_run_tj * b_d_M_keeps_run_t[:, None], 0)
         b_q_S = _tile_dot(b_q.to(tl.float32), b_S, one, PREC)
-        b_x_tv7 = b_d_y.to(tl.float32) * b_q_S
-        b_sum_t4 = tl.sum(b_x_tv7, 1)
-        b_x_t17 = b_online * b_sum_t4
-        b_x_m12 = b_x_m11 * b_decay_t
-        b_x_tv8 = b_online[:, None] * b_d_y.to(tl.float32)
-        b_decay_t3 = _tile_product(b_x_t_e, b_x_t_f)
-        b_x_tv9 = b_x_tv8 * b_decay_t3[:, None]
-        b_x_kv7 = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv9, one, PREC)
-        b_d_M = b_x_kv7 + b_x_kv5
-        b_x_tj6 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_y_q_S = b_d_y.to(tl.float32) * b_q_S
+        b_d_y_dot_q_S = tl.sum(b_d_y_q_S, 1)
+        b_d_R_M_S_t = b_online * b_d_y_dot_q_S
+        b_d_M_keeps_by_M_keeps_run_t = b_d_M_keeps_run_t_at_m * b_M_keeps_before_t
+        b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+        b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
+        b_d_M = b_d_M_2 + b_d_M_3
+        b_d_y_error_0 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj7 = b_x_tj6 * b_q_k
-        b_x_ts5 = _tile_dot(b_x_tj7, tl.trans(b_x_tj), one, PREC)
-        b_x_tj8 = b_online[:, None] * b_x_tj6
-        b_x_tj9 = b_x_tj8 * b_q_k
-        b_x_mj6 = _tile_dot(tl.trans(b_decay_tj3), b_x_tj9, one, PREC)
-        b_x_mj7 = b_x_t4[None, :] * b_x_mj6
-        b_x_mj8 = b_x_mj7 * b_decay_tj2
-        b_sum_m5 = tl.sum(b_x_mj8, 1)
-        b_x_ts6 = b_online[:, None] * b_x_ts5
-        b_x_ts7 = b_x_t17[:, None] * b_decay_t2[None, :]
-        b_x_ts8 = b_x_ts6 + b_x_ts7
-        b_x_sm5 = _tile_dot(tl.trans(b_x_ts8), b_decay_tj3, one, PREC)
-        b_x_sm6 = b_x_t5[:, None] * b_x_sm5
-        b_x_sm7 = b_x_sm6 * b_decay_sm
-        b_sum_m6 = tl.sum(b_x_sm7, 0)
-        b_x_t24 = b_x_m5 + b_x_m6 + b_x_m4 + b_sum_m5 + b_sum_m6 + b_x_m12
-        b_x_t25 = b_x_t24 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_d_alpha = b_x_t25 + b_x_t15
+        b_d_C_M_tj_unscaled = b_d_y_error_0 * b_q_k
+        b_d_M_of_S_ts_part = _tile_dot(b_d_C_M_tj_unscaled, tl.trans(b_C_S_before_tj), one, PREC)
+        b_d_C_q_k_by_o = b_online[:, None] * b_d_y_error_0
+        b_d_C_M_tj = b_d_C_q_k_by_o * b_q_k
+        b_M_keeps_run_tj_d_C_M_tj = _tile_dot(tl.trans(b_M_keeps_run_tj), b_d_C_M_tj, one, PREC)
+        b_d_M_keeps_run_tj_at_m = b_rate[None, :] * b_M_keeps_run_tj_d_C_M_tj
+        b_d_M_keeps_part_5 = b_d_M_keeps_run_tj_at_m * b_M_keeps_before_tj
+        b_d_M_keeps_by_M_keeps_run_tj = tl.sum(b_d_M_keeps_part_5, 1)
+        b_d_M_of_S_ts_by_C_M_tj = b_online[:, None] * b_d_M_of_S_ts_part
+        b_d_M_of_S_ts_by_R_M_S_t = b_d_R_M_S_t[:, None] * b_S_keeps_before_t[None, :]
+        b_d_M_of_S_ts = b_d_M_of_S_ts_by_C_M_tj + b_d_M_of_S_ts_by_R_M_S_t
+        b_M_keeps_run_tj_d_M_of_S_ts = _tile_dot(tl.trans(b_d_M_of_S_ts), b_M_keeps_run_tj, one, PREC)
+        b_d_M_keeps_run_ts_at_m = b_M_takes_S[:, None] * b_M_keeps_run_tj_d_M_of_S_ts
+        b_d_M_keeps_part_6 = b_d_M_keeps_run_ts_at_m * b_M_keeps_before_ms
+        b_d_M_keeps_by_M_keeps_run_ts = tl.sum(b_d_M_keeps_part_6, 0)
+        b_d_M_keeps = (
+            b_d_M_keeps_by_M_keeps_run_j
+            + b_d_M_keeps_by_M_keeps_run_s
+            + b_d_M_keeps_by_M_keeps_run_all
+            + b_d_M_keeps_by_M_keeps_run_tj
+            + b_d_M_keeps_by_M_keeps_run_ts
+            + b_d_M_keeps_by_M_keeps_run_t
+        )
+        b_d_alpha_2 = b_d_M_keeps * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_alpha = b_d_alpha_2 + b_d_alpha_3
         tl.store(d_alpha + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_alpha, mask=m_t)
         b_d_M_next = b_d_M
 
@@ -2138,7 +2029,7 @@ def gates_2_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
+    start, end, i_s, _, _, _, _ = _block(blocks, i_n)
     b_d_S_next = tl.zeros([BK, BV], tl.float32)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
@@ -2150,157 +2041,161 @@ def gates_2_kernel(
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             b_valid = m_t.to(tl.float32)
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_kv = b_decay_all * b_S
-            b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_S_keeps_run_all_S = b_S_keeps_run_all * b_S
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
+            )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = -b_eta
-            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-            b_x_j2 = b_decay_j * b_x_t3
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_C_S_j = b_S_keeps_run_j * b_rate
             b_error_0 = tl.load(
                 error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 mask=m_t[:, None] & m_v[None, :],
                 other=0.0,
             )
-            b_x_jv2 = b_x_j2[:, None] * b_error_0
+            b_S_writes = b_C_S_j[:, None] * b_error_0
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_S_next = _tile_dot_add(b_x_kv, tl.trans(b_k.to(tl.float32)), b_x_jv2, one, PREC)
+            b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
             b_S = b_S_next
         i_step = n_steps - 1 - i_back
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_x_kv = b_d_S_next * b_S
-        b_sum = tl.sum(tl.sum(b_x_kv, 0), 0)
+        b_d_S_next_S = b_d_S_next * b_S
+        b_d_S_keeps_run_all = tl.sum(tl.sum(b_d_S_next_S, 0), 0)
         b_valid = m_t.to(tl.float32)
         b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.where(b_valid > 0, b_beta, 1.0)
-        b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-        b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-        b_x_m2 = b_decay_j * b_sum
-        b_decay_t = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-        b_x_m4 = b_x_m2 * b_decay_t
-        b_x_kv2 = b_d_M_next * b_S
-        b_sum2 = tl.sum(tl.sum(b_x_kv2, 0), 0)
+        b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+        b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+        b_S_keeps_run_j = _tile_product(tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f)
+        b_d_S_keeps_run_all_at_m = b_S_keeps_run_j * b_d_S_keeps_run_all
+        b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+        b_d_S_keeps_by_S_keeps_run_all = b_d_S_keeps_run_all_at_m * b_S_keeps_before_t
+        b_d_M_next_S = b_d_M_next * b_S
+        b_d_R_M_S = tl.sum(tl.sum(b_d_M_next_S, 0), 0)
         b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-        b_decay_j2 = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
-        b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
-        b_x_s3 = b_decay_j2 * b_x_t3
-        b_x_s4 = b_x_s3 * b_sum2
-        b_x_s6 = b_sum2 * b_decay_t
-        b_decay_tj = tl.where(
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+        b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+        b_d_S_keeps_before_t_by_R_M_S = b_M_of_S_s * b_d_R_M_S
+        b_d_M_of_S_s_by_R_M_S = b_d_R_M_S * b_S_keeps_before_t
+        b_M_keeps_run_tj = tl.where(
             o_t[:, None] >= o_t[None, :],
-            _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
             0.0,
         )
-        b_x_ts2 = b_decay_tj * b_x_t3[None, :]
-        b_x_t4 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-        b_decay_tj2 = tl.where(
+        b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
+        b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+        b_M_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :], (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :]
+                (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
             ),
             0.0,
         )
-        b_x_ts4 = b_decay_tj2 * b_x_t3[None, :]
-        b_x_t5 = tl.sum(b_x_ts4 * b_decay_t[None, :], 1)
-        b_x_t6 = tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t7 = b_x_t6 * b_x_t5
-        b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-        b_x_kv3 = b_d_S_next * b_decay_all
-        b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-        b_x_kv4 = b_d_M_next * b_x
-        b_x_kv5 = b_x_kv3 + b_x_kv4
+        b_M_of_S_before_ts = b_M_keeps_before_tj * b_M_takes_S[None, :]
+        b_R_M_S_before_t = tl.sum(b_M_of_S_before_ts * b_S_keeps_before_t[None, :], 1)
+        b_step_valid = tl.where(b_valid > 0, 1.0, 0.0)
+        b_step_valid_R_M_S_before_t = b_step_valid * b_R_M_S_before_t
+        b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+        b_d_S_by_S_next = b_d_S_next * b_S_keeps_run_all
+        b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+        b_d_S_by_M_next = b_d_M_next * b_R_M_S
+        b_d_S_by_S_next_d_S_by_M_next = b_d_S_by_S_next + b_d_S_by_M_next
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_k_d_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
-        b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-        b_decay_all2 = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
-        b_x_kv6 = b_d_M_next * b_decay_all2
-        b_decay_tj3 = tl.where(
+        b_d_S_writes_by_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
+        b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+        b_S_keeps_before_tj = tl.where(
             o_t[:, None] > o_t[None, :],
             _tile_product(
-                (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :], (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :]
+                (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
             ),
             0.0,
         )
         b_error_0 = tl.load(
             error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_jv2 = b_k_d_S_next * b_error_0
-        b_sum_j = tl.sum(b_x_jv2, 1)
-        b_x_jv3 = b_k_d_M_next * b_error_0
-        b_sum_j2 = tl.sum(b_x_jv3, 1)
+        b_d_S_writes_by_S_next_error_0 = b_d_S_writes_by_S_next * b_error_0
+        b_d_C_S_j = tl.sum(b_d_S_writes_by_S_next_error_0, 1)
+        b_d_M_writes_by_M_next_error_0 = b_d_M_writes_by_M_next * b_error_0
+        b_d_C_M_j = tl.sum(b_d_M_writes_by_M_next_error_0, 1)
         b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t8 = -b_eta
-        b_x_t9 = tl.where(b_valid > 0, b_x_t8, 0.0)
-        b_x_j2 = b_sum_j * b_x_t9
-        b_x_j3 = b_sum_j * b_decay_j
-        b_x_j4 = b_sum_j2 * b_decay_j2
-        b_x_mj2 = b_x_j2[None, :] * b_decay_tj3
-        b_sum_m = tl.sum(b_x_mj2, 1)
-        b_x_m5 = b_decay_j * b_sum_m
-        b_x_tj = b_decay_tj3 * b_x_t9[None, :]
-        b_x_s7 = tl.sum(b_sum_j2[None, :] * b_x_tj, 1)
-        b_x_s8 = b_x_s7 + b_x_s6
-        b_x_s9 = b_x_s8 * b_decay_j2
-        b_x_sj2 = b_x_s3[:, None] * b_sum_j2[None, :]
-        b_x_tv = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_d_S_keeps_run_j = b_d_C_S_j * b_rate
+        b_d_rate_by_C_S_j = b_d_C_S_j * b_S_keeps_run_j
+        b_d_rate_by_C_M_j = b_d_C_M_j * b_M_keeps_run_j
+        b_d_S_keeps_part = b_d_S_keeps_run_j[None, :] * b_S_keeps_before_tj
+        b_d_S_keeps_part_2 = tl.sum(b_d_S_keeps_part, 1)
+        b_d_S_keeps_by_S_keeps_run_j = b_S_keeps_run_j * b_d_S_keeps_part_2
+        b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+        b_d_M_of_S_s_by_C_M_j = tl.sum(b_d_C_M_j[None, :] * b_C_S_before_tj, 1)
+        b_d_M_of_S_s = b_d_M_of_S_s_by_C_M_j + b_d_M_of_S_s_by_R_M_S
+        b_d_M_takes_S_by_M_of_S_s = b_d_M_of_S_s * b_M_keeps_run_j
+        b_d_C_S_before_tj_by_C_M_j = b_M_of_S_s[:, None] * b_d_C_M_j[None, :]
+        b_k_S = _tile_dot(b_k.to(tl.float32), b_S, one, PREC)
         b_pull_0 = tl.load(
             pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         )
-        b_x_tv2 = b_pull_0 * b_x_tv
-        b_sum_t = tl.sum(b_x_tv2, 1)
-        b_x_t10 = b_sum_t * b_x_t6
-        b_x_s10 = tl.sum(b_decay_tj2 * b_x_t10[:, None], 0)
-        b_x_s11 = 2.0 * b_x_t3 * b_x_s10
-        b_x_m6 = tl.sum(b_decay_tj3 * b_x_s11[:, None], 0)
-        b_x_m7 = b_x_m6 * b_decay_t
-        b_x_t12 = 2.0 * b_sum_t
-        b_x_t13 = b_x_t12 * b_x_t6
-        b_x_tv3 = b_pull_0 * b_x_t7[:, None]
-        b_x_kv7 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv3, one, PREC)
-        b_x_kv8 = 2.0 * b_x_kv7
-        b_decay_t2 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
-        b_x_t14 = b_x_t6 * b_decay_t2
-        b_x_tv4 = b_pull_0 * b_x_t14[:, None]
-        b_x_kv9 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv4, one, PREC)
-        b_x_kv10 = 2.0 * b_x_kv9
-        b_x_tj2 = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
-        b_x_tj3 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-        b_x_tj4 = b_x_tj2 * b_x_tj3
-        b_x_tj5 = b_x_tj4 * b_x_t6[:, None]
-        b_x_tj6 = b_x_tj5 * b_decay_tj2
-        b_sum_j3 = tl.sum(b_x_tj6, 0)
-        b_x_sj3 = _tile_dot(tl.trans(b_decay_tj2), b_x_tj5, one, PREC)
-        b_x_sj4 = 2.0 * b_x_t3[:, None] * b_x_sj3
-        b_x_j5 = 2.0 * b_sum_j3
-        b_x_tj8 = b_x_sj4 * b_decay_tj3
-        b_sum_j4 = tl.sum(b_x_tj8, 0)
-        b_x_j6 = b_sum_j4 + b_x_j5
-        b_x_mj3 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj4, one, PREC)
-        b_x_mj4 = b_x_t9[None, :] * b_x_mj3
-        b_x_t16 = b_x_j6 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_mj5 = b_x_mj4 * b_decay_tj3
-        b_sum_m2 = tl.sum(b_x_mj5, 1)
-        b_x_t19 = b_x_m7 + b_sum_m2
-        b_x_t20 = b_x_t19 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_ts5 = _tile_dot(b_x_tj4, tl.trans(b_x_tj), one, PREC)
-        b_x_ts6 = 2.0 * b_x_t6[:, None] * b_x_ts5
-        b_x_ts7 = b_x_t13[:, None] * b_decay_t[None, :]
-        b_x_ts8 = b_x_ts7 + b_x_ts6
-        b_x_ts9 = b_x_ts8 * b_decay_tj2
-        b_sum_s = tl.sum(b_x_ts9, 0)
-        b_x_t22 = b_sum_s * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t23 = b_x_t20 + b_x_t22
-        b_x_t24 = -b_x_t16
+        b_pull_0_k_S = b_pull_0 * b_k_S
+        b_pull_0_dot_k_S = tl.sum(b_pull_0_k_S, 1)
+        b_d_R_M_S_before_t_unscaled = b_pull_0_dot_k_S * b_step_valid
+        b_d_S_keeps_before_t_2_part = tl.sum(b_M_keeps_before_tj * b_d_R_M_S_before_t_unscaled[:, None], 0)
+        b_d_S_keeps_before_t_2 = 2.0 * b_M_takes_S * b_d_S_keeps_before_t_2_part
+        b_d_S_keeps_before_t_at_m_2 = tl.sum(b_S_keeps_before_tj * b_d_S_keeps_before_t_2[:, None], 0)
+        b_d_S_keeps_by_S_keeps_before_t_2 = b_d_S_keeps_before_t_at_m_2 * b_S_keeps_before_t
+        b_pull_0_dot_k_S_scaled = 2.0 * b_pull_0_dot_k_S
+        b_d_R_M_S_before_t = b_pull_0_dot_k_S_scaled * b_step_valid
+        b_d_k_S_unscaled = b_pull_0 * b_step_valid_R_M_S_before_t[:, None]
+        b_k_d_k_S_unscaled = _tile_dot(tl.trans(b_k.to(tl.float32)), b_d_k_S_unscaled, one, PREC)
+        b_d_S_3 = 2.0 * b_k_d_k_S_unscaled
+        b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+        b_step_valid_M_keeps_before_t = b_step_valid * b_M_keeps_before_t
+        b_d_k_M_unscaled = b_pull_0 * b_step_valid_M_keeps_before_t[:, None]
+        b_k_d_k_M_unscaled = _tile_dot(tl.trans(b_k.to(tl.float32)), b_d_k_M_unscaled, one, PREC)
+        b_d_M_3 = 2.0 * b_k_d_k_M_unscaled
+        b_d_system = _tile_dot(b_pull_0, tl.trans(b_error_0), one, PREC)
+        b_k_k = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+        b_d_system_k_k = b_d_system * b_k_k
+        b_d_C_M_before_tj_unscaled = b_d_system_k_k * b_step_valid[:, None]
+        b_d_rate_2_part_2 = b_d_C_M_before_tj_unscaled * b_M_keeps_before_tj
+        b_d_rate_2_part_3 = tl.sum(b_d_rate_2_part_2, 0)
+        b_d_C_S_before_tj_2_part = _tile_dot(tl.trans(b_M_keeps_before_tj), b_d_C_M_before_tj_unscaled, one, PREC)
+        b_d_C_S_before_tj_2 = 2.0 * b_M_takes_S[:, None] * b_d_C_S_before_tj_2_part
+        b_d_rate_by_C_M_before_tj = 2.0 * b_d_rate_2_part_3
+        b_d_rate_2_part = b_d_C_S_before_tj_2 * b_S_keeps_before_tj
+        b_d_rate_by_C_S_before_tj_2 = tl.sum(b_d_rate_2_part, 0)
+        b_d_rate_2 = b_d_rate_by_C_S_before_tj_2 + b_d_rate_by_C_M_before_tj
+        b_d_S_keeps_2_part = _tile_dot(tl.trans(b_S_keeps_before_tj), b_d_C_S_before_tj_2, one, PREC)
+        b_d_S_keeps_before_tj_at_m_2 = b_rate[None, :] * b_d_S_keeps_2_part
+        b_d_rate_2_valid = b_d_rate_2 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_S_keeps_2_part_2 = b_d_S_keeps_before_tj_at_m_2 * b_S_keeps_before_tj
+        b_d_S_keeps_by_S_keeps_before_tj_2 = tl.sum(b_d_S_keeps_2_part_2, 1)
+        b_d_S_keeps_2 = b_d_S_keeps_by_S_keeps_before_t_2 + b_d_S_keeps_by_S_keeps_before_tj_2
+        b_d_beta_by_S_keeps_2 = b_d_S_keeps_2 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_system_k_k_C_S_before_tj = _tile_dot(b_d_system_k_k, tl.trans(b_C_S_before_tj), one, PREC)
+        b_d_M_of_S_before_ts_by_C_M_before_tj = 2.0 * b_step_valid[:, None] * b_d_system_k_k_C_S_before_tj
+        b_d_M_of_S_before_ts_by_R_M_S_before_t = b_d_R_M_S_before_t[:, None] * b_S_keeps_before_t[None, :]
+        b_d_M_of_S_before_ts = b_d_M_of_S_before_ts_by_R_M_S_before_t + b_d_M_of_S_before_ts_by_C_M_before_tj
+        b_d_M_takes_S_2_part = b_d_M_of_S_before_ts * b_M_keeps_before_tj
+        b_d_M_takes_S_2 = tl.sum(b_d_M_takes_S_2_part, 0)
+        b_d_beta_by_M_takes_S_2 = b_d_M_takes_S_2 * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_beta_3 = b_d_beta_by_S_keeps_2 + b_d_beta_by_M_takes_S_2
+        b_d_eta_3 = -b_d_rate_2_valid
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
@@ -2308,56 +2203,61 @@ def gates_2_kernel(
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_x_tv5 = b_d_y.to(tl.float32) * b_q_S
-        b_sum_t2 = tl.sum(b_x_tv5, 1)
+        b_d_y_q_S = b_d_y.to(tl.float32) * b_q_S
+        b_d_y_dot_q_S = tl.sum(b_d_y_q_S, 1)
         b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t25 = b_online * b_sum_t2
-        b_x_s12 = tl.sum(b_decay_tj * b_x_t25[:, None], 0)
-        b_x_s13 = b_x_t3 * b_x_s12
-        b_x_s14 = b_x_s4 + b_x_s13
-        b_x_m8 = tl.sum(b_decay_tj3 * b_x_s14[:, None], 0)
-        b_x_m9 = b_x_m8 * b_decay_t
-        b_x_tj9 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
-        b_x_tv6 = b_online[:, None] * b_d_y.to(tl.float32)
-        b_x_tv7 = b_x_tv6 * b_x_t4[:, None]
-        b_x_kv12 = _tile_dot_add(b_x_kv5, tl.trans(b_q.to(tl.float32)), b_x_tv7, one, PREC)
-        b_d_S = b_x_kv12 + b_x_kv8
-        b_decay_t3 = _tile_product(b_x_t2_e, b_x_t2_f)
-        b_x_tv8 = b_x_tv6 * b_decay_t3[:, None]
-        b_x_kv14 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv8, one, PREC)
-        b_d_M = b_x_kv14 + b_x_kv10
+        b_d_R_M_S_t = b_online * b_d_y_dot_q_S
+        b_M_keeps_run_tj_d_R_M_S_t = tl.sum(b_M_keeps_run_tj * b_d_R_M_S_t[:, None], 0)
+        b_d_S_keeps_before_t_by_R_M_S_t = b_M_takes_S * b_M_keeps_run_tj_d_R_M_S_t
+        b_d_S_keeps_before_t = b_d_S_keeps_before_t_by_R_M_S + b_d_S_keeps_before_t_by_R_M_S_t
+        b_d_S_keeps_before_t_at_m = tl.sum(b_S_keeps_before_tj * b_d_S_keeps_before_t[:, None], 0)
+        b_d_S_keeps_by_S_keeps_before_t = b_d_S_keeps_before_t_at_m * b_S_keeps_before_t
+        b_d_y_error_0 = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_error_0), one, PREC)
+        b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+        b_d_q_S = b_d_o * b_R_M_S_t[:, None]
+        b_d_S_2 = _tile_dot_add(b_d_S_by_S_next_d_S_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_S, one, PREC)
+        b_d_S = b_d_S_2 + b_d_S_3
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+        b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
+        b_d_M = b_d_M_2 + b_d_M_3
         b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_x_tj10 = b_x_tj9 * b_q_k
-        b_x_ts10 = _tile_dot(b_x_tj10, tl.trans(b_x_tj), one, PREC)
-        b_x_tj11 = b_online[:, None] * b_x_tj9
-        b_x_tj12 = b_x_tj11 * b_q_k
-        b_x_ts11 = b_online[:, None] * b_x_ts10
-        b_x_ts12 = b_x_t25[:, None] * b_decay_t[None, :]
-        b_x_ts13 = b_x_ts11 + b_x_ts12
-        b_x_ts14 = b_x_ts13 * b_decay_tj
-        b_sum_s2 = tl.sum(b_x_ts14, 0)
-        b_x_sj5 = _tile_dot(tl.trans(b_decay_tj), b_x_tj12, one, PREC)
-        b_x_tj13 = b_x_tj12 * b_decay_tj
-        b_sum_j5 = tl.sum(b_x_tj13, 0)
-        b_x_sj6 = b_x_t3[:, None] * b_x_sj5
-        b_x_sj7 = b_x_sj2 + b_x_sj6
-        b_x_tj15 = b_x_sj7 * b_decay_tj3
-        b_sum_j6 = tl.sum(b_x_tj15, 0)
-        b_x_mj6 = _tile_dot(tl.trans(b_decay_tj3), b_x_sj7, one, PREC)
-        b_x_mj7 = b_x_t9[None, :] * b_x_mj6
-        b_x_mj8 = b_x_mj7 * b_decay_tj3
-        b_sum_m3 = tl.sum(b_x_mj8, 1)
-        b_x_t31 = b_x_m5 + b_x_m4 + b_sum_m3 + b_x_m9
-        b_x_j7 = b_x_j4 + b_x_j3 + b_sum_j6 + b_sum_j5
-        b_x_s15 = b_x_s9 + b_sum_s2
-        b_x_t32 = b_x_t31 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t34 = b_x_s15 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t35 = b_x_t32 + b_x_t34
-        b_d_beta = b_x_t35 + b_x_t23
+        b_d_C_M_tj_unscaled = b_d_y_error_0 * b_q_k
+        b_d_M_of_S_ts_part = _tile_dot(b_d_C_M_tj_unscaled, tl.trans(b_C_S_before_tj), one, PREC)
+        b_d_C_q_k_by_o = b_online[:, None] * b_d_y_error_0
+        b_d_C_M_tj = b_d_C_q_k_by_o * b_q_k
+        b_d_M_of_S_ts_by_C_M_tj = b_online[:, None] * b_d_M_of_S_ts_part
+        b_d_M_of_S_ts_by_R_M_S_t = b_d_R_M_S_t[:, None] * b_S_keeps_before_t[None, :]
+        b_d_M_of_S_ts = b_d_M_of_S_ts_by_C_M_tj + b_d_M_of_S_ts_by_R_M_S_t
+        b_d_M_of_S_ts_M_keeps_run_tj = b_d_M_of_S_ts * b_M_keeps_run_tj
+        b_d_M_takes_S_by_M_of_S_ts = tl.sum(b_d_M_of_S_ts_M_keeps_run_tj, 0)
+        b_M_keeps_run_tj_d_C_M_tj = _tile_dot(tl.trans(b_M_keeps_run_tj), b_d_C_M_tj, one, PREC)
+        b_d_C_M_tj_M_keeps_run_tj = b_d_C_M_tj * b_M_keeps_run_tj
+        b_d_rate_by_C_M_tj = tl.sum(b_d_C_M_tj_M_keeps_run_tj, 0)
+        b_d_C_S_before_tj_by_C_M_tj = b_M_takes_S[:, None] * b_M_keeps_run_tj_d_C_M_tj
+        b_d_C_S_before_tj = b_d_C_S_before_tj_by_C_M_j + b_d_C_S_before_tj_by_C_M_tj
+        b_d_rate_part = b_d_C_S_before_tj * b_S_keeps_before_tj
+        b_d_rate_by_C_S_before_tj = tl.sum(b_d_rate_part, 0)
+        b_d_S_keeps_part_3 = _tile_dot(tl.trans(b_S_keeps_before_tj), b_d_C_S_before_tj, one, PREC)
+        b_d_S_keeps_before_tj_at_m = b_rate[None, :] * b_d_S_keeps_part_3
+        b_d_S_keeps_part_4 = b_d_S_keeps_before_tj_at_m * b_S_keeps_before_tj
+        b_d_S_keeps_by_S_keeps_before_tj = tl.sum(b_d_S_keeps_part_4, 1)
+        b_d_S_keeps = (
+            b_d_S_keeps_by_S_keeps_run_j
+            + b_d_S_keeps_by_S_keeps_run_all
+            + b_d_S_keeps_by_S_keeps_before_tj
+            + b_d_S_keeps_by_S_keeps_before_t
+        )
+        b_d_rate = b_d_rate_by_C_M_j + b_d_rate_by_C_S_j + b_d_rate_by_C_S_before_tj + b_d_rate_by_C_M_tj
+        b_d_M_takes_S = b_d_M_takes_S_by_M_of_S_s + b_d_M_takes_S_by_M_of_S_ts
+        b_d_beta_by_S_keeps = b_d_S_keeps * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_beta_by_M_takes_S = b_d_M_takes_S * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_beta_2 = b_d_beta_by_S_keeps + b_d_beta_by_M_takes_S
+        b_d_beta = b_d_beta_2 + b_d_beta_3
         tl.store(d_beta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_beta, mask=m_t)
-        b_x_t37 = b_x_j7 * tl.where(b_valid > 0, 1.0, 0.0)
-        b_x_t38 = -b_x_t37
-        b_d_eta = b_x_t38 + b_x_t24
+        b_d_rate_valid = b_d_rate * tl.where(b_valid > 0, 1.0, 0.0)
+        b_d_eta_2 = -b_d_rate_valid
+        b_d_eta = b_d_eta_2 + b_d_eta_3
         tl.store(d_eta + i_v.to(tl.int64) * (BH // H) * T * H + i_row + o_t * H, b_d_eta, mask=m_t)
         b_d_S_next = b_d_S
         b_d_M_next = b_d_M
@@ -2396,8 +2296,7 @@ def rows_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
     m_k = o_k < K
-    start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-    first = tl.load(blocks + 8 * i_n + 5)
+    start, end, i_s, _, _, first, _ = _block(blocks, i_n)
     for i_t in range(start, end, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < end
@@ -2414,7 +2313,7 @@ def rows_kernel(
         s_u = tl.zeros([BT, BK], tl.float32)
         for i_c in range(first, i_s):
             i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_d_y_cached = tl.zeros([BT, BK], tl.float32)
+            b_d_q_2 = tl.zeros([BT, BK], tl.float32)
             for i_v in range(tl.cdiv(V, BV)):
                 o_v = i_v * BV + tl.arange(0, BV)
                 m_v = o_v < V
@@ -2428,22 +2327,22 @@ def rows_kernel(
                     mask=m_k[:, None] & m_v[None, :],
                     other=0.0,
                 )
-                b_d_y_cached = _tile_dot_add(b_d_y_cached, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+                b_d_q_2 = _tile_dot_add(b_d_q_2, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-            b_sum_t = tl.sum(b_x_tk, 1)
+            b_q_d_q_2 = b_q.to(tl.float32) * b_d_q_2
+            b_q_dot_d_q_2 = tl.sum(b_q_d_q_2, 1)
             b_u = tl.load(
                 u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-            b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
             b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.exp(b_u_pools - b_lse)
-            b_d_q = b_x_t[:, None] * b_d_y_cached
+            b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
+            b_d_q = b_r_cached_2_lse[:, None] * b_d_q_2
             s_q += b_d_q
-            b_d_r = b_x_t * (b_sum_t - b_delta)
+            b_d_r = b_r_cached_2_lse * (b_q_dot_d_q_2 - b_delta)
             s_r += b_d_r
             b_d_u = b_d_r[:, None] * b_pools[None, :]
             s_u += b_d_u
@@ -2487,42 +2386,40 @@ def segments_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    end = tl.load(segments + 4 * i_s + 1)
+    start, end, _, last = _segment(segments, i_s)
     i_cached = i_bh.to(tl.int64) * n_segments + i_s
     s_cached = tl.zeros([BK, BV], tl.float32)
     s_pools = tl.zeros([BK], tl.float32)
     b_cached = tl.load(cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
     b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-    end = tl.load(segments + 4 * i_s + 3)
-    for i_t in range(tl.load(segments + 4 * i_s + 1), end, BT):
+    for i_t in range(end, last, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        m_t = i_t + o_t < end
+        m_t = i_t + o_t < last
         b_d_y = tl.load(
             d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
         ).to(IN)
-        b_d_y_cached = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
+        b_d_q = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
         b_q = tl.load(
             q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tk = b_q.to(tl.float32) * b_d_y_cached
-        b_sum_t = tl.sum(b_x_tk, 1)
+        b_q_d_q = b_q.to(tl.float32) * b_d_q
+        b_q_dot_d_q = tl.sum(b_q_d_q, 1)
         b_u = tl.load(
             u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_u_pools = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+        b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
         b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t = tl.exp(b_u_pools - b_lse)
+        b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
         b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_x_t2 = b_x_t * (b_sum_t - b_delta)
-        b_d_pools = tl.sum(b_u.to(tl.float32) * b_x_t2[:, None], 0)
+        b_d_r_cached = b_r_cached_2_lse * (b_q_dot_d_q - b_delta)
+        b_d_pools = tl.sum(b_u.to(tl.float32) * b_d_r_cached[:, None], 0)
         s_pools += b_d_pools
-        b_x_tv = b_x_t[:, None] * b_d_y.to(tl.float32)
-        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_tv, one, PREC)
+        b_d_o_cached = b_r_cached_2_lse[:, None] * b_d_y.to(tl.float32)
+        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_d_o_cached, one, PREC)
         s_cached += b_d_cached
     tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
-    length = tl.load(segments + 4 * i_s + 1) - tl.load(segments + 4 * i_s)
     i_part = (i_v * BH + i_bh).to(tl.int64) * n_segments + i_s
-    tl.store(d_pools + i_part * K + o_k, s_pools / length, mask=m_k)
+    tl.store(d_pools + i_part * K + o_k, s_pools / (end - start), mask=m_k)
 
 
 @_jit
@@ -2567,11 +2464,10 @@ def retreat_kernel(
     b_d_S_next = tl.zeros([BK, BV], tl.float32)
     b_d_M_next = tl.zeros([BK, BV], tl.float32)
     b_d_pool_next = tl.zeros([BK], tl.float32)
-    i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+    i_first, i_last = _chain(chains, i_c)
     for i_back in range(i_last - i_first):
         i_n = i_last - 1 - i_back
-        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-        segment_start, segment_end = tl.load(blocks + 8 * i_n + 3), tl.load(blocks + 8 * i_n + 4)
+        start, end, i_s, segment_start, segment_end, _, _ = _block(blocks, i_n)
         if end == segment_end:
             i_cached = i_bh.to(tl.int64) * n_segments + i_s
             b_d_M_next += tl.load(d_cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
@@ -2587,108 +2483,112 @@ def retreat_kernel(
             ).to(IN)
             b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-            b_x_t = b_d_r / b_count
-            b_x_k = tl.sum(b_u.to(tl.float32) * b_x_t[:, None], 0)
-            b_d_pool = b_d_pool_next + b_x_k
+            b_d_r_over_count = b_d_r / b_count
+            b_d_pool_by_r = tl.sum(b_u.to(tl.float32) * b_d_r_over_count[:, None], 0)
+            b_d_pool = b_d_pool_next + b_d_pool_by_r
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = tl.where(b_valid > 0, b_alpha, 1.0)
-            b_x_t2_e, b_x_t2_f, b_x_t2_e1, b_x_t2_f1 = _tile_runs(b_x_t2)
-            b_decay_tj = tl.where(
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_tj = tl.where(
                 o_t[:, None] >= o_t[None, :],
-                _tile_product(b_x_t2_e[:, None] - b_x_t2_e[None, :], b_x_t2_f[:, None] - b_x_t2_f[None, :]),
+                _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
                 0.0,
             )
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t3 = tl.where(b_valid > 0, b_beta, 0.0)
-            b_x_ts2 = b_decay_tj * b_x_t3[None, :]
+            b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+            b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = -b_eta
-            b_x_t5 = tl.where(b_valid > 0, b_x_t4, 0.0)
-            b_x_tj = b_decay_tj * b_x_t5[None, :]
-            b_x_t6 = tl.where(b_valid > 0, b_beta, 1.0)
-            b_x_t6_e, b_x_t6_f, b_x_t6_e1, b_x_t6_f1 = _tile_runs(b_x_t6)
-            b_decay_t = _tile_product((b_x_t6_e - b_x_t6_e1), (b_x_t6_f - b_x_t6_f1))
-            b_x_t7 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-            b_decay_tj2 = tl.where(
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            b_M_keeps_run_tj_rate = b_M_keeps_run_tj * b_rate[None, :]
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+            b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+            b_S_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t6_e - b_x_t6_e1)[:, None] - b_x_t6_e[None, :],
-                    (b_x_t6_f - b_x_t6_f1)[:, None] - b_x_t6_f[None, :],
+                    (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                    (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
                 ),
                 0.0,
             )
-            b_x_tj2 = b_decay_tj2 * b_x_t5[None, :]
-            b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
-            b_decay_j = _tile_product(tl.sum(b_x_t2_e1, 0) - b_x_t2_e, tl.sum(b_x_t2_f1, 0) - b_x_t2_f)
-            b_x_s4 = b_decay_j * b_x_t3
-            b_x_j2 = tl.sum(b_x_s4[:, None] * b_x_tj2, 0)
-            b_x_j3 = b_decay_j * b_x_t5
-            b_x_j4 = b_x_j3 + b_x_j2
-            b_decay_all = _tile_product(tl.sum(b_x_t6_e1, 0), tl.sum(b_x_t6_f1, 0))
-            b_x_kv = b_d_S_next * b_decay_all
-            b_x = tl.sum(b_x_s4 * b_decay_t, 0)
-            b_x_kv2 = b_d_M_next * b_x
-            b_x_kv3 = b_x_kv + b_x_kv2
-            b_decay_tj3 = tl.where(
+            b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+            b_C_M_tj = _tile_dot_add(b_M_keeps_run_tj_rate, b_M_of_S_ts, b_C_S_before_tj, one, PREC)
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
+            b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+            b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+            b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+            b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_d_S_by_S_next = b_d_S_next * b_S_keeps_run_all
+            b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+            b_d_S_by_M_next = b_d_M_next * b_R_M_S
+            b_d_S_by_S_next_d_S_by_M_next = b_d_S_by_S_next + b_d_S_by_M_next
+            b_M_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t2_e - b_x_t2_e1)[:, None] - b_x_t2_e[None, :],
-                    (b_x_t2_f - b_x_t2_f1)[:, None] - b_x_t2_f[None, :],
+                    (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                    (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
                 ),
                 0.0,
             )
-            b_x_tj5 = b_decay_tj3 * b_x_t5[None, :]
-            b_x_ts4 = b_decay_tj3 * b_x_t3[None, :]
-            b_x_tj7 = _tile_dot_add(b_x_tj5, b_x_ts4, b_x_tj2, one, PREC)
-            b_x_t8 = tl.sum(b_x_ts4 * b_decay_t[None, :], 1)
-            b_x_t9 = tl.where(b_valid > 0, 1.0, 0.0)
-            b_x_tj8 = b_x_t9[:, None] * b_x_tj7
-            b_x_t10 = b_x_t9 * b_x_t8
+            b_M_keeps_before_tj_rate = b_M_keeps_before_tj * b_rate[None, :]
+            b_M_of_S_before_ts = b_M_keeps_before_tj * b_M_takes_S[None, :]
+            b_C_M_before_tj = _tile_dot_add(b_M_keeps_before_tj_rate, b_M_of_S_before_ts, b_C_S_before_tj, one, PREC)
+            b_R_M_S_before_t = tl.sum(b_M_of_S_before_ts * b_S_keeps_before_t[None, :], 1)
+            b_step_valid = tl.where(b_valid > 0, 1.0, 0.0)
+            b_step_valid_C_M_before_tj = b_step_valid[:, None] * b_C_M_before_tj
+            b_step_valid_R_M_S_before_t = b_step_valid * b_R_M_S_before_t
             b_k = tl.load(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_k_d_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
-            b_decay_j2 = _tile_product(tl.sum(b_x_t6_e1, 0) - b_x_t6_e, tl.sum(b_x_t6_f1, 0) - b_x_t6_f)
-            b_x_j5 = b_decay_j2 * b_x_t5
-            b_x_jv = b_k_d_S_next * b_x_j5[:, None]
-            b_k_d_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
-            b_x_jv2 = b_k_d_M_next * b_x_j4[:, None]
-            b_x_jv3 = b_x_jv + b_x_jv2
-            b_x_tj9 = _tile_dot(b_k, tl.trans(b_k), one, PREC)
-            b_x_tj10 = 2.0 * b_x_tj8 * b_x_tj9
+            b_d_S_writes_by_S_next = _tile_dot(b_k.to(tl.float32), b_d_S_next, one, PREC)
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
+            )
+            b_C_S_j = b_S_keeps_run_j * b_rate
+            b_d_error_0_by_S_writes = b_d_S_writes_by_S_next * b_C_S_j[:, None]
+            b_d_M_writes_by_M_next = _tile_dot(b_k.to(tl.float32), b_d_M_next, one, PREC)
+            b_d_error_0_by_M_writes = b_d_M_writes_by_M_next * b_C_M_j[:, None]
+            b_d_error_0_part = b_d_error_0_by_S_writes + b_d_error_0_by_M_writes
+            b_k_k = _tile_dot(b_k, tl.trans(b_k), one, PREC)
+            b_system = 2.0 * b_step_valid_C_M_before_tj * b_k_k
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-            b_x_tj11 = b_x_tj4 * b_q_k
+            b_C_q_k = b_C_M_tj * b_q_k
             b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
             b_d_y = tl.load(
                 d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv = b_online[:, None] * b_d_y.to(tl.float32)
-            b_x_jv5 = _tile_dot_add(b_x_jv3, tl.trans(b_x_tj11), b_x_tv, one, PREC)
-            b_pull_0 = _tile_solve(b_x_tj10, b_x_jv5, one, BT, PREC, True)
+            b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+            b_d_error_0 = _tile_dot_add(b_d_error_0_part, tl.trans(b_C_q_k), b_d_o, one, PREC)
+            b_pull_0 = _tile_solve(b_system, b_d_error_0, one, BT, PREC, True)
             tl.store(
                 pull_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), b_pull_0, mask=m_t[:, None] & m_v[None, :]
             )
-            b_x_tv3 = b_x_tv * b_x_t7[:, None]
-            b_x_kv5 = _tile_dot_add(b_x_kv3, tl.trans(b_q.to(tl.float32)), b_x_tv3, one, PREC)
-            b_decay_t2 = _tile_product(b_x_t2_e, b_x_t2_f)
-            b_x_tv4 = b_x_tv * b_decay_t2[:, None]
-            b_decay_all2 = _tile_product(tl.sum(b_x_t2_e1, 0), tl.sum(b_x_t2_f1, 0))
-            b_x_kv6 = b_d_M_next * b_decay_all2
-            b_x_kv8 = _tile_dot_add(b_x_kv6, tl.trans(b_q.to(tl.float32)), b_x_tv4, one, PREC)
-            b_x_tv5 = b_pull_0 * b_x_t10[:, None]
-            b_x_kv9 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv5, one, PREC)
-            b_x_kv10 = 2.0 * b_x_kv9
-            b_d_S = b_x_kv5 + b_x_kv10
-            b_decay_t3 = _tile_product((b_x_t2_e - b_x_t2_e1), (b_x_t2_f - b_x_t2_f1))
-            b_x_t11 = b_x_t9 * b_decay_t3
-            b_x_tv6 = b_pull_0 * b_x_t11[:, None]
-            b_x_kv11 = _tile_dot(tl.trans(b_k.to(tl.float32)), b_x_tv6, one, PREC)
-            b_x_kv12 = 2.0 * b_x_kv11
-            b_d_M = b_x_kv8 + b_x_kv12
+            b_d_q_S = b_d_o * b_R_M_S_t[:, None]
+            b_d_S_2 = _tile_dot_add(b_d_S_by_S_next_d_S_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_S, one, PREC)
+            b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+            b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+            b_d_M_2 = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
+            b_d_k_S_unscaled = b_pull_0 * b_step_valid_R_M_S_before_t[:, None]
+            b_k_d_k_S_unscaled = _tile_dot(tl.trans(b_k.to(tl.float32)), b_d_k_S_unscaled, one, PREC)
+            b_d_S_3 = 2.0 * b_k_d_k_S_unscaled
+            b_d_S = b_d_S_2 + b_d_S_3
+            b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+            b_step_valid_M_keeps_before_t = b_step_valid * b_M_keeps_before_t
+            b_d_k_M_unscaled = b_pull_0 * b_step_valid_M_keeps_before_t[:, None]
+            b_k_d_k_M_unscaled = _tile_dot(tl.trans(b_k.to(tl.float32)), b_d_k_M_unscaled, one, PREC)
+            b_d_M_3 = 2.0 * b_k_d_k_M_unscaled
+            b_d_M = b_d_M_2 + b_d_M_3
             b_d_S_next = b_d_S
             b_d_M_next = b_d_M
             b_d_pool_next = b_d_pool
@@ -2711,7 +2611,10 @@ def _by_length(make):
         capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key not in tables:
             if capturing:
-                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
+                raise UnsupportedError(
+                    f"{key[0]} "
+                    + "tokens met first in a CUDA graph have no tables yet; run both passes before capturing"
+                )
             if len(tables) - len(captured) >= 64:
                 del tables[next(one for one in tables if one not in captured)]
             tables[key] = make(*key)
@@ -2763,111 +2666,112 @@ AXES = {
     "retreat": "v",
 }
 
-# BT, BK, BV, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it,
-# the first of a list of candidates, larger tiles first, that keeps all values in registers and fits the shared memory.
+# BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
+# compiling for it, the first of a list of candidates, larger tiles first, that keeps all values in registers and fits
+# the shared memory. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
-            "states": (64, 64, 16, 8, 1),
-            "read": (64, 64, 32, 8, 1),
-            "queries": (64, 16, 64, 8, 1),
-            "keys": (32, 64, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates_1": (32, 64, 64, 8, 1),
-            "gates_2": (32, 64, 32, 8, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (64, 16, 8, 1),
+            "read": (64, 32, 8, 1),
+            "queries": (64, 16, 8, 1),
+            "keys": (32, 64, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates_1": (32, 64, 8, 1),
+            "gates_2": (32, 32, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 32, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates_1": (16, 64, 32, 8, 1),
-            "gates_2": (16, 64, 16, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 32, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates_1": (16, 32, 8, 1),
+            "gates_2": (16, 16, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
     },
     "sm90": {
         "bfloat16": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 32, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates_1": (32, 64, 64, 8, 1),
-            "gates_2": (16, 64, 16, 8, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 32, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates_1": (32, 64, 8, 1),
+            "gates_2": (16, 16, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 32, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates_1": (16, 64, 32, 8, 1),
-            "gates_2": (16, 64, 16, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 32, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates_1": (16, 32, 8, 1),
+            "gates_2": (16, 16, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
     },
     "sm100": {
         "bfloat16": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 32, 64, 8, 1),
-            "values": (64, 64, 64, 8, 1),
-            "gates_1": (32, 64, 64, 8, 1),
-            "gates_2": (16, 64, 16, 8, 1),
-            "rows": (64, 64, 64, 8, 1),
-            "segments": (64, 64, 64, 8, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 32, 8, 1),
+            "values": (64, 64, 8, 1),
+            "gates_1": (32, 64, 8, 1),
+            "gates_2": (16, 16, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "retreat": (32, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 8, 1),
-            "read": (32, 64, 64, 8, 1),
-            "queries": (32, 64, 64, 8, 1),
-            "keys": (32, 32, 64, 8, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates_1": (16, 64, 32, 8, 1),
-            "gates_2": (16, 64, 16, 8, 1),
-            "rows": (32, 64, 64, 8, 1),
-            "segments": (32, 64, 64, 4, 1),
-            "retreat": (32, 64, 64, 8, 1),
+            "states": (32, 64, 8, 1),
+            "read": (32, 64, 8, 1),
+            "queries": (32, 64, 8, 1),
+            "keys": (32, 32, 8, 1),
+            "values": (32, 64, 4, 1),
+            "gates_1": (16, 32, 8, 1),
+            "gates_2": (16, 16, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 4, 1),
+            "retreat": (32, 64, 8, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
-            "states": (64, 64, 64, 4, 1),
-            "read": (64, 64, 64, 4, 1),
-            "queries": (64, 64, 64, 4, 1),
-            "keys": (64, 64, 64, 4, 1),
-            "values": (64, 64, 64, 4, 1),
-            "gates_1": (16, 64, 64, 4, 1),
-            "gates_2": (16, 64, 64, 4, 1),
-            "rows": (64, 64, 64, 4, 1),
-            "segments": (64, 64, 64, 4, 1),
-            "retreat": (64, 64, 64, 4, 1),
+            "states": (64, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "queries": (64, 64, 4, 1),
+            "keys": (64, 64, 4, 1),
+            "values": (64, 64, 4, 1),
+            "gates_1": (16, 64, 4, 1),
+            "gates_2": (16, 64, 4, 1),
+            "rows": (64, 64, 4, 1),
+            "segments": (64, 64, 4, 1),
+            "retreat": (64, 64, 4, 1),
         },
         "float32": {
-            "states": (32, 64, 64, 4, 1),
-            "read": (32, 64, 64, 4, 1),
-            "queries": (32, 64, 64, 4, 1),
-            "keys": (32, 32, 64, 4, 1),
-            "values": (32, 64, 64, 4, 1),
-            "gates_1": (16, 64, 64, 4, 1),
-            "gates_2": (16, 64, 64, 4, 1),
-            "rows": (32, 64, 64, 4, 1),
-            "segments": (32, 64, 64, 4, 1),
-            "retreat": (32, 64, 64, 4, 1),
+            "states": (32, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "queries": (32, 64, 4, 1),
+            "keys": (32, 32, 4, 1),
+            "values": (32, 64, 4, 1),
+            "gates_1": (16, 64, 4, 1),
+            "gates_2": (16, 64, 4, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
+            "retreat": (32, 64, 4, 1),
         },
     },
 }
@@ -2879,29 +2783,127 @@ DEFAULTS = {
     "cpu": {"bfloat16": (32, 64, 4), "float32": (32, 64, 4)},
 }
 
+# What each kernel computes, as tables of launch configurations call it.
+DIGESTS = {
+    "states": "656034ed501ec73b5c1a82c7681faa09560cd9bafa6a88cdf676e2bf2ac21172",
+    "read": "48b03ab38bf81a50623d8d070ff605ab1807a4c6412ef9ac59427f5317825c3f",
+    "queries": "ca66aedb9fd60599666045f4bb11cbf90cc993976cf2feff3a1c0cf5b86a5654",
+    "keys": "5a33f3ba72db80d67b7607e55d4ba542e8a424276eeb2bbd6d076e17c38d91dd",
+    "values": "c69db13f397b8e5dbf973d714a56227d3897e594d286411f4dfad11d0950a020",
+    "gates_1": "f93bbd4575ac927dfa9b6a7986b2e3d56695e10244b9e8d920fbf03185bf0d27",
+    "gates_2": "e1716c31970b68b917753b91cab3aada3c818df5f8c09b493b0ec5a374e6737c",
+    "rows": "0f3e2176384ae5bc3020e7f518129c0929e118ac4654b9c89c748bc97e7f3df3",
+    "segments": "e4cbffa496446a825c6747b686e1f1abf5f8569a289151ebf48eefe44a540c80",
+    "retreat": "7ab40d68366aca85206dd9faa6b7b2d971534616608bb5fe24ee52449b8325e1",
+}
+
+
+def _require_triton(x):
+    """Raises UnsupportedError, with what is missing, unless kernels can run where a tensor lies."""
+    if triton is None and importlib.util.find_spec("triton") is None:
+        raise UnsupportedError('Triton is not installed: pip install triton, or pass backend="torch"')
+    if not (x.is_cuda or INTERPRETED):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if triton is None:
+        raise UnsupportedError(
+            'Triton is installed, but importing it fails: see `import triton`, or pass backend="torch"'
+        )
+
 
 @functools.lru_cache(maxsize=16)
 def _architecture(device):
-    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    """What tables of configurations call a device's architecture."""
     if device.type == "cpu":
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
-    name = f"sm{properties.major}{properties.minor}"
     if torch.version.hip:
-        name = properties.gcnArchName.partition(":")[0]
-    if name not in CONFIGURATIONS:
-        warnings.warn(
-            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
-            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
-            "and `mcgen build` then writes them into this file",
-            stacklevel=2,
-        )
-    return name
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm{properties.major}{properties.minor}"
 
 
 def _family(architecture):
     """The key of DEFAULTS for an architecture: how its name begins."""
     return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
+def _tables_folder():
+    """Where `mcgen tune` keeps what it found: in $MCGEN_CACHE_DIR, or else in the user's cache folder for mcgen."""
+    if kept := os.environ.get("MCGEN_CACHE_DIR"):
+        return os.path.join(kept, "configurations")
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+        return os.path.join(cache, "mcgen", "mcgen", "Cache", "configurations")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.join(home, "Library", "Caches") if sys.platform == "darwin" else os.path.join(home, ".cache")
+    return os.path.join(cache, "mcgen", "configurations")
+
+
+@functools.lru_cache(maxsize=16)
+def _tuned(architecture):
+    """What `mcgen tune` found on this machine for this file's kernels, by type of products and kernel.
+
+    A table that cannot be read is passed over, with a warning in the log.
+    """
+    path, log = os.path.join(_tables_folder(), f"{architecture}.json"), logging.getLogger(__name__)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = {title.split()[-1]: rows for title, rows in json.load(file).items()}
+        found = {kind: _tuned_rows(table, kind) for kind in ("bfloat16", "float32")}
+    except Exception as error:  # whatever lies there must not stop a launch
+        log.warning("%s passes over %s, which is no table of launch configurations: %r", SPEC["name"], path, error)
+        return {}
+    if any(found.values()):
+        log.info("%s takes launch configurations from %s", SPEC["name"], path)
+    return found
+
+
+def _tuned_rows(table, kind):
+    """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
+    found = {}
+    for kernel, digest in DIGESTS.items():
+        place = f"64x64 {kind}"
+        if place in table.get(digest, ()):
+            found[kernel] = tuple(table[digest][place][:4])
+            if not _can_launch(*found[kernel]):
+                raise ValueError(f"{kernel}: {found[kernel]}")
+    return found
+
+
+def _can_launch(BT, columns, num_warps, num_stages):
+    """Whether these numbers are a configuration: powers of two, and a pipeline's stages."""
+    powers = all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in (BT, columns, num_warps))
+    return powers and min(BT, columns) >= 16 and num_stages in range(1, 10)
+
+
+@functools.lru_cache(maxsize=32)
+def _configurations(device, kind):
+    """The configurations of kernels on a device, for a type of products: those tuned on this machine, or this file's.
+
+    Says once which kernels have none.
+    """
+    architecture = _architecture(device)
+    found = {**CONFIGURATIONS.get(architecture, {}).get(kind, {}), **_tuned(architecture).get(kind, {})}
+    missing = [kernel for kernel in AXES if kernel not in found]
+    if missing and architecture != "cpu":
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations on {architecture} in {kind} for "
+            f"{', '.join(missing) if found else 'any kernel'} and takes small tiles there; `mcgen tune "
+            f"{SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), which this file "
+            "then takes up by itself",
+            stacklevel=2,
+        )
+    return found
+
+
+def _configured(kernel, element, device):
+    """BT, columns of a tile, num_warps and num_stages of a kernel."""
+    kind = "float32" if element == torch.float32 else "bfloat16"
+    found = _configurations(device, kind).get(kernel)
+    return found or (*DEFAULTS[_family(_architecture(device))][kind], 1)
 
 
 def _element(tensors):
@@ -2926,16 +2928,11 @@ _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
-    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
-    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
-    if found is None:
-        BT, columns, num_warps = DEFAULTS[_family(architecture)][kind]
-        tiles = {"k": _tile(64), "v": _tile(64)}
-        if AXES[kernel]:
-            tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
-        found = BT, tiles["k"], tiles["v"], num_warps, 1
-    BT, BK, BV, num_warps, num_stages = found
-    return BT, BK, BV, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
+    tiles = {"k": _tile(64), "v": _tile(64)}
+    if AXES[kernel]:
+        tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
+    return BT, tiles["k"], tiles["v"], {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
@@ -3469,8 +3466,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
-    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
-        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if backend == "triton":
+        _require_triton(q)
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v", "u", "beta", "eta", "alpha")]
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
@@ -3652,7 +3649,7 @@ class TitansMatrixGrm(torch.nn.Module):
             UnsupportedError: state, return_state or cu_seqlens is asked for.
         """
         if state is not None or return_state or cu_seqlens is not None:
-            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         dtype = _stream_type(x)

@@ -18,10 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
+import json
+import logging
 import math
 import os
 import sys
+import types
 import warnings
 
 import torch
@@ -239,62 +243,32 @@ def _clear_between(buffer, rooms):
 # The tokens are walked in panels, (B, H, lanes, chunks, tokens of a chunk, ·): segments side by side.
 # Only the state (S_1, S_2, M_1, M_2)
 # goes from chunk to chunk; all else is done for the chunks of a panel at once.
+#
+# Functions of a panel or chunk are given values by name, as x.name, and give others, as out.name. A name is one value
+# in all of them: d_x is dL/dx, d_x_by_y what of that goes through y, and x_ahead what of x does not wait for the state.
+# Beside a value stand its axes and its equation: [t j] are tokens and earlier tokens, [k], [h1] … [v] a head's sizes.
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOKENS = 16  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
+# What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
 CARRY = {
-    "decay_all": 0,
-    "k22": 2,
-    "k": 2,
-    "v": 2,
-    "C_k": 2,
-    "C_j": 1,
-    "decay_all2": 0,
-    "R": 0,
-    "C_k2": 2,
-    "C_j4": 1,
-}  # what the state after a chunk is made of, and how many dimensions of it are the chunk's own
-CARRY_VJP = {
-    "d_th4_R_q": 2,
-    "R": 0,
-    "decay_all": 0,
-    "x_th4_R_d_tv4": 2,
-    "decay_all2": 0,
-    "k": 2,
-    "C_q_k_d_th4": 2,
-    "C_k2": 2,
-    "C_k": 2,
-    "x_th6": 2,
-    "C_x_tv92": 2,
-    "C_x_tv9": 2,
-    "d_jh5": 2,
-    "x_th5": 2,
-    "C_j4": 1,
-    "C_j": 1,
-    "d_jv3": 2,
-    "k_M_1": 2,
-    "M_2": 2,
-    "x_t3": 1,
-    "x_tv": 2,
-    "x_tv16": 2,
-    "x_tv17": 2,
-    "sum_x_tv2": 1,
-    "x_t5": 1,
-    "d_th4_decayed_q": 2,
-    "d_hv2": 2,
-    "x_tv9": 2,
-    "x_th": 2,
+    0: "beta_run_all alpha_run_all R_M_S",
+    1: "C_S_j C_M_j",
+    2: "k v C_S_j_k C_M_j_k",
 }
-ROWS_READ = ("k_M_1", "x_th_M_2", "x_tv9_M_2")  # what `_carry` reads of the state, and others need
-ROWS_OWED = (
-    "d_jh",
-    "d_jh6",
-    "x_th_d_M_2_next",
-    "x_th_d_S_2_next",
-    "d_tv5",
-    "d_th6",
-)  # what `_carry_vjp` makes of the state's cotangent, and others need
+CARRY_VJP = {
+    0: "R_M_S beta_run_all alpha_run_all",
+    1: "C_M_j C_S_j error_squares norm_scale error_dot_centred_over_squares",
+    2: "d_S_1_by_q_S_1 d_S_2_by_q_hidden_1_S_2 k d_error_1_by_q_pre_1 C_M_j_k C_S_j_k "
+    "d_pre_1_by_error_1_factor M_2_writes S_2_writes d_hidden_1_by_q_hidden_1_scores hidden_1 "
+    "d_error_2_by_q_pre_2 pre_1 M_2 centred d_centred_by_error_squares_factor "
+    "d_error_by_error_squares_factor d_M_1_by_q_M_1 d_M_2_by_q_hidden_1_M_2 error_2",
+}
+# What `_carry` makes of the state, and others need.
+ROWS_READ = "pre_1 pre_2 error_hidden_1"
+# What `_carry_vjp` makes of the state's cotangent, and others need.
+ROWS_OWED = "d_error_1_ahead d_hidden_1_j d_M_2_writes_by_M_2_next d_S_2_writes_by_S_2_next d_error_2 d_hidden_1"
 
 
 def _gelu_vjp(g, x):
@@ -328,577 +302,339 @@ def _runs_to(gate):
     return F.pad(gate.flip(-1).cumprod(-1).flip(-1), (0, 1), value=1.0)
 
 
-def _writes(*, beta, k, eta, alpha, **_):
+def _writes(**x):
     """What chunks add to the state, and how much of it they leave: sums over j of C_j k_j v_jᵀ, and R."""
-    beta_runs = _runs(beta)
-    decay_all = beta_runs[..., -1, 0]
-    decay_j = beta_runs[..., -1, 1:]
-    x_t = -eta
-    C_j = decay_j * x_t
-    C_k = C_j[..., :, None] * k  # [j k]
-    alpha_runs_to = _runs_to(alpha)
-    decay_all2 = alpha_runs_to[..., 0]
-    decay_j2 = alpha_runs_to[..., 1:]
-    C_s2 = decay_j2 * beta
-    before_t = beta_runs[..., :-1, 0]
-    R = (C_s2 * before_t).sum(-1)
-    C_j2 = decay_j2 * x_t
-    before_tj = beta_runs[..., :-1, 1:]
-    C_tj2 = before_tj * x_t[..., None, :]
-    C_j3 = (C_s2[..., None, :] @ C_tj2).squeeze(-2)
-    C_j4 = C_j2 + C_j3
-    C_k2 = C_j4[..., :, None] * k  # [j k]
-    return {
-        "decay_all": decay_all,
-        "k22": k,
-        "C_j": C_j,
-        "C_k": C_k,
-        "decay_all2": decay_all2,
-        "R": R,
-        "C_j4": C_j4,
-        "C_k2": C_k2,
-        "decay_j": decay_j,
-        "decay_j2": decay_j2,
-        "C_s2": C_s2,
-        "before_t": before_t,
-        "before_tj": before_tj,
-        "C_tj2": C_tj2,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    beta_runs = _runs(x.beta)
+    out.beta_run_all = beta_runs[..., -1, 0]  # product of beta_i over the chunk
+    out.beta_run_j = beta_runs[..., -1, 1:]  # [j] product of beta_i over j < i
+    rate = -x.eta  # [t]
+    out.C_S_j = out.beta_run_j * rate  # [j] dS_end/dG_j
+    out.C_S_j_k = out.C_S_j[..., :, None] * x.k  # [j k]
+    alpha_runs_to = _runs_to(x.alpha)
+    out.alpha_run_all = alpha_runs_to[..., 0]  # product of alpha_i over the chunk
+    out.alpha_run_j = alpha_runs_to[..., 1:]  # [j] product of alpha_i over j < i
+    out.M_of_S_s = out.alpha_run_j * x.beta  # [s] dM_end/dS_s-1
+    out.beta_before_t = beta_runs[..., :-1, 0]  # [t] product of beta_i over i < t
+    out.R_M_S = (out.M_of_S_s * out.beta_before_t).sum(-1)  # dM_end/dS_0
+    out.beta_before_tj = beta_runs[..., :-1, 1:]  # [t j] product of beta_i over j < i < t
+    out.C_S_before_tj = out.beta_before_tj * rate[..., None, :]  # [t j] dS_t-1/dG_j
+    out.C_M_j = out.alpha_run_j * rate + (out.M_of_S_s[..., None, :] @ out.C_S_before_tj).squeeze(-2)  # [j] dM_end/dG_j
+    out.C_M_j_k = out.C_M_j[..., :, None] * x.k  # [j k]
+    return vars(out)
 
 
-def _carry(*, decay_all, S_1, k22, k, M_1, M_2, v, C_k, S_2, C_j, decay_all2, R, C_k2, C_j4, **_):
+def _carry(**x):
     """The state after a chunk."""
-    decay_S_1 = decay_all[..., None, None] * S_1  # [k h1]
-    k_M_1 = k @ M_1  # [t h1]
-    x_th = F.gelu(k_M_1)
-    x_th_M_2 = x_th @ M_2  # [t v]
-    sum_x_th_M_2 = x_th_M_2.sum(-1)  # [t]
-    x_tv = x_th_M_2 - sum_x_th_M_2[..., :, None] / 64.0
-    sum_x_tv2 = (x_tv * x_tv).sum(-1)  # [t]
-    x_tv3 = x_tv / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
-    x_tv4 = k22 + x_tv3
-    x_tv5 = 2.0 * x_tv4 - 2.0 * v
-    x_tv6 = x_tv5 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
-    x_tv5_x_tv = (x_tv5 * x_tv).sum(-1)  # [t]
-    x_t = -(x_tv5_x_tv / (128.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 1.5))
-    x_tv7 = 2.0 * x_t[..., :, None] * x_tv
-    x_tv8 = x_tv6 + x_tv7
-    sum_x_tv8 = x_tv8.sum(-1)  # [t]
-    x_t2 = -(sum_x_tv8 / 64.0)
-    x_tv9 = x_tv8 + x_t2[..., :, None]
-    x_tv9_M_2 = x_tv9 @ M_2.mT  # [t h1]
-    x_th2 = _gelu_vjp(x_tv9_M_2, k_M_1)
-    x_th2_C_k = C_k.mT @ x_th2  # [k h1]
-    S_1_next = decay_S_1 + x_th2_C_k  # [k h1]
-    decay_S_2 = decay_all[..., None, None] * S_2  # [h1 v]
-    x_th_C_x_tv9 = x_th.mT @ (C_j[..., :, None] * x_tv9)  # [h1 v]
-    S_2_next = decay_S_2 + x_th_C_x_tv9  # [h1 v]
-    decay_M_1 = decay_all2[..., None, None] * M_1  # [k h1]
-    R_S_1 = R[..., None, None] * S_1  # [k h1]
-    x_th2_C_k2 = C_k2.mT @ x_th2  # [k h1]
-    M_1_next = decay_M_1 + R_S_1 + x_th2_C_k2  # [k h1]
-    decay_M_2 = decay_all2[..., None, None] * M_2  # [h1 v]
-    R_S_2 = R[..., None, None] * S_2  # [h1 v]
-    x_th_C_x_tv92 = x_th.mT @ (C_j4[..., :, None] * x_tv9)  # [h1 v]
-    M_2_next = decay_M_2 + R_S_2 + x_th_C_x_tv92  # [h1 v]
-    return {
-        "S_1_next": S_1_next,
-        "S_2_next": S_2_next,
-        "M_1_next": M_1_next,
-        "M_2_next": M_2_next,
-        "k_M_1": k_M_1,
-        "x_th_M_2": x_th_M_2,
-        "x_tv9_M_2": x_tv9_M_2,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.pre_1 = x.k @ x.M_1  # [t h1] z_1(k) = W_1 k
+    hidden_1 = F.gelu(out.pre_1)  # [t h1] x_2(k) = gelu(z_1(k))
+    out.pre_2 = hidden_1 @ x.M_2  # [t v] z_2(k) = W_2 x_2(k)
+    pre_2_sum = out.pre_2.sum(-1)  # [t] sum(z_2(k))
+    centred = out.pre_2 - pre_2_sum[..., :, None] / 64.0  # [t v] z_2(k) - mean(z_2(k))
+    squares = (centred * centred).sum(-1)  # [t] 64 var(z_2(k))
+    norm_scale = torch.sqrt(squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(k)) + 1e-5)
+    normed = centred / norm_scale[..., :, None]  # [t v] LN(z_2(k))
+    prediction = x.k + normed  # [t v] p = M(k)
+    error = 2.0 * prediction - 2.0 * x.v  # [t v] e = dJ/dp, p = M(k)
+    error_squares = -((error * centred).sum(-1) / (128.0 * (squares / 64.0 + 1e-05) ** 1.5))  # [t]
+    error_centred = error / norm_scale[..., :, None] + 2.0 * error_squares[..., :, None] * centred  # [t v]
+    error_pre_2_sum = -(error_centred.sum(-1) / 64.0)  # [t]
+    error_2 = error_centred + error_pre_2_sum[..., :, None]  # [t v] e_2 = dJ/dz_2(k), e through LN
+    out.error_hidden_1 = error_2 @ x.M_2.mT  # [t h1] dJ/dx_2(k) = W_2ᵀ e_2
+    error_1 = _gelu_vjp(out.error_hidden_1, out.pre_1)  # [t h1] e_1 = gelu'(z_1(k)) W_2ᵀ e_2
+    # [k h1] S_1' = R S_1 + sum over j of C_j x_1(k_j) e_1,jᵀ
+    out.S_1_next = x.beta_run_all[..., None, None] * x.S_1 + x.C_S_j_k.mT @ error_1
+    # [h1 v] S_2' = R S_2 + sum over j of C_j x_2(k_j) e_2,jᵀ
+    out.S_2_next = x.beta_run_all[..., None, None] * x.S_2 + hidden_1.mT @ (x.C_S_j[..., :, None] * error_2)
+    # [k h1] M_1' = R M_1 + sum over j of C_j x_1(k_j) e_1,jᵀ
+    out.M_1_next = x.alpha_run_all[..., None, None] * x.M_1 + x.R_M_S[..., None, None] * x.S_1 + x.C_M_j_k.mT @ error_1
+    hidden_1_M_2_writes = hidden_1.mT @ (x.C_M_j[..., :, None] * error_2)  # [h1 v]
+    # [h1 v] M_2' = R M_2 + sum over j of C_j x_2(k_j) e_2,jᵀ
+    out.M_2_next = x.alpha_run_all[..., None, None] * x.M_2 + x.R_M_S[..., None, None] * x.S_2 + hidden_1_M_2_writes
+    return vars(out)
 
 
-def _read_online(
-    *, q, alpha, M_1, beta, before_t, S_1, eta, C_tj2, k, x_tv9_M_2, k_M_1, M_2, S_2, k22, x_th_M_2, v, **_
-):
+def _read_online(**x):
     """The online read-outs of chunks, from the states before them."""
-    alpha_runs = _runs(alpha)
-    decay_t = alpha_runs[..., 1:, 0]
-    decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = ((beta * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
-    x_t = -eta
-    C_tj = decay_tj * x_t[..., None, :]
-    C_tj3 = (decay_tj * beta[..., None, :]) @ C_tj2
-    C_tj4 = C_tj + C_tj3
-    q_k = q @ k.mT  # [t j]
-    x_th = _gelu_vjp(x_tv9_M_2, k_M_1)
-    x_th3 = _products(((decay_t[..., :, None] * q), M_1), ((R_t[..., :, None] * q), S_1), ((C_tj4 * q_k), x_th))
-    x_th4 = F.gelu(x_th3)
-    x_th4_M_2 = x_th4 @ M_2  # [t v]
-    x_tv = decay_t[..., :, None] * x_th4_M_2
-    x_th4_S_2 = x_th4 @ S_2  # [t v]
-    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
-    x_th5 = F.gelu(k_M_1)
-    x_th4_x_th5 = x_th4 @ x_th5.mT  # [t j]
-    sum_x_th_M_2 = x_th_M_2.sum(-1)  # [t]
-    x_tv2 = x_th_M_2 - sum_x_th_M_2[..., :, None] / 64.0
-    sum_x_tv3 = (x_tv2 * x_tv2).sum(-1)  # [t]
-    x_tv4 = x_tv2 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    x_tv5 = k22 + x_tv4
-    x_tv6 = 2.0 * x_tv5 - 2.0 * v
-    x_tv7 = x_tv6 / torch.sqrt(sum_x_tv3[..., :, None] / 64.0 + 1e-05)
-    x_tv6_x_tv2 = (x_tv6 * x_tv2).sum(-1)  # [t]
-    x_t3 = -(x_tv6_x_tv2 / (128.0 * (sum_x_tv3 / 64.0 + 1e-05) ** 1.5))
-    x_tv8 = 2.0 * x_t3[..., :, None] * x_tv2
-    x_tv9 = x_tv7 + x_tv8
-    sum_x_tv9 = x_tv9.sum(-1)  # [t]
-    x_t4 = -(sum_x_tv9 / 64.0)
-    x_tv10 = x_tv9 + x_t4[..., :, None]
-    x_tv11 = (C_tj4 * x_th4_x_th5) @ x_tv10
-    x_tv12 = x_tv + R_x_th4_S_2 + x_tv11
-    sum_x_tv12 = x_tv12.sum(-1)  # [t]
-    x_tv13 = x_tv12 - sum_x_tv12[..., :, None] / 64.0
-    sum_x_tv14 = (x_tv13 * x_tv13).sum(-1)  # [t]
-    x_tv15 = x_tv13 / torch.sqrt(sum_x_tv14[..., :, None] / 64.0 + 1e-05)
-    o = q + x_tv15  # [t v]
-    return {
-        "o": o,
-        "x_th3": x_th3,
-        "x_th4_M_2": x_th4_M_2,
-        "x_th4_S_2": x_th4_S_2,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    alpha_runs = _runs(x.alpha)
+    alpha_run_t = alpha_runs[..., 1:, 0]  # [t] product of alpha_i over i <= t
+    alpha_run_tj = alpha_runs[..., 1:, 1:]  # [t j] product of alpha_i over j < i <= t
+    R_M_S_t = ((x.beta * x.beta_before_t)[..., None, :] @ alpha_run_tj.mT).squeeze(-2)  # [t] dM_t/dS_0
+    rate = -x.eta  # [t]
+    M_of_S_ts = alpha_run_tj * x.beta[..., None, :]  # [t s] dM_t/dS_s-1
+    C_M_tj = alpha_run_tj * rate[..., None, :] + M_of_S_ts @ x.C_S_before_tj  # [t j] dM_t/dG_j
+    q_k = x.q @ x.k.mT  # [t j]
+    error_1 = _gelu_vjp(x.error_hidden_1, x.pre_1)  # [t h1] e_1 = gelu'(z_1(k)) W_2ᵀ e_2
+    # [t h1] z_1(q) = W_1 q
+    out.q_pre_1 = _products(
+        (alpha_run_t[..., :, None] * x.q, x.M_1), (R_M_S_t[..., :, None] * x.q, x.S_1), (C_M_tj * q_k, error_1)
+    )
+    q_hidden_1 = F.gelu(out.q_pre_1)  # [t h1] x_2(q) = gelu(z_1(q))
+    out.q_hidden_1_M_2 = q_hidden_1 @ x.M_2  # [t v]
+    R_q_hidden_1_M_2 = alpha_run_t[..., :, None] * out.q_hidden_1_M_2  # [t v]
+    out.q_hidden_1_S_2 = q_hidden_1 @ x.S_2  # [t v]
+    hidden_1 = F.gelu(x.pre_1)  # [t h1] x_2(k) = gelu(z_1(k))
+    q_hidden_1_scores = q_hidden_1 @ hidden_1.mT  # [t j]
+    pre_2_sum = x.pre_2.sum(-1)  # [t] sum(z_2(k))
+    centred = x.pre_2 - pre_2_sum[..., :, None] / 64.0  # [t v] z_2(k) - mean(z_2(k))
+    squares = (centred * centred).sum(-1)  # [t] 64 var(z_2(k))
+    norm_scale = torch.sqrt(squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(k)) + 1e-5)
+    normed = centred / norm_scale[..., :, None]  # [t v] LN(z_2(k))
+    prediction = x.k + normed  # [t v] p = M(k)
+    error = 2.0 * prediction - 2.0 * x.v  # [t v] e = dJ/dp, p = M(k)
+    error_squares = -((error * centred).sum(-1) / (128.0 * (squares / 64.0 + 1e-05) ** 1.5))  # [t]
+    error_centred = error / norm_scale[..., :, None] + 2.0 * error_squares[..., :, None] * centred  # [t v]
+    error_pre_2_sum = -(error_centred.sum(-1) / 64.0)  # [t]
+    error_2 = error_centred + error_pre_2_sum[..., :, None]  # [t v] e_2 = dJ/dz_2(k), e through LN
+    # [t v] z_2(q) = W_2 x_2(q)
+    q_pre_2 = R_q_hidden_1_M_2 + R_M_S_t[..., :, None] * out.q_hidden_1_S_2 + (C_M_tj * q_hidden_1_scores) @ error_2
+    q_pre_2_sum = q_pre_2.sum(-1)  # [t] sum(z_2(q))
+    q_centred = q_pre_2 - q_pre_2_sum[..., :, None] / 64.0  # [t v] z_2(q) - mean(z_2(q))
+    q_squares = (q_centred * q_centred).sum(-1)  # [t] 64 var(z_2(q))
+    q_norm_scale = torch.sqrt(q_squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(q)) + 1e-5)
+    q_normed = q_centred / q_norm_scale[..., :, None]  # [t v] LN(z_2(q))
+    out.o = x.q + q_normed  # [t v] o_t = M_t(q_t)
+    return vars(out)
 
 
-def _pulls(
-    *,
-    k_M_1,
-    x_th_M_2,
-    k22,
-    v,
-    d_o,
-    alpha,
-    x_th4_M_2,
-    beta,
-    before_t,
-    x_th4_S_2,
-    eta,
-    C_tj2,
-    x_th3,
-    S_2,
-    M_2,
-    q,
-    k,
-    x_tv9_M_2,
-    C_j4,
-    C_j,
-    **_,
-):
+def _pulls(**x):
     """What the read-outs of chunks owe to the states before them."""
-    x_th = F.gelu(k_M_1)
-    sum_x_th_M_2 = x_th_M_2.sum(-1)  # [t]
-    x_tv = x_th_M_2 - sum_x_th_M_2[..., :, None] / 64.0
-    sum_x_tv2 = (x_tv * x_tv).sum(-1)  # [t]
-    x_tv3 = x_tv / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
-    x_tv4 = k22 + x_tv3
-    x_tv5 = 2.0 * x_tv4 - 2.0 * v
-    x_tv5_x_tv = (x_tv5 * x_tv).sum(-1)  # [t]
-    x_t3 = -(x_tv5_x_tv / (128.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 1.5))
-    x_tv6 = x_tv5 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
-    x_tv7 = 2.0 * x_t3[..., :, None] * x_tv
-    x_tv8 = x_tv6 + x_tv7
-    sum_x_tv8 = x_tv8.sum(-1)  # [t]
-    x_t = -(sum_x_tv8 / 64.0)
-    x_tv9 = x_tv8 + x_t[..., :, None]
-    alpha_runs = _runs(alpha)
-    decay_t = alpha_runs[..., 1:, 0]
-    x_tv10 = decay_t[..., :, None] * x_th4_M_2
-    decay_tj = alpha_runs[..., 1:, 1:]
-    R_t = ((beta * before_t)[..., None, :] @ decay_tj.mT).squeeze(-2)
-    R_x_th4_S_2 = R_t[..., :, None] * x_th4_S_2  # [t v]
-    x_t2 = -eta
-    C_tj = decay_tj * x_t2[..., None, :]
-    C_ts = decay_tj * beta[..., None, :]
-    C_tj3 = C_ts @ C_tj2
-    C_tj4 = C_tj + C_tj3
-    x_th2 = F.gelu(x_th3)
-    x_th4_x_th = x_th2 @ x_th.mT  # [t j]
-    C_x_th4_x_th = C_tj4 * x_th4_x_th  # [t j]
-    x_tv11 = C_x_th4_x_th @ x_tv9
-    x_tv12 = x_tv10 + R_x_th4_S_2 + x_tv11
-    sum_x_tv12 = x_tv12.sum(-1)  # [t]
-    x_tv13 = x_tv12 - sum_x_tv12[..., :, None] / 64.0
-    sum_x_tv14 = (x_tv13 * x_tv13).sum(-1)  # [t]
-    d_tv = d_o / torch.sqrt(sum_x_tv14[..., :, None] / 64.0 + 1e-05)
-    d_o_x_tv13 = (d_o * x_tv13).sum(-1)  # [t]
-    d_t = -(d_o_x_tv13 / (128.0 * (sum_x_tv14 / 64.0 + 1e-05) ** 1.5))
-    d_tv2 = 2.0 * d_t[..., :, None] * x_tv13
-    d_tv3 = d_tv + d_tv2
-    sum_d_tv3 = d_tv3.sum(-1)  # [t]
-    d_t2 = -(sum_d_tv3 / 64.0)
-    d_tv4 = d_tv3 + d_t2[..., :, None]
-    d_tv4_x_tv9 = d_tv4 @ x_tv9.mT  # [t j]
-    C_d_tv4_x_tv9 = d_tv4_x_tv9 * C_tj4  # [t j]
-    R_d_tv4 = d_tv4 * R_t[..., :, None]
-    decayed_d_tv4 = d_tv4 * decay_t[..., :, None]
-    d_th3 = _products((C_d_tv4_x_tv9, x_th), (R_d_tv4, S_2.mT), (decayed_d_tv4, M_2.mT))
-    d_th4 = _gelu_vjp(d_th3, x_th3)
-    d_th4_R_q = (R_t[..., :, None] * q).mT @ d_th4  # [k h1]
-    x_th4_R_d_tv4 = x_th2.mT @ R_d_tv4  # [h1 v]
-    q_k = q @ k.mT  # [t j]
-    C_q_k_d_th4 = (C_tj4 * q_k).mT @ d_th4  # [j h1]
-    x_th6 = 0.3989422804014327 * x_tv9_M_2 * (2.0 - k_M_1 * k_M_1) * torch.exp(-(k_M_1 * k_M_1 / 2.0))
-    C_x_tv92 = C_j4[..., :, None] * x_tv9  # [j v]
-    C_x_tv9 = C_j[..., :, None] * x_tv9  # [j v]
-    d_jh5 = C_d_tv4_x_tv9.mT @ x_th2
-    d_jv3 = C_x_th4_x_th.mT @ d_tv4
-    x_tv16 = -(x_tv5 / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
-    x_tv17 = -(x_tv / (128.0 * (sum_x_tv2[..., :, None] / 64.0 + 1e-05) ** 1.5))
-    x_t5 = 3.0 * x_tv5_x_tv / (16384.0 * (sum_x_tv2 / 64.0 + 1e-05) ** 2.5)
-    d_th4_decayed_q = (decay_t[..., :, None] * q).mT @ d_th4  # [k h1]
-    d_hv2 = x_th2.mT @ decayed_d_tv4
-    return {
-        "x_th": x_th,
-        "x_tv": x_tv,
-        "sum_x_tv2": sum_x_tv2,
-        "x_t3": x_t3,
-        "x_tv9": x_tv9,
-        "x_th5": x_th,
-        "d_th4_R_q": d_th4_R_q,
-        "x_th4_R_d_tv4": x_th4_R_d_tv4,
-        "C_q_k_d_th4": C_q_k_d_th4,
-        "x_th6": x_th6,
-        "C_x_tv92": C_x_tv92,
-        "C_x_tv9": C_x_tv9,
-        "d_jh5": d_jh5,
-        "d_jv3": d_jv3,
-        "x_tv16": x_tv16,
-        "x_tv17": x_tv17,
-        "x_t5": x_t5,
-        "d_th4_decayed_q": d_th4_decayed_q,
-        "d_hv2": d_hv2,
-        "decay_t": decay_t,
-        "decay_tj": decay_tj,
-        "R_t": R_t,
-        "C_ts": C_ts,
-        "C_tj4": C_tj4,
-        "q_k": q_k,
-        "x_th4_x_th": x_th4_x_th,
-        "d_tv4": d_tv4,
-        "d_tv4_x_tv9": d_tv4_x_tv9,
-        "d_th4": d_th4,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    out.hidden_1 = F.gelu(x.pre_1)  # [t h1] x_2(k) = gelu(z_1(k))
+    pre_2_sum = x.pre_2.sum(-1)  # [t] sum(z_2(k))
+    out.centred = x.pre_2 - pre_2_sum[..., :, None] / 64.0  # [t v] z_2(k) - mean(z_2(k))
+    squares = (out.centred * out.centred).sum(-1)  # [t] 64 var(z_2(k))
+    out.norm_scale = torch.sqrt(squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(k)) + 1e-5)
+    normed = out.centred / out.norm_scale[..., :, None]  # [t v] LN(z_2(k))
+    prediction = x.k + normed  # [t v] p = M(k)
+    error = 2.0 * prediction - 2.0 * x.v  # [t v] e = dJ/dp, p = M(k)
+    error_dot_centred = (error * out.centred).sum(-1)  # [t]
+    out.error_squares = -(error_dot_centred / (128.0 * (squares / 64.0 + 1e-05) ** 1.5))  # [t]
+    error_centred = error / out.norm_scale[..., :, None] + 2.0 * out.error_squares[..., :, None] * out.centred  # [t v]
+    error_pre_2_sum = -(error_centred.sum(-1) / 64.0)  # [t]
+    out.error_2 = error_centred + error_pre_2_sum[..., :, None]  # [t v] e_2 = dJ/dz_2(k), e through LN
+    alpha_runs = _runs(x.alpha)
+    out.alpha_run_t = alpha_runs[..., 1:, 0]  # [t] product of alpha_i over i <= t
+    R_q_hidden_1_M_2 = out.alpha_run_t[..., :, None] * x.q_hidden_1_M_2  # [t v]
+    out.alpha_run_tj = alpha_runs[..., 1:, 1:]  # [t j] product of alpha_i over j < i <= t
+    out.R_M_S_t = ((x.beta * x.beta_before_t)[..., None, :] @ out.alpha_run_tj.mT).squeeze(-2)  # [t] dM_t/dS_0
+    rate = -x.eta  # [t]
+    out.M_of_S_ts = out.alpha_run_tj * x.beta[..., None, :]  # [t s] dM_t/dS_s-1
+    out.C_M_tj = out.alpha_run_tj * rate[..., None, :] + out.M_of_S_ts @ x.C_S_before_tj  # [t j] dM_t/dG_j
+    q_hidden_1 = F.gelu(x.q_pre_1)  # [t h1] x_2(q) = gelu(z_1(q))
+    out.q_hidden_1_scores = q_hidden_1 @ out.hidden_1.mT  # [t j]
+    C_q_hidden_1_scores = out.C_M_tj * out.q_hidden_1_scores  # [t j]
+    # [t v] z_2(q) = W_2 x_2(q)
+    q_pre_2 = R_q_hidden_1_M_2 + out.R_M_S_t[..., :, None] * x.q_hidden_1_S_2 + C_q_hidden_1_scores @ out.error_2
+    q_pre_2_sum = q_pre_2.sum(-1)  # [t] sum(z_2(q))
+    q_centred = q_pre_2 - q_pre_2_sum[..., :, None] / 64.0  # [t v] z_2(q) - mean(z_2(q))
+    q_squares = (q_centred * q_centred).sum(-1)  # [t] 64 var(z_2(q))
+    q_norm_scale = torch.sqrt(q_squares / 64.0 + 1e-05)  # [t] sqrt(var(z_2(q)) + 1e-5)
+    d_q_squares = -((x.d_o * q_centred).sum(-1) / (128.0 * (q_squares / 64.0 + 1e-05) ** 1.5))  # [t]
+    d_q_centred = x.d_o / q_norm_scale[..., :, None] + 2.0 * d_q_squares[..., :, None] * q_centred  # [t v]
+    d_q_pre_2_sum = -(d_q_centred.sum(-1) / 64.0)  # [t]
+    out.d_q_pre_2 = d_q_centred + d_q_pre_2_sum[..., :, None]  # [t v] dL/dz_2(q)
+    out.d_C_q_hidden_1_scores_by_q_pre_2 = out.d_q_pre_2 @ out.error_2.mT  # [t j]
+    d_q_hidden_1_scores = out.d_C_q_hidden_1_scores_by_q_pre_2 * out.C_M_tj  # [t j]
+    d_q_hidden_1_S_2 = out.d_q_pre_2 * out.R_M_S_t[..., :, None]  # [t v]
+    d_q_hidden_1_M_2 = out.d_q_pre_2 * out.alpha_run_t[..., :, None]  # [t v]
+    d_q_hidden_1 = _products(
+        (d_q_hidden_1_scores, out.hidden_1), (d_q_hidden_1_S_2, x.S_2.mT), (d_q_hidden_1_M_2, x.M_2.mT)
+    )
+    out.d_q_pre_1 = _gelu_vjp(d_q_hidden_1, x.q_pre_1)  # [t h1] dL/dz_1(q)
+    out.d_S_1_by_q_S_1 = (out.R_M_S_t[..., :, None] * x.q).mT @ out.d_q_pre_1  # [k h1]
+    out.d_S_2_by_q_hidden_1_S_2 = q_hidden_1.mT @ d_q_hidden_1_S_2  # [h1 v]
+    out.q_k = x.q @ x.k.mT  # [t j]
+    out.d_error_1_by_q_pre_1 = (out.C_M_tj * out.q_k).mT @ out.d_q_pre_1  # [j h1]
+    out.d_pre_1_by_error_1_factor = (
+        0.3989422804014327 * x.error_hidden_1 * (2.0 - x.pre_1 * x.pre_1) * torch.exp(-(x.pre_1 * x.pre_1 / 2.0))
+    )
+    out.M_2_writes = x.C_M_j[..., :, None] * out.error_2  # [j v]
+    out.S_2_writes = x.C_S_j[..., :, None] * out.error_2  # [j v]
+    out.d_hidden_1_by_q_hidden_1_scores = d_q_hidden_1_scores.mT @ q_hidden_1  # [j h1]
+    out.d_error_2_by_q_pre_2 = C_q_hidden_1_scores.mT @ out.d_q_pre_2  # [j v]
+    out.d_centred_by_error_squares_factor = -(error / (128.0 * (squares[..., :, None] / 64.0 + 1e-05) ** 1.5))  # [t v]
+    out.d_error_by_error_squares_factor = -(out.centred / (128.0 * (squares[..., :, None] / 64.0 + 1e-05) ** 1.5))
+    out.error_dot_centred_over_squares = 3.0 * error_dot_centred / (16384.0 * (squares / 64.0 + 1e-05) ** 2.5)  # [t]
+    out.d_M_1_by_q_M_1 = (out.alpha_run_t[..., :, None] * x.q).mT @ out.d_q_pre_1  # [k h1]
+    out.d_M_2_by_q_hidden_1_M_2 = q_hidden_1.mT @ d_q_hidden_1_M_2  # [h1 v]
+    return vars(out)
 
 
-def _carry_vjp(
-    *,
-    d_th4_R_q,
-    d_M_1_next,
-    R,
-    d_S_1_next,
-    decay_all,
-    x_th4_R_d_tv4,
-    d_M_2_next,
-    d_S_2_next,
-    decay_all2,
-    k,
-    C_q_k_d_th4,
-    C_k2,
-    C_k,
-    x_th6,
-    C_x_tv92,
-    C_x_tv9,
-    d_jh5,
-    x_th5,
-    C_j4,
-    C_j,
-    d_jv3,
-    k_M_1,
-    M_2,
-    x_t3,
-    x_tv,
-    x_tv16,
-    x_tv17,
-    sum_x_tv2,
-    x_t5,
-    d_th4_decayed_q,
-    d_hv2,
-    x_tv9,
-    x_th,
-    **_,
-):
+def _carry_vjp(**x):
     """The cotangent of the state before a chunk, from that after it."""
-    n_v = x_tv9.shape[-1]
-    R_d_M_1_next = d_M_1_next * R[..., None, None]  # [k h1]
-    decay_d_S_1_next = d_S_1_next * decay_all[..., None, None]  # [k h1]
-    d_kh = R_d_M_1_next + decay_d_S_1_next
-    d_S_1 = d_th4_R_q + d_kh  # [k h1]
-    R_d_M_2_next = d_M_2_next * R[..., None, None]  # [h1 v]
-    decay_d_S_2_next = d_S_2_next * decay_all[..., None, None]  # [h1 v]
-    d_hv = R_d_M_2_next + decay_d_S_2_next
-    d_S_2 = x_th4_R_d_tv4 + d_hv  # [h1 v]
-    decay_d_M_1_next = d_M_1_next * decay_all2[..., None, None]  # [k h1]
-    d_jh = _products((C_k2, d_M_1_next), (C_k, d_S_1_next))
-    d_jh2 = C_q_k_d_th4 + d_jh
-    d_jh2_x_th6 = d_jh2 * x_th6
-    d_jh6 = _products((C_x_tv92, d_M_2_next.mT), (C_x_tv9, d_S_2_next.mT)) + d_jh5
-    x_th_d_M_2_next = x_th5 @ d_M_2_next  # [j v]
-    d_jv = x_th_d_M_2_next * C_j4[..., :, None]
-    x_th_d_S_2_next = x_th5 @ d_S_2_next  # [j v]
-    d_jv2 = x_th_d_S_2_next * C_j[..., :, None]
-    d_jv4 = d_jv + d_jv2 + d_jv3
-    d_x_tv9_M_2 = _gelu_vjp(d_jh2, k_M_1)  # [t h1]
-    d_x_tv9_M_2_M_2 = d_x_tv9_M_2 @ M_2  # [t v]
-    d_tv5 = d_jv4 + d_x_tv9_M_2_M_2
-    sum_d_tv5 = d_tv5.sum(-1)  # [t]
-    d_tv = _spread(-(sum_d_tv5[..., :, None] / 64.0), -1, n_v)
-    d_tv2 = d_tv + d_tv5
-    d_tv3 = 2.0 * d_tv2 * x_t3[..., :, None]
-    d_tv2_x_tv = (d_tv2 * x_tv).sum(-1)  # [t]
-    d_t = 2.0 * d_tv2_x_tv
-    d_t_x_tv16 = d_t[..., :, None] * x_tv16
-    d_t_x_tv17 = d_t[..., :, None] * x_tv17
-    d_tv4 = d_tv2 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
-    d_tv6 = d_t_x_tv17 + d_tv4
-    d_tv7 = 2.0 * d_tv6
-    d_tv8 = d_tv7 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
-    d_t_x_t5 = d_t * x_t5
-    d_tv2_x_tv16 = (d_tv2 * x_tv16).sum(-1)  # [t]
-    d_tv7_x_tv17 = (d_tv7 * x_tv17).sum(-1)  # [t]
-    d_t2 = d_t_x_t5 + d_tv2_x_tv16 + d_tv7_x_tv17
-    d_tv9 = 2.0 * d_t2[..., :, None] * x_tv
-    d_tv10 = d_tv3 + d_t_x_tv16 + d_tv8 + d_tv9
-    sum_d_tv10 = d_tv10.sum(-1)  # [t]
-    d_t3 = -(sum_d_tv10 / 64.0)
-    d_x_th_M_2 = d_tv10 + d_t3[..., :, None]  # [t v]
-    d_x_th_M_2_M_2 = d_x_th_M_2 @ M_2.mT  # [t h1]
-    d_th6 = d_jh6 + d_x_th_M_2_M_2
-    d_th = _gelu_vjp(d_th6, k_M_1)
-    k_d_th2 = k.mT @ (d_jh2_x_th6 + d_th)  # [k h1]
-    d_M_1 = decay_d_M_1_next + k_d_th2 + d_th4_decayed_q  # [k h1]
-    decay_d_M_2_next = d_M_2_next * decay_all2[..., None, None]  # [h1 v]
-    d_M_2 = _products((d_x_tv9_M_2.mT, x_tv9), (x_th.mT, d_x_th_M_2)) + decay_d_M_2_next + d_hv2  # [h1 v]
-    return {
-        "d_S_1": d_S_1,
-        "d_S_2": d_S_2,
-        "d_M_1": d_M_1,
-        "d_M_2": d_M_2,
-        "d_jh": d_jh,
-        "d_jh6": d_jh6,
-        "x_th_d_M_2_next": x_th_d_M_2_next,
-        "x_th_d_S_2_next": x_th_d_S_2_next,
-        "d_tv5": d_tv5,
-        "d_th6": d_th6,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_v = x.error_2.shape[-1]
+    d_S_1_ahead = x.d_M_1_next * x.R_M_S[..., None, None] + x.d_S_1_next * x.beta_run_all[..., None, None]  # [k h1]
+    out.d_S_1 = x.d_S_1_by_q_S_1 + d_S_1_ahead  # [k h1]
+    d_S_2_ahead = x.d_M_2_next * x.R_M_S[..., None, None] + x.d_S_2_next * x.beta_run_all[..., None, None]  # [h1 v]
+    out.d_S_2 = x.d_S_2_by_q_hidden_1_S_2 + d_S_2_ahead  # [h1 v]
+    out.d_error_1_ahead = _products((x.C_M_j_k, x.d_M_1_next), (x.C_S_j_k, x.d_S_1_next))  # [j h1]
+    d_error_1 = x.d_error_1_by_q_pre_1 + out.d_error_1_ahead  # [j h1] dL/de_1
+    out.d_hidden_1_j = (
+        _products((x.M_2_writes, x.d_M_2_next.mT), (x.S_2_writes, x.d_S_2_next.mT)) + x.d_hidden_1_by_q_hidden_1_scores
+    )
+    out.d_M_2_writes_by_M_2_next = x.hidden_1 @ x.d_M_2_next  # [j v]
+    d_error_2_by_M_2_writes = out.d_M_2_writes_by_M_2_next * x.C_M_j[..., :, None]  # [j v]
+    out.d_S_2_writes_by_S_2_next = x.hidden_1 @ x.d_S_2_next  # [j v]
+    d_error_2_by_S_2_writes = out.d_S_2_writes_by_S_2_next * x.C_S_j[..., :, None]  # [j v]
+    d_error_2_j = d_error_2_by_M_2_writes + d_error_2_by_S_2_writes + x.d_error_2_by_q_pre_2  # [j v]
+    d_error_hidden_1 = _gelu_vjp(d_error_1, x.pre_1)  # [t h1]
+    out.d_error_2 = d_error_2_j + d_error_hidden_1 @ x.M_2  # [t v] dL/de_2
+    d_error_pre_2_sum = out.d_error_2.sum(-1)  # [t]
+    d_error_centred = _spread(-(d_error_pre_2_sum[..., :, None] / 64.0), -1, n_v) + out.d_error_2  # [t v]
+    d_centred_by_error_centred_by_squares = 2.0 * d_error_centred * x.error_squares[..., :, None]  # [t v]
+    d_error_squares = 2.0 * (d_error_centred * x.centred).sum(-1)  # [t]
+    d_centred_by_error_squares = d_error_squares[..., :, None] * x.d_centred_by_error_squares_factor  # [t v]
+    d_error_by_error_squares = d_error_squares[..., :, None] * x.d_error_by_error_squares_factor  # [t v]
+    d_error = d_error_by_error_squares + d_error_centred / x.norm_scale[..., :, None]  # [t v] dL/de
+    d_prediction = 2.0 * d_error  # [t v] dL/dp
+    d_centred_by_normed = d_prediction / x.norm_scale[..., :, None]  # [t v]
+    d_squares_by_error_squares = d_error_squares * x.error_dot_centred_over_squares  # [t]
+    d_squares_by_error_centred_by_normed = (d_error_centred * x.d_centred_by_error_squares_factor).sum(-1)  # [t]
+    d_squares_by_normed = (d_prediction * x.d_error_by_error_squares_factor).sum(-1)  # [t]
+    d_squares = d_squares_by_error_squares + d_squares_by_error_centred_by_normed + d_squares_by_normed  # [t]
+    d_centred_by_squares = 2.0 * d_squares[..., :, None] * x.centred  # [t v]
+    d_centred = (
+        d_centred_by_error_centred_by_squares + d_centred_by_error_squares + d_centred_by_normed + d_centred_by_squares
+    )
+    d_pre_2_sum = -(d_centred.sum(-1) / 64.0)  # [t]
+    d_pre_2 = d_centred + d_pre_2_sum[..., :, None]  # [t v] dL/dz_2(k)
+    out.d_hidden_1 = out.d_hidden_1_j + d_pre_2 @ x.M_2.mT  # [t h1] dL/dx_2(k)
+    d_pre_1 = d_error_1 * x.d_pre_1_by_error_1_factor + _gelu_vjp(out.d_hidden_1, x.pre_1)  # [t h1] dL/dz_1(k)
+    out.d_M_1 = x.d_M_1_next * x.alpha_run_all[..., None, None] + x.k.mT @ d_pre_1 + x.d_M_1_by_q_M_1  # [k h1]
+    d_M_2_by_M_2_next = x.d_M_2_next * x.alpha_run_all[..., None, None]  # [h1 v]
+    out.d_M_2 = (
+        _products((d_error_hidden_1.mT, x.error_2), (x.hidden_1.mT, d_pre_2))
+        + d_M_2_by_M_2_next
+        + x.d_M_2_by_q_hidden_1_M_2
+    )
+    return vars(out)
 
 
-def _inputs_vjp(
-    *,
-    d_th4,
-    x_tv9_M_2,
-    k_M_1,
-    C_tj4,
-    k,
-    R_t,
-    S_1,
-    decay_t,
-    M_1,
-    d_o,
-    decay_j2,
-    x_th_d_M_2_next,
-    x_tv9,
-    d_M_1_next,
-    eta,
-    alpha,
-    C_tj2,
-    d_M_2_next,
-    S_2,
-    before_t,
-    beta,
-    M_2,
-    decay_tj,
-    d_tv4_x_tv9,
-    x_th4_x_th,
-    q_k,
-    d_tv4,
-    x_th4_S_2,
-    q,
-    x_th4_M_2,
-    decay_j,
-    x_th_d_S_2_next,
-    d_S_1_next,
-    before_tj,
-    d_S_2_next,
-    C_s2,
-    C_ts,
-    C_j4,
-    C_j,
-    C_q_k_d_th4,
-    d_jh,
-    x_th6,
-    d_th6,
-    d_tv5,
-    x_tv,
-    x_tv17,
-    sum_x_tv2,
-    **_,
-):
+def _inputs_vjp(**x):
     """The gradients of the inputs, from the states before chunks and the cotangents of those after."""
-    n_v = x_tv17.shape[-1]
-    x_th = _gelu_vjp(x_tv9_M_2, k_M_1)
-    d_th4_x_th = d_th4 @ x_th.mT  # [t j]
-    d_q_k = d_th4_x_th * C_tj4  # [t j]
-    d_q_k_k = d_q_k @ k  # [t k]
-    d_th4_S_1 = d_th4 @ S_1.mT  # [t k]
-    R_d_th4_S_1 = R_t[..., :, None] * d_th4_S_1  # [t k]
-    d_th4_M_1 = d_th4 @ M_1.mT  # [t k]
-    decay_d_th4_M_1 = decay_t[..., :, None] * d_th4_M_1  # [t k]
-    d_q = d_q_k_k + R_d_th4_S_1 + decay_d_th4_M_1 + d_o  # [t k]
-    x_j = (x_th_d_M_2_next * x_tv9).sum(-1)
-    x_th_d_M_1_next = x_th @ d_M_1_next.mT  # [j k]
-    d_j = (k * x_th_d_M_1_next).sum(-1)
-    d_j2 = x_j + d_j
-    x_t = -eta
-    d_j2_x_t = d_j2 * x_t  # [j]
-    decay_d_j2_x_t = decay_j2[..., :, None] * d_j2_x_t[..., None, :]  # [m j]
-    alpha_runs = _runs(alpha)
-    before_tj2 = alpha_runs[..., :-1, 1:]
-    d_m = (decay_d_j2_x_t * before_tj2).sum(-1)
-    C_d_j2 = (d_j2[..., None, :] @ C_tj2.mT).squeeze(-2)  # [s]
-    d_M_2_next_S_2 = (d_M_2_next * S_2).sum((-2, -1))
-    d_M_1_next_S_1 = (d_M_1_next * S_1).sum((-2, -1))
-    d = d_M_2_next_S_2 + d_M_1_next_S_1
-    d_before_t = d[..., None] * before_t  # [s]
-    d_s = C_d_j2 + d_before_t
-    d_s_beta = d_s * beta  # [s]
-    decay_d_s_beta = decay_j2[..., None, :] * d_s_beta[..., :, None]  # [s m]
-    before_sm = alpha_runs[..., :-1, 1:].mT
-    d_m3 = (decay_d_s_beta * before_sm).sum(-2)
-    d_M_2_next_M_2 = (d_M_2_next * M_2).sum((-2, -1))
-    d_M_1_next_M_1 = (d_M_1_next * M_1).sum((-2, -1))
-    d2 = d_M_2_next_M_2 + d_M_1_next_M_1
-    decay_d2 = decay_j2 * d2[..., None]  # [m]
-    before_t3 = alpha_runs[..., :-1, 0]
-    decayed_decay_d2 = decay_d2 * before_t3  # [m]
-    d_tj = d_tv4_x_tv9 * x_th4_x_th
-    d_th4_x_th_q_k = d_th4_x_th * q_k  # [t j]
-    d_tj2 = d_tj + d_th4_x_th_q_k
-    decay_d_tj2_x_t = decay_tj.mT @ (d_tj2 * x_t[..., None, :])  # [m j]
-    d_m4 = (decay_d_tj2_x_t * before_tj2).sum(-1)
-    C_d_tj2 = d_tj2 @ C_tj2.mT  # [t s]
-    d_tv4_x_th4_S_2 = (d_tv4 * x_th4_S_2).sum(-1)  # [t]
-    q_d_th4_S_1 = (q * d_th4_S_1).sum(-1)  # [t]
-    d_t = d_tv4_x_th4_S_2 + q_d_th4_S_1
-    d_t_before_t = d_t[..., :, None] * before_t[..., None, :]  # [t s]
-    d_ts = C_d_tj2 + d_t_before_t
-    decay_d_ts_beta = (d_ts * beta[..., None, :]).mT @ decay_tj  # [s m]
-    d_m5 = (decay_d_ts_beta * before_sm).sum(-2)
-    d_tv4_x_th4_M_2 = (d_tv4 * x_th4_M_2).sum(-1)  # [t]
-    q_d_th4_M_1 = (q * d_th4_M_1).sum(-1)  # [t]
-    decay_d_t2 = ((d_tv4_x_th4_M_2 + q_d_th4_M_1)[..., None, :] @ decay_tj).squeeze(-2)  # [m]
-    d_m6 = decay_d_t2 * before_t3
-    d_t3 = d_m4 + d_m5 + d_m6
-    d_alpha = d_m + d_m3 + decayed_decay_d2 + d_t3  # [t]
-    x_j2 = (x_th_d_S_2_next * x_tv9).sum(-1)
-    x_th_d_S_1_next = x_th @ d_S_1_next.mT  # [j k]
-    d_j3 = (k * x_th_d_S_1_next).sum(-1)
-    d_j4 = x_j2 + d_j3
-    d_j4_x_t = d_j4 * x_t  # [j]
-    decay_d_j4_x_t = decay_j[..., :, None] * d_j4_x_t[..., None, :]  # [m j]
-    d_m7 = (decay_d_j4_x_t * before_tj).sum(-1)
-    d_S_2_next_S_2 = (d_S_2_next * S_2).sum((-2, -1))
-    d_S_1_next_S_1 = (d_S_1_next * S_1).sum((-2, -1))
-    d3 = d_S_2_next_S_2 + d_S_1_next_S_1
-    decay_d3 = decay_j * d3[..., None]  # [m]
-    d_m8 = decay_d3 * before_t
-    C_d_j22 = C_s2[..., :, None] * d_j2[..., None, :]  # [s j]
-    C_d_tj22 = C_ts.mT @ d_tj2  # [s j]
-    d_sj = C_d_j22 + C_d_tj22
-    d_mj = before_tj.mT @ (d_sj * x_t[..., None, :])
-    d_mj_before_tj = (d_mj * before_tj).sum(-1)  # [m]
-    C_d = C_s2 * d[..., None]  # [s]
-    decay_d_t = (d_t[..., None, :] @ decay_tj).squeeze(-2)  # [s]
-    beta_decay_d_t = beta * decay_d_t  # [s]
-    d_s2 = C_d + beta_decay_d_t
-    before_tj_d_s2 = (d_s2[..., None, :] @ before_tj).squeeze(-2)  # [m]
-    d_m9 = before_tj_d_s2 * before_t
-    decay_d_s = d_s * decay_j2
-    decay_d_ts = (d_ts * decay_tj).sum(-2)  # [s]
-    d_s3 = decay_d_s + decay_d_ts
-    d_beta = d_m7 + d_m8 + d_mj_before_tj + d_m9 + d_s3  # [t]
-    decay_d_j2 = d_j2 * decay_j2
-    decay_d_j4 = d_j4 * decay_j
-    d_sj_before_tj = (d_sj * before_tj).sum(-2)  # [j]
-    decay_d_tj2 = (d_tj2 * decay_tj).sum(-2)  # [j]
-    d_j5 = decay_d_j2 + decay_d_j4 + d_sj_before_tj + decay_d_tj2
-    d_eta = -d_j5  # [t]
-    d_jk = C_j4[..., :, None] * x_th_d_M_1_next
-    d_jk2 = C_j[..., :, None] * x_th_d_S_1_next
-    d_jh2 = C_q_k_d_th4 + d_jh
-    d_jh2_x_th6 = d_jh2 * x_th6
-    d_th = _gelu_vjp(d_th6, k_M_1)
-    d_th2_M_1 = (d_jh2_x_th6 + d_th) @ M_1.mT  # [t k]
-    sum_d_tv5 = d_tv5.sum(-1)  # [t]
-    d_tv = _spread(-(sum_d_tv5[..., :, None] / 64.0), -1, n_v)
-    d_tv2 = d_tv + d_tv5
-    d_tv2_x_tv = (d_tv2 * x_tv).sum(-1)  # [t]
-    d_t4 = 2.0 * d_tv2_x_tv
-    d_t4_x_tv17 = d_t4[..., :, None] * x_tv17
-    d_tv3 = d_tv2 / torch.sqrt(sum_x_tv2[..., :, None] / 64.0 + 1e-05)
-    d_tv6 = d_t4_x_tv17 + d_tv3
-    d_tv7 = 2.0 * d_tv6
-    d_tk = d_th2_M_1 + d_tv7
-    q_d_q_k = d_q_k.mT @ q  # [j k]
-    d_k = d_jk + d_jk2 + d_tk + q_d_q_k  # [j k]
-    d_tv8 = -(2.0 * d_tv6)
-    return {
-        "d_q": d_q,
-        "d_alpha": d_alpha,
-        "d_beta": d_beta,
-        "d_eta": d_eta,
-        "d_k": d_k,
-        "d_v": d_tv8,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_v = x.d_error_by_error_squares_factor.shape[-1]
+    # d_q = dL/dq
+    error_1 = _gelu_vjp(x.error_hidden_1, x.pre_1)  # [t h1] e_1 = gelu'(z_1(k)) W_2ᵀ e_2
+    d_C_q_k_by_q_pre_1 = x.d_q_pre_1 @ error_1.mT  # [t j]
+    d_q_k = d_C_q_k_by_q_pre_1 * x.C_M_tj  # [t j]
+    d_q_pre_1_S_1 = x.d_q_pre_1 @ x.S_1.mT  # [t k]
+    d_q_pre_1_M_1 = x.d_q_pre_1 @ x.M_1.mT  # [t k]
+    d_q_by_q_M_1 = x.alpha_run_t[..., :, None] * d_q_pre_1_M_1  # [t k]
+    out.d_q = d_q_k @ x.k + x.R_M_S_t[..., :, None] * d_q_pre_1_S_1 + d_q_by_q_M_1 + x.d_o  # [t k]
+    # d_alpha = dL/dalpha
+    error_1_d_M_1_next = error_1 @ x.d_M_1_next.mT  # [j k]
+    d_C_M_j = (x.d_M_2_writes_by_M_2_next * x.error_2).sum(-1) + (x.k * error_1_d_M_1_next).sum(-1)  # [j]
+    rate = -x.eta  # [t]
+    d_alpha_run_j = d_C_M_j * rate  # [j]
+    alpha_runs = _runs(x.alpha)
+    alpha_before_tj = alpha_runs[..., :-1, 1:]  # [t j] product of alpha_i over j < i < t
+    d_alpha_by_alpha_run_j = (x.alpha_run_j[..., :, None] * d_alpha_run_j[..., None, :] * alpha_before_tj).sum(-1)
+    d_R_M_S = (x.d_M_2_next * x.S_2).sum((-2, -1)) + (x.d_M_1_next * x.S_1).sum((-2, -1))
+    d_M_of_S_s = (d_C_M_j[..., None, :] @ x.C_S_before_tj.mT).squeeze(-2) + d_R_M_S[..., None] * x.beta_before_t  # [s]
+    d_alpha_run_s = d_M_of_S_s * x.beta  # [s]
+    alpha_before_ms = alpha_runs[..., :-1, 1:].mT  # [s m] product of alpha_i over s < i < m
+    d_alpha_by_alpha_run_s = (x.alpha_run_j[..., None, :] * d_alpha_run_s[..., :, None] * alpha_before_ms).sum(-2)
+    d_alpha_run_all = (x.d_M_2_next * x.M_2).sum((-2, -1)) + (x.d_M_1_next * x.M_1).sum((-2, -1))
+    alpha_before_t = alpha_runs[..., :-1, 0]  # [t] product of alpha_i over i < t
+    d_alpha_by_alpha_run_all = x.alpha_run_j * d_alpha_run_all[..., None] * alpha_before_t  # [m]
+    d_C_M_tj = x.d_C_q_hidden_1_scores_by_q_pre_2 * x.q_hidden_1_scores + d_C_q_k_by_q_pre_1 * x.q_k  # [t j]
+    d_alpha_run_tj = d_C_M_tj * rate[..., None, :]  # [t j]
+    d_alpha_by_alpha_run_tj = ((x.alpha_run_tj.mT @ d_alpha_run_tj) * alpha_before_tj).sum(-1)  # [m]
+    d_R_M_S_t = (x.d_q_pre_2 * x.q_hidden_1_S_2).sum(-1) + (x.q * d_q_pre_1_S_1).sum(-1)  # [t]
+    d_M_of_S_ts = d_C_M_tj @ x.C_S_before_tj.mT + d_R_M_S_t[..., :, None] * x.beta_before_t[..., None, :]  # [t s]
+    d_alpha_run_ts = d_M_of_S_ts * x.beta[..., None, :]  # [t s]
+    d_alpha_by_alpha_run_ts = ((d_alpha_run_ts.mT @ x.alpha_run_tj) * alpha_before_ms).sum(-2)  # [m]
+    d_alpha_run_t = (x.d_q_pre_2 * x.q_hidden_1_M_2).sum(-1) + (x.q * d_q_pre_1_M_1).sum(-1)  # [t]
+    d_alpha_by_alpha_run_t = (d_alpha_run_t[..., None, :] @ x.alpha_run_tj).squeeze(-2) * alpha_before_t  # [m]
+    d_alpha_ahead = d_alpha_by_alpha_run_tj + d_alpha_by_alpha_run_ts + d_alpha_by_alpha_run_t  # [t]
+    out.d_alpha = d_alpha_by_alpha_run_j + d_alpha_by_alpha_run_s + d_alpha_by_alpha_run_all + d_alpha_ahead  # [t]
+    # d_beta = dL/dbeta
+    error_1_d_S_1_next = error_1 @ x.d_S_1_next.mT  # [j k]
+    d_C_S_j = (x.d_S_2_writes_by_S_2_next * x.error_2).sum(-1) + (x.k * error_1_d_S_1_next).sum(-1)  # [j]
+    d_beta_run_j = d_C_S_j * rate  # [j]
+    d_beta_by_beta_run_j = (x.beta_run_j[..., :, None] * d_beta_run_j[..., None, :] * x.beta_before_tj).sum(-1)  # [m]
+    d_beta_run_all = (x.d_S_2_next * x.S_2).sum((-2, -1)) + (x.d_S_1_next * x.S_1).sum((-2, -1))
+    d_beta_by_beta_run_all = x.beta_run_j * d_beta_run_all[..., None] * x.beta_before_t  # [m]
+    d_C_S_before_tj = x.M_of_S_s[..., :, None] * d_C_M_j[..., None, :] + x.M_of_S_ts.mT @ d_C_M_tj  # [s j]
+    d_beta_before_tj = d_C_S_before_tj * rate[..., None, :]  # [t j]
+    d_beta_by_beta_before_tj = ((x.beta_before_tj.mT @ d_beta_before_tj) * x.beta_before_tj).sum(-1)  # [m]
+    d_beta_before_t = x.M_of_S_s * d_R_M_S[..., None] + x.beta * (d_R_M_S_t[..., None, :] @ x.alpha_run_tj).squeeze(-2)
+    d_beta_by_beta_before_t = (d_beta_before_t[..., None, :] @ x.beta_before_tj).squeeze(-2) * x.beta_before_t  # [m]
+    d_beta_s = d_M_of_S_s * x.alpha_run_j + (d_M_of_S_ts * x.alpha_run_tj).sum(-2)  # [s]
+    out.d_beta = (
+        d_beta_by_beta_run_j + d_beta_by_beta_run_all + d_beta_by_beta_before_tj + d_beta_by_beta_before_t + d_beta_s
+    )
+    # d_eta = dL/deta
+    d_rate_by_C_S_before_tj = (d_C_S_before_tj * x.beta_before_tj).sum(-2)  # [j]
+    d_rate_by_C_M_tj = (d_C_M_tj * x.alpha_run_tj).sum(-2)  # [j]
+    d_rate = d_C_M_j * x.alpha_run_j + d_C_S_j * x.beta_run_j + d_rate_by_C_S_before_tj + d_rate_by_C_M_tj  # [j]
+    out.d_eta = -d_rate  # [t]
+    # d_k = dL/dk
+    d_k_by_S_1_next = x.C_S_j[..., :, None] * error_1_d_S_1_next  # [j k]
+    d_error_1 = x.d_error_1_by_q_pre_1 + x.d_error_1_ahead  # [j h1] dL/de_1
+    d_pre_1 = d_error_1 * x.d_pre_1_by_error_1_factor + _gelu_vjp(x.d_hidden_1, x.pre_1)  # [t h1] dL/dz_1(k)
+    d_error_pre_2_sum = x.d_error_2.sum(-1)  # [t]
+    d_error_centred = _spread(-(d_error_pre_2_sum[..., :, None] / 64.0), -1, n_v) + x.d_error_2  # [t v]
+    d_error_squares = 2.0 * (d_error_centred * x.centred).sum(-1)  # [t]
+    d_error_by_error_squares = d_error_squares[..., :, None] * x.d_error_by_error_squares_factor  # [t v]
+    d_error = d_error_by_error_squares + d_error_centred / x.norm_scale[..., :, None]  # [t v] dL/de
+    d_prediction = 2.0 * d_error  # [t v] dL/dp
+    d_k_t = d_pre_1 @ x.M_1.mT + d_prediction  # [t k]
+    out.d_k = x.C_M_j[..., :, None] * error_1_d_M_1_next + d_k_by_S_1_next + d_k_t + d_q_k.mT @ x.q  # [j k]
+    out.d_v = -(2.0 * d_error)  # [t v]
+    return vars(out)
 
 
-def _pile(*, o, q, cached_1, cached_2, **_):
+def _pile(**x):
     """The online read-outs and those of all cached states, added up."""
-    q_cached_1 = torch.einsum("...ab,...cbd->...acd", q, cached_1)  # [t n h1]
-    x_tnh_cached_2 = torch.einsum("...abc,...bcd->...abd", F.gelu(q_cached_1), cached_2)  # [t n v]
-    x_tn = x_tnh_cached_2.sum(-1)
-    x_tnv = x_tnh_cached_2 - x_tn[..., :, :, None] / 64.0
-    sum_x_tnv2 = (x_tnv * x_tnv).sum(-1)  # [t n]
-    x_tnv3 = x_tnv / torch.sqrt(sum_x_tnv2[..., :, :, None] / 64.0 + 1e-05)
-    sum_x_tnv4 = (q[..., :, None, :] + x_tnv3).sum(-2)  # [t v]
-    y = o + sum_x_tnv4  # [t v]
-    return {
-        "y": y,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    cached_pre_1 = torch.einsum("...ab,...cbd->...acd", x.q, x.cached_1)  # [t n h1] z_1(q, n) = W_1 q
+    cached_hidden_1 = F.gelu(cached_pre_1)  # [t n h1] x_2(q, n) = gelu(z_1(q, n))
+    # [t n v] z_2(q, n) = W_2 x_2(q, n)
+    cached_pre_2 = torch.einsum("...abc,...bcd->...abd", cached_hidden_1, x.cached_2)
+    cached_pre_2_sum = cached_pre_2.sum(-1)  # [t n] sum(z_2(q, n))
+    cached_centred = cached_pre_2 - cached_pre_2_sum[..., :, :, None] / 64.0  # [t n v] z_2(q, n) - mean(z_2(q, n))
+    cached_squares = (cached_centred * cached_centred).sum(-1)  # [t n] 64 var(z_2(q, n))
+    cached_norm_scale = torch.sqrt(cached_squares / 64.0 + 1e-05)  # [t n] sqrt(var(z_2(q, n)) + 1e-5)
+    cached_normed = cached_centred / cached_norm_scale[..., :, :, None]  # [t n v] LN(z_2(q, n))
+    o_cached = x.q[..., :, None, :] + cached_normed  # [t n v] o_n = M_n(q)
+    out.y = x.o + o_cached.sum(-2)  # [t v]
+    return vars(out)
 
 
-def _pile_vjp(*, q, cached_1, d_y, cached_2, **_):
+def _pile_vjp(**x):
     """The derivative of: the online read-outs and those of all cached states, added up."""
-    n_n = cached_2.shape[-3]
-    q_cached_1 = torch.einsum("...ab,...cbd->...acd", q, cached_1)  # [t n h1]
-    x_tnh = F.gelu(q_cached_1)
-    x_tnh_cached_2 = torch.einsum("...abc,...bcd->...abd", x_tnh, cached_2)  # [t n v]
-    x_tn = x_tnh_cached_2.sum(-1)
-    x_tnv = x_tnh_cached_2 - x_tn[..., :, :, None] / 64.0
-    sum_x_tnv2 = (x_tnv * x_tnv).sum(-1)  # [t n]
-    d_tnv = d_y[..., :, None, :] / torch.sqrt(sum_x_tnv2[..., :, :, None] / 64.0 + 1e-05)
-    d_y_x_tnv = (d_y[..., :, None, :] * x_tnv).sum(-1)  # [t n]
-    d_tn = -(d_y_x_tnv / (128.0 * (sum_x_tnv2 / 64.0 + 1e-05) ** 1.5))
-    d_tnv2 = 2.0 * d_tn[..., :, :, None] * x_tnv
-    d_tnv3 = d_tnv + d_tnv2
-    sum_d_tnv3_tnv = d_tnv3.sum(-1)  # [t n]
-    d_tn2 = -(sum_d_tnv3_tnv / 64.0)
-    d_tnv4 = d_tnv3 + d_tn2[..., :, :, None]
-    d_cached_2 = torch.einsum("...abc,...abd->...bcd", x_tnh, d_tnv4)  # [n h1 v]
-    d_tnv4_cached_2 = torch.einsum("...abc,...bdc->...abd", d_tnv4, cached_2)  # [t n h1]
-    d_tnh = _gelu_vjp(d_tnv4_cached_2, q_cached_1)
-    d_cached_1 = torch.einsum("...ab,...acd->...cbd", q, d_tnh)  # [n k h1]
-    d_tnh_cached_1 = torch.einsum("...abc,...bdc->...ad", d_tnh, cached_1)  # [t k]
-    sum_d_y_tnv = _spread(d_y[..., :, None, :], -1, n_n, -1).sum(-2)  # [t v]
-    d_q = d_tnh_cached_1 + sum_d_y_tnv  # [t k]
-    return {
-        "d_cached_2": d_cached_2,
-        "d_cached_1": d_cached_1,
-        "d_q": d_q,
-        "d_o": d_y,
-    }
+    x, out = types.SimpleNamespace(**x), types.SimpleNamespace()
+    n_n = x.cached_2.shape[-3]
+    cached_pre_1 = torch.einsum("...ab,...cbd->...acd", x.q, x.cached_1)  # [t n h1] z_1(q, n) = W_1 q
+    cached_hidden_1 = F.gelu(cached_pre_1)  # [t n h1] x_2(q, n) = gelu(z_1(q, n))
+    # [t n v] z_2(q, n) = W_2 x_2(q, n)
+    cached_pre_2 = torch.einsum("...abc,...bcd->...abd", cached_hidden_1, x.cached_2)
+    cached_pre_2_sum = cached_pre_2.sum(-1)  # [t n] sum(z_2(q, n))
+    cached_centred = cached_pre_2 - cached_pre_2_sum[..., :, :, None] / 64.0  # [t n v] z_2(q, n) - mean(z_2(q, n))
+    cached_squares = (cached_centred * cached_centred).sum(-1)  # [t n] 64 var(z_2(q, n))
+    cached_norm_scale = torch.sqrt(cached_squares / 64.0 + 1e-05)  # [t n] sqrt(var(z_2(q, n)) + 1e-5)
+    d_cached_centred_by_cached_normed = x.d_y[..., :, None, :] / cached_norm_scale[..., :, :, None]  # [t n v]
+    d_y_dot_cached_centred = (x.d_y[..., :, None, :] * cached_centred).sum(-1)  # [t n]
+    d_cached_squares = -(d_y_dot_cached_centred / (128.0 * (cached_squares / 64.0 + 1e-05) ** 1.5))  # [t n]
+    d_cached_centred = d_cached_centred_by_cached_normed + 2.0 * d_cached_squares[..., :, :, None] * cached_centred
+    d_cached_pre_2_sum = -(d_cached_centred.sum(-1) / 64.0)  # [t n]
+    d_cached_pre_2 = d_cached_centred + d_cached_pre_2_sum[..., :, :, None]  # [t n v]
+    out.d_cached_2 = torch.einsum("...abc,...abd->...bcd", cached_hidden_1, d_cached_pre_2)  # [n h1 v]
+    d_cached_hidden_1 = torch.einsum("...abc,...bdc->...abd", d_cached_pre_2, x.cached_2)  # [t n h1]
+    d_cached_pre_1 = _gelu_vjp(d_cached_hidden_1, cached_pre_1)  # [t n h1]
+    out.d_cached_1 = torch.einsum("...ab,...acd->...cbd", x.q, d_cached_pre_1)  # [n k h1]
+    # d_q = dL/dq
+    d_o_cached = _spread(x.d_y[..., :, None, :], -1, n_n, -1)  # [t n v] dL/do_n
+    d_q_by_o_cached = d_o_cached.sum(-2)  # [t v]
+    out.d_q = torch.einsum("...abc,...bdc->...ad", d_cached_pre_1, x.cached_1) + d_q_by_o_cached  # [t k]
+    out.d_o = x.d_y
+    return vars(out)
 
 
 def _compute_type(tensors):
@@ -1003,10 +739,11 @@ def _fresh(tensors, lanes, dtype):
 
 
 def _by_chunk(values, dimensions, batch):
-    """Each chunk's part of the values, in order; `dimensions` says how many of a value's follow those of the batch."""
+    """Each chunk's part of the values, in order; `dimensions` has their names by how many follow those of the batch."""
     parts = {}
-    for name, n in dimensions.items():
-        parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
+    for n, names in dimensions.items():
+        for name in names.split():
+            parts[name] = values[name].expand(*batch, *values[name].shape[values[name].dim() - n :]).unbind(3)
     return [{name: part[c] for name, part in parts.items()} for c in range(batch[3])]
 
 
@@ -1018,7 +755,7 @@ def _walk(x, state, segments):
     batch, before, ends = x["q"].shape[:4], [], []
     for c, chunk in enumerate(_by_chunk(x, CARRY, batch)):
         out = _carry(**chunk, **state)
-        before.append({**state, **{name: out[name] for name in ROWS_READ}})
+        before.append({**state, **{name: out[name] for name in ROWS_READ.split()}})
         state = {name: out[f"{name}_next"] for name in state}
         if (c + 1) * segments % batch[3] == 0:
             ends.append(state)
@@ -1040,7 +777,7 @@ def _walk_back(x, d_state, d_ends, segments):
                 d_state[name] = d_state[name] + d_ends[name][:, :, end : end + batch[2]]
         d_state = {f"d_{name}_next": t for name, t in d_state.items()}
         out = _carry_vjp(**chunks[c], **d_state)
-        after.append({**d_state, **{name: out[name] for name in ROWS_OWED}})
+        after.append({**d_state, **{name: out[name] for name in ROWS_OWED.split()}})
         d_state = {name: out[f"d_{name}"] for name in ("S_1", "S_2", "M_1", "M_2")}
     return {name: torch.stack([s[name] for s in reversed(after)], 3) for name in after[0]}, d_state
 
@@ -1095,9 +832,9 @@ def _rooms_torch(B, T, H):
         "o": (B, H, T, 64),  # online read-outs
         "kept_M_1": (B, H, N, 64, 256),  # M_1 at the ends of segments
         "kept_M_2": (B, H, N, 256, 64),  # M_2 at the ends of segments
-        "rows_x_th3": (B, H, T, 256),  # x_th3 of every chunk
-        "rows_x_th4_M_2": (B, H, T, 64),  # x_th4_M_2 of every chunk
-        "rows_x_th4_S_2": (B, H, T, 64),  # x_th4_S_2 of every chunk
+        "rows_q_pre_1": (B, H, T, 256),  # q_pre_1 of every chunk
+        "rows_q_hidden_1_M_2": (B, H, T, 64),  # q_hidden_1_M_2 of every chunk
+        "rows_q_hidden_1_S_2": (B, H, T, 64),  # q_hidden_1_S_2 of every chunk
         "inner_S_1": (B, H, P, 64, 256),  # S_1 before panels inside segments
         "inner_S_2": (B, H, P, 256, 64),  # S_2 before panels inside segments
         "inner_M_1": (B, H, P, 64, 256),  # M_1 before panels inside segments
@@ -1122,9 +859,9 @@ def _run_forward_torch(tensors):
         o,
         kept_M_1,
         kept_M_2,
-        rows_x_th3,
-        rows_x_th4_M_2,
-        rows_x_th4_S_2,
+        rows_q_pre_1,
+        rows_q_hidden_1_M_2,
+        rows_q_hidden_1_S_2,
         inner_S_1,
         inner_S_2,
         inner_M_1,
@@ -1149,9 +886,9 @@ def _run_forward_torch(tensors):
             kept_M_2[:, :, i:j] = torch.cat([end["M_2"] for end in ends], 2)
         x |= before
         x |= _read_online(**x)
-        rows_x_th3[:, :, panel.first : panel.last] = x["x_th3"].flatten(2, 4)
-        rows_x_th4_M_2[:, :, panel.first : panel.last] = x["x_th4_M_2"].flatten(2, 4)
-        rows_x_th4_S_2[:, :, panel.first : panel.last] = x["x_th4_S_2"].flatten(2, 4)
+        rows_q_pre_1[:, :, panel.first : panel.last] = x["q_pre_1"].flatten(2, 4)
+        rows_q_hidden_1_M_2[:, :, panel.first : panel.last] = x["q_hidden_1_M_2"].flatten(2, 4)
+        rows_q_hidden_1_S_2[:, :, panel.first : panel.last] = x["q_hidden_1_S_2"].flatten(2, 4)
         rows = {name: x[name].flatten(2, 4) for name in ("q", "o")}
         o[:, :, panel.first : panel.last] = rows["o"]
         y[:, panel.first : panel.last] = _read_forward(rows, bank, panel).transpose(1, 2)
@@ -1172,9 +909,9 @@ def _run_backward_torch(tensors, saved, d_y):
         o,
         kept_M_1,
         kept_M_2,
-        rows_x_th3,
-        rows_x_th4_M_2,
-        rows_x_th4_S_2,
+        rows_q_pre_1,
+        rows_q_hidden_1_M_2,
+        rows_q_hidden_1_S_2,
         inner_S_1,
         inner_S_2,
         inner_M_1,
@@ -1211,9 +948,9 @@ def _run_backward_torch(tensors, saved, d_y):
             x |= {"d_o": owed.pop("o")}
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M_1": d_bank["cached_1"][:, :, i:j], "M_2": d_bank["cached_2"][:, :, i:j]}
-            x["x_th3"] = rows_x_th3[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
-            x["x_th4_M_2"] = rows_x_th4_M_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
-            x["x_th4_S_2"] = rows_x_th4_S_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["q_pre_1"] = rows_q_pre_1[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["q_hidden_1_M_2"] = rows_q_hidden_1_M_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
+            x["q_hidden_1_S_2"] = rows_q_hidden_1_S_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
             x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
@@ -1289,6 +1026,42 @@ def _tile_product(e, f):
     """The product that a difference of running sums stands for: 0 where a zero lies between, with the signs between."""
     size = tl.exp2((e >> 16).to(tl.float32) + f).to(tl.int32, bitcast=True)
     return tl.where((e & 0xFF00) == 0, size ^ (e << 31), 0).to(tl.float32, bitcast=True)
+
+
+@_jit
+def _block(blocks, i_n):
+    """A block: its tokens start..end; its segment, and that one's tokens; the sequence's first segment; the border."""
+    row = blocks + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, border = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, border
+
+
+@_jit
+def _chunk_step(steps, i_n):
+    """A step: its tokens; its segment, and that one's; the sequence's first segment; if a gradient chunk begins."""
+    row = steps + 8 * i_n
+    start, end, i_s, segment_start = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    segment_end, first, fresh = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    return start, end, i_s, segment_start, segment_end, first, fresh.to(tl.float32)
+
+
+@_jit
+def _chain(chains, i_c):
+    """A chain: its first block or step, and the one after its last."""
+    return tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+
+
+@_jit
+def _segment(segments, i_s):
+    """A segment: its tokens, the sequence's first segment, and the sequence's end."""
+    row = segments + 4 * i_s
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+
+
+@_jit
+def _step(x):
+    return tl.where(x > 0, 1.0, 0.0)
 
 
 @_jit
@@ -1375,17 +1148,33 @@ def walk_kernel(
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_c, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
-        i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+        i_first, i_last = _chain(chains, i_c)
         _copy(p_work, theta + i_h * MEMORY, MEMORY)
         _fill(p_work + MEMORY, STATE - MEMORY)
         tl.debug_barrier()
         for i_n in range(i_first, i_last):
-            i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
-            segment_end = tl.load(steps + 8 * i_n + 4)
+            i_t, end, i_s, _, segment_end, _, _ = _chunk_step(steps, i_n)
             m_t = i_t + o_t < end
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             p_state, p_next = p_work + (i_n - i_first) % 2 * STATE, p_work + (i_n - i_first + 1) % 2 * STATE
-            b_x_tv3 = tl.zeros([BT, BV], tl.float32)
+            p_pre_1 = p_rows
+            p_hidden_1_unscaled = p_rows + BT * F
+            p_error_1 = p_rows + 2 * BT * F
+            p_hidden_1 = p_rows + 3 * BT * F
+            p_C_q_k = p_rows + 4 * BT * F
+            p_error_2 = p_rows + 4 * BT * F + BT * BT
+            p_S_keeps = p_rows + 4 * BT * F + BT * BT + BT * BV
+            p_rate = p_rows + 4 * BT * F + BT * BT + BT * BV + BT
+            p_M_keeps = p_rows + 4 * BT * F + BT * BT + BT * BV + 2 * BT
+            p_M_takes_S = p_rows + 4 * BT * F + BT * BT + BT * BV + 3 * BT
+            p_C_S_before_tj = p_rows + 4 * BT * F + BT * BT + BT * BV + 4 * BT
+            p_S_keeps_before_t = p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + 4 * BT
+            p_C_M_tj = p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + 5 * BT
+            p_R_M_S_t = p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 5 * BT
+            p_M_keeps_run_t = p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 6 * BT
+            p_S_2_writes = p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 7 * BT
+            p_M_2_writes = p_rows + 4 * BT * F + 3 * BT * BT + 2 * BT * BV + 7 * BT
+            b_hidden_1_unscaled_M_2 = tl.zeros([BT, BV], tl.float32)
             tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1397,48 +1186,50 @@ def walk_kernel(
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
-                b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
-                b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
+                b_pre_1 = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                tl.store(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_pre_1, mask=m_h1[None, :])
+                b_hidden_1_unscaled = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(
+                    p_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), b_hidden_1_unscaled, mask=m_h1[None, :]
+                )
                 b_M_2 = tl.load(
                     p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
-                b_x_tv3 = _tile_dot_add(b_x_tv3, b_x_th2, b_M_2, one, PREC)
+                b_hidden_1_unscaled_M_2 = _tile_dot_add(b_hidden_1_unscaled_M_2, b_hidden_1_unscaled, b_M_2, one, PREC)
             b_valid = m_t.to(tl.float32)
             b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + 2 * BT + o_t, b_x_t)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_tj = tl.where(
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            tl.store(p_M_keeps + o_t, b_M_keeps)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_tj = tl.where(
                 o_t[:, None] >= o_t[None, :],
-                _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
+                _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
                 0.0,
             )
             b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t2 = -b_eta
-            b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + BT + o_t, b_x_t3)
-            b_x_tj = b_decay_tj * b_x_t3[None, :]
+            b_minus_eta = -b_eta
+            b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+            tl.store(p_rate + o_t, b_rate)
+            b_M_keeps_run_tj_rate = b_M_keeps_run_tj * b_rate[None, :]
             b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
-            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + 3 * BT + o_t, b_x_t4)
-            b_x_ts2 = b_decay_tj * b_x_t4[None, :]
-            b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
-            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + o_t, b_x_t5)
-            b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-            b_decay_tj2 = tl.where(
+            b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+            tl.store(p_M_takes_S + o_t, b_M_takes_S)
+            b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
+            b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+            tl.store(p_S_keeps + o_t, b_S_keeps)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_before_tj = tl.where(
                 o_t[:, None] > o_t[None, :],
                 _tile_product(
-                    (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
-                    (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
+                    (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                    (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
                 ),
                 0.0,
             )
-            b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
-            tl.store(p_rows + 4 * BT * F + BT * BT + BT * BV + 4 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj2)
-            b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + 5 * BT + (o_t[:, None] * BT + o_t[None, :]), b_x_tj4)
+            b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+            tl.store(p_C_S_before_tj + (o_t[:, None] * BT + o_t[None, :]), b_C_S_before_tj)
+            b_C_M_tj = _tile_dot_add(b_M_keeps_run_tj_rate, b_M_of_S_ts, b_C_S_before_tj, one, PREC)
+            tl.store(p_C_M_tj + (o_t[:, None] * BT + o_t[None, :]), b_C_M_tj)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
@@ -1446,60 +1237,60 @@ def walk_kernel(
                 k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
             b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-            b_x_tj5 = b_x_tj4 * b_q_k
-            tl.store(p_rows + 4 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj5)
-            b_x_tv4 = b_x_tv3 / 2.0
-            b_sum_t = tl.sum(b_x_tv3, 1)
-            b_x_t6 = b_sum_t / 2.0
-            b_x_tv5 = b_x_tv4 - b_x_t6[:, None] / 64.0
-            b_x_tv6 = b_x_tv5 * b_x_tv5
-            b_sum_t2 = tl.sum(b_x_tv6, 1)
-            b_x_tv7 = b_x_tv5 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-            b_x_tv8 = b_k.to(tl.float32) + b_x_tv7
+            b_C_q_k = b_C_M_tj * b_q_k
+            tl.store(p_C_q_k + (o_t[:, None] * BT + o_t[None, :]), b_C_q_k)
+            b_pre_2 = b_hidden_1_unscaled_M_2 / 2.0
+            b_hidden_1_unscaled_M_2_sum = tl.sum(b_hidden_1_unscaled_M_2, 1)
+            b_pre_2_sum = b_hidden_1_unscaled_M_2_sum / 2.0
+            b_centred = b_pre_2 - b_pre_2_sum[:, None] / 64.0
+            b_centred_squared = b_centred * b_centred
+            b_squares = tl.sum(b_centred_squared, 1)
+            b_normed = b_centred / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+            b_prediction = b_k.to(tl.float32) + b_normed
             b_v = tl.load(
                 v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv10 = 2.0 * b_x_tv8 - 2.0 * b_v.to(tl.float32)
-            b_x_tv11 = b_x_tv10 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-            b_x_t7 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-            b_x_tv12 = b_x_tv10 * b_x_tv5
-            b_sum_t3 = tl.sum(b_x_tv12, 1)
-            b_x_t8 = -(b_x_t7 * b_sum_t3 / 128.0)
-            b_x_tv13 = 2.0 * b_x_t8[:, None] * b_x_tv5
-            b_x_tv14 = b_x_tv11 + b_x_tv13
-            b_sum_t4 = tl.sum(b_x_tv14, 1)
-            b_x_t9 = -(b_sum_t4 / 64.0)
-            b_x_tv15 = b_x_tv14 + b_x_t9[:, None]
-            tl.store(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv15)
-            b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
-            tl.store(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + 4 * BT + o_t, b_decay_t)
-            b_x_t10 = tl.sum(b_x_ts2 * b_decay_t[None, :], 1)
-            tl.store(p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 5 * BT + o_t, b_x_t10)
-            b_decay_t2 = _tile_product(b_x_t_e, b_x_t_f)
-            tl.store(p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 6 * BT + o_t, b_decay_t2)
-            b_x_tj6 = tl.zeros([BT, BT], tl.float32)
-            b_x_tv18 = tl.zeros([BT, BV], tl.float32)
-            b_x_tv21 = tl.zeros([BT, BV], tl.float32)
+            b_error = 2.0 * b_prediction - 2.0 * b_v.to(tl.float32)
+            b_error_centred_by_normed = b_error / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+            b_of_squares = 1.0 / _pow((b_squares / 64.0 + 1e-05), 1.5)
+            b_error_centred_2 = b_error * b_centred
+            b_error_dot_centred = tl.sum(b_error_centred_2, 1)
+            b_error_squares = -(b_of_squares * b_error_dot_centred / 128.0)
+            b_error_centred_by_squares = 2.0 * b_error_squares[:, None] * b_centred
+            b_error_centred = b_error_centred_by_normed + b_error_centred_by_squares
+            b_error_centred_sum = tl.sum(b_error_centred, 1)
+            b_error_pre_2_sum = -(b_error_centred_sum / 64.0)
+            b_error_2 = b_error_centred + b_error_pre_2_sum[:, None]
+            tl.store(p_error_2 + (o_t[:, None] * BV + o_v[None, :]), b_error_2)
+            b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+            tl.store(p_S_keeps_before_t + o_t, b_S_keeps_before_t)
+            b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+            tl.store(p_R_M_S_t + o_t, b_R_M_S_t)
+            b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+            tl.store(p_M_keeps_run_t + o_t, b_M_keeps_run_t)
+            b_q_hidden_1_unscaled_hidden_1 = tl.zeros([BT, BT], tl.float32)
+            b_q_hidden_1_unscaled_S_2 = tl.zeros([BT, BV], tl.float32)
+            b_q_hidden_1_unscaled_M_2 = tl.zeros([BT, BV], tl.float32)
             tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
                 m_h1 = o_h1 < F
                 tl.debug_barrier()
-                b_x_tv15 = tl.load(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
                 b_M_2 = tl.load(
                     p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
-                b_x_th3 = _tile_dot(b_x_tv15, tl.trans(b_M_2), one, PREC)
-                b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                b_x_th4 = b_x_th3 * (
-                    b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                    + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                b_error_hidden_1 = _tile_dot(b_error_2, tl.trans(b_M_2), one, PREC)
+                b_pre_1 = tl.load(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                b_error_1 = b_error_hidden_1 * (
+                    b_pre_1 * 1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 3.544907701811032
+                    + tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                     + 0.5
                 )
-                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
-                b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th11, mask=m_h1[None, :])
-                b_x_tj5 = tl.load(p_rows + 4 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
+                tl.store(p_error_1 + (o_t[:, None] * F + o_h1[None, :]), b_error_1, mask=m_h1[None, :])
+                b_hidden_1 = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                tl.store(p_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), b_hidden_1, mask=m_h1[None, :])
+                b_C_q_k = tl.load(p_C_q_k + (o_t[:, None] * BT + o_t[None, :]))
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
@@ -1509,69 +1300,77 @@ def walk_kernel(
                     other=0.0,
                 )
                 b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
-                b_x_th6 = b_x_t10[:, None] * b_q_S_1
+                b_R_q_S_1 = b_R_M_S_t[:, None] * b_q_S_1
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
                 b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                b_x_th7 = b_decay_t2[:, None] * b_q_M_1
-                b_x_th8 = b_x_th6 + b_x_th7
-                b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
-                b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
-                b_x_tj6 = _tile_dot_add(b_x_tj6, b_x_th10, tl.trans(b_x_th11), one, PREC)
+                b_R_q_M_1 = b_M_keeps_run_t[:, None] * b_q_M_1
+                b_R_q_S_1_R_q_M_1 = b_R_q_S_1 + b_R_q_M_1
+                b_q_pre_1 = _tile_dot_add(b_R_q_S_1_R_q_M_1, b_C_q_k, b_error_1, one, PREC)
+                b_q_hidden_1_unscaled = b_q_pre_1 * (tl.erf(b_q_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                b_q_hidden_1_unscaled_hidden_1 = _tile_dot_add(
+                    b_q_hidden_1_unscaled_hidden_1, b_q_hidden_1_unscaled, tl.trans(b_hidden_1), one, PREC
+                )
                 b_S_2 = tl.load(
                     p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
-                b_x_tv18 = _tile_dot_add(b_x_tv18, b_x_th10, b_S_2, one, PREC)
-                b_x_tv21 = _tile_dot_add(b_x_tv21, b_x_th10, b_M_2, one, PREC)
-            b_x_t5 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + o_t)
-            b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-            b_decay_all = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
-            b_decay_j = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
-            b_x_t3 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + BT + o_t)
-            b_x_j2 = b_decay_j * b_x_t3
-            b_x_tv15 = tl.load(p_rows + 4 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-            b_x_jv2 = b_x_j2[:, None] * b_x_tv15
-            tl.store(p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
-            b_x_t = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + 2 * BT + o_t)
-            b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-            b_decay_j2 = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-            b_x_j3 = b_decay_j2 * b_x_t3
-            b_x_t4 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + 3 * BT + o_t)
-            b_x_s4 = b_decay_j2 * b_x_t4
-            b_x_tj2 = tl.load(p_rows + 4 * BT * F + BT * BT + BT * BV + 4 * BT + (o_t[:, None] * BT + o_t[None, :]))
-            b_x_j4 = tl.sum(b_x_s4[:, None] * b_x_tj2, 0)
-            b_x_j5 = b_x_j3 + b_x_j4
-            b_decay_t = tl.load(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + 4 * BT + o_t)
-            b_x = tl.sum(b_x_s4 * b_decay_t, 0)
-            b_decay_all2 = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-            b_x_jv3 = b_x_j5[:, None] * b_x_tv15
-            tl.store(
-                p_rows + 4 * BT * F + 3 * BT * BT + 2 * BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_jv3
+                b_q_hidden_1_unscaled_S_2 = _tile_dot_add(
+                    b_q_hidden_1_unscaled_S_2, b_q_hidden_1_unscaled, b_S_2, one, PREC
+                )
+                b_q_hidden_1_unscaled_M_2 = _tile_dot_add(
+                    b_q_hidden_1_unscaled_M_2, b_q_hidden_1_unscaled, b_M_2, one, PREC
+                )
+            b_S_keeps = tl.load(p_S_keeps + o_t)
+            b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+            b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+            b_S_keeps_run_j = _tile_product(
+                tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
             )
+            b_rate = tl.load(p_rate + o_t)
+            b_C_S_j = b_S_keeps_run_j * b_rate
+            b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
+            b_S_2_writes = b_C_S_j[:, None] * b_error_2
+            tl.store(p_S_2_writes + (o_t[:, None] * BV + o_v[None, :]), b_S_2_writes)
+            b_M_keeps = tl.load(p_M_keeps + o_t)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_j = _tile_product(
+                tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+            )
+            b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+            b_M_takes_S = tl.load(p_M_takes_S + o_t)
+            b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+            b_C_S_before_tj = tl.load(p_C_S_before_tj + (o_t[:, None] * BT + o_t[None, :]))
+            b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+            b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+            b_S_keeps_before_t = tl.load(p_S_keeps_before_t + o_t)
+            b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_M_2_writes = b_C_M_j[:, None] * b_error_2
+            tl.store(p_M_2_writes + (o_t[:, None] * BV + o_v[None, :]), b_M_2_writes)
             b_q = tl.load(
                 q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
             ).to(IN)
-            b_x_tj4 = tl.load(p_rows + 4 * BT * F + 2 * BT * BT + BT * BV + 5 * BT + (o_t[:, None] * BT + o_t[None, :]))
-            b_x_tj7 = b_x_tj4 * b_x_tj6
-            b_x_tv16 = _tile_dot(b_x_tj7, b_x_tv15, one, PREC)
-            b_x_tv17 = b_x_tv16 / 2.0
-            b_x_t10 = tl.load(p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 5 * BT + o_t)
-            b_x_tv19 = b_x_tv18 / 2.0
-            b_x_tv20 = b_x_t10[:, None] * b_x_tv19
-            b_decay_t2 = tl.load(p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 6 * BT + o_t)
-            b_x_tv22 = b_x_tv21 / 2.0
-            b_x_tv23 = b_decay_t2[:, None] * b_x_tv22
-            b_x_tv24 = b_x_tv20 + b_x_tv23
-            b_x_tv25 = b_x_tv17 + b_x_tv24
-            b_sum_t5 = tl.sum(b_x_tv25, 1)
-            b_x_tv26 = b_x_tv25 - b_sum_t5[:, None] / 64.0
-            b_x_tv27 = b_x_tv26 * b_x_tv26
-            b_sum_t6 = tl.sum(b_x_tv27, 1)
-            b_x_tv28 = b_x_tv26 / tl.sqrt_rn(b_sum_t6[:, None] / 64.0 + 1e-05)
-            b_o = b_q.to(tl.float32) + b_x_tv28
+            b_C_M_tj = tl.load(p_C_M_tj + (o_t[:, None] * BT + o_t[None, :]))
+            b_C_q_hidden_1_scores_unscaled = b_C_M_tj * b_q_hidden_1_unscaled_hidden_1
+            b_q_pre_2_part = _tile_dot(b_C_q_hidden_1_scores_unscaled, b_error_2, one, PREC)
+            b_q_pre_2_part_scaled = b_q_pre_2_part / 2.0
+            b_R_M_S_t = tl.load(p_R_M_S_t + o_t)
+            b_q_hidden_1_S_2 = b_q_hidden_1_unscaled_S_2 / 2.0
+            b_R_q_hidden_1_S_2 = b_R_M_S_t[:, None] * b_q_hidden_1_S_2
+            b_M_keeps_run_t = tl.load(p_M_keeps_run_t + o_t)
+            b_q_hidden_1_M_2 = b_q_hidden_1_unscaled_M_2 / 2.0
+            b_R_q_hidden_1_M_2 = b_M_keeps_run_t[:, None] * b_q_hidden_1_M_2
+            b_q_pre_2_part_2 = b_R_q_hidden_1_S_2 + b_R_q_hidden_1_M_2
+            b_q_pre_2 = b_q_pre_2_part_scaled + b_q_pre_2_part_2
+            b_q_pre_2_sum = tl.sum(b_q_pre_2, 1)
+            b_q_centred = b_q_pre_2 - b_q_pre_2_sum[:, None] / 64.0
+            b_q_centred_squared = b_q_centred * b_q_centred
+            b_q_squares = tl.sum(b_q_centred_squared, 1)
+            b_q_normed = b_q_centred / tl.sqrt_rn(b_q_squares[:, None] / 64.0 + 1e-05)
+            b_o = b_q.to(tl.float32) + b_q_normed
             tl.store(
                 o + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                 (b_o).to(o.dtype.element_ty),
@@ -1587,15 +1386,13 @@ def walk_kernel(
                     mask=m_k[:, None] & m_h1[None, :],
                     other=0.0,
                 )
-                b_x_kh = b_decay_all * b_S_1
+                b_S_keeps_run_all_S_1 = b_S_keeps_run_all * b_S_1
                 b_k = tl.load(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_th4 = tl.load(
-                    p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                )
-                b_x_jh3 = b_x_j2[:, None] * b_x_th4
-                b_S_1_next = _tile_dot_add(b_x_kh, tl.trans(b_k.to(tl.float32)), b_x_jh3, one, PREC)
+                b_error_1 = tl.load(p_error_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                b_S_1_writes = b_C_S_j[:, None] * b_error_1
+                b_S_1_next = _tile_dot_add(b_S_keeps_run_all_S_1, tl.trans(b_k.to(tl.float32)), b_S_1_writes, one, PREC)
                 tl.store(
                     p_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
                     b_S_1_next,
@@ -1606,38 +1403,36 @@ def walk_kernel(
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
-                b_x_hv = b_decay_all * b_S_2
-                b_x_th11 = tl.load(
-                    p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                )
-                b_x_jv2 = tl.load(
-                    p_rows + 4 * BT * F + 3 * BT * BT + BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_S_2_next = _tile_dot_add(b_x_hv, tl.trans(b_x_th11), b_x_jv2, one, PREC)
+                b_S_keeps_run_all_S_2 = b_S_keeps_run_all * b_S_2
+                b_hidden_1 = tl.load(p_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                b_S_2_writes = tl.load(p_S_2_writes + (o_t[:, None] * BV + o_v[None, :]))
+                b_S_2_next = _tile_dot_add(b_S_keeps_run_all_S_2, tl.trans(b_hidden_1), b_S_2_writes, one, PREC)
                 tl.store(
                     p_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                     b_S_2_next,
                     mask=m_h1[:, None] & m_v[None, :],
                 )
-                b_x_jh4 = b_x_j5[:, None] * b_x_th4
-                b_x_kh4 = b_x * b_S_1
+                b_M_1_writes = b_C_M_j[:, None] * b_error_1
+                b_R_M_S_S_1 = b_R_M_S * b_S_1
                 b_M_1 = tl.load(
                     p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                 )
-                b_x_kh5 = b_decay_all2 * b_M_1
-                b_x_kh6 = b_x_kh4 + b_x_kh5
-                b_M_1_next = _tile_dot_add(b_x_kh6, tl.trans(b_k.to(tl.float32)), b_x_jh4, one, PREC)
-                tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
-                b_x_jv3 = tl.load(
-                    p_rows + 4 * BT * F + 3 * BT * BT + 2 * BT * BV + 7 * BT + (o_t[:, None] * BV + o_v[None, :])
+                b_M_keeps_run_all_M_1 = b_M_keeps_run_all * b_M_1
+                b_R_M_S_S_1_M_keeps_run_all_M_1 = b_R_M_S_S_1 + b_M_keeps_run_all_M_1
+                b_M_1_next = _tile_dot_add(
+                    b_R_M_S_S_1_M_keeps_run_all_M_1, tl.trans(b_k.to(tl.float32)), b_M_1_writes, one, PREC
                 )
-                b_x_hv4 = b_x * b_S_2
+                tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
+                b_M_2_writes = tl.load(p_M_2_writes + (o_t[:, None] * BV + o_v[None, :]))
+                b_R_M_S_S_2 = b_R_M_S * b_S_2
                 b_M_2 = tl.load(
                     p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
                 )
-                b_x_hv5 = b_decay_all2 * b_M_2
-                b_x_hv6 = b_x_hv4 + b_x_hv5
-                b_M_2_next = _tile_dot_add(b_x_hv6, tl.trans(b_x_th11), b_x_jv3, one, PREC)
+                b_M_keeps_run_all_M_2 = b_M_keeps_run_all * b_M_2
+                b_R_M_S_S_2_M_keeps_run_all_M_2 = b_R_M_S_S_2 + b_M_keeps_run_all_M_2
+                b_M_2_next = _tile_dot_add(
+                    b_R_M_S_S_2_M_keeps_run_all_M_2, tl.trans(b_hidden_1), b_M_2_writes, one, PREC
+                )
                 tl.store(
                     p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
                 )
@@ -1682,8 +1477,7 @@ def read_kernel(
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_n, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
-        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-        first = tl.load(blocks + 8 * i_n + 5)
+        start, end, i_s, _, _, first, _ = _block(blocks, i_n)
         for i_t in range(start, end, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             m_t = i_t + o_t < end
@@ -1691,7 +1485,7 @@ def read_kernel(
             b_y = tl.load(o + i_row * V + o_y, mask=m_y, other=0.0)
             for i_c in range(first, i_s):
                 i_cached = i_bh.to(tl.int64) * n_segments + i_c
-                b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+                b_cached_pre_2_part = tl.zeros([BT, BV], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1707,25 +1501,29 @@ def read_kernel(
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
-                    b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    b_cached_pre_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    b_cached_hidden_1_unscaled = b_cached_pre_1 * (
+                        tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) + 1.0
+                    )
                     b_cached_2 = tl.load(
                         cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th, b_cached_2, one, PREC)
+                    b_cached_pre_2_part = _tile_dot_add(
+                        b_cached_pre_2_part, b_cached_hidden_1_unscaled, b_cached_2, one, PREC
+                    )
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tv3 = b_x_tv2 / 2.0
-                b_sum_t = tl.sum(b_x_tv2, 1)
-                b_x_t = b_sum_t / 2.0
-                b_x_tv4 = b_x_tv3 - b_x_t[:, None] / 64.0
-                b_x_tv5 = b_x_tv4 * b_x_tv4
-                b_sum_t2 = tl.sum(b_x_tv5, 1)
-                b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_o_cached = b_q.to(tl.float32) + b_x_tv6
+                b_cached_pre_2 = b_cached_pre_2_part / 2.0
+                b_cached_pre_2_part_sum = tl.sum(b_cached_pre_2_part, 1)
+                b_cached_pre_2_sum = b_cached_pre_2_part_sum / 2.0
+                b_cached_centred = b_cached_pre_2 - b_cached_pre_2_sum[:, None] / 64.0
+                b_cached_centred_squared = b_cached_centred * b_cached_centred
+                b_cached_squares = tl.sum(b_cached_centred_squared, 1)
+                b_cached_normed = b_cached_centred / tl.sqrt_rn(b_cached_squares[:, None] / 64.0 + 1e-05)
+                b_o_cached = b_q.to(tl.float32) + b_cached_normed
                 b_y += b_o_cached
                 tl.debug_barrier()
             tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
@@ -1766,15 +1564,17 @@ def rows_kernel(
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_n, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
-        start, end, i_s = tl.load(blocks + 8 * i_n), tl.load(blocks + 8 * i_n + 1), tl.load(blocks + 8 * i_n + 2)
-        first = tl.load(blocks + 8 * i_n + 5)
+        start, end, i_s, _, _, first, _ = _block(blocks, i_n)
         for i_t in range(start, end, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             m_t = i_t + o_t < end
             s_q = tl.zeros([BT, BK], tl.float32)
             for i_c in range(first, i_s):
                 i_cached = i_bh.to(tl.int64) * n_segments + i_c
-                b_x_tv = tl.zeros([BT, BV], tl.float32)
+                p_cached_pre_1 = p_rows
+                p_cached_hidden_1_unscaled = p_rows + BT * F
+                p_d_cached_pre_2 = p_rows + 2 * BT * F
+                b_cached_pre_2_part = tl.zeros([BT, BV], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1790,58 +1590,70 @@ def rows_kernel(
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
-                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_q_cached_1, mask=m_h1[None, :])
-                    b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
-                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
+                    b_cached_pre_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                    tl.store(p_cached_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_cached_pre_1, mask=m_h1[None, :])
+                    b_cached_hidden_1_unscaled = b_cached_pre_1 * (
+                        tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) + 1.0
+                    )
+                    tl.store(
+                        p_cached_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]),
+                        b_cached_hidden_1_unscaled,
+                        mask=m_h1[None, :],
+                    )
                     b_cached_2 = tl.load(
                         cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_tv = _tile_dot_add(b_x_tv, b_x_th, b_cached_2, one, PREC)
+                    b_cached_pre_2_part = _tile_dot_add(
+                        b_cached_pre_2_part, b_cached_hidden_1_unscaled, b_cached_2, one, PREC
+                    )
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     mask=m_t[:, None] & m_v[None, :],
                     other=0.0,
                 ).to(IN)
-                b_x_tv2 = b_x_tv / 2.0
-                b_sum_t = tl.sum(b_x_tv, 1)
-                b_x_t = b_sum_t / 2.0
-                b_x_tv3 = b_x_tv2 - b_x_t[:, None] / 64.0
-                b_x_tv4 = b_x_tv3 * b_x_tv3
-                b_sum_t2 = tl.sum(b_x_tv4, 1)
-                b_x_tv5 = b_d_y.to(tl.float32) / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_t2 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-                b_x_tv6 = b_d_y.to(tl.float32) * b_x_tv3
-                b_sum_t3 = tl.sum(b_x_tv6, 1)
-                b_x_t3 = -(b_x_t2 * b_sum_t3 / 128.0)
-                b_x_tv7 = 2.0 * b_x_t3[:, None] * b_x_tv3
-                b_x_tv8 = b_x_tv5 + b_x_tv7
-                b_sum_t4 = tl.sum(b_x_tv8, 1)
-                b_x_t4 = -(b_sum_t4 / 64.0)
-                b_x_tv9 = b_x_tv8 + b_x_t4[:, None]
-                tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv9)
-                b_x_tk = tl.zeros([BT, BK], tl.float32)
+                b_cached_pre_2 = b_cached_pre_2_part / 2.0
+                b_cached_pre_2_part_sum = tl.sum(b_cached_pre_2_part, 1)
+                b_cached_pre_2_sum = b_cached_pre_2_part_sum / 2.0
+                b_cached_centred = b_cached_pre_2 - b_cached_pre_2_sum[:, None] / 64.0
+                b_cached_centred_squared = b_cached_centred * b_cached_centred
+                b_cached_squares = tl.sum(b_cached_centred_squared, 1)
+                b_d_cached_centred_by_cached_normed = b_d_y.to(tl.float32) / tl.sqrt_rn(
+                    b_cached_squares[:, None] / 64.0 + 1e-05
+                )
+                b_of_cached_squares = 1.0 / _pow((b_cached_squares / 64.0 + 1e-05), 1.5)
+                b_d_y_cached_centred = b_d_y.to(tl.float32) * b_cached_centred
+                b_d_y_dot_cached_centred = tl.sum(b_d_y_cached_centred, 1)
+                b_d_cached_squares = -(b_of_cached_squares * b_d_y_dot_cached_centred / 128.0)
+                b_d_cached_centred_by_cached_squares = 2.0 * b_d_cached_squares[:, None] * b_cached_centred
+                b_d_cached_centred = b_d_cached_centred_by_cached_normed + b_d_cached_centred_by_cached_squares
+                b_d_cached_centred_sum = tl.sum(b_d_cached_centred, 1)
+                b_d_cached_pre_2_sum = -(b_d_cached_centred_sum / 64.0)
+                b_d_cached_pre_2 = b_d_cached_centred + b_d_cached_pre_2_sum[:, None]
+                tl.store(p_d_cached_pre_2 + (o_t[:, None] * BV + o_v[None, :]), b_d_cached_pre_2)
+                b_d_q_by_cached_pre_1 = tl.zeros([BT, BK], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_tv9 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
+                    b_d_cached_pre_2 = tl.load(p_d_cached_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
                     b_cached_2 = tl.load(
                         cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_th2 = _tile_dot(b_x_tv9, tl.trans(b_cached_2), one, PREC)
-                    b_q_cached_1 = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th3 = b_x_th2 * (
-                        b_q_cached_1
+                    b_d_cached_hidden_1 = _tile_dot(b_d_cached_pre_2, tl.trans(b_cached_2), one, PREC)
+                    b_cached_pre_1 = tl.load(
+                        p_cached_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    )
+                    b_d_cached_pre_1 = b_d_cached_hidden_1 * (
+                        b_cached_pre_1
                         * 1.4142135623730951
-                        * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0))
+                        * tl.exp(-(b_cached_pre_1 * b_cached_pre_1 / 2.0))
                         / 3.544907701811032
-                        + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
+                        + tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
                     b_cached_1 = tl.load(
@@ -1849,13 +1661,15 @@ def rows_kernel(
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_x_tk = _tile_dot_add(b_x_tk, b_x_th3, tl.trans(b_cached_1), one, PREC)
+                    b_d_q_by_cached_pre_1 = _tile_dot_add(
+                        b_d_q_by_cached_pre_1, b_d_cached_pre_1, tl.trans(b_cached_1), one, PREC
+                    )
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     mask=m_t[:, None] & m_v[None, :],
                     other=0.0,
                 ).to(IN)
-                b_d_q = b_x_tk + b_d_y.to(tl.float32)
+                b_d_q = b_d_q_by_cached_pre_1 + b_d_y.to(tl.float32)
                 s_q += b_d_q
                 tl.debug_barrier()
             o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
@@ -1898,13 +1712,16 @@ def segments_kernel(
         i_s, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
         i_cached = i_bh.to(tl.int64) * n_segments + i_s
-        start, end = tl.load(segments + 4 * i_s + 1), tl.load(segments + 4 * i_s + 3)
+        _, end, _, last = _segment(segments, i_s)
         _fill(d_cached + i_cached * MEMORY, MEMORY)
         tl.debug_barrier()
-        for i_t in range(start, end, BT):
+        for i_t in range(end, last, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-            m_t = i_t + o_t < end
-            b_x_tv = tl.zeros([BT, BV], tl.float32)
+            m_t = i_t + o_t < last
+            p_cached_pre_1 = p_rows
+            p_cached_hidden_1_unscaled = p_rows + BT * F
+            p_d_cached_pre_2 = p_rows + 2 * BT * F
+            b_cached_pre_2_part = tl.zeros([BT, BV], tl.float32)
             tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1918,36 +1735,44 @@ def segments_kernel(
                     mask=m_k[:, None] & m_h1[None, :],
                     other=0.0,
                 )
-                b_q_cached_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
-                tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_q_cached_1, mask=m_h1[None, :])
-                b_x_th = b_q_cached_1 * (tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) + 1.0)
-                tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
+                b_cached_pre_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                tl.store(p_cached_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_cached_pre_1, mask=m_h1[None, :])
+                b_cached_hidden_1_unscaled = b_cached_pre_1 * (tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                tl.store(
+                    p_cached_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]),
+                    b_cached_hidden_1_unscaled,
+                    mask=m_h1[None, :],
+                )
                 b_cached_2 = tl.load(
                     cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
-                b_x_tv = _tile_dot_add(b_x_tv, b_x_th, b_cached_2, one, PREC)
+                b_cached_pre_2_part = _tile_dot_add(
+                    b_cached_pre_2_part, b_cached_hidden_1_unscaled, b_cached_2, one, PREC
+                )
             b_d_y = tl.load(
                 d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
             ).to(IN)
-            b_x_tv2 = b_x_tv / 2.0
-            b_sum_t = tl.sum(b_x_tv, 1)
-            b_x_t = b_sum_t / 2.0
-            b_x_tv3 = b_x_tv2 - b_x_t[:, None] / 64.0
-            b_x_tv4 = b_x_tv3 * b_x_tv3
-            b_sum_t2 = tl.sum(b_x_tv4, 1)
-            b_x_tv5 = b_d_y.to(tl.float32) / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-            b_x_t2 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-            b_x_tv6 = b_d_y.to(tl.float32) * b_x_tv3
-            b_sum_t3 = tl.sum(b_x_tv6, 1)
-            b_x_t3 = -(b_x_t2 * b_sum_t3 / 128.0)
-            b_x_tv7 = 2.0 * b_x_t3[:, None] * b_x_tv3
-            b_x_tv8 = b_x_tv5 + b_x_tv7
-            b_sum_t4 = tl.sum(b_x_tv8, 1)
-            b_x_t4 = -(b_sum_t4 / 64.0)
-            b_x_tv9 = b_x_tv8 + b_x_t4[:, None]
-            tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv9)
+            b_cached_pre_2 = b_cached_pre_2_part / 2.0
+            b_cached_pre_2_part_sum = tl.sum(b_cached_pre_2_part, 1)
+            b_cached_pre_2_sum = b_cached_pre_2_part_sum / 2.0
+            b_cached_centred = b_cached_pre_2 - b_cached_pre_2_sum[:, None] / 64.0
+            b_cached_centred_squared = b_cached_centred * b_cached_centred
+            b_cached_squares = tl.sum(b_cached_centred_squared, 1)
+            b_d_cached_centred_by_cached_normed = b_d_y.to(tl.float32) / tl.sqrt_rn(
+                b_cached_squares[:, None] / 64.0 + 1e-05
+            )
+            b_of_cached_squares = 1.0 / _pow((b_cached_squares / 64.0 + 1e-05), 1.5)
+            b_d_y_cached_centred = b_d_y.to(tl.float32) * b_cached_centred
+            b_d_y_dot_cached_centred = tl.sum(b_d_y_cached_centred, 1)
+            b_d_cached_squares = -(b_of_cached_squares * b_d_y_dot_cached_centred / 128.0)
+            b_d_cached_centred_by_cached_squares = 2.0 * b_d_cached_squares[:, None] * b_cached_centred
+            b_d_cached_centred = b_d_cached_centred_by_cached_normed + b_d_cached_centred_by_cached_squares
+            b_d_cached_centred_sum = tl.sum(b_d_cached_centred, 1)
+            b_d_cached_pre_2_sum = -(b_d_cached_centred_sum / 64.0)
+            b_d_cached_pre_2 = b_d_cached_centred + b_d_cached_pre_2_sum[:, None]
+            tl.store(p_d_cached_pre_2 + (o_t[:, None] * BV + o_v[None, :]), b_d_cached_pre_2)
             tl.debug_barrier()
             for i_h1 in range(n_tiles):
                 o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -1956,20 +1781,25 @@ def segments_kernel(
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tv9 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_cached_pre_2 = tl.load(p_d_cached_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
                 b_cached_2 = tl.load(
                     cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     mask=m_h1[:, None] & m_v[None, :],
                     other=0.0,
                 )
-                b_x_th2 = _tile_dot(b_x_tv9, tl.trans(b_cached_2), one, PREC)
-                b_q_cached_1 = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                b_x_th3 = b_x_th2 * (
-                    b_q_cached_1 * 1.4142135623730951 * tl.exp(-(b_q_cached_1 * b_q_cached_1 / 2.0)) / 3.544907701811032
-                    + tl.erf(b_q_cached_1 * 1.4142135623730951 / 2.0) / 2.0
+                b_d_cached_hidden_1 = _tile_dot(b_d_cached_pre_2, tl.trans(b_cached_2), one, PREC)
+                b_cached_pre_1 = tl.load(
+                    p_cached_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                )
+                b_d_cached_pre_1 = b_d_cached_hidden_1 * (
+                    b_cached_pre_1
+                    * 1.4142135623730951
+                    * tl.exp(-(b_cached_pre_1 * b_cached_pre_1 / 2.0))
+                    / 3.544907701811032
+                    + tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                     + 0.5
                 )
-                b_d_cached_1 = _tile_dot(tl.trans(b_q.to(tl.float32)), b_x_th3, one, PREC)
+                b_d_cached_1 = _tile_dot(tl.trans(b_q.to(tl.float32)), b_d_cached_pre_1, one, PREC)
                 tl.store(
                     d_cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
                     tl.load(
@@ -1980,9 +1810,11 @@ def segments_kernel(
                     + b_d_cached_1,
                     mask=m_k[:, None] & m_h1[None, :],
                 )
-                b_x_th = tl.load(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                b_x_hv = _tile_dot(tl.trans(b_x_th), b_x_tv9, one, PREC)
-                b_d_cached_2 = b_x_hv / 2.0
+                b_cached_hidden_1_unscaled = tl.load(
+                    p_cached_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                )
+                b_d_cached_2_part = _tile_dot(tl.trans(b_cached_hidden_1_unscaled), b_d_cached_pre_2, one, PREC)
+                b_d_cached_2 = b_d_cached_2_part / 2.0
                 tl.store(
                     d_cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
                     tl.load(
@@ -2030,7 +1862,12 @@ def _advance(
     """One chunk step of the state alone, from one buffer to another."""
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    b_x_tv2 = tl.zeros([BT, BV], tl.float32)
+    p_pre_1 = p_rows
+    p_hidden_1_unscaled = p_rows + BT * F
+    p_error_2 = p_rows + 2 * BT * F
+    p_M_2_writes = p_rows + 2 * BT * F + BT * BV
+    p_S_2_writes = p_rows + 2 * BT * F + 2 * BT * BV
+    b_hidden_1_unscaled_M_2 = tl.zeros([BT, BV], tl.float32)
     tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -2040,74 +1877,75 @@ def _advance(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
         b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
-        b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-        tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
-        b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-        tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
+        b_pre_1 = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+        tl.store(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_pre_1, mask=m_h1[None, :])
+        b_hidden_1_unscaled = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+        tl.store(p_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), b_hidden_1_unscaled, mask=m_h1[None, :])
         b_M_2 = tl.load(
             p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
-        b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th2, b_M_2, one, PREC)
+        b_hidden_1_unscaled_M_2 = _tile_dot_add(b_hidden_1_unscaled_M_2, b_hidden_1_unscaled, b_M_2, one, PREC)
     b_valid = m_t.to(tl.float32)
     b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-    b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-    b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-    b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
+    b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+    b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+    b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
     b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-    b_x_t2 = -b_eta
-    b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-    b_x_j2 = b_decay_j * b_x_t3
+    b_minus_eta = -b_eta
+    b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+    b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
     b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-    b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
-    b_x_s3 = b_decay_j * b_x_t4
-    b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
-    b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-    b_decay_tj = tl.where(
+    b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+    b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+    b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+    b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+    b_S_keeps_before_tj = tl.where(
         o_t[:, None] > o_t[None, :],
         _tile_product(
-            (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :], (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :]
+            (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+            (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
         ),
         0.0,
     )
-    b_x_tj = b_decay_tj * b_x_t3[None, :]
-    b_x_j3 = tl.sum(b_x_s3[:, None] * b_x_tj, 0)
-    b_x_j4 = b_x_j2 + b_x_j3
+    b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+    b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+    b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
     b_k = tl.load(
         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
     ).to(IN)
-    b_x_tv3 = b_x_tv2 / 2.0
-    b_sum_t = tl.sum(b_x_tv2, 1)
-    b_x_t6 = b_sum_t / 2.0
-    b_x_tv4 = b_x_tv3 - b_x_t6[:, None] / 64.0
-    b_x_tv5 = b_x_tv4 * b_x_tv4
-    b_sum_t2 = tl.sum(b_x_tv5, 1)
-    b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-    b_x_tv7 = b_k.to(tl.float32) + b_x_tv6
+    b_pre_2 = b_hidden_1_unscaled_M_2 / 2.0
+    b_hidden_1_unscaled_M_2_sum = tl.sum(b_hidden_1_unscaled_M_2, 1)
+    b_pre_2_sum = b_hidden_1_unscaled_M_2_sum / 2.0
+    b_centred = b_pre_2 - b_pre_2_sum[:, None] / 64.0
+    b_centred_squared = b_centred * b_centred
+    b_squares = tl.sum(b_centred_squared, 1)
+    b_normed = b_centred / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+    b_prediction = b_k.to(tl.float32) + b_normed
     b_v = tl.load(
         v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
     ).to(IN)
-    b_x_tv9 = 2.0 * b_x_tv7 - 2.0 * b_v.to(tl.float32)
-    b_x_tv10 = b_x_tv9 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-    b_x_t7 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-    b_x_tv11 = b_x_tv9 * b_x_tv4
-    b_sum_t3 = tl.sum(b_x_tv11, 1)
-    b_x_t8 = -(b_x_t7 * b_sum_t3 / 128.0)
-    b_x_tv12 = 2.0 * b_x_t8[:, None] * b_x_tv4
-    b_x_tv13 = b_x_tv10 + b_x_tv12
-    b_sum_t4 = tl.sum(b_x_tv13, 1)
-    b_x_t9 = -(b_sum_t4 / 64.0)
-    b_x_tv14 = b_x_tv13 + b_x_t9[:, None]
-    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]), b_x_tv14)
-    b_decay_t = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
-    b_x = tl.sum(b_x_s3 * b_decay_t, 0)
-    b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-    b_x_jv2 = b_x_j4[:, None] * b_x_tv14
-    tl.store(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv2)
-    b_decay_all2 = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
-    b_decay_j2 = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
-    b_x_j5 = b_decay_j2 * b_x_t3
-    b_x_jv3 = b_x_j5[:, None] * b_x_tv14
-    tl.store(p_rows + 2 * BT * F + 2 * BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_jv3)
+    b_error = 2.0 * b_prediction - 2.0 * b_v.to(tl.float32)
+    b_error_centred_by_normed = b_error / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+    b_of_squares = 1.0 / _pow((b_squares / 64.0 + 1e-05), 1.5)
+    b_error_centred_2 = b_error * b_centred
+    b_error_dot_centred = tl.sum(b_error_centred_2, 1)
+    b_error_squares = -(b_of_squares * b_error_dot_centred / 128.0)
+    b_error_centred_by_squares = 2.0 * b_error_squares[:, None] * b_centred
+    b_error_centred = b_error_centred_by_normed + b_error_centred_by_squares
+    b_error_centred_sum = tl.sum(b_error_centred, 1)
+    b_error_pre_2_sum = -(b_error_centred_sum / 64.0)
+    b_error_2 = b_error_centred + b_error_pre_2_sum[:, None]
+    tl.store(p_error_2 + (o_t[:, None] * BV + o_v[None, :]), b_error_2)
+    b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+    b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+    b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+    b_M_2_writes = b_C_M_j[:, None] * b_error_2
+    tl.store(p_M_2_writes + (o_t[:, None] * BV + o_v[None, :]), b_M_2_writes)
+    b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+    b_S_keeps_run_j = _tile_product(tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f)
+    b_C_S_j = b_S_keeps_run_j * b_rate
+    b_S_2_writes = b_C_S_j[:, None] * b_error_2
+    tl.store(p_S_2_writes + (o_t[:, None] * BV + o_v[None, :]), b_S_2_writes)
     tl.debug_barrier()
     for i_h1 in range(n_tiles):
         o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -2116,48 +1954,50 @@ def _advance(
         b_k = tl.load(
             k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
         ).to(IN)
-        b_x_tv14 = tl.load(p_rows + 2 * BT * F + (o_t[:, None] * BV + o_v[None, :]))
+        b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
         b_M_2 = tl.load(
             p_state + K * F + (o_h1[:, None] * V + o_v[None, :]), mask=m_h1[:, None] & m_v[None, :], other=0.0
         )
-        b_x_th3 = _tile_dot(b_x_tv14, tl.trans(b_M_2), one, PREC)
-        b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-        b_x_th4 = b_x_th3 * (
-            b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-            + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+        b_error_hidden_1 = _tile_dot(b_error_2, tl.trans(b_M_2), one, PREC)
+        b_pre_1 = tl.load(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+        b_error_1 = b_error_hidden_1 * (
+            b_pre_1 * 1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 3.544907701811032
+            + tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) / 2.0
             + 0.5
         )
-        b_x_jh2 = b_x_j4[:, None] * b_x_th4
+        b_M_1_writes = b_C_M_j[:, None] * b_error_1
         b_S_1 = tl.load(
             p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
         )
-        b_x_kh2 = b_x * b_S_1
+        b_R_M_S_S_1 = b_R_M_S * b_S_1
         b_M_1 = tl.load(p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0)
-        b_x_kh3 = b_decay_all * b_M_1
-        b_x_kh4 = b_x_kh2 + b_x_kh3
-        b_M_1_next = _tile_dot_add(b_x_kh4, tl.trans(b_k.to(tl.float32)), b_x_jh2, one, PREC)
+        b_M_keeps_run_all_M_1 = b_M_keeps_run_all * b_M_1
+        b_R_M_S_S_1_M_keeps_run_all_M_1 = b_R_M_S_S_1 + b_M_keeps_run_all_M_1
+        b_M_1_next = _tile_dot_add(
+            b_R_M_S_S_1_M_keeps_run_all_M_1, tl.trans(b_k.to(tl.float32)), b_M_1_writes, one, PREC
+        )
         tl.store(p_next + (o_k[:, None] * F + o_h1[None, :]), b_M_1_next, mask=m_k[:, None] & m_h1[None, :])
-        b_x_th5 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-        b_x_jv2 = tl.load(p_rows + 2 * BT * F + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
+        b_hidden_1 = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+        b_M_2_writes = tl.load(p_M_2_writes + (o_t[:, None] * BV + o_v[None, :]))
         b_S_2 = tl.load(
             p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
             mask=m_h1[:, None] & m_v[None, :],
             other=0.0,
         )
-        b_x_hv2 = b_x * b_S_2
-        b_x_hv3 = b_decay_all * b_M_2
-        b_x_hv4 = b_x_hv2 + b_x_hv3
-        b_M_2_next = _tile_dot_add(b_x_hv4, tl.trans(b_x_th5), b_x_jv2, one, PREC)
+        b_R_M_S_S_2 = b_R_M_S * b_S_2
+        b_M_keeps_run_all_M_2 = b_M_keeps_run_all * b_M_2
+        b_R_M_S_S_2_M_keeps_run_all_M_2 = b_R_M_S_S_2 + b_M_keeps_run_all_M_2
+        b_M_2_next = _tile_dot_add(b_R_M_S_S_2_M_keeps_run_all_M_2, tl.trans(b_hidden_1), b_M_2_writes, one, PREC)
         tl.store(p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :])
-        b_x_kh5 = b_decay_all2 * b_S_1
-        b_x_jh4 = b_x_j5[:, None] * b_x_th4
-        b_S_1_next = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_jh4, one, PREC)
+        b_S_keeps_run_all_S_1 = b_S_keeps_run_all * b_S_1
+        b_S_1_writes = b_C_S_j[:, None] * b_error_1
+        b_S_1_next = _tile_dot_add(b_S_keeps_run_all_S_1, tl.trans(b_k.to(tl.float32)), b_S_1_writes, one, PREC)
         tl.store(
             p_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]), b_S_1_next, mask=m_k[:, None] & m_h1[None, :]
         )
-        b_x_hv5 = b_decay_all2 * b_S_2
-        b_x_jv3 = tl.load(p_rows + 2 * BT * F + 2 * BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-        b_S_2_next = _tile_dot_add(b_x_hv5, tl.trans(b_x_th5), b_x_jv3, one, PREC)
+        b_S_keeps_run_all_S_2 = b_S_keeps_run_all * b_S_2
+        b_S_2_writes = tl.load(p_S_2_writes + (o_t[:, None] * BV + o_v[None, :]))
+        b_S_2_next = _tile_dot_add(b_S_keeps_run_all_S_2, tl.trans(b_hidden_1), b_S_2_writes, one, PREC)
         tl.store(
             p_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
             b_S_2_next,
@@ -2232,7 +2072,7 @@ def reverse_kernel(
     for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
         i_c, i_bh = i_entry // BH, i_entry % BH
         i_b, i_h = i_bh // H, i_bh % H
-        i_first, i_last = tl.load(chains + 2 * i_c), tl.load(chains + 2 * i_c + 1)
+        i_first, i_last = _chain(chains, i_c)
         _copy(p_work, theta + i_h * MEMORY, MEMORY)
         _fill(p_work + MEMORY, STATE - MEMORY)
         tl.debug_barrier()
@@ -2244,9 +2084,7 @@ def reverse_kernel(
             i_begin = i_first + i_group * group
             i_stop = tl.minimum(i_begin + group, i_last)
             for i_n in range(tl.where(i_back == 0, i_first, i_begin), i_stop - 1):
-                i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
-                segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
-                b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
+                i_t, end, i_s, segment_start, segment_end, _, b_fresh = _chunk_step(steps, i_n)
                 m_t = i_t + o_t < end
                 i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
                 p_state = p_work + _place(i_n - i_first, i_group, group) * STATE
@@ -2283,9 +2121,7 @@ def reverse_kernel(
                 )
             for i_turn in range(i_stop - i_begin):
                 i_n = i_stop - 1 - i_turn
-                i_t, end, i_s = tl.load(steps + 8 * i_n), tl.load(steps + 8 * i_n + 1), tl.load(steps + 8 * i_n + 2)
-                segment_start, segment_end = tl.load(steps + 8 * i_n + 3), tl.load(steps + 8 * i_n + 4)
-                b_fresh = tl.load(steps + 8 * i_n + 6).to(tl.float32)
+                i_t, end, i_s, segment_start, segment_end, _, b_fresh = _chunk_step(steps, i_n)
                 m_t = i_t + o_t < end
                 i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
                 p_state = p_work + _place(i_n - i_first, i_group, group) * STATE
@@ -2294,15 +2130,74 @@ def reverse_kernel(
                     i_cached = i_bh.to(tl.int64) * n_segments + i_s
                     _add(p_d_next, d_cached + i_cached * MEMORY, MEMORY)
                     tl.debug_barrier()
-                b_x_tv2 = tl.zeros([BT, BV], tl.float32)
-                b_x_jv2 = tl.zeros([BT, BV], tl.float32)
-                b_sum = 0.0
-                b_sum2 = 0.0
-                b_sum3 = 0.0
-                b_sum4 = 0.0
-                b_x_jv6 = tl.zeros([BT, BV], tl.float32)
-                b_sum5 = 0.0
-                b_sum6 = 0.0
+                p_pre_1 = p_rows
+                p_hidden_1_unscaled = p_rows + BT * F
+                p_error_hidden_1 = p_rows + 2 * BT * F
+                p_error_1 = p_rows + 3 * BT * F
+                p_q_S_1 = p_rows + 4 * BT * F
+                p_q_M_1 = p_rows + 5 * BT * F
+                p_q_pre_1 = p_rows + 6 * BT * F
+                p_q_hidden_1_unscaled = p_rows + 7 * BT * F
+                p_hidden_1 = p_rows + 8 * BT * F
+                p_d_q_pre_1 = p_rows + 9 * BT * F
+                p_d_M_1_writes_by_M_1_next = p_rows + 10 * BT * F
+                p_d_S_1_writes_by_S_1_next = p_rows + 11 * BT * F
+                p_d_error_1 = p_rows + 12 * BT * F
+                p_d_error_hidden_1 = p_rows + 13 * BT * F
+                p_d_pre_1 = p_rows + 14 * BT * F
+                p_C_q_k = p_rows + 15 * BT * F
+                p_error_2 = p_rows + 15 * BT * F + BT * BT
+                p_C_M_tj = p_rows + 15 * BT * F + BT * BT + BT * BV
+                p_q_hidden_1_unscaled_hidden_1 = p_rows + 15 * BT * F + 2 * BT * BT + BT * BV
+                p_q_hidden_1_unscaled_S_2 = p_rows + 15 * BT * F + 3 * BT * BT + BT * BV
+                p_R_M_S_t = p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV
+                p_q_hidden_1_unscaled_M_2 = p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + BT
+                p_M_keeps_run_t = p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT
+                p_d_q_pre_2 = p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT
+                p_d_q_hidden_1_scores = p_rows + 15 * BT * F + 3 * BT * BT + 4 * BT * BV + 2 * BT
+                p_S_keeps = p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 2 * BT
+                p_rate = p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 3 * BT
+                p_M_keeps = p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 4 * BT
+                p_M_takes_S = p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 5 * BT
+                p_C_S_before_tj = p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 6 * BT
+                p_d_M_2_writes_by_M_2_next = p_rows + 15 * BT * F + 5 * BT * BT + 4 * BT * BV + 6 * BT
+                p_d_C_M_j_by_M_1_writes = p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 6 * BT
+                p_S_keeps_before_t = p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 7 * BT
+                p_d_C_q_hidden_1_scores_by_q_pre_2 = p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 8 * BT
+                p_q_k = p_rows + 15 * BT * F + 6 * BT * BT + 5 * BT * BV + 8 * BT
+                p_M_keeps_run_tj = p_rows + 15 * BT * F + 7 * BT * BT + 5 * BT * BV + 8 * BT
+                p_d_S_2_writes_by_S_2_next = p_rows + 15 * BT * F + 8 * BT * BT + 5 * BT * BV + 8 * BT
+                p_d_C_S_j_by_S_1_writes = p_rows + 15 * BT * F + 8 * BT * BT + 6 * BT * BV + 8 * BT
+                p_S_keeps_before_tj = p_rows + 15 * BT * F + 8 * BT * BT + 6 * BT * BV + 9 * BT
+                p_M_of_S_s = p_rows + 15 * BT * F + 9 * BT * BT + 6 * BT * BV + 9 * BT
+                p_C_q_hidden_1_scores_unscaled = p_rows + 15 * BT * F + 9 * BT * BT + 6 * BT * BV + 10 * BT
+                p_C_S_j = p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 10 * BT
+                p_C_M_j = p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 11 * BT
+                p_centred = p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 12 * BT
+                p_squares = p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 12 * BT
+                p_d_q_hidden_1_S_2 = p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 13 * BT
+                p_d_error_squares = p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 13 * BT
+                p_error_dot_centred = p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 14 * BT
+                p_d_error_centred = p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 15 * BT
+                p_error = p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 15 * BT
+                p_of_squares = p_rows + 15 * BT * F + 10 * BT * BT + 10 * BT * BV + 15 * BT
+                p_d_error = p_rows + 15 * BT * F + 10 * BT * BT + 10 * BT * BV + 16 * BT
+                p_error_squares = p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 16 * BT
+                p_d_pre_2 = p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 17 * BT
+                p_d_q_k = p_rows + 15 * BT * F + 10 * BT * BT + 12 * BT * BV + 17 * BT
+                p_d_prediction = p_rows + 15 * BT * F + 11 * BT * BT + 12 * BT * BV + 17 * BT
+                p_d_S_1_next_error_1 = p_rows + 15 * BT * F + 11 * BT * BT + 13 * BT * BV + 17 * BT
+                p_d_M_1_next_error_1 = p_rows + 15 * BT * F + 11 * BT * BT + 13 * BT * BV + 17 * BT + BT * BK
+                p_d_q_hidden_1_M_2 = p_rows + 15 * BT * F + 11 * BT * BT + 13 * BT * BV + 17 * BT + 2 * BT * BK
+                b_hidden_1_unscaled_M_2 = tl.zeros([BT, BV], tl.float32)
+                b_d_M_2_writes_by_M_2_next = tl.zeros([BT, BV], tl.float32)
+                b_d_R_M_S_by_M_2_next = 0.0
+                b_d_R_M_S_by_M_1_next = 0.0
+                b_d_M_keeps_run_all_by_M_2_next = 0.0
+                b_d_M_keeps_run_all_by_M_1_next = 0.0
+                b_d_S_2_writes_by_S_2_next = tl.zeros([BT, BV], tl.float32)
+                b_d_S_keeps_run_all_by_S_2_next = 0.0
+                b_d_S_keeps_run_all_by_S_1_next = 0.0
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -2316,31 +2211,39 @@ def reverse_kernel(
                     b_M_1 = tl.load(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_th = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
-                    tl.store(p_rows + (o_t[:, None] * F + o_h1[None, :]), b_x_th, mask=m_h1[None, :])
-                    b_x_th2 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0)
-                    tl.store(p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th2, mask=m_h1[None, :])
+                    b_pre_1 = _tile_dot(b_k.to(tl.float32), b_M_1, one, PREC)
+                    tl.store(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_pre_1, mask=m_h1[None, :])
+                    b_hidden_1_unscaled = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(
+                        p_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]),
+                        b_hidden_1_unscaled,
+                        mask=m_h1[None, :],
+                    )
                     b_M_2 = tl.load(
                         p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_tv2 = _tile_dot_add(b_x_tv2, b_x_th2, b_M_2, one, PREC)
-                    b_x_th11 = b_x_th * (tl.erf(b_x_th * 1.4142135623730951 / 2.0) + 1.0) / 2.0
-                    tl.store(p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th11, mask=m_h1[None, :])
+                    b_hidden_1_unscaled_M_2 = _tile_dot_add(
+                        b_hidden_1_unscaled_M_2, b_hidden_1_unscaled, b_M_2, one, PREC
+                    )
+                    b_hidden_1 = b_pre_1 * (tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) + 1.0) / 2.0
+                    tl.store(p_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), b_hidden_1, mask=m_h1[None, :])
                     b_d_M_2_next = tl.load(
                         p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_jv2 = _tile_dot_add(b_x_jv2, b_x_th11, b_d_M_2_next, one, PREC)
+                    b_d_M_2_writes_by_M_2_next = _tile_dot_add(
+                        b_d_M_2_writes_by_M_2_next, b_hidden_1, b_d_M_2_next, one, PREC
+                    )
                     b_S_2 = tl.load(
                         p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_hv = b_d_M_2_next * b_S_2
-                    b_sum += tl.sum(tl.sum(b_x_hv, 0), 0)
+                    b_d_M_2_next_S_2 = b_d_M_2_next * b_S_2
+                    b_d_R_M_S_by_M_2_next += tl.sum(tl.sum(b_d_M_2_next_S_2, 0), 0)
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
@@ -2349,80 +2252,69 @@ def reverse_kernel(
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_x_kh = b_d_M_1_next * b_S_1
-                    b_sum2 += tl.sum(tl.sum(b_x_kh, 0), 0)
-                    b_x_hv2 = b_d_M_2_next * b_M_2
-                    b_sum3 += tl.sum(tl.sum(b_x_hv2, 0), 0)
-                    b_x_kh2 = b_d_M_1_next * b_M_1
-                    b_sum4 += tl.sum(tl.sum(b_x_kh2, 0), 0)
+                    b_d_M_1_next_S_1 = b_d_M_1_next * b_S_1
+                    b_d_R_M_S_by_M_1_next += tl.sum(tl.sum(b_d_M_1_next_S_1, 0), 0)
+                    b_d_M_2_next_M_2 = b_d_M_2_next * b_M_2
+                    b_d_M_keeps_run_all_by_M_2_next += tl.sum(tl.sum(b_d_M_2_next_M_2, 0), 0)
+                    b_d_M_1_next_M_1 = b_d_M_1_next * b_M_1
+                    b_d_M_keeps_run_all_by_M_1_next += tl.sum(tl.sum(b_d_M_1_next_M_1, 0), 0)
                     b_d_S_2_next = tl.load(
                         p_d_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_jv6 = _tile_dot_add(b_x_jv6, b_x_th11, b_d_S_2_next, one, PREC)
-                    b_x_hv3 = b_d_S_2_next * b_S_2
-                    b_sum5 += tl.sum(tl.sum(b_x_hv3, 0), 0)
+                    b_d_S_2_writes_by_S_2_next = _tile_dot_add(
+                        b_d_S_2_writes_by_S_2_next, b_hidden_1, b_d_S_2_next, one, PREC
+                    )
+                    b_d_S_2_next_S_2 = b_d_S_2_next * b_S_2
+                    b_d_S_keeps_run_all_by_S_2_next += tl.sum(tl.sum(b_d_S_2_next_S_2, 0), 0)
                     b_d_S_1_next = tl.load(
                         p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_x_kh7 = b_d_S_1_next * b_S_1
-                    b_sum6 += tl.sum(tl.sum(b_x_kh7, 0), 0)
-                tl.store(
-                    p_rows + 15 * BT * F + 5 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_jv2,
-                )
-                tl.store(
-                    p_rows + 15 * BT * F + 8 * BT * BT + 5 * BT * BV + 8 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_jv6,
-                )
+                    b_d_S_1_next_S_1 = b_d_S_1_next * b_S_1
+                    b_d_S_keeps_run_all_by_S_1_next += tl.sum(tl.sum(b_d_S_1_next_S_1, 0), 0)
+                tl.store(p_d_M_2_writes_by_M_2_next + (o_t[:, None] * BV + o_v[None, :]), b_d_M_2_writes_by_M_2_next)
+                tl.store(p_d_S_2_writes_by_S_2_next + (o_t[:, None] * BV + o_v[None, :]), b_d_S_2_writes_by_S_2_next)
                 b_valid = m_t.to(tl.float32)
                 b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_x_t = tl.where(b_valid > 0, b_alpha, 1.0)
-                tl.store(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 4 * BT + o_t, b_x_t)
-                b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-                b_decay_tj = tl.where(
+                b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+                tl.store(p_M_keeps + o_t, b_M_keeps)
+                b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+                b_M_keeps_run_tj = tl.where(
                     o_t[:, None] >= o_t[None, :],
-                    _tile_product(b_x_t_e[:, None] - b_x_t_e[None, :], b_x_t_f[:, None] - b_x_t_f[None, :]),
-                    0.0,
-                )
-                tl.store(
-                    p_rows + 15 * BT * F + 7 * BT * BT + 5 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_decay_tj,
-                )
-                b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_x_t2 = -b_eta
-                b_x_t3 = tl.where(b_valid > 0, b_x_t2, 0.0)
-                tl.store(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 3 * BT + o_t, b_x_t3)
-                b_x_tj = b_decay_tj * b_x_t3[None, :]
-                b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-                b_x_t4 = tl.where(b_valid > 0, b_beta, 0.0)
-                tl.store(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 5 * BT + o_t, b_x_t4)
-                b_x_ts2 = b_decay_tj * b_x_t4[None, :]
-                b_x_t5 = tl.where(b_valid > 0, b_beta, 1.0)
-                tl.store(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 2 * BT + o_t, b_x_t5)
-                b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-                b_decay_tj2 = tl.where(
-                    o_t[:, None] > o_t[None, :],
                     _tile_product(
-                        (b_x_t5_e - b_x_t5_e1)[:, None] - b_x_t5_e[None, :],
-                        (b_x_t5_f - b_x_t5_f1)[:, None] - b_x_t5_f[None, :],
+                        b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]
                     ),
                     0.0,
                 )
-                tl.store(
-                    p_rows + 15 * BT * F + 8 * BT * BT + 6 * BT * BV + 9 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_decay_tj2,
+                tl.store(p_M_keeps_run_tj + (o_t[:, None] * BT + o_t[None, :]), b_M_keeps_run_tj)
+                b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_minus_eta = -b_eta
+                b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+                tl.store(p_rate + o_t, b_rate)
+                b_M_keeps_run_tj_rate = b_M_keeps_run_tj * b_rate[None, :]
+                b_beta = tl.load(beta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+                b_M_takes_S = tl.where(b_valid > 0, b_beta, 0.0)
+                tl.store(p_M_takes_S + o_t, b_M_takes_S)
+                b_M_of_S_ts = b_M_keeps_run_tj * b_M_takes_S[None, :]
+                b_S_keeps = tl.where(b_valid > 0, b_beta, 1.0)
+                tl.store(p_S_keeps + o_t, b_S_keeps)
+                b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+                b_S_keeps_before_tj = tl.where(
+                    o_t[:, None] > o_t[None, :],
+                    _tile_product(
+                        (b_S_keeps_e - b_S_keeps_e1)[:, None] - b_S_keeps_e[None, :],
+                        (b_S_keeps_f - b_S_keeps_f1)[:, None] - b_S_keeps_f[None, :],
+                    ),
+                    0.0,
                 )
-                b_x_tj2 = b_decay_tj2 * b_x_t3[None, :]
-                tl.store(
-                    p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj2,
-                )
-                b_x_tj4 = _tile_dot_add(b_x_tj, b_x_ts2, b_x_tj2, one, PREC)
-                tl.store(p_rows + 15 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj4)
+                tl.store(p_S_keeps_before_tj + (o_t[:, None] * BT + o_t[None, :]), b_S_keeps_before_tj)
+                b_C_S_before_tj = b_S_keeps_before_tj * b_rate[None, :]
+                tl.store(p_C_S_before_tj + (o_t[:, None] * BT + o_t[None, :]), b_C_S_before_tj)
+                b_C_M_tj = _tile_dot_add(b_M_keeps_run_tj_rate, b_M_of_S_ts, b_C_S_before_tj, one, PREC)
+                tl.store(p_C_M_tj + (o_t[:, None] * BT + o_t[None, :]), b_C_M_tj)
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
@@ -2430,78 +2322,71 @@ def reverse_kernel(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
                 b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-                tl.store(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 5 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_q_k,
-                )
-                b_x_tj5 = b_x_tj4 * b_q_k
-                tl.store(p_rows + 15 * BT * F + (o_t[:, None] * BT + o_t[None, :]), b_x_tj5)
-                b_x_tv3 = b_x_tv2 / 2.0
-                b_sum_t = tl.sum(b_x_tv2, 1)
-                b_x_t6 = b_sum_t / 2.0
-                b_x_tv4 = b_x_tv3 - b_x_t6[:, None] / 64.0
-                tl.store(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 12 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv4,
-                )
-                b_x_tv5 = b_x_tv4 * b_x_tv4
-                b_sum_t2 = tl.sum(b_x_tv5, 1)
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 12 * BT + o_t, b_sum_t2)
-                b_x_tv6 = b_x_tv4 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv7 = b_k.to(tl.float32) + b_x_tv6
+                tl.store(p_q_k + (o_t[:, None] * BT + o_t[None, :]), b_q_k)
+                b_C_q_k = b_C_M_tj * b_q_k
+                tl.store(p_C_q_k + (o_t[:, None] * BT + o_t[None, :]), b_C_q_k)
+                b_pre_2 = b_hidden_1_unscaled_M_2 / 2.0
+                b_hidden_1_unscaled_M_2_sum = tl.sum(b_hidden_1_unscaled_M_2, 1)
+                b_pre_2_sum = b_hidden_1_unscaled_M_2_sum / 2.0
+                b_centred = b_pre_2 - b_pre_2_sum[:, None] / 64.0
+                tl.store(p_centred + (o_t[:, None] * BV + o_v[None, :]), b_centred)
+                b_centred_squared = b_centred * b_centred
+                b_squares = tl.sum(b_centred_squared, 1)
+                tl.store(p_squares + o_t, b_squares)
+                b_normed = b_centred / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+                b_prediction = b_k.to(tl.float32) + b_normed
                 b_v = tl.load(
                     v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
                 ).to(IN)
-                b_x_tv9 = 2.0 * b_x_tv7 - 2.0 * b_v.to(tl.float32)
-                tl.store(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 15 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv9,
-                )
-                b_x_tv10 = b_x_tv9 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_t7 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 1.5)
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 10 * BT * BV + 15 * BT + o_t, b_x_t7)
-                b_x_tv11 = b_x_tv9 * b_x_tv4
-                b_sum_t3 = tl.sum(b_x_tv11, 1)
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 14 * BT + o_t, b_sum_t3)
-                b_x_t8 = -(b_x_t7 * b_sum_t3 / 128.0)
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 16 * BT + o_t, b_x_t8)
-                b_x_tv12 = 2.0 * b_x_t8[:, None] * b_x_tv4
-                b_x_tv13 = b_x_tv10 + b_x_tv12
-                b_sum_t4 = tl.sum(b_x_tv13, 1)
-                b_x_t9 = -(b_sum_t4 / 64.0)
-                b_x_tv14 = b_x_tv13 + b_x_t9[:, None]
-                tl.store(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv14)
-                b_decay_t2 = _tile_product((b_x_t5_e - b_x_t5_e1), (b_x_t5_f - b_x_t5_f1))
-                tl.store(p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 7 * BT + o_t, b_decay_t2)
-                b_x_t10 = tl.sum(b_x_ts2 * b_decay_t2[None, :], 1)
-                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t, b_x_t10)
-                b_decay_t = _tile_product(b_x_t_e, b_x_t_f)
-                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t, b_decay_t)
-                b_x_tj6 = tl.zeros([BT, BT], tl.float32)
-                b_x_tv17 = tl.zeros([BT, BV], tl.float32)
-                b_x_tv20 = tl.zeros([BT, BV], tl.float32)
-                b_sum_j2 = tl.zeros([BT], tl.float32)
-                b_sum_j4 = tl.zeros([BT], tl.float32)
+                b_error = 2.0 * b_prediction - 2.0 * b_v.to(tl.float32)
+                tl.store(p_error + (o_t[:, None] * BV + o_v[None, :]), b_error)
+                b_error_centred_by_normed = b_error / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+                b_of_squares = 1.0 / _pow((b_squares / 64.0 + 1e-05), 1.5)
+                tl.store(p_of_squares + o_t, b_of_squares)
+                b_error_centred_2 = b_error * b_centred
+                b_error_dot_centred = tl.sum(b_error_centred_2, 1)
+                tl.store(p_error_dot_centred + o_t, b_error_dot_centred)
+                b_error_squares = -(b_of_squares * b_error_dot_centred / 128.0)
+                tl.store(p_error_squares + o_t, b_error_squares)
+                b_error_centred_by_squares = 2.0 * b_error_squares[:, None] * b_centred
+                b_error_centred = b_error_centred_by_normed + b_error_centred_by_squares
+                b_error_centred_sum = tl.sum(b_error_centred, 1)
+                b_error_pre_2_sum = -(b_error_centred_sum / 64.0)
+                b_error_2 = b_error_centred + b_error_pre_2_sum[:, None]
+                tl.store(p_error_2 + (o_t[:, None] * BV + o_v[None, :]), b_error_2)
+                b_S_keeps_before_t = _tile_product((b_S_keeps_e - b_S_keeps_e1), (b_S_keeps_f - b_S_keeps_f1))
+                tl.store(p_S_keeps_before_t + o_t, b_S_keeps_before_t)
+                b_R_M_S_t = tl.sum(b_M_of_S_ts * b_S_keeps_before_t[None, :], 1)
+                tl.store(p_R_M_S_t + o_t, b_R_M_S_t)
+                b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+                tl.store(p_M_keeps_run_t + o_t, b_M_keeps_run_t)
+                b_q_hidden_1_unscaled_hidden_1 = tl.zeros([BT, BT], tl.float32)
+                b_q_hidden_1_unscaled_S_2 = tl.zeros([BT, BV], tl.float32)
+                b_q_hidden_1_unscaled_M_2 = tl.zeros([BT, BV], tl.float32)
+                b_d_C_M_j_by_M_1_writes = tl.zeros([BT], tl.float32)
+                b_d_C_S_j_by_S_1_writes = tl.zeros([BT], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_tv14 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
+                    b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
                     b_M_2 = tl.load(
                         p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_th3 = _tile_dot(b_x_tv14, tl.trans(b_M_2), one, PREC)
-                    tl.store(p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th3, mask=m_h1[None, :])
-                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th4 = b_x_th3 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                    b_error_hidden_1 = _tile_dot(b_error_2, tl.trans(b_M_2), one, PREC)
+                    tl.store(
+                        p_error_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), b_error_hidden_1, mask=m_h1[None, :]
+                    )
+                    b_pre_1 = tl.load(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_error_1 = b_error_hidden_1 * (
+                        b_pre_1 * 1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
-                    tl.store(p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th4, mask=m_h1[None, :])
+                    tl.store(p_error_1 + (o_t[:, None] * F + o_h1[None, :]), b_error_1, mask=m_h1[None, :])
                     b_q = tl.load(
                         q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                         mask=m_t[:, None] & m_k[None, :],
@@ -2513,31 +2398,39 @@ def reverse_kernel(
                         other=0.0,
                     )
                     b_q_S_1 = _tile_dot(b_q.to(tl.float32), b_S_1, one, PREC)
-                    tl.store(p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_q_S_1, mask=m_h1[None, :])
+                    tl.store(p_q_S_1 + (o_t[:, None] * F + o_h1[None, :]), b_q_S_1, mask=m_h1[None, :])
                     b_M_1 = tl.load(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
                     b_q_M_1 = _tile_dot(b_q.to(tl.float32), b_M_1, one, PREC)
-                    tl.store(p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_q_M_1, mask=m_h1[None, :])
-                    b_x_tj5 = tl.load(p_rows + 15 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_th6 = b_x_t10[:, None] * b_q_S_1
-                    b_x_th7 = b_decay_t[:, None] * b_q_M_1
-                    b_x_th8 = b_x_th6 + b_x_th7
-                    b_x_th9 = _tile_dot_add(b_x_th8, b_x_tj5, b_x_th4, one, PREC)
-                    tl.store(p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th9, mask=m_h1[None, :])
-                    b_x_th10 = b_x_th9 * (tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) + 1.0)
-                    tl.store(p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th10, mask=m_h1[None, :])
-                    b_x_th11 = tl.load(
-                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    tl.store(p_q_M_1 + (o_t[:, None] * F + o_h1[None, :]), b_q_M_1, mask=m_h1[None, :])
+                    b_C_q_k = tl.load(p_C_q_k + (o_t[:, None] * BT + o_t[None, :]))
+                    b_R_q_S_1 = b_R_M_S_t[:, None] * b_q_S_1
+                    b_R_q_M_1 = b_M_keeps_run_t[:, None] * b_q_M_1
+                    b_R_q_S_1_R_q_M_1 = b_R_q_S_1 + b_R_q_M_1
+                    b_q_pre_1 = _tile_dot_add(b_R_q_S_1_R_q_M_1, b_C_q_k, b_error_1, one, PREC)
+                    tl.store(p_q_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_q_pre_1, mask=m_h1[None, :])
+                    b_q_hidden_1_unscaled = b_q_pre_1 * (tl.erf(b_q_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                    tl.store(
+                        p_q_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]),
+                        b_q_hidden_1_unscaled,
+                        mask=m_h1[None, :],
                     )
-                    b_x_tj6 = _tile_dot_add(b_x_tj6, b_x_th10, tl.trans(b_x_th11), one, PREC)
+                    b_hidden_1 = tl.load(p_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_q_hidden_1_unscaled_hidden_1 = _tile_dot_add(
+                        b_q_hidden_1_unscaled_hidden_1, b_q_hidden_1_unscaled, tl.trans(b_hidden_1), one, PREC
+                    )
                     b_S_2 = tl.load(
                         p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_tv17 = _tile_dot_add(b_x_tv17, b_x_th10, b_S_2, one, PREC)
-                    b_x_tv20 = _tile_dot_add(b_x_tv20, b_x_th10, b_M_2, one, PREC)
+                    b_q_hidden_1_unscaled_S_2 = _tile_dot_add(
+                        b_q_hidden_1_unscaled_S_2, b_q_hidden_1_unscaled, b_S_2, one, PREC
+                    )
+                    b_q_hidden_1_unscaled_M_2 = _tile_dot_add(
+                        b_q_hidden_1_unscaled_M_2, b_q_hidden_1_unscaled, b_M_2, one, PREC
+                    )
                     b_k = tl.load(
                         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                         mask=m_t[:, None] & m_k[None, :],
@@ -2546,32 +2439,36 @@ def reverse_kernel(
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_k_d_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
+                    b_d_M_1_writes_by_M_1_next = _tile_dot(b_k.to(tl.float32), b_d_M_1_next, one, PREC)
                     tl.store(
-                        p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_k_d_M_1_next, mask=m_h1[None, :]
+                        p_d_M_1_writes_by_M_1_next + (o_t[:, None] * F + o_h1[None, :]),
+                        b_d_M_1_writes_by_M_1_next,
+                        mask=m_h1[None, :],
                     )
-                    b_x_jh3 = b_k_d_M_1_next * b_x_th4
-                    b_sum_j2 += tl.sum(b_x_jh3, 1)
+                    b_d_C_M_j_part_2 = b_d_M_1_writes_by_M_1_next * b_error_1
+                    b_d_C_M_j_by_M_1_writes += tl.sum(b_d_C_M_j_part_2, 1)
                     b_d_S_1_next = tl.load(
                         p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_k_d_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
+                    b_d_S_1_writes_by_S_1_next = _tile_dot(b_k.to(tl.float32), b_d_S_1_next, one, PREC)
                     tl.store(
-                        p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_k_d_S_1_next, mask=m_h1[None, :]
+                        p_d_S_1_writes_by_S_1_next + (o_t[:, None] * F + o_h1[None, :]),
+                        b_d_S_1_writes_by_S_1_next,
+                        mask=m_h1[None, :],
                     )
-                    b_x_jh17 = b_k_d_S_1_next * b_x_th4
-                    b_sum_j4 += tl.sum(b_x_jh17, 1)
-                tl.store(p_rows + 15 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]), b_x_tj6)
-                tl.store(p_rows + 15 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]), b_x_tv17)
+                    b_d_C_S_j_part_2 = b_d_S_1_writes_by_S_1_next * b_error_1
+                    b_d_C_S_j_by_S_1_writes += tl.sum(b_d_C_S_j_part_2, 1)
                 tl.store(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :]), b_x_tv20
+                    p_q_hidden_1_unscaled_hidden_1 + (o_t[:, None] * BT + o_t[None, :]), b_q_hidden_1_unscaled_hidden_1
                 )
-                tl.store(p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 6 * BT + o_t, b_sum_j2)
-                tl.store(p_rows + 15 * BT * F + 8 * BT * BT + 6 * BT * BV + 8 * BT + o_t, b_sum_j4)
-                b_x_jk3 = tl.zeros([BT, BK], tl.float32)
-                b_x_jk5 = tl.zeros([BT, BK], tl.float32)
+                tl.store(p_q_hidden_1_unscaled_S_2 + (o_t[:, None] * BV + o_v[None, :]), b_q_hidden_1_unscaled_S_2)
+                tl.store(p_q_hidden_1_unscaled_M_2 + (o_t[:, None] * BV + o_v[None, :]), b_q_hidden_1_unscaled_M_2)
+                tl.store(p_d_C_M_j_by_M_1_writes + o_t, b_d_C_M_j_by_M_1_writes)
+                tl.store(p_d_C_S_j_by_S_1_writes + o_t, b_d_C_S_j_by_S_1_writes)
+                b_d_S_1_next_error_1 = tl.zeros([BT, BK], tl.float32)
+                b_d_M_1_next_error_1 = tl.zeros([BT, BK], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
@@ -2582,428 +2479,393 @@ def reverse_kernel(
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_x_th4 = tl.load(
-                        p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_error_1 = tl.load(p_error_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_S_1_next_error_1 = _tile_dot_add(
+                        b_d_S_1_next_error_1, b_error_1, tl.trans(b_d_S_1_next), one, PREC
                     )
-                    b_x_jk3 = _tile_dot_add(b_x_jk3, b_x_th4, tl.trans(b_d_S_1_next), one, PREC)
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_jk5 = _tile_dot_add(b_x_jk5, b_x_th4, tl.trans(b_d_M_1_next), one, PREC)
-                tl.store(
-                    p_rows + 15 * BT * F + 11 * BT * BT + 13 * BT * BV + 17 * BT + (o_t[:, None] * BK + o_k[None, :]),
-                    b_x_jk3,
-                )
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 11 * BT * BT
-                    + 13 * BT * BV
-                    + 17 * BT
-                    + BT * BK
-                    + (o_t[:, None] * BK + o_k[None, :]),
-                    b_x_jk5,
-                )
-                b_decay_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t)
+                    b_d_M_1_next_error_1 = _tile_dot_add(
+                        b_d_M_1_next_error_1, b_error_1, tl.trans(b_d_M_1_next), one, PREC
+                    )
+                tl.store(p_d_S_1_next_error_1 + (o_t[:, None] * BK + o_k[None, :]), b_d_S_1_next_error_1)
+                tl.store(p_d_M_1_next_error_1 + (o_t[:, None] * BK + o_k[None, :]), b_d_M_1_next_error_1)
+                b_M_keeps_run_t = tl.load(p_M_keeps_run_t + o_t)
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     mask=m_t[:, None] & m_v[None, :],
                     other=0.0,
                 ).to(IN)
-                b_x_tj4 = tl.load(p_rows + 15 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj6 = tl.load(p_rows + 15 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj7 = b_x_tj4 * b_x_tj6
+                b_C_M_tj = tl.load(p_C_M_tj + (o_t[:, None] * BT + o_t[None, :]))
+                b_q_hidden_1_unscaled_hidden_1 = tl.load(
+                    p_q_hidden_1_unscaled_hidden_1 + (o_t[:, None] * BT + o_t[None, :])
+                )
+                b_C_q_hidden_1_scores_unscaled = b_C_M_tj * b_q_hidden_1_unscaled_hidden_1
                 tl.store(
-                    p_rows + 15 * BT * F + 9 * BT * BT + 6 * BT * BV + 10 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj7,
+                    p_C_q_hidden_1_scores_unscaled + (o_t[:, None] * BT + o_t[None, :]), b_C_q_hidden_1_scores_unscaled
                 )
-                b_x_tv14 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_tv15 = _tile_dot(b_x_tj7, b_x_tv14, one, PREC)
-                b_x_tv16 = b_x_tv15 / 2.0
-                b_x_t10 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t)
-                b_x_tv17 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_tv18 = b_x_tv17 / 2.0
-                b_x_tv19 = b_x_t10[:, None] * b_x_tv18
-                b_x_tv20 = tl.load(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv21 = b_x_tv20 / 2.0
-                b_x_tv22 = b_decay_t[:, None] * b_x_tv21
-                b_x_tv23 = b_x_tv19 + b_x_tv22
-                b_x_tv24 = b_x_tv16 + b_x_tv23
-                b_sum_t5 = tl.sum(b_x_tv24, 1)
-                b_x_tv25 = b_x_tv24 - b_sum_t5[:, None] / 64.0
-                b_x_tv26 = b_x_tv25 * b_x_tv25
-                b_sum_t6 = tl.sum(b_x_tv26, 1)
-                b_x_tv27 = b_d_y.to(tl.float32) / tl.sqrt_rn(b_sum_t6[:, None] / 64.0 + 1e-05)
-                b_x_t11 = 1.0 / _pow((b_sum_t6 / 64.0 + 1e-05), 1.5)
-                b_x_tv28 = b_d_y.to(tl.float32) * b_x_tv25
-                b_sum_t7 = tl.sum(b_x_tv28, 1)
-                b_x_t12 = -(b_x_t11 * b_sum_t7 / 128.0)
-                b_x_tv29 = 2.0 * b_x_t12[:, None] * b_x_tv25
-                b_x_tv30 = b_x_tv27 + b_x_tv29
-                b_sum_t8 = tl.sum(b_x_tv30, 1)
-                b_x_t13 = -(b_sum_t8 / 64.0)
-                b_x_tv31 = b_x_tv30 + b_x_t13[:, None]
+                b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_q_pre_2_part = _tile_dot(b_C_q_hidden_1_scores_unscaled, b_error_2, one, PREC)
+                b_q_pre_2_part_scaled = b_q_pre_2_part / 2.0
+                b_R_M_S_t = tl.load(p_R_M_S_t + o_t)
+                b_q_hidden_1_unscaled_S_2 = tl.load(p_q_hidden_1_unscaled_S_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_q_hidden_1_S_2 = b_q_hidden_1_unscaled_S_2 / 2.0
+                b_R_q_hidden_1_S_2 = b_R_M_S_t[:, None] * b_q_hidden_1_S_2
+                b_q_hidden_1_unscaled_M_2 = tl.load(p_q_hidden_1_unscaled_M_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_q_hidden_1_M_2 = b_q_hidden_1_unscaled_M_2 / 2.0
+                b_R_q_hidden_1_M_2 = b_M_keeps_run_t[:, None] * b_q_hidden_1_M_2
+                b_q_pre_2_part_2 = b_R_q_hidden_1_S_2 + b_R_q_hidden_1_M_2
+                b_q_pre_2 = b_q_pre_2_part_scaled + b_q_pre_2_part_2
+                b_q_pre_2_sum = tl.sum(b_q_pre_2, 1)
+                b_q_centred = b_q_pre_2 - b_q_pre_2_sum[:, None] / 64.0
+                b_q_centred_squared = b_q_centred * b_q_centred
+                b_q_squares = tl.sum(b_q_centred_squared, 1)
+                b_d_q_centred_by_q_normed = b_d_y.to(tl.float32) / tl.sqrt_rn(b_q_squares[:, None] / 64.0 + 1e-05)
+                b_of_q_squares = 1.0 / _pow((b_q_squares / 64.0 + 1e-05), 1.5)
+                b_d_y_q_centred = b_d_y.to(tl.float32) * b_q_centred
+                b_d_y_dot_q_centred = tl.sum(b_d_y_q_centred, 1)
+                b_d_q_squares = -(b_of_q_squares * b_d_y_dot_q_centred / 128.0)
+                b_d_q_centred_by_q_squares = 2.0 * b_d_q_squares[:, None] * b_q_centred
+                b_d_q_centred = b_d_q_centred_by_q_normed + b_d_q_centred_by_q_squares
+                b_d_q_centred_sum = tl.sum(b_d_q_centred, 1)
+                b_d_q_pre_2_sum = -(b_d_q_centred_sum / 64.0)
+                b_d_q_pre_2 = b_d_q_centred + b_d_q_pre_2_sum[:, None]
+                tl.store(p_d_q_pre_2 + (o_t[:, None] * BV + o_v[None, :]), b_d_q_pre_2)
+                b_d_C_q_hidden_1_scores_by_q_pre_2 = _tile_dot(b_d_q_pre_2, tl.trans(b_error_2), one, PREC)
                 tl.store(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv31,
+                    p_d_C_q_hidden_1_scores_by_q_pre_2 + (o_t[:, None] * BT + o_t[None, :]),
+                    b_d_C_q_hidden_1_scores_by_q_pre_2,
                 )
-                b_x_tj8 = _tile_dot(b_x_tv31, tl.trans(b_x_tv14), one, PREC)
-                tl.store(
-                    p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj8,
-                )
-                b_x_tj9 = b_x_tj8 * b_x_tj4
-                tl.store(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 4 * BT * BV + 2 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj9,
-                )
-                b_x_tk3 = tl.zeros([BT, BK], tl.float32)
-                b_x_tk5 = tl.zeros([BT, BK], tl.float32)
-                b_x_tj10 = tl.zeros([BT, BT], tl.float32)
-                b_sum_t10 = tl.zeros([BT], tl.float32)
-                b_sum_t12 = tl.zeros([BT], tl.float32)
+                b_d_q_hidden_1_scores = b_d_C_q_hidden_1_scores_by_q_pre_2 * b_C_M_tj
+                tl.store(p_d_q_hidden_1_scores + (o_t[:, None] * BT + o_t[None, :]), b_d_q_hidden_1_scores)
+                b_d_q_pre_1_M_1 = tl.zeros([BT, BK], tl.float32)
+                b_d_q_pre_1_S_1 = tl.zeros([BT, BK], tl.float32)
+                b_d_C_q_k_by_q_pre_1 = tl.zeros([BT, BT], tl.float32)
+                b_d_R_M_S_t_by_R_q_S_1 = tl.zeros([BT], tl.float32)
+                b_d_M_keeps_run_t_by_R_q_M_1 = tl.zeros([BT], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_tv31 = tl.load(
-                        p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + (o_t[:, None] * BV + o_v[None, :])
-                    )
+                    b_d_q_pre_2 = tl.load(p_d_q_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
                     b_M_2 = tl.load(
                         p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_th12 = _tile_dot(b_x_tv31, tl.trans(b_M_2), one, PREC)
-                    b_x_th13 = b_decay_t[:, None] * b_x_th12
+                    b_d_q_pre_2_M_2 = _tile_dot(b_d_q_pre_2, tl.trans(b_M_2), one, PREC)
+                    b_d_q_hidden_1_by_q_hidden_1_M_2 = b_M_keeps_run_t[:, None] * b_d_q_pre_2_M_2
                     b_S_2 = tl.load(
                         p_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_th14 = _tile_dot(b_x_tv31, tl.trans(b_S_2), one, PREC)
-                    b_x_th15 = b_x_t10[:, None] * b_x_th14
-                    b_x_tj9 = tl.load(
-                        p_rows + 15 * BT * F + 3 * BT * BT + 4 * BT * BV + 2 * BT + (o_t[:, None] * BT + o_t[None, :])
+                    b_d_q_pre_2_S_2 = _tile_dot(b_d_q_pre_2, tl.trans(b_S_2), one, PREC)
+                    b_d_q_hidden_1_by_q_hidden_1_S_2 = b_R_M_S_t[:, None] * b_d_q_pre_2_S_2
+                    b_d_q_hidden_1_scores = tl.load(p_d_q_hidden_1_scores + (o_t[:, None] * BT + o_t[None, :]))
+                    b_hidden_1 = tl.load(p_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_q_hidden_1_part = _tile_dot_add(
+                        b_d_q_hidden_1_by_q_hidden_1_S_2, b_d_q_hidden_1_scores, b_hidden_1, one, PREC
                     )
-                    b_x_th11 = tl.load(
-                        p_rows + 8 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th17 = _tile_dot_add(b_x_th15, b_x_tj9, b_x_th11, one, PREC)
-                    b_x_th18 = b_x_th13 + b_x_th17
-                    b_x_th9 = tl.load(
-                        p_rows + 6 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th19 = b_x_th18 * (
-                        b_x_th9 * 1.4142135623730951 * tl.exp(-(b_x_th9 * b_x_th9 / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th9 * 1.4142135623730951 / 2.0) / 2.0
+                    b_d_q_hidden_1 = b_d_q_hidden_1_by_q_hidden_1_M_2 + b_d_q_hidden_1_part
+                    b_q_pre_1 = tl.load(p_q_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_q_pre_1 = b_d_q_hidden_1 * (
+                        b_q_pre_1 * 1.4142135623730951 * tl.exp(-(b_q_pre_1 * b_q_pre_1 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_q_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
-                    tl.store(p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th19, mask=m_h1[None, :])
+                    tl.store(p_d_q_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_d_q_pre_1, mask=m_h1[None, :])
                     b_M_1 = tl.load(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_tk3 = _tile_dot_add(b_x_tk3, b_x_th19, tl.trans(b_M_1), one, PREC)
+                    b_d_q_pre_1_M_1 = _tile_dot_add(b_d_q_pre_1_M_1, b_d_q_pre_1, tl.trans(b_M_1), one, PREC)
                     b_S_1 = tl.load(
                         p_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_x_tk5 = _tile_dot_add(b_x_tk5, b_x_th19, tl.trans(b_S_1), one, PREC)
-                    b_x_th4 = tl.load(
-                        p_rows + 3 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_q_pre_1_S_1 = _tile_dot_add(b_d_q_pre_1_S_1, b_d_q_pre_1, tl.trans(b_S_1), one, PREC)
+                    b_error_1 = tl.load(p_error_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_C_q_k_by_q_pre_1 = _tile_dot_add(
+                        b_d_C_q_k_by_q_pre_1, b_d_q_pre_1, tl.trans(b_error_1), one, PREC
                     )
-                    b_x_tj10 = _tile_dot_add(b_x_tj10, b_x_th19, tl.trans(b_x_th4), one, PREC)
-                    b_q_S_1 = tl.load(
-                        p_rows + 4 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th20 = b_x_th19 * b_q_S_1
-                    b_sum_t10 += tl.sum(b_x_th20, 1)
-                    b_q_M_1 = tl.load(
-                        p_rows + 5 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_th21 = b_x_th19 * b_q_M_1
-                    b_sum_t12 += tl.sum(b_x_th21, 1)
-                b_x_t5 = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 2 * BT + o_t)
-                b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-                b_decay_j2 = _tile_product(tl.sum(b_x_t5_e1, 0) - b_x_t5_e, tl.sum(b_x_t5_f1, 0) - b_x_t5_f)
-                b_x_t3 = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 3 * BT + o_t)
-                b_x_j4 = b_decay_j2 * b_x_t3
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 10 * BT + o_t, b_x_j4)
-                b_x_t = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 4 * BT + o_t)
-                b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-                b_decay_j = _tile_product(tl.sum(b_x_t_e1, 0) - b_x_t_e, tl.sum(b_x_t_f1, 0) - b_x_t_f)
-                b_x_j5 = b_decay_j * b_x_t3
-                b_x_t4 = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 5 * BT + o_t)
-                b_x_s8 = b_decay_j * b_x_t4
-                tl.store(p_rows + 15 * BT * F + 9 * BT * BT + 6 * BT * BV + 9 * BT + o_t, b_x_s8)
-                b_x_tj2 = tl.load(
-                    p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BT + o_t[None, :])
+                    b_q_S_1 = tl.load(p_q_S_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_q_pre_1_q_S_1 = b_d_q_pre_1 * b_q_S_1
+                    b_d_R_M_S_t_by_R_q_S_1 += tl.sum(b_d_q_pre_1_q_S_1, 1)
+                    b_q_M_1 = tl.load(p_q_M_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_q_pre_1_q_M_1 = b_d_q_pre_1 * b_q_M_1
+                    b_d_M_keeps_run_t_by_R_q_M_1 += tl.sum(b_d_q_pre_1_q_M_1, 1)
+                b_S_keeps = tl.load(p_S_keeps + o_t)
+                b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+                b_S_keeps_run_j = _tile_product(
+                    tl.sum(b_S_keeps_e1, 0) - b_S_keeps_e, tl.sum(b_S_keeps_f1, 0) - b_S_keeps_f
                 )
-                b_x_j6 = tl.sum(b_x_s8[:, None] * b_x_tj2, 0)
-                b_x_j7 = b_x_j5 + b_x_j6
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 11 * BT + o_t, b_x_j7)
+                b_rate = tl.load(p_rate + o_t)
+                b_C_S_j = b_S_keeps_run_j * b_rate
+                tl.store(p_C_S_j + o_t, b_C_S_j)
+                b_M_keeps = tl.load(p_M_keeps + o_t)
+                b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+                b_M_keeps_run_j = _tile_product(
+                    tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f
+                )
+                b_M_keeps_run_j_rate = b_M_keeps_run_j * b_rate
+                b_M_takes_S = tl.load(p_M_takes_S + o_t)
+                b_M_of_S_s = b_M_keeps_run_j * b_M_takes_S
+                tl.store(p_M_of_S_s + o_t, b_M_of_S_s)
+                b_C_S_before_tj = tl.load(p_C_S_before_tj + (o_t[:, None] * BT + o_t[None, :]))
+                b_M_of_S_s_C_S_before_tj = tl.sum(b_M_of_S_s[:, None] * b_C_S_before_tj, 0)
+                b_C_M_j = b_M_keeps_run_j_rate + b_M_of_S_s_C_S_before_tj
+                tl.store(p_C_M_j + o_t, b_C_M_j)
                 b_d_y = tl.load(
                     d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     mask=m_t[:, None] & m_v[None, :],
                     other=0.0,
                 ).to(IN)
-                b_decay_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t)
-                b_x_tk4 = b_decay_t[:, None] * b_x_tk3
-                b_x_t10 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t)
-                b_x_tk6 = b_x_t10[:, None] * b_x_tk5
-                b_x_tj4 = tl.load(p_rows + 15 * BT * F + BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj11 = b_x_tj10 * b_x_tj4
-                tl.store(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 12 * BT * BV + 17 * BT + (o_t[:, None] * BT + o_t[None, :]),
-                    b_x_tj11,
-                )
+                b_M_keeps_run_t = tl.load(p_M_keeps_run_t + o_t)
+                b_d_q_by_q_M_1 = b_M_keeps_run_t[:, None] * b_d_q_pre_1_M_1
+                b_R_M_S_t = tl.load(p_R_M_S_t + o_t)
+                b_d_q_by_q_S_1 = b_R_M_S_t[:, None] * b_d_q_pre_1_S_1
+                b_C_M_tj = tl.load(p_C_M_tj + (o_t[:, None] * BT + o_t[None, :]))
+                b_d_q_k = b_d_C_q_k_by_q_pre_1 * b_C_M_tj
+                tl.store(p_d_q_k + (o_t[:, None] * BT + o_t[None, :]), b_d_q_k)
                 b_k = tl.load(
                     k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tk8 = _tile_dot_add(b_x_tk6, b_x_tj11, b_k.to(tl.float32), one, PREC)
-                b_x_tk9 = b_x_tk4 + b_x_tk8
-                b_x_tk10 = b_d_y.to(tl.float32) + b_x_tk9
+                b_d_q_by_q_S_1_d_q_by_q_k = _tile_dot_add(b_d_q_by_q_S_1, b_d_q_k, b_k.to(tl.float32), one, PREC)
+                b_d_q_2_part = b_d_q_by_q_M_1 + b_d_q_by_q_S_1_d_q_by_q_k
+                b_d_q_2 = b_d_y.to(tl.float32) + b_d_q_2_part
                 b_d_q_rows = tl.load(
                     d_q_rows + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                     mask=m_t[:, None] & m_k[None, :],
                     other=0.0,
                 )
-                b_d_q = b_x_tk10 + b_d_q_rows
+                b_d_q = b_d_q_2 + b_d_q_rows
                 tl.store(
                     d_q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                     b_d_q.to(d_q.dtype.element_ty),
                     mask=m_t[:, None] & m_k[None, :],
                 )
-                b_x_jv2 = tl.load(
-                    p_rows + 15 * BT * F + 5 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv14 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_jv3 = b_x_jv2 * b_x_tv14
-                b_sum_j = tl.sum(b_x_jv3, 1)
-                b_sum_j2 = tl.load(p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 6 * BT + o_t)
-                b_x_j2 = b_sum_j + b_sum_j2
-                b_x_j3 = b_x_j2 * b_x_t3
-                b_decay_tj3 = tl.where(
+                b_d_M_2_writes_by_M_2_next = tl.load(p_d_M_2_writes_by_M_2_next + (o_t[:, None] * BV + o_v[None, :]))
+                b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_C_M_j_part = b_d_M_2_writes_by_M_2_next * b_error_2
+                b_d_C_M_j_by_M_2_writes = tl.sum(b_d_C_M_j_part, 1)
+                b_d_C_M_j_by_M_1_writes = tl.load(p_d_C_M_j_by_M_1_writes + o_t)
+                b_d_C_M_j = b_d_C_M_j_by_M_2_writes + b_d_C_M_j_by_M_1_writes
+                b_d_M_keeps_run_j = b_d_C_M_j * b_rate
+                b_M_keeps_before_tj = tl.where(
                     o_t[:, None] > o_t[None, :],
                     _tile_product(
-                        (b_x_t_e - b_x_t_e1)[:, None] - b_x_t_e[None, :],
-                        (b_x_t_f - b_x_t_f1)[:, None] - b_x_t_f[None, :],
+                        (b_M_keeps_e - b_M_keeps_e1)[:, None] - b_M_keeps_e[None, :],
+                        (b_M_keeps_f - b_M_keeps_f1)[:, None] - b_M_keeps_f[None, :],
                     ),
                     0.0,
                 )
-                b_x_mj2 = b_x_j3[None, :] * b_decay_tj3
-                b_sum_m = tl.sum(b_x_mj2, 1)
-                b_x_m2 = b_decay_j * b_sum_m
-                b_x_s3 = tl.sum(b_x_j2[None, :] * b_x_tj2, 1)
-                b_x = b_sum + b_sum2
-                b_decay_t2 = tl.load(p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 7 * BT + o_t)
-                b_x_s4 = b_x * b_decay_t2
-                b_x_s5 = b_x_s3 + b_x_s4
-                b_x_s6 = b_x_s5 * b_x_t4
-                b_decay_sm = tl.where(
+                b_d_M_keeps_part = b_d_M_keeps_run_j[None, :] * b_M_keeps_before_tj
+                b_d_M_keeps_part_2 = tl.sum(b_d_M_keeps_part, 1)
+                b_d_M_keeps_by_M_keeps_run_j = b_M_keeps_run_j * b_d_M_keeps_part_2
+                b_d_M_of_S_s_by_C_M_j = tl.sum(b_d_C_M_j[None, :] * b_C_S_before_tj, 1)
+                b_d_R_M_S = b_d_R_M_S_by_M_2_next + b_d_R_M_S_by_M_1_next
+                b_S_keeps_before_t = tl.load(p_S_keeps_before_t + o_t)
+                b_d_M_of_S_s_by_R_M_S = b_d_R_M_S * b_S_keeps_before_t
+                b_d_M_of_S_s = b_d_M_of_S_s_by_C_M_j + b_d_M_of_S_s_by_R_M_S
+                b_d_M_keeps_run_s = b_d_M_of_S_s * b_M_takes_S
+                b_M_keeps_before_ms = tl.where(
                     o_t[None, :] > o_t[:, None],
                     _tile_product(
-                        (b_x_t_e - b_x_t_e1)[None, :] - b_x_t_e[:, None],
-                        (b_x_t_f - b_x_t_f1)[None, :] - b_x_t_f[:, None],
+                        (b_M_keeps_e - b_M_keeps_e1)[None, :] - b_M_keeps_e[:, None],
+                        (b_M_keeps_f - b_M_keeps_f1)[None, :] - b_M_keeps_f[:, None],
                     ),
                     0.0,
                 )
-                b_x_sm = b_x_s6[:, None] * b_decay_sm
-                b_sum_m2 = tl.sum(b_x_sm, 0)
-                b_x_m3 = b_decay_j * b_sum_m2
-                b_x2 = b_sum3 + b_sum4
-                b_x_m4 = b_decay_j * b_x2
-                b_decay_t3 = _tile_product((b_x_t_e - b_x_t_e1), (b_x_t_f - b_x_t_f1))
-                b_x_m6 = b_x_m4 * b_decay_t3
-                b_decay_tj = tl.load(
-                    p_rows + 15 * BT * F + 7 * BT * BT + 5 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :])
+                b_d_M_keeps_part_3 = b_d_M_keeps_run_s[:, None] * b_M_keeps_before_ms
+                b_d_M_keeps_part_4 = tl.sum(b_d_M_keeps_part_3, 0)
+                b_d_M_keeps_by_M_keeps_run_s = b_M_keeps_run_j * b_d_M_keeps_part_4
+                b_d_M_keeps_run_all = b_d_M_keeps_run_all_by_M_2_next + b_d_M_keeps_run_all_by_M_1_next
+                b_d_M_keeps_run_all_at_m = b_M_keeps_run_j * b_d_M_keeps_run_all
+                b_M_keeps_before_t = _tile_product((b_M_keeps_e - b_M_keeps_e1), (b_M_keeps_f - b_M_keeps_f1))
+                b_d_M_keeps_by_M_keeps_run_all = b_d_M_keeps_run_all_at_m * b_M_keeps_before_t
+                b_M_keeps_run_tj = tl.load(p_M_keeps_run_tj + (o_t[:, None] * BT + o_t[None, :]))
+                b_d_C_q_hidden_1_scores_by_q_pre_2 = tl.load(
+                    p_d_C_q_hidden_1_scores_by_q_pre_2 + (o_t[:, None] * BT + o_t[None, :])
                 )
-                b_x_tj8 = tl.load(
-                    p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :])
+                b_q_hidden_1_unscaled_hidden_1 = tl.load(
+                    p_q_hidden_1_unscaled_hidden_1 + (o_t[:, None] * BT + o_t[None, :])
                 )
-                b_x_tj6 = tl.load(p_rows + 15 * BT * F + 2 * BT * BT + BT * BV + (o_t[:, None] * BT + o_t[None, :]))
-                b_x_tj12 = b_x_tj6 / 2.0
-                b_x_tj13 = b_x_tj8 * b_x_tj12
-                b_q_k = tl.load(
-                    p_rows + 15 * BT * F + 6 * BT * BT + 5 * BT * BV + 8 * BT + (o_t[:, None] * BT + o_t[None, :])
+                b_q_hidden_1_scores = b_q_hidden_1_unscaled_hidden_1 / 2.0
+                b_d_C_M_tj_by_C_q_hidden_1_scores = b_d_C_q_hidden_1_scores_by_q_pre_2 * b_q_hidden_1_scores
+                b_q_k = tl.load(p_q_k + (o_t[:, None] * BT + o_t[None, :]))
+                b_d_C_M_tj_by_C_q_k = b_d_C_q_k_by_q_pre_1 * b_q_k
+                b_d_C_M_tj = b_d_C_M_tj_by_C_q_hidden_1_scores + b_d_C_M_tj_by_C_q_k
+                b_M_keeps_run_tj_d_C_M_tj = _tile_dot(tl.trans(b_M_keeps_run_tj), b_d_C_M_tj, one, PREC)
+                b_d_M_keeps_run_tj_at_m = b_rate[None, :] * b_M_keeps_run_tj_d_C_M_tj
+                b_d_M_keeps_part_5 = b_d_M_keeps_run_tj_at_m * b_M_keeps_before_tj
+                b_d_M_keeps_by_M_keeps_run_tj = tl.sum(b_d_M_keeps_part_5, 1)
+                b_d_q_pre_2 = tl.load(p_d_q_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_q_hidden_1_unscaled_S_2 = tl.load(p_q_hidden_1_unscaled_S_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_R_M_S_t_part = b_d_q_pre_2 * b_q_hidden_1_unscaled_S_2
+                b_d_R_M_S_t_part_2 = tl.sum(b_d_R_M_S_t_part, 1)
+                b_d_R_M_S_t_by_R_q_hidden_1_S_2 = b_d_R_M_S_t_part_2 / 2.0
+                b_d_R_M_S_t = b_d_R_M_S_t_by_R_q_hidden_1_S_2 + b_d_R_M_S_t_by_R_q_S_1
+                b_d_M_of_S_ts_by_R_M_S_t = b_d_R_M_S_t[:, None] * b_S_keeps_before_t[None, :]
+                b_d_M_of_S_ts = _tile_dot_add(
+                    b_d_M_of_S_ts_by_R_M_S_t, b_d_C_M_tj, tl.trans(b_C_S_before_tj), one, PREC
                 )
-                b_x_tj14 = b_x_tj10 * b_q_k
-                b_x_tj15 = b_x_tj13 + b_x_tj14
-                b_x_mj3 = _tile_dot(tl.trans(b_decay_tj), b_x_tj15, one, PREC)
-                b_x_mj4 = b_x_t3[None, :] * b_x_mj3
-                b_x_mj5 = b_x_mj4 * b_decay_tj3
-                b_sum_m3 = tl.sum(b_x_mj5, 1)
-                b_x_tv31 = tl.load(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + (o_t[:, None] * BV + o_v[None, :])
+                b_M_keeps_run_tj_d_M_of_S_ts = _tile_dot(tl.trans(b_d_M_of_S_ts), b_M_keeps_run_tj, one, PREC)
+                b_d_M_keeps_run_ts_at_m = b_M_takes_S[:, None] * b_M_keeps_run_tj_d_M_of_S_ts
+                b_d_M_keeps_part_6 = b_d_M_keeps_run_ts_at_m * b_M_keeps_before_ms
+                b_d_M_keeps_by_M_keeps_run_ts = tl.sum(b_d_M_keeps_part_6, 0)
+                b_q_hidden_1_unscaled_M_2 = tl.load(p_q_hidden_1_unscaled_M_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_M_keeps_run_t_part = b_d_q_pre_2 * b_q_hidden_1_unscaled_M_2
+                b_d_M_keeps_run_t_part_2 = tl.sum(b_d_M_keeps_run_t_part, 1)
+                b_d_M_keeps_run_t_by_R_q_hidden_1_M_2 = b_d_M_keeps_run_t_part_2 / 2.0
+                b_d_M_keeps_run_t = b_d_M_keeps_run_t_by_R_q_hidden_1_M_2 + b_d_M_keeps_run_t_by_R_q_M_1
+                b_d_M_keeps_run_t_at_m = tl.sum(b_M_keeps_run_tj * b_d_M_keeps_run_t[:, None], 0)
+                b_d_M_keeps_by_M_keeps_run_t = b_d_M_keeps_run_t_at_m * b_M_keeps_before_t
+                b_d_M_keeps = (
+                    b_d_M_keeps_by_M_keeps_run_j
+                    + b_d_M_keeps_by_M_keeps_run_s
+                    + b_d_M_keeps_by_M_keeps_run_all
+                    + b_d_M_keeps_by_M_keeps_run_tj
+                    + b_d_M_keeps_by_M_keeps_run_ts
+                    + b_d_M_keeps_by_M_keeps_run_t
                 )
-                b_x_tv17 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + BT * BV + (o_t[:, None] * BV + o_v[None, :]))
-                b_x_tv32 = b_x_tv31 * b_x_tv17
-                b_sum_t9 = tl.sum(b_x_tv32, 1)
-                b_x_t18 = b_sum_t9 / 2.0
-                b_x_t19 = b_x_t18 + b_sum_t10
-                b_x_ts4 = b_x_t19[:, None] * b_decay_t2[None, :]
-                b_x_ts5 = _tile_dot_add(b_x_ts4, b_x_tj15, tl.trans(b_x_tj2), one, PREC)
-                b_x_sm2 = _tile_dot(tl.trans(b_x_ts5), b_decay_tj, one, PREC)
-                b_x_sm3 = b_x_t4[:, None] * b_x_sm2
-                b_x_sm4 = b_x_sm3 * b_decay_sm
-                b_sum_m4 = tl.sum(b_x_sm4, 0)
-                b_x_tv20 = tl.load(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv33 = b_x_tv31 * b_x_tv20
-                b_sum_t11 = tl.sum(b_x_tv33, 1)
-                b_x_t21 = b_sum_t11 / 2.0
-                b_x_t22 = b_x_t21 + b_sum_t12
-                b_x_m7 = tl.sum(b_decay_tj * b_x_t22[:, None], 0)
-                b_x_m8 = b_x_m7 * b_decay_t3
-                b_x_t24 = b_x_m2 + b_x_m3 + b_x_m6 + b_sum_m3 + b_sum_m4 + b_x_m8
                 b_valid = m_t.to(tl.float32)
-                b_d_alpha = b_x_t24 * tl.where(b_valid > 0, 1.0, 0.0)
+                b_d_alpha = b_d_M_keeps * tl.where(b_valid > 0, 1.0, 0.0)
                 tl.store(d_alpha + i_row + o_t * H, b_d_alpha, mask=m_t)
-                b_x_jv6 = tl.load(
-                    p_rows + 15 * BT * F + 8 * BT * BT + 5 * BT * BV + 8 * BT + (o_t[:, None] * BV + o_v[None, :])
+                b_d_S_2_writes_by_S_2_next = tl.load(p_d_S_2_writes_by_S_2_next + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_C_S_j_part = b_d_S_2_writes_by_S_2_next * b_error_2
+                b_d_C_S_j_by_S_2_writes = tl.sum(b_d_C_S_j_part, 1)
+                b_d_C_S_j_by_S_1_writes = tl.load(p_d_C_S_j_by_S_1_writes + o_t)
+                b_d_C_S_j = b_d_C_S_j_by_S_2_writes + b_d_C_S_j_by_S_1_writes
+                b_d_S_keeps_run_j = b_d_C_S_j * b_rate
+                b_S_keeps_before_tj = tl.load(p_S_keeps_before_tj + (o_t[:, None] * BT + o_t[None, :]))
+                b_d_S_keeps_part = b_d_S_keeps_run_j[None, :] * b_S_keeps_before_tj
+                b_d_S_keeps_part_2 = tl.sum(b_d_S_keeps_part, 1)
+                b_d_S_keeps_by_S_keeps_run_j = b_S_keeps_run_j * b_d_S_keeps_part_2
+                b_d_S_keeps_run_all = b_d_S_keeps_run_all_by_S_2_next + b_d_S_keeps_run_all_by_S_1_next
+                b_d_S_keeps_run_all_at_m = b_S_keeps_run_j * b_d_S_keeps_run_all
+                b_d_S_keeps_by_S_keeps_run_all = b_d_S_keeps_run_all_at_m * b_S_keeps_before_t
+                b_d_C_S_before_tj_by_C_M_j = b_M_of_S_s[:, None] * b_d_C_M_j[None, :]
+                b_M_keeps_run_tj_d_C_M_tj_2 = _tile_dot(tl.trans(b_M_keeps_run_tj), b_d_C_M_tj, one, PREC)
+                b_d_C_S_before_tj_by_C_M_tj = b_M_takes_S[:, None] * b_M_keeps_run_tj_d_C_M_tj_2
+                b_d_C_S_before_tj = b_d_C_S_before_tj_by_C_M_j + b_d_C_S_before_tj_by_C_M_tj
+                b_d_S_keeps_part_3 = _tile_dot(tl.trans(b_S_keeps_before_tj), b_d_C_S_before_tj, one, PREC)
+                b_d_S_keeps_before_tj_at_m = b_rate[None, :] * b_d_S_keeps_part_3
+                b_d_S_keeps_part_4 = b_d_S_keeps_before_tj_at_m * b_S_keeps_before_tj
+                b_d_S_keeps_by_S_keeps_before_tj = tl.sum(b_d_S_keeps_part_4, 1)
+                b_d_S_keeps_before_t_by_R_M_S = b_M_of_S_s * b_d_R_M_S
+                b_M_keeps_run_tj_d_R_M_S_t = tl.sum(b_M_keeps_run_tj * b_d_R_M_S_t[:, None], 0)
+                b_d_S_keeps_before_t_by_R_M_S_t = b_M_takes_S * b_M_keeps_run_tj_d_R_M_S_t
+                b_d_S_keeps_before_t = b_d_S_keeps_before_t_by_R_M_S + b_d_S_keeps_before_t_by_R_M_S_t
+                b_d_S_keeps_before_t_at_m = tl.sum(b_S_keeps_before_tj * b_d_S_keeps_before_t[:, None], 0)
+                b_d_S_keeps_by_S_keeps_before_t = b_d_S_keeps_before_t_at_m * b_S_keeps_before_t
+                b_d_S_keeps = (
+                    b_d_S_keeps_by_S_keeps_run_j
+                    + b_d_S_keeps_by_S_keeps_run_all
+                    + b_d_S_keeps_by_S_keeps_before_tj
+                    + b_d_S_keeps_by_S_keeps_before_t
                 )
-                b_x_jv11 = b_x_jv6 * b_x_tv14
-                b_sum_j3 = tl.sum(b_x_jv11, 1)
-                b_sum_j4 = tl.load(p_rows + 15 * BT * F + 8 * BT * BT + 6 * BT * BV + 8 * BT + o_t)
-                b_x_j8 = b_sum_j3 + b_sum_j4
-                b_x_j9 = b_x_j8 * b_x_t3
-                b_decay_tj2 = tl.load(
-                    p_rows + 15 * BT * F + 8 * BT * BT + 6 * BT * BV + 9 * BT + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_x_mj7 = b_x_j9[None, :] * b_decay_tj2
-                b_sum_m5 = tl.sum(b_x_mj7, 1)
-                b_x_m10 = b_decay_j2 * b_sum_m5
-                b_x3 = b_sum5 + b_sum6
-                b_x_m11 = b_decay_j2 * b_x3
-                b_x_m13 = b_x_m11 * b_decay_t2
-                b_x_sj2 = b_x_s8[:, None] * b_x_j2[None, :]
-                b_x_sj3 = _tile_dot(tl.trans(b_decay_tj), b_x_tj15, one, PREC)
-                b_x_sj4 = b_x_t4[:, None] * b_x_sj3
-                b_x_sj5 = b_x_sj2 + b_x_sj4
-                b_x_mj8 = _tile_dot(tl.trans(b_decay_tj2), b_x_sj5, one, PREC)
-                b_x_mj9 = b_x_t3[None, :] * b_x_mj8
-                b_x_mj10 = b_x_mj9 * b_decay_tj2
-                b_sum_m6 = tl.sum(b_x_mj10, 1)
-                b_x_s9 = b_x_s8 * b_x
-                b_x_s10 = tl.sum(b_decay_tj * b_x_t19[:, None], 0)
-                b_x_s11 = b_x_t4 * b_x_s10
-                b_x_s12 = b_x_s9 + b_x_s11
-                b_x_m14 = tl.sum(b_decay_tj2 * b_x_s12[:, None], 0)
-                b_x_m15 = b_x_m14 * b_decay_t2
-                b_x_t37 = b_x_m10 + b_x_m13 + b_sum_m6 + b_x_m15
-                b_x_t38 = b_x_t37 * tl.where(b_valid > 0, 1.0, 0.0)
-                b_x_s13 = b_x_s5 * b_decay_j
-                b_x_ts6 = b_x_ts5 * b_decay_tj
-                b_sum_s = tl.sum(b_x_ts6, 0)
-                b_x_s14 = b_x_s13 + b_sum_s
-                b_x_t40 = b_x_s14 * tl.where(b_valid > 0, 1.0, 0.0)
-                b_d_beta = b_x_t38 + b_x_t40
+                b_d_beta_by_S_keeps = b_d_S_keeps * tl.where(b_valid > 0, 1.0, 0.0)
+                b_d_M_takes_S_by_M_of_S_s = b_d_M_of_S_s * b_M_keeps_run_j
+                b_d_M_of_S_ts_M_keeps_run_tj = b_d_M_of_S_ts * b_M_keeps_run_tj
+                b_d_M_takes_S_by_M_of_S_ts = tl.sum(b_d_M_of_S_ts_M_keeps_run_tj, 0)
+                b_d_M_takes_S = b_d_M_takes_S_by_M_of_S_s + b_d_M_takes_S_by_M_of_S_ts
+                b_d_beta_by_M_takes_S = b_d_M_takes_S * tl.where(b_valid > 0, 1.0, 0.0)
+                b_d_beta = b_d_beta_by_S_keeps + b_d_beta_by_M_takes_S
                 tl.store(d_beta + i_row + o_t * H, b_d_beta, mask=m_t)
-                b_x_j10 = b_x_j2 * b_decay_j
-                b_x_j11 = b_x_j8 * b_decay_j2
-                b_x_tj17 = b_x_sj5 * b_decay_tj2
-                b_sum_j5 = tl.sum(b_x_tj17, 0)
-                b_x_tj18 = b_x_tj15 * b_decay_tj
-                b_sum_j6 = tl.sum(b_x_tj18, 0)
-                b_x_j12 = b_x_j10 + b_x_j11 + b_sum_j5 + b_sum_j6
-                b_x_t42 = b_x_j12 * tl.where(b_valid > 0, 1.0, 0.0)
-                b_d_eta = -b_x_t42
+                b_d_rate_by_C_M_j = b_d_C_M_j * b_M_keeps_run_j
+                b_d_rate_by_C_S_j = b_d_C_S_j * b_S_keeps_run_j
+                b_d_rate_part = b_d_C_S_before_tj * b_S_keeps_before_tj
+                b_d_rate_by_C_S_before_tj = tl.sum(b_d_rate_part, 0)
+                b_d_C_M_tj_M_keeps_run_tj = b_d_C_M_tj * b_M_keeps_run_tj
+                b_d_rate_by_C_M_tj = tl.sum(b_d_C_M_tj_M_keeps_run_tj, 0)
+                b_d_rate = b_d_rate_by_C_M_j + b_d_rate_by_C_S_j + b_d_rate_by_C_S_before_tj + b_d_rate_by_C_M_tj
+                b_d_rate_valid = b_d_rate * tl.where(b_valid > 0, 1.0, 0.0)
+                b_d_eta = -b_d_rate_valid
                 tl.store(d_eta + i_row + o_t * H, b_d_eta, mask=m_t)
-                b_x_tv35 = tl.zeros([BT, BV], tl.float32)
+                b_d_error_2_by_error_hidden_1 = tl.zeros([BT, BV], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_tj5 = tl.load(p_rows + 15 * BT * F + (o_t[:, None] * BT + o_t[None, :]))
-                    b_x_th19 = tl.load(
-                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_C_q_k = tl.load(p_C_q_k + (o_t[:, None] * BT + o_t[None, :]))
+                    b_d_q_pre_1 = tl.load(
+                        p_d_q_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_k_d_S_1_next = tl.load(
-                        p_rows + 11 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_S_1_writes_by_S_1_next = tl.load(
+                        p_d_S_1_writes_by_S_1_next + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_jh5 = b_k_d_S_1_next * b_x_j4[:, None]
-                    b_k_d_M_1_next = tl.load(
-                        p_rows + 10 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_error_1_by_S_1_writes = b_d_S_1_writes_by_S_1_next * b_C_S_j[:, None]
+                    b_d_M_1_writes_by_M_1_next = tl.load(
+                        p_d_M_1_writes_by_M_1_next + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_jh6 = b_k_d_M_1_next * b_x_j7[:, None]
-                    b_x_jh7 = b_x_jh5 + b_x_jh6
-                    b_x_jh8 = _tile_dot_add(b_x_jh7, tl.trans(b_x_tj5), b_x_th19, one, PREC)
-                    tl.store(p_rows + 12 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_jh8, mask=m_h1[None, :])
-                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th26 = b_x_jh8 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                    b_d_error_1_by_M_1_writes = b_d_M_1_writes_by_M_1_next * b_C_M_j[:, None]
+                    b_d_error_1_part = b_d_error_1_by_S_1_writes + b_d_error_1_by_M_1_writes
+                    b_d_error_1 = _tile_dot_add(b_d_error_1_part, tl.trans(b_C_q_k), b_d_q_pre_1, one, PREC)
+                    tl.store(p_d_error_1 + (o_t[:, None] * F + o_h1[None, :]), b_d_error_1, mask=m_h1[None, :])
+                    b_pre_1 = tl.load(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_error_hidden_1 = b_d_error_1 * (
+                        b_pre_1 * 1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
-                    tl.store(p_rows + 13 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th26, mask=m_h1[None, :])
+                    tl.store(
+                        p_d_error_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), b_d_error_hidden_1, mask=m_h1[None, :]
+                    )
                     b_M_2 = tl.load(
                         p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_tv35 = _tile_dot_add(b_x_tv35, b_x_th26, b_M_2, one, PREC)
-                b_x_t10 = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 2 * BT * BV + o_t)
-                b_x_t5 = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 2 * BT + o_t)
-                b_x_t5_e, b_x_t5_f, b_x_t5_e1, b_x_t5_f1 = _tile_runs(b_x_t5)
-                b_decay_all2 = _tile_product(tl.sum(b_x_t5_e1, 0), tl.sum(b_x_t5_f1, 0))
-                b_x_s8 = tl.load(p_rows + 15 * BT * F + 9 * BT * BT + 6 * BT * BV + 9 * BT + o_t)
-                b_decay_t2 = tl.load(p_rows + 15 * BT * F + 5 * BT * BT + 5 * BT * BV + 7 * BT + o_t)
-                b_x4 = tl.sum(b_x_s8 * b_decay_t2, 0)
-                b_x_tv31 = tl.load(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + (o_t[:, None] * BV + o_v[None, :])
+                    b_d_error_2_by_error_hidden_1 = _tile_dot_add(
+                        b_d_error_2_by_error_hidden_1, b_d_error_hidden_1, b_M_2, one, PREC
+                    )
+                b_R_M_S_t = tl.load(p_R_M_S_t + o_t)
+                b_S_keeps = tl.load(p_S_keeps + o_t)
+                b_S_keeps_e, b_S_keeps_f, b_S_keeps_e1, b_S_keeps_f1 = _tile_runs(b_S_keeps)
+                b_S_keeps_run_all = _tile_product(tl.sum(b_S_keeps_e1, 0), tl.sum(b_S_keeps_f1, 0))
+                b_M_of_S_s = tl.load(p_M_of_S_s + o_t)
+                b_S_keeps_before_t = tl.load(p_S_keeps_before_t + o_t)
+                b_R_M_S = tl.sum(b_M_of_S_s * b_S_keeps_before_t, 0)
+                b_d_q_pre_2 = tl.load(p_d_q_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_q_hidden_1_S_2 = b_d_q_pre_2 * b_R_M_S_t[:, None]
+                tl.store(p_d_q_hidden_1_S_2 + (o_t[:, None] * BV + o_v[None, :]), b_d_q_hidden_1_S_2)
+                b_C_q_hidden_1_scores_unscaled = tl.load(
+                    p_C_q_hidden_1_scores_unscaled + (o_t[:, None] * BT + o_t[None, :])
                 )
-                b_x_tv55 = b_x_tv31 * b_x_t10[:, None]
-                tl.store(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 13 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv55,
+                b_d_error_2_part = _tile_dot(tl.trans(b_C_q_hidden_1_scores_unscaled), b_d_q_pre_2, one, PREC)
+                b_d_error_2_by_q_pre_2 = b_d_error_2_part / 2.0
+                b_d_S_2_writes_by_S_2_next = tl.load(p_d_S_2_writes_by_S_2_next + (o_t[:, None] * BV + o_v[None, :]))
+                b_C_S_j = tl.load(p_C_S_j + o_t)
+                b_d_error_2_by_S_2_writes = b_d_S_2_writes_by_S_2_next * b_C_S_j[:, None]
+                b_d_M_2_writes_by_M_2_next = tl.load(p_d_M_2_writes_by_M_2_next + (o_t[:, None] * BV + o_v[None, :]))
+                b_C_M_j = tl.load(p_C_M_j + o_t)
+                b_d_error_2_by_M_2_writes = b_d_M_2_writes_by_M_2_next * b_C_M_j[:, None]
+                b_d_error_2_part_2 = b_d_error_2_by_S_2_writes + b_d_error_2_by_M_2_writes
+                b_d_error_2_j = b_d_error_2_by_q_pre_2 + b_d_error_2_part_2
+                b_d_error_2 = b_d_error_2_j + b_d_error_2_by_error_hidden_1
+                b_d_error_pre_2_sum = tl.sum(b_d_error_2, 1)
+                b_d_error_centred_by_error_pre_2_sum = (-(b_d_error_pre_2_sum[:, None] / 64.0)) + tl.zeros(
+                    [BT, BV], tl.float32
                 )
-                b_x_tj7 = tl.load(
-                    p_rows + 15 * BT * F + 9 * BT * BT + 6 * BT * BV + 10 * BT + (o_t[:, None] * BT + o_t[None, :])
+                b_d_error_centred = b_d_error_centred_by_error_pre_2_sum + b_d_error_2
+                tl.store(p_d_error_centred + (o_t[:, None] * BV + o_v[None, :]), b_d_error_centred)
+                b_centred = tl.load(p_centred + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_error_squares_unscaled = b_d_error_centred * b_centred
+                b_d_error_centred_dot_centred = tl.sum(b_d_error_squares_unscaled, 1)
+                b_d_error_squares = 2.0 * b_d_error_centred_dot_centred
+                tl.store(p_d_error_squares + o_t, b_d_error_squares)
+                b_squares = tl.load(p_squares + o_t)
+                b_d_error_by_error_squares = -(
+                    b_d_error_squares[:, None] * b_centred / (128.0 * _pow((b_squares[:, None] / 64.0 + 1e-05), 1.5))
                 )
-                b_x_jv4 = _tile_dot(tl.trans(b_x_tj7), b_x_tv31, one, PREC)
-                b_x_jv5 = b_x_jv4 / 2.0
-                b_x_jv6 = tl.load(
-                    p_rows + 15 * BT * F + 8 * BT * BT + 5 * BT * BV + 8 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_j4 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 10 * BT + o_t)
-                b_x_jv7 = b_x_jv6 * b_x_j4[:, None]
-                b_x_jv2 = tl.load(
-                    p_rows + 15 * BT * F + 5 * BT * BT + 4 * BT * BV + 6 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_j7 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 11 * BT + o_t)
-                b_x_jv8 = b_x_jv2 * b_x_j7[:, None]
-                b_x_jv9 = b_x_jv7 + b_x_jv8
-                b_x_jv10 = b_x_jv5 + b_x_jv9
-                b_x_tv36 = b_x_jv10 + b_x_tv35
-                b_sum_t13 = tl.sum(b_x_tv36, 1)
-                b_x_tv37 = (-(b_sum_t13[:, None] / 64.0)) + tl.zeros([BT, BV], tl.float32)
-                b_x_tv38 = b_x_tv37 + b_x_tv36
-                tl.store(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 15 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv38,
-                )
-                b_x_tv4 = tl.load(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 12 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv39 = b_x_tv38 * b_x_tv4
-                b_sum_t14 = tl.sum(b_x_tv39, 1)
-                b_x_t25 = 2.0 * b_sum_t14
-                tl.store(p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 13 * BT + o_t, b_x_t25)
-                b_sum_t2 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 12 * BT + o_t)
-                b_x_tv41 = -(b_x_t25[:, None] * b_x_tv4 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
-                b_x_tv42 = b_x_tv38 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv43 = b_x_tv41 + b_x_tv42
-                tl.store(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 10 * BT * BV + 16 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv43,
-                )
-                b_d_v = -(2.0 * b_x_tv43)
+                b_d_error_by_error_centred_by_normed = b_d_error_centred / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+                b_d_error = b_d_error_by_error_squares + b_d_error_by_error_centred_by_normed
+                tl.store(p_d_error + (o_t[:, None] * BV + o_v[None, :]), b_d_error)
+                b_d_v = -(2.0 * b_d_error)
                 tl.store(
                     d_v + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
                     b_d_v.to(d_v.dtype.element_ty),
@@ -3019,223 +2881,177 @@ def reverse_kernel(
                         mask=m_t[:, None] & m_k[None, :],
                         other=0.0,
                     ).to(IN)
-                    b_x_th19 = tl.load(
-                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_q_pre_1 = tl.load(
+                        p_d_q_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th31 = b_x_th19 * b_x_t10[:, None]
+                    b_d_q_S_1 = b_d_q_pre_1 * b_R_M_S_t[:, None]
                     b_d_S_1_next = tl.load(
                         p_d_next + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
                         mask=m_k[:, None] & m_h1[None, :],
                         other=0.0,
                     )
-                    b_x_kh9 = b_d_S_1_next * b_decay_all2
+                    b_d_S_1_by_S_1_next = b_d_S_1_next * b_S_keeps_run_all
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_kh10 = b_d_M_1_next * b_x4
-                    b_x_kh11 = b_x_kh9 + b_x_kh10
-                    b_d_S_1 = _tile_dot_add(b_x_kh11, tl.trans(b_q.to(tl.float32)), b_x_th31, one, PREC)
+                    b_d_S_1_by_M_1_next = b_d_M_1_next * b_R_M_S
+                    b_d_S_1_part = b_d_S_1_by_S_1_next + b_d_S_1_by_M_1_next
+                    b_d_S_1 = _tile_dot_add(b_d_S_1_part, tl.trans(b_q.to(tl.float32)), b_d_q_S_1, one, PREC)
                     tl.store(
                         p_d_state + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]),
                         b_d_S_1,
                         mask=m_k[:, None] & m_h1[None, :],
                     )
-                    b_x_th10 = tl.load(
-                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_q_hidden_1_unscaled = tl.load(
+                        p_q_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_tv55 = tl.load(
-                        p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 13 * BT + (o_t[:, None] * BV + o_v[None, :])
-                    )
-                    b_x_hv12 = _tile_dot(tl.trans(b_x_th10), b_x_tv55, one, PREC)
-                    b_x_hv13 = b_x_hv12 / 2.0
+                    b_d_q_hidden_1_S_2 = tl.load(p_d_q_hidden_1_S_2 + (o_t[:, None] * BV + o_v[None, :]))
+                    b_d_S_2_part = _tile_dot(tl.trans(b_q_hidden_1_unscaled), b_d_q_hidden_1_S_2, one, PREC)
+                    b_d_S_2_by_q_hidden_1_S_2 = b_d_S_2_part / 2.0
                     b_d_S_2_next = tl.load(
                         p_d_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_hv14 = b_d_S_2_next * b_decay_all2
+                    b_d_S_2_by_S_2_next = b_d_S_2_next * b_S_keeps_run_all
                     b_d_M_2_next = tl.load(
                         p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_hv15 = b_d_M_2_next * b_x4
-                    b_x_hv16 = b_x_hv14 + b_x_hv15
-                    b_d_S_2 = b_x_hv13 + b_x_hv16
+                    b_d_S_2_by_M_2_next = b_d_M_2_next * b_R_M_S
+                    b_d_S_2_part_2 = b_d_S_2_by_S_2_next + b_d_S_2_by_M_2_next
+                    b_d_S_2 = b_d_S_2_by_q_hidden_1_S_2 + b_d_S_2_part_2
                     tl.store(
                         p_d_state + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         b_d_S_2,
                         mask=m_h1[:, None] & m_v[None, :],
                     )
-                b_x_j4 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 10 * BT + o_t)
-                b_x_j7 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 11 * BT + o_t)
-                b_x_t25 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 13 * BT + o_t)
-                b_sum_t2 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 7 * BT * BV + 12 * BT + o_t)
-                b_x_t26 = 1.0 / _pow((b_sum_t2 / 64.0 + 1e-05), 2.5)
-                b_sum_t3 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 14 * BT + o_t)
-                b_x_t27 = 3.0 * b_x_t25 * b_x_t26 * b_sum_t3 / 16384.0
-                b_x_t7 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 10 * BT * BV + 15 * BT + o_t)
-                b_x_tv38 = tl.load(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 8 * BT * BV + 15 * BT + (o_t[:, None] * BV + o_v[None, :])
+                b_C_S_j = tl.load(p_C_S_j + o_t)
+                b_C_M_j = tl.load(p_C_M_j + o_t)
+                b_d_error_squares = tl.load(p_d_error_squares + o_t)
+                b_squares = tl.load(p_squares + o_t)
+                b_of_squares_2 = 1.0 / _pow((b_squares / 64.0 + 1e-05), 2.5)
+                b_error_dot_centred = tl.load(p_error_dot_centred + o_t)
+                b_d_squares_by_error_squares = 3.0 * b_d_error_squares * b_of_squares_2 * b_error_dot_centred / 16384.0
+                b_of_squares = tl.load(p_of_squares + o_t)
+                b_d_error_centred = tl.load(p_d_error_centred + (o_t[:, None] * BV + o_v[None, :]))
+                b_error = tl.load(p_error + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_error_centred_error = b_d_error_centred * b_error
+                b_d_error_centred_dot_error = tl.sum(b_d_error_centred_error, 1)
+                b_d_squares_by_error_centred_by_normed = -(b_of_squares * b_d_error_centred_dot_error / 128.0)
+                b_d_error = tl.load(p_d_error + (o_t[:, None] * BV + o_v[None, :]))
+                b_centred = tl.load(p_centred + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_error_centred_2 = b_d_error * b_centred
+                b_d_error_dot_centred = tl.sum(b_d_error_centred_2, 1)
+                b_d_squares_by_normed = -(b_of_squares * b_d_error_dot_centred / 64.0)
+                b_d_squares = (
+                    b_d_squares_by_error_squares + b_d_squares_by_error_centred_by_normed + b_d_squares_by_normed
                 )
-                b_x_tv9 = tl.load(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 9 * BT * BV + 15 * BT + (o_t[:, None] * BV + o_v[None, :])
+                b_d_centred_by_squares = 2.0 * b_d_squares[:, None] * b_centred
+                b_d_prediction = 2.0 * b_d_error
+                tl.store(p_d_prediction + (o_t[:, None] * BV + o_v[None, :]), b_d_prediction)
+                b_d_centred_by_normed = b_d_prediction / tl.sqrt_rn(b_squares[:, None] / 64.0 + 1e-05)
+                b_d_centred_by_error_squares = -(
+                    b_d_error_squares[:, None] * b_error / (128.0 * _pow((b_squares[:, None] / 64.0 + 1e-05), 1.5))
                 )
-                b_x_tv40 = b_x_tv38 * b_x_tv9
-                b_sum_t15 = tl.sum(b_x_tv40, 1)
-                b_x_t28 = -(b_x_t7 * b_sum_t15 / 128.0)
-                b_x_tv43 = tl.load(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 10 * BT * BV + 16 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv4 = tl.load(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 12 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv44 = b_x_tv43 * b_x_tv4
-                b_sum_t16 = tl.sum(b_x_tv44, 1)
-                b_x_t29 = -(b_x_t7 * b_sum_t16 / 64.0)
-                b_x_t30 = b_x_t27 + b_x_t28 + b_x_t29
-                b_x_tv45 = 2.0 * b_x_t30[:, None] * b_x_tv4
-                b_x_tv46 = 2.0 * b_x_tv43
-                tl.store(
-                    p_rows + 15 * BT * F + 11 * BT * BT + 12 * BT * BV + 17 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv46,
-                )
-                b_x_tv47 = b_x_tv46 / tl.sqrt_rn(b_sum_t2[:, None] / 64.0 + 1e-05)
-                b_x_tv48 = -(b_x_t25[:, None] * b_x_tv9 / (128.0 * _pow((b_sum_t2[:, None] / 64.0 + 1e-05), 1.5)))
-                b_x_t8 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 16 * BT + o_t)
-                b_x_tv49 = 2.0 * b_x_tv38 * b_x_t8[:, None]
-                b_x_tv50 = b_x_tv48 + b_x_tv49
-                b_x_tv51 = b_x_tv47 + b_x_tv50
-                b_x_tv52 = b_x_tv45 + b_x_tv51
-                b_sum_t17 = tl.sum(b_x_tv52, 1)
-                b_x_t31 = -(b_sum_t17 / 64.0)
-                b_x_tv53 = b_x_tv52 + b_x_t31[:, None]
-                tl.store(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 11 * BT * BV + 17 * BT + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv53,
-                )
-                b_x_tk11 = tl.zeros([BT, BK], tl.float32)
+                b_error_squares = tl.load(p_error_squares + o_t)
+                b_d_centred_by_error_centred_by_squares = 2.0 * b_d_error_centred * b_error_squares[:, None]
+                b_d_centred_part = b_d_centred_by_error_squares + b_d_centred_by_error_centred_by_squares
+                b_d_centred_part_2 = b_d_centred_by_normed + b_d_centred_part
+                b_d_centred = b_d_centred_by_squares + b_d_centred_part_2
+                b_d_centred_sum = tl.sum(b_d_centred, 1)
+                b_d_pre_2_sum = -(b_d_centred_sum / 64.0)
+                b_d_pre_2 = b_d_centred + b_d_pre_2_sum[:, None]
+                tl.store(p_d_pre_2 + (o_t[:, None] * BV + o_v[None, :]), b_d_pre_2)
+                b_d_k_by_pre_1 = tl.zeros([BT, BK], tl.float32)
                 tl.debug_barrier()
                 for i_h1 in range(n_tiles):
                     o_h1 = i_h1 * BF + tl.arange(0, BF)
                     m_h1 = o_h1 < F
                     tl.debug_barrier()
-                    b_x_jh8 = tl.load(
-                        p_rows + 12 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_error_1 = tl.load(
+                        p_d_error_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th3 = tl.load(
-                        p_rows + 2 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_error_hidden_1 = tl.load(
+                        p_error_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th = tl.load(p_rows + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
-                    b_x_th24 = (
-                        b_x_jh8
-                        * b_x_th3
+                    b_pre_1 = tl.load(p_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
+                    b_d_pre_1_by_error_1 = (
+                        b_d_error_1
+                        * b_error_hidden_1
                         * (
-                            1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 1.772453850905516
+                            1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 1.772453850905516
                             - 1.4142135623730951
-                            * b_x_th
-                            * b_x_th
-                            * tl.exp(-(b_x_th * b_x_th / 2.0))
+                            * b_pre_1
+                            * b_pre_1
+                            * tl.exp(-(b_pre_1 * b_pre_1 / 2.0))
                             / 3.544907701811032
                         )
                     )
-                    b_x_th10 = tl.load(
-                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_q_hidden_1_unscaled = tl.load(
+                        p_q_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_tj9 = tl.load(
-                        p_rows + 15 * BT * F + 3 * BT * BT + 4 * BT * BV + 2 * BT + (o_t[:, None] * BT + o_t[None, :])
-                    )
-                    b_x_jh9 = _tile_dot(tl.trans(b_x_tj9), b_x_th10, one, PREC)
-                    b_x_jh10 = b_x_jh9 / 2.0
+                    b_d_q_hidden_1_scores = tl.load(p_d_q_hidden_1_scores + (o_t[:, None] * BT + o_t[None, :]))
+                    b_d_hidden_1_part = _tile_dot(tl.trans(b_d_q_hidden_1_scores), b_q_hidden_1_unscaled, one, PREC)
+                    b_d_hidden_1_by_q_hidden_1_scores = b_d_hidden_1_part / 2.0
                     b_d_S_2_next = tl.load(
                         p_d_next + 2 * K * F + F * V + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_tv14 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_x_jh11 = _tile_dot(b_x_tv14, tl.trans(b_d_S_2_next), one, PREC)
-                    b_x_jh12 = b_x_j4[:, None] * b_x_jh11
+                    b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
+                    b_d_S_2_next_error_2 = _tile_dot(b_error_2, tl.trans(b_d_S_2_next), one, PREC)
+                    b_d_hidden_1_by_S_2_next = b_C_S_j[:, None] * b_d_S_2_next_error_2
                     b_d_M_2_next = tl.load(
                         p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_jh13 = _tile_dot(b_x_tv14, tl.trans(b_d_M_2_next), one, PREC)
-                    b_x_jh14 = b_x_j7[:, None] * b_x_jh13
-                    b_x_jh15 = b_x_jh12 + b_x_jh14
-                    b_x_jh16 = b_x_jh10 + b_x_jh15
-                    b_x_tv53 = tl.load(
-                        p_rows
-                        + 15 * BT * F
-                        + 10 * BT * BT
-                        + 11 * BT * BV
-                        + 17 * BT
-                        + (o_t[:, None] * BV + o_v[None, :])
-                    )
+                    b_d_M_2_next_error_2 = _tile_dot(b_error_2, tl.trans(b_d_M_2_next), one, PREC)
+                    b_d_hidden_1_by_M_2_next = b_C_M_j[:, None] * b_d_M_2_next_error_2
+                    b_d_hidden_1_part_2 = b_d_hidden_1_by_S_2_next + b_d_hidden_1_by_M_2_next
+                    b_d_hidden_1_j = b_d_hidden_1_by_q_hidden_1_scores + b_d_hidden_1_part_2
+                    b_d_pre_2 = tl.load(p_d_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
                     b_M_2 = tl.load(
                         p_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_th28 = _tile_dot_add(b_x_jh16, b_x_tv53, tl.trans(b_M_2), one, PREC)
-                    b_x_th29 = b_x_th28 * (
-                        b_x_th * 1.4142135623730951 * tl.exp(-(b_x_th * b_x_th / 2.0)) / 3.544907701811032
-                        + tl.erf(b_x_th * 1.4142135623730951 / 2.0) / 2.0
+                    b_d_hidden_1 = _tile_dot_add(b_d_hidden_1_j, b_d_pre_2, tl.trans(b_M_2), one, PREC)
+                    b_d_pre_1_by_hidden_1 = b_d_hidden_1 * (
+                        b_pre_1 * 1.4142135623730951 * tl.exp(-(b_pre_1 * b_pre_1 / 2.0)) / 3.544907701811032
+                        + tl.erf(b_pre_1 * 1.4142135623730951 / 2.0) / 2.0
                         + 0.5
                     )
-                    b_x_th30 = b_x_th24 + b_x_th29
-                    tl.store(p_rows + 14 * BT * F + (o_t[:, None] * F + o_h1[None, :]), b_x_th30, mask=m_h1[None, :])
+                    b_d_pre_1 = b_d_pre_1_by_error_1 + b_d_pre_1_by_hidden_1
+                    tl.store(p_d_pre_1 + (o_t[:, None] * F + o_h1[None, :]), b_d_pre_1, mask=m_h1[None, :])
                     b_M_1 = tl.load(
                         p_state + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_tk11 = _tile_dot_add(b_x_tk11, b_x_th30, tl.trans(b_M_1), one, PREC)
-                b_decay_t = tl.load(p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + BT + o_t)
-                b_x_t = tl.load(p_rows + 15 * BT * F + 4 * BT * BT + 4 * BT * BV + 4 * BT + o_t)
-                b_x_t_e, b_x_t_f, b_x_t_e1, b_x_t_f1 = _tile_runs(b_x_t)
-                b_decay_all = _tile_product(tl.sum(b_x_t_e1, 0), tl.sum(b_x_t_f1, 0))
-                b_x_tv31 = tl.load(
-                    p_rows + 15 * BT * F + 3 * BT * BT + 3 * BT * BV + 2 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tv54 = b_x_tv31 * b_decay_t[:, None]
-                tl.store(
-                    p_rows
-                    + 15 * BT * F
-                    + 11 * BT * BT
-                    + 13 * BT * BV
-                    + 17 * BT
-                    + 2 * BT * BK
-                    + (o_t[:, None] * BV + o_v[None, :]),
-                    b_x_tv54,
-                )
-                b_x_tv46 = tl.load(
-                    p_rows + 15 * BT * F + 11 * BT * BT + 12 * BT * BV + 17 * BT + (o_t[:, None] * BV + o_v[None, :])
-                )
-                b_x_tk13 = b_x_tk11 + b_x_tv46
-                b_x_j4 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 10 * BT + o_t)
-                b_x_jk3 = tl.load(
-                    p_rows + 15 * BT * F + 11 * BT * BT + 13 * BT * BV + 17 * BT + (o_t[:, None] * BK + o_k[None, :])
-                )
-                b_x_jk4 = b_x_j4[:, None] * b_x_jk3
-                b_x_j7 = tl.load(p_rows + 15 * BT * F + 10 * BT * BT + 6 * BT * BV + 11 * BT + o_t)
-                b_x_jk5 = tl.load(
-                    p_rows
-                    + 15 * BT * F
-                    + 11 * BT * BT
-                    + 13 * BT * BV
-                    + 17 * BT
-                    + BT * BK
-                    + (o_t[:, None] * BK + o_k[None, :])
-                )
-                b_x_jk6 = b_x_j7[:, None] * b_x_jk5
-                b_x_jk7 = b_x_jk4 + b_x_jk6
-                b_x_jk8 = b_x_tk13 + b_x_jk7
+                    b_d_k_by_pre_1 = _tile_dot_add(b_d_k_by_pre_1, b_d_pre_1, tl.trans(b_M_1), one, PREC)
+                b_M_keeps_run_t = tl.load(p_M_keeps_run_t + o_t)
+                b_M_keeps = tl.load(p_M_keeps + o_t)
+                b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+                b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+                b_d_q_pre_2 = tl.load(p_d_q_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_q_hidden_1_M_2 = b_d_q_pre_2 * b_M_keeps_run_t[:, None]
+                tl.store(p_d_q_hidden_1_M_2 + (o_t[:, None] * BV + o_v[None, :]), b_d_q_hidden_1_M_2)
+                b_d_prediction = tl.load(p_d_prediction + (o_t[:, None] * BV + o_v[None, :]))
+                b_d_k_t = b_d_k_by_pre_1 + b_d_prediction
+                b_C_S_j = tl.load(p_C_S_j + o_t)
+                b_d_S_1_next_error_1 = tl.load(p_d_S_1_next_error_1 + (o_t[:, None] * BK + o_k[None, :]))
+                b_d_k_by_S_1_next = b_C_S_j[:, None] * b_d_S_1_next_error_1
+                b_C_M_j = tl.load(p_C_M_j + o_t)
+                b_d_M_1_next_error_1 = tl.load(p_d_M_1_next_error_1 + (o_t[:, None] * BK + o_k[None, :]))
+                b_d_k_by_M_1_next = b_C_M_j[:, None] * b_d_M_1_next_error_1
+                b_d_k_part = b_d_k_by_S_1_next + b_d_k_by_M_1_next
+                b_d_k_t_d_k_part = b_d_k_t + b_d_k_part
                 b_q = tl.load(
                     q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
                 ).to(IN)
-                b_x_tj11 = tl.load(
-                    p_rows + 15 * BT * F + 10 * BT * BT + 12 * BT * BV + 17 * BT + (o_t[:, None] * BT + o_t[None, :])
-                )
-                b_d_k = _tile_dot_add(b_x_jk8, tl.trans(b_x_tj11), b_q.to(tl.float32), one, PREC)
+                b_d_q_k = tl.load(p_d_q_k + (o_t[:, None] * BT + o_t[None, :]))
+                b_d_k = _tile_dot_add(b_d_k_t_d_k_part, tl.trans(b_d_q_k), b_q.to(tl.float32), one, PREC)
                 tl.store(
                     d_k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                     b_d_k.to(d_k.dtype.element_ty),
@@ -3251,65 +3067,50 @@ def reverse_kernel(
                         mask=m_t[:, None] & m_k[None, :],
                         other=0.0,
                     ).to(IN)
-                    b_x_th19 = tl.load(
-                        p_rows + 9 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_d_q_pre_1 = tl.load(
+                        p_d_q_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th22 = b_x_th19 * b_decay_t[:, None]
+                    b_d_q_M_1 = b_d_q_pre_1 * b_M_keeps_run_t[:, None]
                     b_k = tl.load(
                         k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]),
                         mask=m_t[:, None] & m_k[None, :],
                         other=0.0,
                     ).to(IN)
-                    b_x_th30 = tl.load(
-                        p_rows + 14 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
+                    b_d_pre_1 = tl.load(p_d_pre_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0)
                     b_d_M_1_next = tl.load(
                         p_d_next + (o_k[:, None] * F + o_h1[None, :]), mask=m_k[:, None] & m_h1[None, :], other=0.0
                     )
-                    b_x_kh5 = b_d_M_1_next * b_decay_all
-                    b_x_kh6 = _tile_dot_add(b_x_kh5, tl.trans(b_k.to(tl.float32)), b_x_th30, one, PREC)
-                    b_d_M_1 = _tile_dot_add(b_x_kh6, tl.trans(b_q.to(tl.float32)), b_x_th22, one, PREC)
+                    b_d_M_1_by_M_1_next = b_d_M_1_next * b_M_keeps_run_all
+                    b_d_M_1_part = _tile_dot_add(
+                        b_d_M_1_by_M_1_next, tl.trans(b_k.to(tl.float32)), b_d_pre_1, one, PREC
+                    )
+                    b_d_M_1 = _tile_dot_add(b_d_M_1_part, tl.trans(b_q.to(tl.float32)), b_d_q_M_1, one, PREC)
                     tl.store(p_d_state + (o_k[:, None] * F + o_h1[None, :]), b_d_M_1, mask=m_k[:, None] & m_h1[None, :])
-                    b_x_th2 = tl.load(
-                        p_rows + BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_hidden_1_unscaled = tl.load(
+                        p_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_tv53 = tl.load(
-                        p_rows
-                        + 15 * BT * F
-                        + 10 * BT * BT
-                        + 11 * BT * BV
-                        + 17 * BT
-                        + (o_t[:, None] * BV + o_v[None, :])
+                    b_d_pre_2 = tl.load(p_d_pre_2 + (o_t[:, None] * BV + o_v[None, :]))
+                    b_hidden_1_unscaled_d_pre_2 = _tile_dot(tl.trans(b_hidden_1_unscaled), b_d_pre_2, one, PREC)
+                    b_d_M_2_by_pre_2 = b_hidden_1_unscaled_d_pre_2 / 2.0
+                    b_error_2 = tl.load(p_error_2 + (o_t[:, None] * BV + o_v[None, :]))
+                    b_d_error_hidden_1 = tl.load(
+                        p_d_error_hidden_1 + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_hv4 = _tile_dot(tl.trans(b_x_th2), b_x_tv53, one, PREC)
-                    b_x_hv5 = b_x_hv4 / 2.0
-                    b_x_tv14 = tl.load(p_rows + 15 * BT * F + BT * BT + (o_t[:, None] * BV + o_v[None, :]))
-                    b_x_th26 = tl.load(
-                        p_rows + 13 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
+                    b_q_hidden_1_unscaled = tl.load(
+                        p_q_hidden_1_unscaled + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
                     )
-                    b_x_th10 = tl.load(
-                        p_rows + 7 * BT * F + (o_t[:, None] * F + o_h1[None, :]), mask=m_h1[None, :], other=0.0
-                    )
-                    b_x_tv54 = tl.load(
-                        p_rows
-                        + 15 * BT * F
-                        + 11 * BT * BT
-                        + 13 * BT * BV
-                        + 17 * BT
-                        + 2 * BT * BK
-                        + (o_t[:, None] * BV + o_v[None, :])
-                    )
-                    b_x_hv7 = _tile_dot(tl.trans(b_x_th10), b_x_tv54, one, PREC)
-                    b_x_hv8 = b_x_hv7 / 2.0
+                    b_d_q_hidden_1_M_2 = tl.load(p_d_q_hidden_1_M_2 + (o_t[:, None] * BV + o_v[None, :]))
+                    b_d_M_2_part = _tile_dot(tl.trans(b_q_hidden_1_unscaled), b_d_q_hidden_1_M_2, one, PREC)
+                    b_d_M_2_by_q_hidden_1_M_2 = b_d_M_2_part / 2.0
                     b_d_M_2_next = tl.load(
                         p_d_next + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         mask=m_h1[:, None] & m_v[None, :],
                         other=0.0,
                     )
-                    b_x_hv9 = b_d_M_2_next * b_decay_all
-                    b_x_hv10 = b_x_hv8 + b_x_hv9
-                    b_x_hv11 = _tile_dot_add(b_x_hv10, tl.trans(b_x_th26), b_x_tv14, one, PREC)
-                    b_d_M_2 = b_x_hv5 + b_x_hv11
+                    b_d_M_2_by_M_2_next = b_d_M_2_next * b_M_keeps_run_all
+                    b_d_M_2_part_2 = b_d_M_2_by_q_hidden_1_M_2 + b_d_M_2_by_M_2_next
+                    b_d_M_2_part_3 = _tile_dot_add(b_d_M_2_part_2, tl.trans(b_d_error_hidden_1), b_error_2, one, PREC)
+                    b_d_M_2 = b_d_M_2_by_pre_2 + b_d_M_2_part_3
                     tl.store(
                         p_d_state + K * F + (o_h1[:, None] * V + o_v[None, :]),
                         b_d_M_2,
@@ -3320,7 +3121,8 @@ def reverse_kernel(
         tl.debug_barrier()
 
 
-STATE, MEMORY, ROWS = 65536, 32768, 357440  # numbers of a state, of its memory, and of rows between loops
+# Numbers of a state, of its memory, and of rows between loops.
+STATE, MEMORY, ROWS = 65536, 32768, 357440
 CHUNK = 16  # tokens of a gradient chunk
 BLOCK = 64  # tokens of a block of rows
 
@@ -3338,7 +3140,10 @@ def _by_length(make):
         capturing = key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing()
         if key not in tables:
             if capturing:
-                raise UnsupportedError(f"{key[0]} tokens met first in a CUDA graph: run both passes before capturing")
+                raise UnsupportedError(
+                    f"{key[0]} "
+                    + "tokens met first in a CUDA graph have no tables yet; run both passes before capturing"
+                )
             if len(tables) - len(captured) >= 64:
                 del tables[next(one for one in tables if one not in captured)]
             tables[key] = make(*key)
@@ -3391,7 +3196,8 @@ AXES = {"walk": "f", "read": "f", "rows": "f", "segments": "f", "reverse": "f"}
 
 # BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, of a
 # list of candidates, larger tiles first, the first that fits the shared memory and keeps all values in registers inside
-# its loops over hidden units, or else the one that reloads least there.
+# its loops over hidden units, or else the one that reloads least there. Those that `mcgen tune` found on this machine
+# come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
@@ -3466,29 +3272,123 @@ DEFAULTS = {
     "cpu": {"bfloat16": (16, 32, 4), "float32": (16, 32, 4)},
 }
 
+# What each kernel computes, as tables of launch configurations call it.
+DIGESTS = {
+    "walk": "b01638ebee56799bb3124ad8eb84fb6c8bf40ac3cb64f3f215d8f2e798743081",
+    "read": "38f767c85d69e59384e8506528ca1fc96a762b52111d2ffe19aeb21ce5e6d8d9",
+    "rows": "c318a90840fe4d6ef46d6f14b824aecceb7cc5927c2a846278f5617413634225",
+    "segments": "e968e5adb259c297b0ad7657261a753e489711dc32a1d8c91cf61721a8a3e07d",
+    "reverse": "4bd326e03b0b104b9e00a9dba120da2fcb897ce8eacd8f579d0e82d1051a197b",
+}
+STEPPING = ("walk", "reverse")  # of these, tables tell apart how many rows they take at once
+
+
+def _require_triton(x):
+    """Raises UnsupportedError, with what is missing, unless kernels can run where a tensor lies."""
+    if triton is None and importlib.util.find_spec("triton") is None:
+        raise UnsupportedError('Triton is not installed: pip install triton, or pass backend="torch"')
+    if not (x.is_cuda or INTERPRETED):
+        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if triton is None:
+        raise UnsupportedError(
+            'Triton is installed, but importing it fails: see `import triton`, or pass backend="torch"'
+        )
+
 
 @functools.lru_cache(maxsize=16)
 def _architecture(device):
-    """What CONFIGURATIONS calls a device's architecture; says once where it has none for it."""
+    """What tables of configurations call a device's architecture."""
     if device.type == "cpu":
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
-    name = f"sm{properties.major}{properties.minor}"
     if torch.version.hip:
-        name = properties.gcnArchName.partition(":")[0]
-    if name not in CONFIGURATIONS:
-        warnings.warn(
-            f"{SPEC['name']} has no launch configurations for {properties.name} ({name}) and uses small tiles; "
-            f"`mcgen tune {SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), "
-            "and `mcgen build` then writes them into this file",
-            stacklevel=2,
-        )
-    return name
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm{properties.major}{properties.minor}"
 
 
 def _family(architecture):
     """The key of DEFAULTS for an architecture: how its name begins."""
     return next(family for family in DEFAULTS if architecture.startswith(family))
+
+
+def _tables_folder():
+    """Where `mcgen tune` keeps what it found: in $MCGEN_CACHE_DIR, or else in the user's cache folder for mcgen."""
+    if kept := os.environ.get("MCGEN_CACHE_DIR"):
+        return os.path.join(kept, "configurations")
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+        return os.path.join(cache, "mcgen", "mcgen", "Cache", "configurations")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.join(home, "Library", "Caches") if sys.platform == "darwin" else os.path.join(home, ".cache")
+    return os.path.join(cache, "mcgen", "configurations")
+
+
+@functools.lru_cache(maxsize=16)
+def _tuned(architecture):
+    """What `mcgen tune` found on this machine for this file's kernels, by type of products and kernel.
+
+    A table that cannot be read is passed over, with a warning in the log.
+    """
+    path, log = os.path.join(_tables_folder(), f"{architecture}.json"), logging.getLogger(__name__)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = {title.split()[-1]: rows for title, rows in json.load(file).items()}
+        found = {kind: _tuned_rows(table, kind) for kind in ("bfloat16", "float32")}
+    except Exception as error:  # whatever lies there must not stop a launch
+        log.warning("%s passes over %s, which is no table of launch configurations: %r", SPEC["name"], path, error)
+        return {}
+    if any(found.values()):
+        log.info("%s takes launch configurations from %s", SPEC["name"], path)
+    return found
+
+
+def _tuned_rows(table, kind):
+    """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
+    found = {}
+    for kernel, digest in DIGESTS.items():
+        place = f"64x64 {kind}" + (f" {LEAST_ROWS}" if kernel in STEPPING else "")
+        if place in table.get(digest, ()):
+            found[kernel] = tuple(table[digest][place][:4])
+            if not _can_launch(*found[kernel]):
+                raise ValueError(f"{kernel}: {found[kernel]}")
+    return found
+
+
+def _can_launch(BT, columns, num_warps, num_stages):
+    """Whether these numbers are a configuration: powers of two, and a pipeline's stages."""
+    powers = all(type(n) is int and n > 0 and n & (n - 1) == 0 for n in (BT, columns, num_warps))
+    return powers and min(BT, columns) >= 16 and num_stages in range(1, 10)
+
+
+@functools.lru_cache(maxsize=32)
+def _configurations(device, kind):
+    """The configurations of kernels on a device, for a type of products: those tuned on this machine, or this file's.
+
+    Says once which kernels have none.
+    """
+    architecture = _architecture(device)
+    found = {**CONFIGURATIONS.get(architecture, {}).get(kind, {}), **_tuned(architecture).get(kind, {})}
+    missing = [kernel for kernel in AXES if kernel not in found]
+    if missing and architecture != "cpu":
+        warnings.warn(
+            f"{SPEC['name']} has no launch configurations on {architecture} in {kind} for "
+            f"{', '.join(missing) if found else 'any kernel'} and takes small tiles there; `mcgen tune "
+            f"{SPEC['name']}.yaml --offline --target NAME` finds some (`mcgen targets` has the names), which this file "
+            "then takes up by itself",
+            stacklevel=2,
+        )
+    return found
+
+
+def _configured(kernel, element, device):
+    """BT, columns of a tile, num_warps and num_stages of a kernel."""
+    kind = "float32" if element == torch.float32 else "bfloat16"
+    found = _configurations(device, kind).get(kernel)
+    return found or (*DEFAULTS[_family(_architecture(device))][kind], 1)
 
 
 def _element(tensors):
@@ -3513,9 +3413,7 @@ _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 def _configuration(kernel, element, device):
     """Tile sizes and launch options of a kernel: (BT, BF, options)."""
-    kind, architecture = "float32" if element == torch.float32 else "bfloat16", _architecture(device)
-    found = CONFIGURATIONS.get(architecture, {}).get(kind, {}).get(kernel)
-    BT, BF, num_warps, num_stages = found or (*DEFAULTS[_family(architecture)][kind], 1)
+    BT, BF, num_warps, num_stages = _configured(kernel, element, device)
     return max(BT, LEAST_ROWS), BF, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
@@ -3938,8 +3836,8 @@ def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlen
         raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
-    if backend == "triton" and (triton is None or not (q.is_cuda or INTERPRETED)):
-        raise UnsupportedError("Triton needs a GPU, or on a CPU TRITON_INTERPRET=1 before this file is imported")
+    if backend == "triton":
+        _require_triton(q)
     named = {"q": q, "k": k, "v": v, "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v", "beta", "eta", "alpha")] + list(theta)
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
@@ -4124,7 +4022,7 @@ class TitansResidual(torch.nn.Module):
             UnsupportedError: state, return_state or cu_seqlens is asked for.
         """
         if state is not None or return_state or cu_seqlens is not None:
-            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet: pass whole sequences")
+            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         dtype = _stream_type(x)
