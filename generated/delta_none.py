@@ -204,13 +204,8 @@ def _clear_between(buffer, rooms):
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 # What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
-CARRY = {
-    1: "rate",
-    2: "k error_per_M error_ahead",
-}
-CARRY_VJP = {
-    2: "k d_error_rest_per_d_M_next d_error_rest_ahead d_M_by_q_M",
-}
+CARRY = {1: "rate", 2: "k error_per_M error_ahead"}
+CARRY_VJP = {2: "k d_error_rest_per_d_M_next d_error_rest_ahead d_M_by_q_M"}
 # What `_carry` makes of the state, and others need.
 ROWS_READ = "error"
 # What `_carry_vjp` makes of the state's cotangent, and others need.

@@ -263,10 +263,7 @@ def _clear_between(buffer, rooms):
 TOKENS = 16  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 # What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
-CARRY = {
-    1: "rate k_sum",
-    2: "error k rate_k",
-}
+CARRY = {1: "rate k_sum", 2: "error k rate_k"}
 CARRY_VJP = {
     1: "rate error_squares error_dot_centred_over_squares d_pool_by_r",
     2: "k rate_k d_error_1_by_q_pre_1 d_pre_1_by_error_1_factor M_2_writes d_hidden_1_by_q_hidden_1_scores "

@@ -231,11 +231,7 @@ def _clear_between(buffer, rooms):
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 # What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
-CARRY = {
-    0: "alpha_run_all",
-    1: "C_M_j k_sum",
-    2: "k error_per_M error_ahead",
-}
+CARRY = {0: "alpha_run_all", 1: "C_M_j k_sum", 2: "k error_per_M error_ahead"}
 CARRY_VJP = {
     0: "alpha_run_all",
     1: "alpha_alpha_before_t d_pool_by_r",

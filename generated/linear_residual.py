@@ -196,12 +196,8 @@ def _clear_between(buffer, rooms):
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 # What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
-CARRY = {
-    2: "k_v",
-}
-CARRY_VJP = {
-    2: "d_M_by_q_M",
-}
+CARRY = {2: "k_v"}
+CARRY_VJP = {2: "d_M_by_q_M"}
 
 
 def _products(first, *others):

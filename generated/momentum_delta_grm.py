@@ -238,11 +238,7 @@ def _clear_between(buffer, rooms):
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 # What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
-CARRY = {
-    0: "beta_run_all alpha_run_all R_M_S",
-    1: "C_S_j C_M_j k_sum",
-    2: "k error_per_M error_per_S error_ahead",
-}
+CARRY = {0: "beta_run_all alpha_run_all R_M_S", 1: "C_S_j C_M_j k_sum", 2: "k error_per_M error_per_S error_ahead"}
 CARRY_VJP = {
     0: "R_M_S beta_run_all alpha_run_all",
     1: "R_M_S_before_t alpha_before_t d_pool_by_r",

@@ -211,16 +211,8 @@ def _clear_between(buffer, rooms):
 TOKENS = 64  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 # What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
-CARRY = {
-    0: "of_head_t_run_all",
-    1: "k_sum",
-    2: "k_M_writes",
-}
-CARRY_VJP = {
-    0: "of_head_t_run_all",
-    1: "d_pool_by_r",
-    2: "d_M_by_q_M",
-}
+CARRY = {0: "of_head_t_run_all", 1: "k_sum", 2: "k_M_writes"}
+CARRY_VJP = {0: "of_head_t_run_all", 1: "d_pool_by_r", 2: "d_M_by_q_M"}
 
 
 def _spread(x, *sizes):

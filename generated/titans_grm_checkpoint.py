@@ -263,11 +263,7 @@ def _clear_between(buffer, rooms):
 TOKENS = 16  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 # What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
-CARRY = {
-    0: "beta_run_all alpha_run_all R_M_S",
-    1: "C_S_j C_M_j k_sum",
-    2: "k v C_S_j_k C_M_j_k",
-}
+CARRY = {0: "beta_run_all alpha_run_all R_M_S", 1: "C_S_j C_M_j k_sum", 2: "k v C_S_j_k C_M_j_k"}
 CARRY_VJP = {
     0: "R_M_S beta_run_all alpha_run_all",
     1: "C_M_j C_S_j error_squares norm_scale error_dot_centred_over_squares d_pool_by_r",

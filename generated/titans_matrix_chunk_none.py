@@ -224,16 +224,8 @@ def _clear_between(buffer, rooms):
 TOKENS = 16  # tokens of a chunk, at most
 PANEL_ROWS = 4096  # tokens of a panel, times batch, times heads, about
 # What the state after a chunk is made of, by how many dimensions of it are the chunk's own, and likewise backwards.
-CARRY = {
-    0: "beta_run_all alpha_run_all R_M_S",
-    1: "C_S_j C_M_j",
-    2: "k v",
-}
-CARRY_VJP = {
-    0: "R_M_S beta_run_all alpha_run_all",
-    1: "C_M_j C_S_j",
-    2: "d_S_by_q_S k d_error_by_o d_M_by_q_M",
-}
+CARRY = {0: "beta_run_all alpha_run_all R_M_S", 1: "C_S_j C_M_j", 2: "k v"}
+CARRY_VJP = {0: "R_M_S beta_run_all alpha_run_all", 1: "C_M_j C_S_j", 2: "d_S_by_q_S k d_error_by_o d_M_by_q_M"}
 # What `_carry` makes of the state, and others need.
 ROWS_READ = "error"
 # What `_carry_vjp` makes of the state's cotangent, and others need.
