@@ -84,22 +84,45 @@ def _pieces(statement: ast.Assign) -> Iterator[Piece]:
         yield from (Piece(statement, i) for i in range(len(parts)))
 
 
+@dataclass(frozen=True)
+class Source:
+    """An expression that an assignment takes from, the pieces that it gives values, and the names that it reads."""
+
+    value: ast.expr
+    pieces: tuple[Piece, ...]
+    reads: frozenset[str]
+    may_go: bool
+
+
 def _unused(function: ast.FunctionDef, pieces: list[Piece]) -> set[Piece]:
     """The pieces whose name nothing reads but other such pieces."""
+    sources = [_source(value, given) for value, given in _by_value(pieces)]
+    elsewhere = set(_names_read(function, {id(source.value) for source in sources}))
+    candidates = [piece for source in sources for piece in source.pieces if _may_go(piece, source)]
     unused: set[Piece] = set()
     while True:
-        skipped = {id(piece.value) for piece in unused} | {id(s) for s in _wholly_gone(pieces, unused)}
-        read = set(_names_read(function, skipped))
-        more = {piece for piece in pieces if piece.target.id not in read and _may_go(piece)}
+        staying = [s for s in sources if not s.may_go or not unused.issuperset(s.pieces)]
+        read = elsewhere.union(*(source.reads for source in staying))
+        more = {piece for piece in candidates if piece.target.id not in read}
         if more <= unused:
             return unused
         unused |= more
 
 
-def _wholly_gone(pieces: list[Piece], unused: set[Piece]) -> Iterator[ast.Assign]:
-    for statement in {piece.statement for piece in pieces}:
-        if all(piece in unused for piece in pieces if piece.statement is statement) and _pure(statement.value):
-            yield statement
+def _by_value(pieces: list[Piece]) -> list[tuple[ast.expr, tuple[Piece, ...]]]:
+    """Every expression that pieces take their values from, with those pieces: one, or all that it is unpacked into."""
+    found: dict[ast.expr, list[Piece]] = {}
+    for piece in pieces:
+        found.setdefault(piece.value or piece.statement.value, []).append(piece)
+    return [(value, tuple(given)) for value, given in found.items()]
+
+
+def _source(value: ast.expr, pieces: tuple[Piece, ...]) -> Source:
+    return Source(value, pieces, frozenset(_names_read(value, set())), _pure(value))
+
+
+def _may_go(piece: Piece, source: Source) -> bool:
+    return piece.target.id != "_" and (piece.value is None or source.may_go)
 
 
 def _names_read(node: ast.AST, skipped: set[int]) -> Iterator[str]:
@@ -113,10 +136,6 @@ def _names_read(node: ast.AST, skipped: set[int]) -> Iterator[str]:
         yield from node.names
     for child in ast.iter_child_nodes(node):
         yield from _names_read(child, skipped)
-
-
-def _may_go(piece: Piece) -> bool:
-    return piece.target.id != "_" and (piece.value is None or _pure(piece.value))
 
 
 def _pure(value: ast.expr) -> bool:

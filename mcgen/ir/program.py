@@ -308,7 +308,7 @@ class Builder:
 def _key(value: object) -> object:
     if isinstance(value, tuple):
         return tuple(id(v) if isinstance(v, Node) else v for v in value)
-    return sympy.srepr(value) if isinstance(value, sympy.Basic) else value
+    return value
 
 
 def describe(node: Node, name: Mapping[Node, str]) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mcgen.errors import InternalError
@@ -25,13 +26,22 @@ SCOPES = (ast.Lambda, ast.FunctionDef, ast.ListComp, ast.SetComp, ast.DictComp, 
 """What has names of its own; no kernel has any such thing inside."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A function or a number as plain data, and the names in it that are not its own."""
+
+    written: Any
+    reads: Sequence[str] = ()
+
+
 def digests(source: str) -> dict[str, str]:
     """The digest of every kernel of a file, by the kernel's name without its ending."""
     body = ast.parse(source).body
     functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef) and _is_marked(node)}
-    numbers = dict(_numbers(body))
+    parts = {name: Part(_written(number, {})) for name, number in _numbers(body)}
+    parts |= {name: _part(function) for name, function in functions.items()}
     kernels = [name for name in functions if name.endswith(SUFFIX)]
-    return {name.removesuffix(SUFFIX): _digest(name, functions, numbers) for name in kernels}
+    return {name.removesuffix(SUFFIX): _digest(name, parts) for name in kernels}
 
 
 def _is_marked(function: ast.FunctionDef) -> bool:
@@ -45,21 +55,21 @@ def _numbers(body: list[ast.stmt]) -> Iterator[tuple[str, ast.Constant]]:
             yield from ((target.id, node.value) for target in node.targets if isinstance(target, ast.Name))
 
 
-def _digest(kernel: str, functions: Mapping[str, ast.FunctionDef], numbers: Mapping[str, ast.Constant]) -> str:
-    parts: dict[str, Any] = {}
+def _part(function: ast.FunctionDef) -> Part:
+    own = _own_names(function)
+    return Part(_plain(function, own), sorted({node.id for node in _of(function, ast.Name)} - own.keys()))
+
+
+def _digest(kernel: str, parts: Mapping[str, Part]) -> str:
+    found: dict[str, Any] = {}
     pending = [kernel]
     while pending:
         name = pending.pop()
-        if name in parts:
-            continue
-        if name in functions:
-            own = _own_names(functions[name])
-            parts[name] = _plain(functions[name], own)
-            pending += sorted({node.id for node in _of(functions[name], ast.Name)} - own.keys())
-        elif name in numbers:
-            parts[name] = _written(numbers[name], {})
-    parts[""] = parts.pop(kernel)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        if name in parts and name not in found:
+            found[name] = parts[name].written
+            pending += parts[name].reads
+    found[""] = found.pop(kernel)
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _of(tree: ast.AST, kind: type) -> Iterator[Any]:
