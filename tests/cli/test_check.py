@@ -134,7 +134,8 @@ def test_what_ruins_a_rule_is_a_warning_of_check_build_and_explain(tmp_path: Pat
         assert "write gates: {alpha: {fn: sigmoid, bias: 4.0}}" in done.stderr
     for command in (["check"], ["build", "-o", str(tmp_path / "out")]):
         (report,) = json.loads(CliRunner().invoke(main, [*command, "--json", str(path)]).stdout)
-        assert [(one["line"], one["column"]) for one in report["warnings"]] == [(4, 16)]
+        found = [(one["line"], one["column"]) for one in report["warnings"] if "default tiles" not in one["message"]]
+        assert found == [(4, 16)]
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
