@@ -2809,9 +2809,8 @@ def _define(backend, forward, backward, saved, first=1):
 
     torch.library.register_autograd(names[0], differentiate, setup_context=keep)
     torch.library.register_autograd(names[1], refuse)
-    from torch.utils.flop_counter import (
-        register_flop_formula,
-    )  # which imports Triton: after this file has decided on it
+    # It imports Triton where that is, so not before this file has decided on it.
+    from torch.utils.flop_counter import register_flop_formula
 
     operators = [getattr(library, f"{backend}_{way}_{number}") for way in ("forward", "backward")]
     for way, operator in enumerate(operators):
