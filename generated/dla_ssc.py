@@ -3724,11 +3724,10 @@ def _saved_triton(tensors):
     return [buffer, q.new_empty((B, T, H, TOP_K), dtype=torch.int32)]
 
 
-def _named(q, saved):
-    """What the forward pass saves, by name."""
+def _named(q, buffer):
+    """What the forward kernels leave in a buffer, by name."""
     rooms = _rooms_triton(*q.shape[:3])
-    parts = dict(zip(rooms, _parted(saved[0], rooms), strict=True))
-    return {**parts, "chosen": saved[1]}
+    return dict(zip(rooms, _parted(buffer, rooms), strict=True))
 
 
 def _run_forward_triton(tensors):
@@ -3740,7 +3739,8 @@ def _run_forward_triton(tensors):
     theta = _packed(tensors[len(INPUTS) :])
     saved = _saved_triton(tensors)
     _clear_between(saved[0], _rooms_triton(B, T, H))
-    x |= _named(q, saved)
+    x |= _named(q, saved[0])
+    x["chosen"] = saved[1]
     x["y"] = torch.empty_like(v)
     sizes = (T, H, B * H, len(segments))
     x["o"] = v.new_empty(v.shape, dtype=torch.float32)
@@ -3911,8 +3911,8 @@ def _run_backward_triton(tensors, saved, d_y):
     blocks, segments = _layout(T, q.device)
     steps, chains, group = _steps(T, _rows_of_step("reverse", tensors), q.device)
     theta = tensors[len(INPUTS) :]
-    x["y"], *saved = saved
-    x |= _named(q, saved)
+    x |= dict(zip(("y", "buffer", "chosen"), saved, strict=True))
+    x |= _named(q, x["buffer"])
     sizes = (T, H, B * H, len(segments))
     new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
     x["d_y"] = d_y.contiguous()

@@ -1769,11 +1769,10 @@ def _saved_triton(tensors):
     return [buffer]
 
 
-def _named(q, saved):
-    """What the forward pass saves, by name."""
+def _named(q, buffer):
+    """What the forward kernels leave in a buffer, by name."""
     rooms = _rooms_triton(*q.shape[:3])
-    parts = dict(zip(rooms, _parted(saved[0], rooms), strict=True))
-    return parts
+    return dict(zip(rooms, _parted(buffer, rooms), strict=True))
 
 
 def _run_forward_triton(tensors):
@@ -1784,7 +1783,7 @@ def _run_forward_triton(tensors):
     blocks, chains, segments, _ = layout
     saved = _saved_triton(tensors)
     _clear_between(saved[0], _rooms_triton(B, T, H))
-    x |= _named(q, saved)
+    x |= _named(q, saved[0])
     x["y"] = torch.empty_like(v)
     sizes = (T, H, B * H, len(blocks), len(segments))
     _launch(
@@ -1814,7 +1813,8 @@ def _run_backward_triton(tensors, saved, d_y):
     B, T, H, _ = q.shape
     layout = _layout(T, q.device)
     blocks, chains, segments, _ = layout
-    x |= _named(q, saved)
+    x |= dict(zip(("buffer",), saved, strict=True))
+    x |= _named(q, x["buffer"])
     x["d_y"] = d_y.contiguous()
     sizes = (T, H, B * H, len(blocks), len(segments))
     new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
