@@ -62,6 +62,8 @@ def main(folder: Path, rank: int) -> None:
         found.append(gradients(layer, x))
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
+    # At once: threads of torch's that still run when the interpreter is torn down can abort the process.
+    os._exit(0)
 
 
 if __name__ == "__main__":
