@@ -140,18 +140,6 @@ class StreamedPlan:
             found |= {"rows": read.rows(meaning), "segment": read.segment(meaning)}
         return {name: chained(simplify(program, RULES)) for name, program in found.items()}
 
-    @cached_property
-    def launches(self) -> tuple[list[str], list[str]]:
-        """The kernels of the forward pass and those of the backward pass, in order."""
-        if self.soup:
-            return ["walk", "read_soup"], ["through_layers", "rows", "segments", "reverse"]
-        if not self.meaning.reads_cached:
-            return ["walk"], ["reverse"]
-        if self.meaning.aggregate == "ssc":
-            chosen = ["chosen_rows", "chosen_segments", "reverse"]
-            return ["walk", "route", "chosen_reads", "read_chosen"], chosen
-        return ["walk", "read"], ["rows", "segments", "reverse"]
-
     @property
     def phased(self) -> list[str]:
         """The programs that are loops over hidden units."""
@@ -207,31 +195,3 @@ class StreamedPlan:
                 "read one after another",
                 "a read-out is not linear in the state, so states do not add up",
             )
-
-
-def streamed_plan_text(plan: StreamedPlan) -> str:
-    """The plan in words: each choice with the property it follows from and what it costs."""
-    lines = [f"{what}: {chosen}\n    {why}" for what, chosen, why in plan.choices()]
-    forward, backwards = plan.launches
-    launches = [f"forward, {len(forward)}: {', '.join(forward)}", f"backward, {len(backwards)}: {', '.join(backwards)}"]
-    loops = [f"{name}: {text}" for name in plan.phased if (text := _loops(plan.programs[name]))]
-    listed = [
-        "",
-        "Launches",
-        *(f"  {line}" for line in launches),
-        "",
-        "Loops over hidden units",
-        *(f"  {x}" for x in loops),
-    ]
-    return "\n".join([*lines, *listed])
-
-
-def _loops(program: Program) -> str:
-    """The loops of a program: what is summed over the hidden units, and what is stored."""
-    return "; ".join(map(_loop, Phases(program).phases))
-
-
-def _loop(phase: Phase) -> str:
-    parts = [f"{len(phase.sums)} sums" if phase.sums else "", f"{len(phase.rows)} rows kept" if phase.rows else ""]
-    parts.append(f"stores {', '.join(phase.outputs)}" if phase.outputs else "")
-    return f"{phase.axis} {', '.join(filter(None, parts))}"
