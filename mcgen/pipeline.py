@@ -12,7 +12,7 @@ from mcgen.ir import aggregate
 from mcgen.ir.program import Program
 from mcgen.ir.step import step, step_vjp
 from mcgen.passes.report import Stage, history, report, rule_lines
-from mcgen.plan.plan import plan_text
+from mcgen.plan.explanation import plan_text
 from mcgen.spec import Spec, load
 from mcgen.spec.text import spec_text
 from mcgen.symbolic.cost import cost, cost_table, sizes

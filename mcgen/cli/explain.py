@@ -96,7 +96,7 @@ def _ir(meaning: Meaning) -> list[Block]:
 
 
 def _plan(meaning: Meaning) -> list[Block]:
-    from mcgen.plan.plan import plan_text
+    from mcgen.plan.explanation import plan_text
     from mcgen.symbolic.meaning import lowerable
 
     lowerable(meaning)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mcgen.plan import configurations
 from mcgen.plan.configurations import ELEMENTS, Key
+from mcgen.plan.host import Kernel
 from mcgen.plan.kernels import digests
 from mcgen.spec import Spec
 
@@ -17,32 +18,26 @@ ByType = dict[str, dict[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Launching:
-    """Digests by kernel; configurations by architecture, type and kernel; how many rows some kernels take at once."""
+    """Digests by kernel; configurations by architecture, type and kernel."""
 
     digests: Mapping[str, str]
     configurations: Mapping[str, ByType]
-    rows: Mapping[str, int]
 
 
-def launching(
-    spec: Spec, kernels: str, axes: Collection[str], rows: Mapping[str, int] = {}, tuned: bool = False
-) -> Launching:
-    """What is known of the launches of some kernels, `axes`, in a text; of the user's tables only where it is `tuned`.
-
-    `rows` is how many each takes at once, where that is given.
-    """
-    head, digest = (spec.head.key_dim, spec.head.value_dim), digests(kernels)
+def launching(spec: Spec, text: str, kernels: Mapping[str, Kernel], tuned: bool = False) -> Launching:
+    """What is known of the launches of some kernels in a text; of the user's tables only where it is `tuned`."""
+    head, digest = (spec.head.key_dim, spec.head.value_dim), digests(text)
     folders = configurations.folders(tuned)
     found: dict[str, ByType] = {}
     for architecture in configurations.architectures(folders):
         for element in ELEMENTS:
-            for kernel in axes:
-                key = Key(digest[kernel], *head, element, architecture, rows.get(kernel))
+            for name, kernel in kernels.items():
+                key = Key(digest[name], *head, element, architecture, kernel.rows)
                 entry = configurations.find(key, folders)
                 if entry is not None:
                     row = found.setdefault(architecture, {}).setdefault(element, {})
-                    row[kernel] = entry.configuration.numbers
-    return Launching({kernel: digest[kernel] for kernel in axes}, found, rows)
+                    row[name] = entry.configuration.numbers
+    return Launching({name: digest[name] for name in kernels}, found)
 
 
 def default_configurations(spec: Spec) -> dict[str, ByType]:

@@ -17,7 +17,7 @@ from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
 from mcgen.emit.triton_deep import deep_source
 from mcgen.emit.triton_path import triton_source
 from mcgen.emit.unused import without_unused
-from mcgen.plan.plan import keeps_y
+from mcgen.plan.cached_reads import keeps_y
 from mcgen.symbolic.cost import flops
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.meaning import meaning as meaning_of

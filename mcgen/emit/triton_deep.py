@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from mcgen.emit.launching import Launching, launching
 from mcgen.emit.rendering import render
+from mcgen.emit.triton_host import host_source
 from mcgen.emit.torch_path import tensor_inputs
 from mcgen.emit.triton_layered import LayeredKernels
 from mcgen.emit.triton_path import prelude
@@ -14,7 +15,7 @@ from mcgen.emit.unused import without_unused
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
 from mcgen.plan.configurations import ELEMENTS, FAMILIES, HIDDEN, tile
 from mcgen.plan.layered import is_layered
-from mcgen.plan.plan import keeps_y
+from mcgen.plan.plan import planned, scheduled
 from mcgen.plan.streamed import StreamedPlan
 from mcgen.symbolic.meaning import Meaning
 
@@ -37,66 +38,9 @@ def deep_source(meaning: Meaning, tuned: bool = False) -> str:
     moves = [name for name in ("_copy", "_fill", "_add") if f"{name}(" in text]
     own = render("triton/streamed/prelude.py.jinja", layout=layout, layered=is_layered(meaning), moves=moves)
     kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{own.strip()}\n\n\n{text}\n")
-    axes = dict.fromkeys(parts, HIDDEN)
-    stepping = () if kernels.streamed.anchored else [name for name in STEPPING if name in parts]
-    rows = dict.fromkeys(stepping, kernels.streamed.least_rows)
-    known = launching(meaning.spec, kernels_text, axes, rows, tuned)
-    return f"{kernels_text}\n\n{_host(kernels, parts, axes, known).strip()}"
-
-
-def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str, str], known: Launching) -> str:
-    meaning, spec, plan = kernels.meaning, kernels.meaning.spec, kernels.streamed
-    reads, routes = meaning.reads_cached, meaning.routes
-    shapes = {"cached": "B, H, n_segments, MEMORY"} if reads else {}
-    shapes |= (
-        {"pools": f"B, H, n_segments, {spec.head.key_dim}", "lse": "B, T, H", "online": "B, T, H"} if routes else {}
-    )
-    return render(
-        "triton/streamed/host.py.jinja",
-        sizes={"state": plan.total, "memory": plan.memory, "rows": plan.between_loops},
-        gradient=meaning.gradient_chunk,
-        chained=meaning.chained,
-        reads_cached=reads,
-        routes=routes,
-        kind=meaning.aggregate,
-        axes=dict(axes),
-        digests=known.digests,
-        stepping=tuple(known.rows),
-        configurations=known.configurations,
-        defaults=_defaults(plan),
-        least_rows=plan.least_rows,
-        whole={"walk": tile(plan.hidden)} if plan.resident else {},
-        key_dim=spec.head.key_dim,
-        value_dim=spec.head.value_dim,
-        hidden=plan.hidden,
-        tile_k=tile(spec.head.key_dim),
-        tile_v=tile(spec.head.value_dim),
-        forward_shapes=shapes,
-        tensors=lambda kernel: ", ".join(f'x["{name}"]' for name in parts[kernel][0]),
-        keeps_y=keeps_y(meaning),
-        between={name: width_of(axis) for name, axis in kernels.between.items()},
-        queries=kernels.queries,
-        gradients=tensor_inputs(meaning),
-        gates=list(spec.tensor_gates),
-        layered=is_layered(meaning),
-        **(_layer_by_layer(kernels, parts) if is_layered(meaning) else {}),
-    )
-
-
-def _layer_by_layer(kernels: LayeredKernels, parts: Mapping[str, Text]) -> dict[str, object]:
-    """What the host needs to know of layers: rows between kernels, and how each layer's kernels lie in tiles."""
-    plan, tiled = kernels.streamed, {name: layer for name, (layer, _) in kernels.of_layers.items()}
-    in_spans = ("errors", *tiled, "online", "reverse_online", "inputs")
-    return {
-        "span": plan.span,
-        "group": plan.group,
-        "layers": [f"layer{layer.suffix}" for layer in plan.layers],
-        "walks": {name: kernels.room(name) for name in plan.walks},
-        "row_widths": {name: kernels.widths(axis) for name, axis in kernels.span_rows.items()},
-        "arguments": {name: tuple(parts[name][0]) for name in in_spans},
-        "tiled": {name: (layer.into in HIDDEN_AXES, layer.out in HIDDEN_AXES) for name, layer in tiled.items()},
-        "row_parts": {name: kernels.parted(name) for name in tiled},
-    }
+    schedule = scheduled(planned(meaning))
+    known = launching(meaning.spec, kernels_text, schedule.kernels, tuned)
+    return f"{kernels_text}\n\n{host_source(schedule, known, _defaults(kernels.streamed))}"
 
 
 def _defaults(plan: StreamedPlan) -> dict[str, dict[str, tuple[int, int, int]]]:

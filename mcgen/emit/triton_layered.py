@@ -20,6 +20,7 @@ from mcgen.passes.phases import HIDDEN
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.configurations import tile
 from mcgen.plan.layered import LayeredPlan
+from mcgen.plan.plan import planned
 from mcgen.plan.streamed import RULES
 from mcgen.symbolic.recurrence import MEMORY
 
@@ -233,9 +234,7 @@ class LayeredKernels(StreamedKernels):
     def kernels(self) -> dict[str, Text]:
         found = {f"layer{layer.suffix}": self.layer(layer) for layer in self.streamed.layers}
         found |= {kernel: self.walk_back(kernel) for kernel in self.streamed.walks}
-        forward, backwards = self.streamed.launches
-        every = ["read", "rows", "segments"] if self.meaning.aggregate == "ssc" else []  # where top_k covers them all
-        names = dict.fromkeys([*forward, *every, *backwards])
+        names = planned(self.meaning).kernels
         return {name: found[name] if name in found else getattr(self, name)() for name in names}
 
 

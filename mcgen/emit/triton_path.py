@@ -11,6 +11,7 @@ from functools import cached_property
 
 from mcgen.emit.launching import Launching, default_configurations, launching
 from mcgen.emit.rendering import render
+from mcgen.emit.triton_host import host_source
 from mcgen.emit.torch_path import tensor_inputs
 from mcgen.emit.triton_printer import Binding, statements
 from mcgen.emit.unused import without_unused
@@ -22,7 +23,9 @@ from mcgen.passes.carried import carried
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.configurations import tile
-from mcgen.plan.plan import BLOCK, LEAST_STEP, Plan, Walk, keeps_y
+from mcgen.plan.matrix import MatrixPlan as Plan
+from mcgen.plan.matrix import Walk
+from mcgen.plan.plan import planned, scheduled
 from mcgen.symbolic.meaning import Meaning
 
 SCALARS = {
@@ -398,9 +401,9 @@ def triton_source(meaning: Meaning, tuned: bool = False) -> str:
         parts |= choice_kernels(kernels)
     text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
     kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{text}\n")
-    axes = _axes(kernels, parts)
-    known = launching(meaning.spec, kernels_text, axes, tuned=tuned)
-    return f"{kernels_text}\n\n{_host(kernels, parts, launches_states, axes, known).strip()}"
+    schedule = scheduled(planned(meaning))
+    known = launching(meaning.spec, kernels_text, schedule.kernels, tuned=tuned)
+    return f"{kernels_text}\n\n{host_source(schedule, known, default_configurations(meaning.spec))}"
 
 
 def prelude(text: str, meaning: Meaning) -> str:
@@ -414,64 +417,3 @@ def prelude(text: str, meaning: Meaning) -> str:
         rows=[name for name in ROWS if f"{name}(" in text],
         functions=[source for name, source in FUNCTIONS.items() if f"{name}(" in text],
     ).strip()
-
-
-def _axes(kernels: Kernels, parts: Iterable[str]) -> dict[str, str]:
-    """The axis that each kernel takes in tiles: the one on its grid, or the one that it streams."""
-    whole = {name: "" if walk.whole else walk.axis for name, walk in kernels.plan.walks.items()}
-    return {kernel: {"route": "", **whole}.get(kernel, "v") for kernel in parts}
-
-
-def _host(
-    kernels: Kernels,
-    parts: Mapping[str, tuple[list[str], str]],
-    launches_states: bool,
-    axes: Mapping[str, str],
-    known: Launching,
-) -> str:
-    meaning, spec = kernels.meaning, kernels.meaning.spec
-    K, V, gradient = spec.head.key_dim, spec.head.value_dim, meaning.gradient_chunk or 1
-    shapes = {
-        **{f"start_{slot}": f"B, H, n_blocks, {K}, {V}" for slot in kernels.slots},
-        "start_pool": f"B, H, n_blocks, {K}",
-        "cached": f"B, H, n_segments, {K}, {V}",
-        "pools": f"B, H, n_segments, {K}",
-        **dict.fromkeys(kernels.plan.errors, f"B, T, H, {V}"),
-        "lse": "B, T, H",
-        "online": "B, T, H",
-    }
-    lagged_sources = {source for source, _ in kernels.lagged.values()}
-    gradients = []
-    for name in kernels.gradients:
-        source = kernels.lagged.get(name, (name, 0))[0]
-        if source in MATRIX_AXES:
-            gradients.append((name, source, source in lagged_sources))
-    return render(
-        "triton/host.py.jinja",
-        block=-(-BLOCK // gradient) * gradient,  # gradient chunks are not cut
-        chained=meaning.chained,
-        key_dim=K,
-        value_dim=V,
-        forward_shapes={name: shapes[name] for name in kernels.forward_tensors},
-        launches_states=launches_states,
-        sums_cached=meaning.reads_cached and not meaning.routes,
-        tensors=lambda kernel: ", ".join(f'x["{name}"]' for name in parts[kernel][0]),
-        keeps_y=keeps_y(meaning),
-        reads_cached=meaning.reads_cached,
-        routes=meaning.routes,
-        queries=kernels.queries,
-        starts=kernels.starts,
-        slots=kernels.slots,
-        gradients=gradients,
-        pulls=kernels.plan.reverse.pulls,
-        least_rows=tile(min(meaning.gradient_chunk or 1, LEAST_STEP)),
-        gradient=meaning.gradient_chunk,
-        axes=axes,
-        digests=known.digests,
-        stepping=(),
-        configurations=known.configurations,
-        defaults=default_configurations(spec),
-        walks=kernels.plan.walks,
-        lagged=[(name, source, lag) for name, (source, lag) in kernels.lagged.items()],
-        kind=meaning.aggregate,
-    )

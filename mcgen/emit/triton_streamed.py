@@ -22,6 +22,7 @@ from mcgen.ir.program import Program
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
 from mcgen.passes.simplify import select
 from mcgen.plan.configurations import tile
+from mcgen.plan.plan import planned
 from mcgen.plan.streamed import StreamedPlan
 from mcgen.symbolic.recurrence import MEMORY
 
@@ -327,9 +328,7 @@ class StreamedKernels(Kernels):
         return {name: gathered(self, name) for name in program.inputs if name != "pools" and not self._buffers(name)}
 
     def kernels(self) -> dict[str, Text]:
-        forward, backwards = self.streamed.launches
-        every = ["read", "rows", "segments"] if self.meaning.aggregate == "ssc" else []  # where top_k covers them all
-        return {name: getattr(self, name)() for name in [*forward, *every, *backwards]}
+        return {name: getattr(self, name)() for name in planned(self.meaning).kernels}
 
 
 def width_of(axis: str) -> str:

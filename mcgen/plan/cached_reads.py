@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from mcgen.plan.host import INTEGER, Buffer, Compute, Kernel, Launch, Let, Make, Part, Statement, When
 from mcgen.symbolic.meaning import Meaning
 
+FORWARD = "y, and what the backward pass needs of it."
+BACKWARD = "The gradients of all inputs, from that of y and what the forward pass saved."
 ROWS = ("B", "T", "H")
 UNITS = "x.n_blocks * x.BH"
 CHOSEN = (*ROWS, "TOP_K")
@@ -29,12 +31,23 @@ def chooses(meaning: Meaning) -> bool:
     return meaning.aggregate == "ssc"
 
 
+def choices(meaning: Meaning) -> tuple[Buffer, ...]:
+    """What the forward pass saves in tensors of their own: the segments that rows choose."""
+    return (Buffer("chosen", CHOSEN, INTEGER),) if chooses(meaning) else ()
+
+
+def save(meaning: Meaning, saved: Sequence[Buffer]) -> list[Statement]:
+    """Room for what the forward pass saves; all of it is the same at every run, what lies between tensors too."""
+    clear = Compute("_clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))")
+    return [Compute("saved = _saved_triton(tensors)"), clear, recall(meaning, saved)]
+
+
 def recall(meaning: Meaning, saved: Sequence[Buffer], y: Buffer | None = None) -> Compute:
     """What the forward pass saved, by name: parts of one buffer, and where rows choose, their choices."""
-    names = [*(["y"] if y else []), "buffer", *(["chosen"] if chooses(meaning) else [])]
-    choices = (Buffer("chosen", CHOSEN, INTEGER),) if chooses(meaning) else ()
+    apart, first = choices(meaning), (y,) if y else ()
+    names = [*(one.name for one in first), "buffer", *(one.name for one in apart)]
     listed = ", ".join(f'"{name}"' for name in names)
-    return Compute(f"_recall(x, [{listed}], saved)", makes=(*([y] if y else []), *saved, *choices))
+    return Compute(f"_recall(x, [{listed}], saved)", makes=(*first, *saved, *apart))
 
 
 def where_chosen(meaning: Meaning, choosing: Sequence[Statement], all_read: Sequence[Statement]) -> list[Statement]:
@@ -61,7 +74,7 @@ class Choosing:
         """The forward pass from cached states on."""
         return [
             Make((Buffer("r_chosen", CHOSEN),)),
-            Launch(self.kernels["route"], UNITS, room=self.room, apart=True),
+            Launch(self.kernels["route"], UNITS, room=self.room, apart=not self.tiled),
             *self._grouped(),
             Make((Buffer("o_chosen", (*CHOSEN, "V")),)),
             self._of_choices("chosen_reads", self.tiled),
@@ -96,7 +109,7 @@ class Choosing:
         ]
 
     def _of_choices(self, kernel: str, tiled: bool = False) -> Launch:
-        units = f'_cdiv(x.n_choices, _rows("{kernel}", x))'
+        units = f'_cdiv(x.n_choices, _rows_at_once("{kernel}", x))'
         return Launch(self.kernels[kernel], units, self._tiles(kernel) if tiled else "", self.room)
 
     def _tiles(self, kernel: str) -> str:
@@ -105,4 +118,4 @@ class Choosing:
 
 def tiles_of(kernel: str) -> str:
     """How many tiles a kernel takes its axis in, as statements say it."""
-    return f'_tiles("{kernel}", x)'
+    return f'_n_tiles("{kernel}", x)'

@@ -91,32 +91,36 @@ class _Expansion:
         sizes = {"B": problem.batch, "T": problem.tokens, "H": problem.heads, "BH": problem.batch * problem.heads}
         self.x = SimpleNamespace(**sizes, device=None)
         self.names = {**schedule.constants, **self._functions(), "x": self.x}
-        for name, value in schedule.tables(problem.tokens).items():
-            self._named(f"x.{name}", value, {})
-            if isinstance(value, list):
-                self._named(f"x.n_{name}", len(value), {})
+        for name, rows in schedule.tables(problem.tokens).items():
+            self._named(f"x.{name}", rows, {})
+            self._named(f"x.n_{name}", len(rows), {})
 
     def _functions(self) -> dict[str, Callable[..., Any]]:
         """What statements call, as the generated file has it under the same names."""
         schedule, T = self.schedule, self.problem.tokens
         return {
             "_cdiv": lambda a, b: -(-a // b),
-            "_rows": lambda kernel, x: self.rows(kernel),
+            "_rows_at_once": lambda kernel, x: self.rows(kernel),
             "_columns": lambda kernel, x: self.columns(kernel, schedule.kernels[kernel].axis),
-            "_tiles": lambda kernel, x: self.tiles(kernel),
+            "_n_tiles": lambda kernel, x: self.tiles(kernel),
             "_steps": lambda kernel, x: schedule.steps(T, self.rows(kernel)),
-            "_in_flight": lambda x, first, last: tokens.in_flight(schedule.spans(T), x.BH, first, last),
+            "_in_flight": lambda x, first, last: tokens.spans_of(schedule.spans(T), x.BH, first, last),
             "_flights": tokens.flights,
             "_groups": tokens.groups,
             "_most_chains": lambda device: self.machine.chains,
         }
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest block."""
+        return max(end - start for start, end, *_ in self.x.blocks)
 
     # -- configurations -----------------------------------------------------------------------------------------------
 
     def rows(self, kernel: str) -> int:
         """Tokens that a kernel takes at once."""
         rows, least = self.machine.configuration(kernel)[0], self.schedule.least_rows
-        return max(rows, least) if self.schedule.flies else max(least, min(rows, tile(self.x.longest)))
+        return max(rows, least) if self.schedule.flies else max(least, min(rows, tile(self.longest)))
 
     def columns(self, kernel: str, axis: str) -> int:
         """The tile of an axis that a kernel takes at once."""

@@ -178,6 +178,7 @@ class Pass:
     """One way through the operator: what it is given, its statements, and what it gives."""
 
     name: str
+    doc: str
     given: tuple[Buffer, ...]
     body: tuple[Statement, ...]
     result: str

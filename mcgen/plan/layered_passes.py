@@ -163,14 +163,16 @@ class LayeredPasses(StreamedPasses):
         tiles = [
             f'_columns("{kernel}", x)' if a in HIDDEN_AXES else str(tile(getattr(head, lengths[a]))) for a in axes
         ]
-        return " * ".join([f'_cdiv(SPAN, _rows("{kernel}", x))', str(len(walk.state)), *tiles])
+        states = [str(len(walk.state))] if len(walk.state) > 1 else []
+        return " * ".join([f'_cdiv(SPAN, _rows_at_once("{kernel}", x))', *states, *tiles])
 
     # -- launches -----------------------------------------------------------------------------------------------------
 
-    def _steps(self, kernel: str) -> Launch:
-        """A kernel for all steps of a span of the chains in flight."""
+    def _steps(self, kernel: str, *first: Statement) -> list[Statement]:
+        """A kernel for all steps of a span of the chains in flight, after what needs their number."""
         room = "ROWS" if kernel in self.plan.phased else None
-        return Launch(self.kernels[kernel], f'x.n_flight * _cdiv(x.tokens, _rows("{kernel}", x))', room=room)
+        steps = Let("x.n_steps", f'_cdiv(x.tokens, _rows_at_once("{kernel}", x))')
+        return [steps, *first, Launch(self.kernels[kernel], "x.n_flight * x.n_steps", room=room)]
 
     def _tiles(self, kernel: str, reads: str = "", modes: Mapping[str, str] = {}) -> Launch:
         """A layer's kernel for all its tiles and the chains in flight; its parts of rows are added up."""
@@ -207,7 +209,7 @@ class LayeredPasses(StreamedPasses):
         modes = {"READS": "reads", "ADVANCES": "advances"}
         layers = [self._tiles(f"layer{layer.suffix}", "reads", modes) for layer in self.plan.layers]
         doc = "A span of the chains in flight: the rows that gradients are made of, then layer after layer."
-        return Routine("_through_span", doc, (self._steps("errors"), *layers), ("reads", "advances"))
+        return Routine("_through_span", doc, (*self._steps("errors"), *layers), ("reads", "advances"))
 
     def _through(self, reads: bool, advances: bool) -> Run:
         return Run(self._through_span, (f"reads={reads}", f"advances={advances}"))
@@ -220,23 +222,21 @@ class LayeredPasses(StreamedPasses):
 
     def walk(self) -> list[Statement]:
         online = self._steps("online")
-        spans = Each("span", "_in_flight(x, first, last)", (Run(self._enter, ("span",)), self._through(True, True), online))
+        body = (Run(self._enter, ("span",)), self._through(True, True), *online)
+        spans = Each("span", "_in_flight(x, first, last)", body)
         routed = self.plan.meaning.routes
         logits = [Launch(self.kernels["logits"], "x.n_segments * x.BH")] if routed else []
         return [*logits, self._flights([self._empty_rows(back=False), spans])]
 
     @cached_property
     def _reverse_span(self) -> Routine:
-        steps = '_cdiv(x.tokens, _rows("inputs", x))'
-        anchors = Buffer("d_anchors", ("n_flight", "n_inputs", "MEMORY"))
+        anchors = Buffer("d_anchors", ("n_flight", "n_steps", "MEMORY"))
         add = Compute(f"x.d_records{ANCHOR} += x.d_anchors.sum(1)", (), ("d_anchors", "d_records"), ("d_records",))
         body = (
             self._through(True, False),
-            self._steps("reverse_online"),
+            *self._steps("reverse_online"),
             *(self._tiles(name) for name in self.plan.walks),
-            Let("x.n_inputs", steps),
-            Make((anchors,)),
-            self._steps("inputs"),
+            *self._steps("inputs", Make((anchors,))),
             add,
         )
         doc = "The reverse of a span of the chains in flight, from the states before it and gradients of those after it."

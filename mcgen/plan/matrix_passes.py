@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 from mcgen.ir.backward import query_inputs
 from mcgen.ir.closed_form import lagged_names
-from mcgen.plan.cached_reads import ROWS, UNITS, Choosing, chooses, keeps_y, recall, tiles_of, where_chosen
+from mcgen.plan.cached_reads import BACKWARD, FORWARD, ROWS, UNITS, Choosing, chooses, keeps_y, recall, save, tiles_of, where_chosen
 from mcgen.plan.host import Buffer, Compute, Kernel, Launch, Make, Part, Pass, Statement, operands
 from mcgen.plan.matrix import MatrixPlan, Walk
+from mcgen.plan.matrix_choices import Choice, choices
 
 SIZES = ("K", "V", "BT", "BK", "BV", "IN", "PREC")
 STEPPED = ("CHUNK", "STEPS", "STEP")
@@ -30,6 +32,11 @@ class MatrixPasses:
     """The passes of one plan."""
 
     plan: MatrixPlan
+
+    def choices(self) -> list[Choice]:
+        return choices(self.plan)
+
+    phased = MappingProxyType({})  # programs in loops over hidden units: none
 
     # -- buffers ------------------------------------------------------------------------------------------------------
 
@@ -202,7 +209,7 @@ class MatrixPasses:
     @cached_property
     def forward(self) -> Pass:
         meaning = self.plan.meaning
-        body: list[Statement] = [recall(meaning, self.saved), Make((self.of_tokens("y", "y", "v"),))]
+        body: list[Statement] = [*save(meaning, self.saved), Make((self.of_tokens("y", "y", "v"),))]
         if self.saved:
             body.append(self._launch("states", "x.n_chains * x.BH"))
         if self.plan.sums:
@@ -210,7 +217,7 @@ class MatrixPasses:
             body.append(Compute(line, reads=("cached",), changes=("cached",)))
         choosing = self._choosing.read() if chooses(meaning) else []
         body += where_chosen(meaning, choosing, [self._launch("read")])
-        return Pass("forward", self.given, tuple(body), "[x.y, *saved]")
+        return Pass("forward", FORWARD, self.given, tuple(body), "[x.y, *saved]")
 
     @cached_property
     def backward(self) -> Pass:
@@ -229,7 +236,7 @@ class MatrixPasses:
         for name, (source, lag) in self.lagged.items():
             line = f"_add_unlagged(x.d_{source}, x.d_{name}, {lag})"
             body.append(Compute(line, reads=(f"d_{source}", f"d_{name}"), changes=(f"d_{source}",)))
-        return Pass("backward", self.given, tuple(body), "_in_types_of(tensors, x)")
+        return Pass("backward", BACKWARD, self.given, tuple(body), "_gradients(x, tensors)")
 
     @property
     def _cached_gradients(self) -> tuple[Buffer, ...]:

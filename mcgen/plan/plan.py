@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mcgen.plan.cached_reads import choices
 from mcgen.plan.configurations import tile
 from mcgen.plan.layered import LayeredPlan, is_layered
 from mcgen.plan.layered_passes import LayeredPasses
@@ -42,6 +43,6 @@ def scheduled(passes: Passes) -> Schedule:
         constants |= {"F": plan.hidden, "STATE": plan.total, "MEMORY": plan.memory, "ROWS": plan.between_loops}
         constants |= {"SPAN": plan.span} if isinstance(plan, LayeredPlan) else {}
     return Schedule(
-        passes.forward, passes.backward, passes.kernels, passes.saved, constants,
+        passes.forward, passes.backward, passes.kernels, passes.saved, choices(meaning), constants,
         block, meaning.chained, least, not meaning.linear, spec.segment.size,
     )

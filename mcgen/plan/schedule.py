@@ -17,6 +17,7 @@ class Schedule:
 
     kernels      by name, in the order of the file
     saved        what the forward pass leaves for the backward pass in one buffer
+    choices      what it leaves besides, in tensors of their own
     constants    sizes that the spec fixes, as kernels call them
     block        tokens of a block, at most
     chained      whether a segment goes on from the one before
@@ -29,6 +30,7 @@ class Schedule:
     backward: Pass
     kernels: Mapping[str, Kernel]
     saved: tuple[Buffer, ...]
+    choices: tuple[Buffer, ...]
     constants: Mapping[str, int]
     block: int
     chained: bool

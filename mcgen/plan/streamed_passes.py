@@ -10,7 +10,7 @@ from mcgen.ir.backward import query_inputs
 from mcgen.ir.program import Program
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
 from mcgen.passes.simplify import select
-from mcgen.plan.cached_reads import ROWS, UNITS, Choosing, chooses, keeps_y, recall, where_chosen
+from mcgen.plan.cached_reads import BACKWARD, FORWARD, ROWS, UNITS, Choosing, chooses, keeps_y, recall, save, where_chosen
 from mcgen.plan.configurations import HIDDEN
 from mcgen.plan.host import Buffer, Compute, Kernel, Launch, Let, Make, Pass, Statement, operands
 from mcgen.plan.streamed import StreamedPlan
@@ -26,6 +26,8 @@ CHAINS = "x.n_chains * x.BH"
 STEPPING = ("walk", "read_soup", "through_layers", "reverse")
 """The kernels that go step by step: each takes the rows of a gradient chunk at once, unless it is several steps."""
 TO_AND_FRO = "2 * STATE + ROWS"
+WEIGHTS = Compute("x.theta = _packed(tensors[len(INPUTS) :])", (Buffer("theta", ("H", "MEMORY")),))
+"""The initial weights, a row a head."""
 WIDTHS = {"q": "K", "u": "K", "k": "K", "v": "V", "y": "V"}
 
 
@@ -34,6 +36,14 @@ class StreamedPasses:
     """The passes of one plan."""
 
     plan: StreamedPlan
+
+    def choices(self) -> Iterable[tuple[str, str, str]]:
+        return self.plan.choices()
+
+    @property
+    def phased(self) -> Mapping[str, Program]:
+        """The programs that are loops over hidden units."""
+        return {name: self.plan.programs[name] for name in self.plan.phased}
 
     # -- buffers ------------------------------------------------------------------------------------------------------
 
@@ -47,9 +57,8 @@ class StreamedPasses:
 
     @cached_property
     def given(self) -> tuple[Buffer, ...]:
-        """The operator's inputs, in float types of their own, and the initial weights, a row a head."""
-        inputs = (self.of_tokens(name, name, name) for name in self.plan.meaning.inputs)
-        return (*inputs, Buffer("theta", ("H", "MEMORY")))
+        """The operator's inputs, in float types of their own."""
+        return tuple(self.of_tokens(name, name, name) for name in self.plan.meaning.inputs)
 
     @cached_property
     def saved(self) -> tuple[Buffer, ...]:
@@ -190,8 +199,8 @@ class StreamedPasses:
     @cached_property
     def forward(self) -> Pass:
         rows = Make((self.of_tokens("y", "y", "v"), *self._online_rows()))
-        body = [*self.begin(), rows, *self.walk(), *self._read()]
-        return Pass("forward", self.given, tuple(body), "[x.y, *saved]")
+        body = [WEIGHTS, *save(self.plan.meaning, self.saved), rows, *self.walk(), *self._read()]
+        return Pass("forward", FORWARD, self.given, tuple(body), "[x.y, *saved]")
 
     def _online_rows(self) -> list[Buffer]:
         """What is read of the online memory, for the kernel that reads segments."""
@@ -224,16 +233,14 @@ class StreamedPasses:
         shared = self.plan.meaning.aggregate == "mean"
         d_y = "d_y.float() * _shares(x.T, x.device)" if shared else "d_y.contiguous()"
         body = [
-            *self.begin(y if keeps_y(self.plan.meaning) else None),
+            WEIGHTS,
+            recall(self.plan.meaning, self.saved, y if keeps_y(self.plan.meaning) else None),
             Compute(f"x.d_y = {d_y}", (self.of_tokens("d_y", "y", "float32" if shared else "v"),)),
             *self._reverse_reads(),
             Make(tuple(self.gradients())),
             *self.walk_back(),
         ]
-        return Pass("backward", self.given, tuple(body), "_in_types_of(tensors, x)")
-
-    def begin(self, y: Buffer | None = None) -> list[Statement]:
-        return [recall(self.plan.meaning, self.saved, y)]
+        return Pass("backward", BACKWARD, self.given, tuple(body), "_gradients(x, tensors) + _unpacked(x.d_theta.sum((0, 1)), tensors[len(INPUTS) :])")
 
     def gradients(self) -> list[Buffer]:
         """Those of the inputs; of gates in float32."""

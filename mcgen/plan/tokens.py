@@ -78,12 +78,10 @@ def step_rows(chains: Chains) -> list[Row]:
     return [(*piece, 0) for chain in chains for piece in chain]
 
 
-def tables(sequences: Sequence[Segments], chained: bool, size: int) -> dict[str, list[Row] | int]:
-    """The rows of blocks of at most `size` tokens, of their chains and of segments, and the tokens of the longest block."""
+def tables(sequences: Sequence[Segments], chained: bool, size: int) -> dict[str, list[Row]]:
+    """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
     own = chains(sequences, chained, size)
-    longest = max(piece[1] - piece[0] for chain in own for piece in chain)
-    rows = {"blocks": block_rows(own, chained), "chains": chain_rows(own), "segments": segment_rows(sequences)}
-    return {**rows, "longest": longest}
+    return {"blocks": block_rows(own, chained), "chains": chain_rows(own), "segments": segment_rows(sequences)}
 
 
 def step_tables(sequences: Sequence[Segments], chained: bool, size: int, chunk: int) -> tuple[list[Row], list[Row], int]:
@@ -104,7 +102,7 @@ def spans(chains: Chains) -> list[tuple[list[int], bool, list[Row]]]:
     return found
 
 
-def in_flight(spans: Sequence, heads: int, first: int, last: int) -> list[tuple]:
+def spans_of(spans: Sequence, heads: int, first: int, last: int) -> list[tuple]:
     """The spans of some chains of so many heads each, as long as one has any: tokens of the longest, and the rest."""
     some = slice(first // heads, (last - 1) // heads + 1)
     found = [(max(tokens[some]), begins, rows) for tokens, begins, rows in spans]

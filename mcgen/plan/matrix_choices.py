@@ -1,23 +1,29 @@
-def plan_text(meaning: Meaning) -> str:
-    """The plan in words: each choice with the property it follows from and what it costs."""
-    if not meaning.linear:
-        return streamed_plan_text(planned(meaning))
-    plan = Plan(meaning)
-    lines = [f"{what}: {chosen}\n    {why}" for what, chosen, why in _choices(plan)]
-    return "\n".join([*lines, "", "Launches", *(f"  {line}" for line in _launches(plan))])
+"""Why the kernels of a matrix memory are what they are, in words."""
+
+from __future__ import annotations
+
+import sympy
+
+from mcgen.plan.matrix import BLOCK, MatrixPlan
+from mcgen.symbolic.cost import cost
+from mcgen.symbolic.text import text
+
+READS = "reads of cached segments"
+Choice = tuple[str, str, str]
 
 
-def _choices(plan: Plan) -> list[tuple[str, str, str]]:
+def choices(plan: MatrixPlan) -> list[Choice]:
+    """What is chosen, how, and the property it follows from with what it costs."""
     return [_writes(plan), _segments(plan), _blocks(plan), _reads(plan), *_walk_choices(plan)]
 
 
-def _flops(plan: Plan, *labels: str) -> str:
+def _flops(plan: MatrixPlan, *labels: str) -> str:
     """What parts of `mcgen explain --stage cost` take forward, as text."""
     parts = {part.label: part.forward for part in cost(plan.meaning).flops}
     return f"{text(sympy.factor(sum(parts[label] for label in labels)))} FLOPs"
 
 
-def _writes(plan: Plan) -> tuple[str, str, str]:
+def _writes(plan: MatrixPlan) -> Choice:
     if not plan.errors:
         flops = _flops(plan, "scores of queries and keys", "weighted values")
         why = f"no write depends on the memory, so C masks scores of queries and keys: {flops}"
@@ -38,13 +44,13 @@ def _writes(plan: Plan) -> tuple[str, str, str]:
     )
 
 
-def _segments(plan: Plan) -> tuple[str, str, str]:
+def _segments(plan: MatrixPlan) -> Choice:
     if plan.meaning.chained:
         return "segments", "one chain, in order", "init checkpoint: T / BT steps in a row, B H (V / BV) programs"
     return "segments", "side by side", "init independent: B H N (V / BV) programs, a segment's chunks in a row"
 
 
-def _blocks(plan: Plan) -> tuple[str, str, str]:
+def _blocks(plan: MatrixPlan) -> Choice:
     if not plan.starts:
         return "blocks", "a segment is a block", f"segments are at most {BLOCK} tokens: nothing is kept inside them"
     return (
@@ -54,7 +60,7 @@ def _blocks(plan: Plan) -> tuple[str, str, str]:
     )
 
 
-def _reads(plan: Plan) -> tuple[str, str, str]:
+def _reads(plan: MatrixPlan) -> Choice:
     if not plan.meaning.reads_cached:
         return "cached states", "not read", "aggregate none"
     if plan.sums:
@@ -74,7 +80,7 @@ def _reads(plan: Plan) -> tuple[str, str, str]:
     )
 
 
-def _walk_choices(plan: Plan) -> list[tuple[str, str, str]]:
+def _walk_choices(plan: MatrixPlan) -> list[Choice]:
     found = []
     for walk in plan.walks.values():
         way = "backwards" if walk.reverse else "forwards"
@@ -85,14 +91,3 @@ def _walk_choices(plan: Plan) -> list[tuple[str, str, str]]:
         reason = "a tile gives a part of each sum over it" if walk.parts else reason
         found.append((f"gradients of {', '.join(walk.wanted)}", chosen + again, f"{walk.axis} on the grid: {reason}"))
     return found
-
-
-def _launches(plan: Plan) -> list[str]:
-    meaning = plan.meaning
-    keeps = plan.starts or plan.errors or meaning.reads_cached
-    chosen = ["route", "chosen_reads", "read_chosen"] if meaning.aggregate == "ssc" else ["read"]
-    forward = [*(["states"] if keeps else []), *chosen]
-    reads = ["chosen_rows", "chosen_segments"] if meaning.aggregate == "ssc" else ["rows", "segments"]
-    retreat = ["retreat"] if plan.starts or plan.reverse.pulls else []
-    backwards = [*(reads if meaning.reads_cached else []), *retreat, *plan.walks]
-    return [f"forward, {len(forward)}: {', '.join(forward)}", f"backward, {len(backwards)}: {', '.join(backwards)}"]
