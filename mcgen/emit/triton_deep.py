@@ -41,7 +41,7 @@ def deep_source(meaning: Meaning, tuned: bool = False) -> str:
     stepping = () if kernels.streamed.anchored else [name for name in STEPPING if name in parts]
     rows = dict.fromkeys(stepping, kernels.streamed.least_rows)
     known = launching(meaning.spec, kernels_text, axes, rows, tuned)
-    return f"{kernels_text}\n\n{_host(kernels, parts, axes, known).strip()}"
+    return f"{kernels_text}\n\n{without_unused(_host(kernels, parts, axes, known)).strip()}"
 
 
 def _host(kernels: StreamedKernels, parts: Mapping[str, Text], axes: Mapping[str, str], known: Launching) -> str:

@@ -400,7 +400,7 @@ def triton_source(meaning: Meaning, tuned: bool = False) -> str:
     kernels_text = without_unused(f"{prelude(text, meaning)}\n\n\n{text}\n")
     axes = _axes(kernels, parts)
     known = launching(meaning.spec, kernels_text, axes, tuned=tuned)
-    return f"{kernels_text}\n\n{_host(kernels, parts, launches_states, axes, known).strip()}"
+    return f"{kernels_text}\n\n{without_unused(_host(kernels, parts, launches_states, axes, known)).strip()}"
 
 
 def prelude(text: str, meaning: Meaning) -> str:
