@@ -255,7 +255,8 @@ class Builder:
 
     def map(self, expression: sympy.Expr, values: Mapping[sympy.Symbol, Node], axes: Iterable[str] = ()) -> Node:
         """A function of named values; `axes` adds axes to broadcast to beyond those of the values."""
-        used = {symbol: values[symbol] for symbol in values if symbol in symbols(expression)}
+        read = symbols(expression)
+        used = {symbol: node for symbol, node in values.items() if symbol in read}
         distinct = tuple(dict.fromkeys(used.values()))
         moved = {symbol: placeholder(distinct.index(node)) for symbol, node in used.items()}
         moved = {symbol: place for symbol, place in moved.items() if symbol != place}

@@ -16,6 +16,8 @@ from mcgen.ir.program import Builder, Iota, Map, Node, Reduce, placeholder, topo
 from mcgen.ir.vocabulary import root
 from mcgen.passes.simplify import Rule
 
+QUOTIENT = placeholder(0) / placeholder(1)
+
 
 @dataclass
 class Terms:
@@ -37,7 +39,7 @@ class Terms:
         return node.expression.xreplace({placeholder(i): self.symbol(v) for i, v in enumerate(node.values)})
 
     def build(self, b: Builder, expression: sympy.Expr, axes: Collection[str] = ()) -> Node:
-        return b.map(expression, {symbol: node for symbol, node in self.nodes.items() if expression.has(symbol)}, axes)
+        return b.map(expression, self.nodes, axes)
 
     def axes(self, expression: sympy.Expr) -> set[str]:
         return {axis for symbol in expression.free_symbols for axis in self.nodes[symbol].axes}
@@ -74,7 +76,7 @@ def _quotient_at_hand(b: Builder, node: Node) -> Node | None:
 
 def _is_share(node: Map) -> bool:
     """Whether a value is e / z, z a sum that e is part of: a weight of a softmax."""
-    if node.expression != placeholder(0) / placeholder(1):
+    if len(node.values) != 2 or node.expression != QUOTIENT:
         return False
     part, whole = node.values
     return part in topological([whole])
