@@ -226,10 +226,15 @@ class Builder:
     """Makes nodes, infers their axes, and returns the node it already has for a value it has made before."""
 
     _interned: dict[tuple, Node] = field(default_factory=dict)
+    functions: dict[sympy.Expr, list[Map]] = field(default_factory=dict)
+    """The functions of values that have been made, by their expressions."""
 
     def _intern(self, node: Node) -> Node:
         """The node that is kept for what this one is made of; it has no label yet."""
-        return self._interned.setdefault((type(node), *vars(node).values()), node)
+        kept = self._interned.setdefault((type(node), *vars(node).values()), node)
+        if kept is node and isinstance(node, Map):
+            self.functions.setdefault(node.expression, []).append(node)
+        return kept
 
     def call(self, node: Node, label: Label | str | None, equation: str = "", part: bool = False) -> Node:
         """The node, which is called so from now on. The first name stands, but that of a part; inputs have their own.

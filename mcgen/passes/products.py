@@ -7,7 +7,7 @@ sums of products into contractions, which multiply and add without the product i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -45,17 +45,12 @@ class Terms:
         return {axis for symbol in expression.free_symbols for axis in self.nodes[symbol].axes}
 
 
-def _known(b: Builder, fits: Callable[[Map], bool]) -> list[Map]:
-    """The functions of values that have been made before, of one kind."""
-    return [node for node in b._interned.values() if isinstance(node, Map) and fits(node)]
-
-
 def _value_at_hand(b: Builder, node: Node) -> Node | None:
     if not isinstance(node, Map) or node.expression.is_Function or not node.expression.has(sympy.Function):
         return None
     terms = Terms.empty()
     expression = terms.expression(node)
-    for other in _known(b, lambda other: other.expression.is_Function):
+    for other in [other for value, made in b.functions.items() if value.is_Function for other in made]:
         value = terms.expression(other)
         if expression.has(value):
             return terms.build(b, expression.xreplace({value: terms.symbol(other)}), node.axes)
@@ -63,7 +58,7 @@ def _value_at_hand(b: Builder, node: Node) -> Node | None:
 
 
 def _quotient_at_hand(b: Builder, node: Node) -> Node | None:
-    shares = _known(b, _is_share) if _is_product(node) else []
+    shares = list(filter(_is_share, b.functions.get(QUOTIENT, ()))) if _is_product(node) else []
     terms = Terms.empty()
     whole = _expanded(terms, terms.expression(node), node.axes) if shares else None
     for other in shares:
@@ -75,9 +70,7 @@ def _quotient_at_hand(b: Builder, node: Node) -> Node | None:
 
 
 def _is_share(node: Map) -> bool:
-    """Whether a value is e / z, z a sum that e is part of: a weight of a softmax."""
-    if len(node.values) != 2 or node.expression != QUOTIENT:
-        return False
+    """Whether a quotient is e / z, z a sum that e is part of: a weight of a softmax."""
     part, whole = node.values
     return part in topological([whole])
 
