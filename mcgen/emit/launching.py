@@ -4,6 +4,7 @@ and defaults."""
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -52,12 +53,7 @@ def default_configurations(spec: Spec) -> dict[str, ByType]:
 
 def without_configuration(text: str, architectures: Collection[str]) -> dict[tuple[str, str], tuple[str, ...]]:
     """The kernels of a generated file that take default tiles, by type of products and architecture; empty for none."""
-    tables = {
-        node.targets[0].id: node.value
-        for node in ast.parse(text).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    kernels, found = (ast.literal_eval(tables[name]) for name in ("AXES", "CONFIGURATIONS"))
+    kernels, found = (_table(text, name) for name in ("AXES", "CONFIGURATIONS"))
     places = [(element, architecture) for element in ELEMENTS for architecture in architectures]
     lacking = {(e, a): tuple(k for k in kernels if k not in found.get(a, {}).get(e, {})) for e, a in places}
     return {
@@ -65,6 +61,12 @@ def without_configuration(text: str, architectures: Collection[str]) -> dict[tup
         for place, missing in lacking.items()
         if missing
     }
+
+
+def _table(text: str, name: str) -> dict:
+    """A dict that a generated file has: in its line, and those after it that a formatter sets in or begins with }."""
+    (table,) = re.findall(rf"^{name} = (\{{.*(?:\n[ }}].*)*)", text, re.MULTILINE)
+    return ast.literal_eval(table)
 
 
 def lacking_text(lacking: Mapping[tuple[str, str], tuple[str, ...]]) -> str:

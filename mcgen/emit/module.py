@@ -45,13 +45,14 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
     spec = meaning.spec
     names = private_names(spec)
     lowered = meaning_of(renamed(spec, names)) if names else meaning
-    parts = [
+    first = [
         arguments_source(spec),
         reference_source(spec),
         _constants(meaning),
         render("sizes.py.jinja", segment_size=spec.segment.size),
         torch_source(lowered),
-        _kernels(lowered, tuned),
+    ]
+    last = [
         render(
             "finite.py.jinja",
             deep=not meaning.linear,
@@ -60,7 +61,8 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
         _operator(lowered, tensor_inputs(meaning)),
         layer_source(spec),
     ]
-    body = laid_out(without_unused("\n\n\n".join(part.strip("\n") for part in parts if part.strip())))
+    parts = [*map(without_unused, first), _kernels(lowered, tuned), *map(without_unused, last)]
+    body = laid_out("\n\n\n".join(part.strip("\n") for part in parts if part.strip()))
     return render(
         "module.py.jinja",
         title=docstring_lines(f"{spec.name}: {spec.doc}" if spec.doc.strip() else spec.name, DOCSTRING_WIDTH),

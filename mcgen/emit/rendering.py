@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import cache_from_source
+from pathlib import Path
 
 import jinja2
+from jinja2.bccache import Bucket
 
 from mcgen.emit.literal import literal
 from mcgen.spec import refusals
 
+SYNTAX = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "autoescape": False}
+
+
+class CompiledTemplates(jinja2.BytecodeCache):
+    """Templates as Jinja compiled them, kept beside this module's own bytecode, where and when Python keeps any."""
+
+    def get_cache_key(self, name: str, filename: str | None = None) -> str:
+        return cache_from_source(str(Path(__file__).with_name(name.replace("/", "."))))
+
+    def get_source_checksum(self, source: str) -> str:
+        return super().get_source_checksum(f"{SYNTAX} {source}")
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        with contextlib.suppress(OSError):
+            bucket.bytecode_from_string(Path(bucket.key).read_bytes())
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        if not sys.dont_write_bytecode:
+            SourceFileLoader(__name__, __file__).set_data(bucket.key, bucket.bytecode_to_string())
+
+
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("mcgen.emit"),
+    bytecode_cache=CompiledTemplates(),
     undefined=jinja2.StrictUndefined,
-    autoescape=False,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
+    **SYNTAX,
 )
 ENVIRONMENT.globals["refusal"] = lambda name: literal(getattr(refusals, name).sentence())
 """The message of a refusal as a string literal, by its name in the registry."""

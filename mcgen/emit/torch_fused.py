@@ -9,6 +9,8 @@ into a value does so as one number.
 
 from __future__ import annotations
 
+import functools
+
 import sympy
 
 from mcgen.symbolic import functions
@@ -29,10 +31,15 @@ class GeluVjp(sympy.Function):
 SPELLINGS = {Gelu: "F.gelu({})".format, GeluVjp: "_gelu_vjp({}, {})".format}
 
 _X = sympy.Symbol("x", real=True)
-_VALUE = functions.gelu(_X)
-_SLOPE = sympy.diff(_VALUE, _X)
-_BEND = sympy.diff(_SLOPE, _X)
-_ONE_EXPONENTIAL = sympy.exp(-(_X**2) / 2) * (2 - _X**2) / sympy.sqrt(2 * sympy.pi)
+
+
+@functools.cache
+def _forms() -> tuple[sympy.Expr, ...]:
+    """gelu of x, its first two derivatives, and the second with one exponential."""
+    value = functions.gelu(_X)
+    slope = sympy.diff(value, _X)
+    one_exponential = sympy.exp(-(_X**2) / 2) * (2 - _X**2) / sympy.sqrt(2 * sympy.pi)
+    return value, slope, sympy.diff(slope, _X), one_exponential
 
 
 def fused(expression: sympy.Expr) -> sympy.Expr:
@@ -40,7 +47,7 @@ def fused(expression: sympy.Expr) -> sympy.Expr:
     if not expression.has(sympy.exp, sympy.erf):
         return expression
     for x in sorted(expression.free_symbols, key=str):
-        value, slope, bend, density = (form.xreplace({_X: x}) for form in (_VALUE, _SLOPE, _BEND, _ONE_EXPONENTIAL))
+        value, slope, bend, density = (form.xreplace({_X: x}) for form in _forms())
         expression = expression.xreplace({slope: GeluVjp(sympy.S.One, x), bend: density})
         expression = expression.replace(lambda e, v=value: _divides(v, e), lambda e, v=value, x=x: e / v * Gelu(x))
     return expression.replace(_has_slope, _taken_in)

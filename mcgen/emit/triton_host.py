@@ -59,6 +59,8 @@ PIECES = (
     "gradients",
 )
 """The templates of functions, in the order of the file."""
+LENGTHS = {"n_blocks": "_pieces(T, BLOCK)", "n_segments": "_segment_count(T)"}
+"""Sizes of what is saved that follow from the length, which may be symbolic."""
 REQUIRED = "_require_triton"
 """What the rest of the file calls besides the passes."""
 DEFINED = re.compile(r"^(?:def (\w+)|([A-Z_]+) =)", re.MULTILINE)
@@ -94,6 +96,7 @@ def _functions(schedule: Schedule, known: Launching, defaults: Mapping) -> list[
         "defaults": defaults,
         "digests": known.digests,
         "stepping": tuple(kernel.name for kernel in kernels if kernel.rows),
+        "lengths": [f"{name} = {n}" for name, n in LENGTHS.items() if any(name in one.shape for one in schedule.saved)],
         "rooms": {one.name: ", ".join(_length(schedule, size, "") for size in one.shape) for one in schedule.saved},
         "saved": ["_buffer(_rooms_triton(B, T, H), q, torch.float32)", *_choices(schedule)],
     }

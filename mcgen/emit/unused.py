@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 PURE_CALLS = ("len", "min", "max", "triton.cdiv", "triton.next_power_of_2", "_segments", "_layout")
 IMPURE = ("store", "atomic", "debug", "device")
 """How the names of Triton's functions begin that do more than give a value."""
+DECLARES = (ast.Global, ast.Nonlocal)
+HAS_BLOCKS = (ast.stmt, ast.excepthandler)
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,21 @@ def _functions(module: ast.Module) -> Iterator[ast.FunctionDef]:
 
 def _changes(function: ast.FunctionDef) -> dict[ast.Assign, str]:
     """Each assignment to change, with what takes its place: a shorter one, or nothing, where others stand beside it."""
-    pieces = [piece for node in ast.walk(function) if isinstance(node, ast.Assign) for piece in _pieces(node)]
-    unused = _unused(function, pieces)
+    nodes = list(ast.walk(function))
+    pieces = [piece for node in nodes if isinstance(node, ast.Assign) for piece in _pieces(node)]
+    unused = _unused(Counter(_names_read(nodes)), pieces)
     statements = dict.fromkeys(piece.statement for piece in pieces if piece in unused)
     changes = {s: _rest([piece for piece in pieces if piece.statement is s], unused) for s in statements}
-    for block in _blocks(function):
+    for block in _blocks(nodes) if changes else ():
         if all(changes.get(statement) == "" for statement in block):
             changes[block[-1]] = "pass"
     return changes
 
 
-def _blocks(function: ast.FunctionDef) -> Iterator[list[ast.stmt]]:
-    for node in ast.walk(function):
-        yield from (
-            block for name in ("body", "orelse") if isinstance(block := getattr(node, name, None), list) and block
-        )
+def _blocks(nodes: Iterable[ast.AST]) -> Iterator[list[ast.stmt]]:
+    for node in nodes:
+        if isinstance(node, HAS_BLOCKS):
+            yield from (block for name in ("body", "orelse") if (block := getattr(node, name, None)))
 
 
 def _pieces(statement: ast.Assign) -> Iterator[Piece]:
@@ -88,25 +91,25 @@ def _pieces(statement: ast.Assign) -> Iterator[Piece]:
 class Source:
     """An expression that an assignment takes from, the pieces that it gives values, and the names that it reads."""
 
-    value: ast.expr
     pieces: tuple[Piece, ...]
-    reads: frozenset[str]
+    reads: Sequence[str]
     may_go: bool
 
 
-def _unused(function: ast.FunctionDef, pieces: list[Piece]) -> set[Piece]:
-    """The pieces whose name nothing reads but other such pieces."""
+def _unused(read: Counter[str], pieces: list[Piece]) -> set[Piece]:
+    """The pieces whose name nothing reads but other such pieces; `read` says how often each name is read in all."""
     sources = [_source(value, given) for value, given in _by_value(pieces)]
-    elsewhere = set(_names_read(function, {id(source.value) for source in sources}))
+    staying = [source for source in sources if source.may_go]
     candidates = [piece for source in sources for piece in source.pieces if _may_go(piece, source)]
     unused: set[Piece] = set()
     while True:
-        staying = [s for s in sources if not s.may_go or not unused.issuperset(s.pieces)]
-        read = elsewhere.union(*(source.reads for source in staying))
-        more = {piece for piece in candidates if piece.target.id not in read}
+        more = {piece for piece in candidates if not read[piece.target.id]}
         if more <= unused:
             return unused
         unused |= more
+        for source in [source for source in staying if unused.issuperset(source.pieces)]:
+            staying.remove(source)
+            read.subtract(source.reads)
 
 
 def _by_value(pieces: list[Piece]) -> list[tuple[ast.expr, tuple[Piece, ...]]]:
@@ -118,31 +121,30 @@ def _by_value(pieces: list[Piece]) -> list[tuple[ast.expr, tuple[Piece, ...]]]:
 
 
 def _source(value: ast.expr, pieces: tuple[Piece, ...]) -> Source:
-    return Source(value, pieces, frozenset(_names_read(value, set())), _pure(value))
+    nodes = list(ast.walk(value))
+    return Source(pieces, list(_names_read(nodes)), _is_pure(nodes))
 
 
 def _may_go(piece: Piece, source: Source) -> bool:
     return piece.target.id != "_" and (piece.value is None or source.may_go)
 
 
-def _names_read(node: ast.AST, skipped: set[int]) -> Iterator[str]:
-    if id(node) in skipped:
-        return
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-        yield node.id
-    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-        yield node.target.id
-    if isinstance(node, ast.Global | ast.Nonlocal):
-        yield from node.names
-    for child in ast.iter_child_nodes(node):
-        yield from _names_read(child, skipped)
+def _names_read(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """The names that nodes read, each as often as they do."""
+    for node in nodes:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            yield node.id
+        elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+        elif isinstance(node, DECLARES):
+            yield from node.names
 
 
-def _pure(value: ast.expr) -> bool:
-    """Whether computing a value is known to do nothing else."""
-    if isinstance(value, ast.Lambda):
+def _is_pure(nodes: Sequence[ast.AST]) -> bool:
+    """Whether computing a value, whose nodes these are, is known to do nothing else."""
+    if isinstance(nodes[0], ast.Lambda):
         return True
-    return all(_pure_call(ast.unparse(node.func)) for node in ast.walk(value) if isinstance(node, ast.Call))
+    return all(_pure_call(ast.unparse(node.func)) for node in nodes if isinstance(node, ast.Call))
 
 
 def _pure_call(name: str) -> bool:
@@ -154,7 +156,7 @@ def _pure_call(name: str) -> bool:
 def _rest(pieces: list[Piece], unused: set[Piece]) -> str:
     """The assignment of the pieces that are used."""
     kept = [piece for piece in pieces if piece not in unused]
-    if pieces[0].value is None and (kept or not _pure(pieces[0].statement.value)):
+    if pieces[0].value is None and (kept or not _is_pure(list(ast.walk(pieces[0].statement.value)))):
         targets = ["_" if piece in unused else piece.target.id for piece in pieces]
         return f"{', '.join(targets)} = {ast.unparse(pieces[0].statement.value)}"
     if not kept:

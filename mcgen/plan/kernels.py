@@ -56,8 +56,10 @@ def _numbers(body: list[ast.stmt]) -> Iterator[tuple[str, ast.Constant]]:
 
 
 def _part(function: ast.FunctionDef) -> Part:
-    own = _own_names(function)
-    return Part(_plain(function, own), sorted({node.id for node in _of(function, ast.Name)} - own.keys()))
+    nodes = list(ast.walk(function))
+    own = _own_names(function, nodes)
+    read = {node.id for node in nodes if isinstance(node, ast.Name)} - own.keys()
+    return Part(_plain(function, own), sorted(read))
 
 
 def _digest(kernel: str, parts: Mapping[str, Part]) -> str:
@@ -72,21 +74,17 @@ def _digest(kernel: str, parts: Mapping[str, Part]) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def _of(tree: ast.AST, kind: type) -> Iterator[Any]:
-    return (node for node in ast.walk(tree) if isinstance(node, kind))
-
-
-def _own_names(function: ast.FunctionDef) -> dict[str, int | str]:
+def _own_names(function: ast.FunctionDef, nodes: Sequence[ast.AST]) -> dict[str, int | str]:
     """What stands for the names of a function's arguments and values: numbers, in the order in which they are given.
 
     Arguments with an annotation are passed by name, so theirs stay. Raises InternalError where names are not plainly
     the function's own.
     """
-    if any(node is not function for scope in SCOPES for node in _of(function, scope)):
+    if any(isinstance(node, SCOPES) and node is not function for node in nodes):
         raise InternalError(f"{function.name} has a function of its own inside", stage="plan")
-    arguments = list(_of(function.args, ast.arg))
+    arguments = [node for node in nodes if isinstance(node, ast.arg)]
     stored = sorted(
-        (node for node in _of(function, ast.Name) if isinstance(node.ctx, ast.Store)),
+        (node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)),
         key=lambda node: (node.lineno, node.col_offset),
     )
     given = [argument.arg for argument in arguments if argument.annotation is None] + [node.id for node in stored]

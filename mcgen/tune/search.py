@@ -146,7 +146,7 @@ def search(wanted: Sequence[Subject], processes: int = 2, progress: bool = True)
     """
     alike: dict[tuple, list[Subject]] = {}
     for subject in wanted:
-        alike.setdefault((replace(subject.key, architecture=""), subject.candidates), []).append(subject)
+        alike.setdefault((subject.key._replace(architecture=""), subject.candidates), []).append(subject)
     results = _in_workers(list(alike.values()), processes, progress)
     lost = [[subject] for group in alike.values() for subject in group if subject.key not in results]
     results |= _in_workers(lost, 1, progress)  # a crash takes a group's other targets along
