@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from mcgen.dump import Dump, tabulated
-from mcgen.emit.module import module_source
-from mcgen.emit.torch_path import CHUNK, READS, REWRITES, TorchPath
+from mcgen.emit.module.file import module_source
+from mcgen.emit.torch.path import CHUNK, READS, REWRITES, TorchPath
 from mcgen.ir import aggregate
 from mcgen.ir.program import Program
 from mcgen.ir.step import step, step_vjp

@@ -79,7 +79,7 @@ def _closed_form(meaning: Meaning) -> list[Block]:
 
 
 def _ir(meaning: Meaning) -> list[Block]:
-    from mcgen.emit.torch_path import REWRITES
+    from mcgen.emit.torch.path import REWRITES
     from mcgen.passes.report import history, report, rule_lines
     from mcgen.pipeline import tile_programs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -18,17 +18,15 @@ from mcgen.plan.host import (
     Make,
     Pass,
     Run,
-    Size,
     Statement,
     When,
     buffers,
     routines,
     statements,
 )
-from mcgen.plan.plan import planned, scheduled
+from mcgen.plan.plan import planned
 from mcgen.plan.schedule import Schedule
 from mcgen.symbolic.meaning import Meaning
-
 
 SCRATCH = "work"
 

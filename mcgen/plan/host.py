@@ -74,7 +74,9 @@ class Kernel:
 def operands(names: Iterable[str], writes: Iterable[str], both: Iterable[str] = ()) -> tuple[Operand, ...]:
     """Operands that are read, written or both, in the order of their names, each once."""
     written, changed = set(writes), set(both)
-    return tuple(Operand(n, n not in written or n in changed, n in written or n in changed) for n in dict.fromkeys(names))
+    return tuple(
+        Operand(n, n not in written or n in changed, n in written or n in changed) for n in dict.fromkeys(names)
+    )
 
 
 @dataclass(frozen=True)

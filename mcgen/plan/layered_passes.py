@@ -15,7 +15,6 @@ from mcgen.passes.simplify import select
 from mcgen.plan.cached_reads import ROWS, tiles_of
 from mcgen.plan.configurations import HIDDEN, tile
 from mcgen.plan.host import (
-    INTEGER,
     Buffer,
     Compute,
     Each,
@@ -149,7 +148,9 @@ class LayeredPasses(StreamedPasses):
         tensors = [*self.tensors([*queries.inputs, *keys.inputs]), "d_pools", *rows, "d_k_rows"]
         return self._of_segment("reverse_logits", tensors, ["d_k_rows"], rows)
 
-    def _of_segment(self, name: str, tensors: Sequence[str], writes: Sequence[str], both: tuple[str, ...] = ()) -> Kernel:
+    def _of_segment(
+        self, name: str, tensors: Sequence[str], writes: Sequence[str], both: tuple[str, ...] = ()
+    ) -> Kernel:
         given, sizes = operands(tensors, writes, both), (*OF_SEQUENCE, "n_segments", "n_entries")
         return Kernel(name, given, ("segments",), sizes, SIZES, SEGMENT, HIDDEN)
 
@@ -160,9 +161,7 @@ class LayeredPasses(StreamedPasses):
             return None
         head = self.plan.meaning.spec.head
         axes = (walk.layer.into, walk.layer.out)
-        tiles = [
-            f'_columns("{kernel}", x)' if a in HIDDEN_AXES else str(tile(getattr(head, lengths[a]))) for a in axes
-        ]
+        tiles = [f'_columns("{kernel}", x)' if a in HIDDEN_AXES else str(tile(getattr(head, lengths[a]))) for a in axes]
         states = [str(len(walk.state))] if len(walk.state) > 1 else []
         return " * ".join([f'_cdiv(SPAN, _rows_at_once("{kernel}", x))', *states, *tiles])
 
@@ -239,7 +238,9 @@ class LayeredPasses(StreamedPasses):
             *self._steps("inputs", Make((anchors,))),
             add,
         )
-        doc = "The reverse of a span of the chains in flight, from the states before it and gradients of those after it."
+        doc = (
+            "The reverse of a span of the chains in flight, from the states before it and gradients of those after it."
+        )
         return Routine("_reverse_span", doc, body)
 
     def walk_back(self) -> list[Statement]:
@@ -274,9 +275,7 @@ class LayeredPasses(StreamedPasses):
         """A group's spans forward once more, each one's state kept, and back."""
         keep = Compute("starts.append(x.records.clone())", (), ("records",))
         ahead = When("span is not group[-1]", (self._through(False, True),))
-        d_parameters = Compute(
-            f"x.d_records{PARAMETERS} += x.d_records{ANCHOR}", (), ("d_records",), ("d_records",)
-        )
+        d_parameters = Compute(f"x.d_records{PARAMETERS} += x.d_records{ANCHOR}", (), ("d_records",), ("d_records",))
         none_left = Compute(f"x.d_records{ANCHOR} = 0", (), (), ("d_records",))
         back = (
             Let("x.tokens, begins, x.spans", "span"),

@@ -9,7 +9,19 @@ from types import MappingProxyType
 
 from mcgen.ir.backward import query_inputs
 from mcgen.ir.closed_form import lagged_names
-from mcgen.plan.cached_reads import BACKWARD, FORWARD, ROWS, UNITS, Choosing, chooses, keeps_y, recall, save, tiles_of, where_chosen
+from mcgen.plan.cached_reads import (
+    BACKWARD,
+    FORWARD,
+    ROWS,
+    UNITS,
+    Choosing,
+    chooses,
+    keeps_y,
+    recall,
+    save,
+    tiles_of,
+    where_chosen,
+)
 from mcgen.plan.host import Buffer, Compute, Kernel, Launch, Make, Part, Pass, Statement, operands
 from mcgen.plan.matrix import MatrixPlan, Walk
 from mcgen.plan.matrix_choices import Choice, choices
@@ -152,9 +164,7 @@ class MatrixPasses:
         ends = ends if plan.starts else []
         given = (["d_cached"] if meaning.reads_cached else []) + (["d_pools"] if meaning.routes else [])
         tensors = [*self.tensors(inputs), *pulls, *starts, *ends, *given]
-        return self._kernel(
-            "retreat", tensors, [*pulls, *ends], CHAIN, ("blocks", "chains"), constants=self._stepped
-        )
+        return self._kernel("retreat", tensors, [*pulls, *ends], CHAIN, ("blocks", "chains"), constants=self._stepped)
 
     def _walk(self, name: str, walk: Walk) -> Kernel:
         tensors = self.tensors([*walk.program.inputs, *self.plan.advancing(walk.state).inputs])
@@ -178,7 +188,12 @@ class MatrixPasses:
         chosen, gradients = ["chosen", "r_chosen"], ["d_cached", "d_pools"]
         return [
             self._kernel(
-                "route", [*self.tensors(logit.inputs), "pools", *chosen], chosen, BLOCK, constants=("TOP_K", "PLACES"), axis=""
+                "route",
+                [*self.tensors(logit.inputs), "pools", *chosen],
+                chosen,
+                BLOCK,
+                constants=("TOP_K", "PLACES"),
+                axis="",
             ),
             self._read("read_chosen", chooses=True),
             self._kernel(
@@ -255,7 +270,9 @@ class MatrixPasses:
             self._launch("segments", "x.n_segments * x.BH", parts=parts),
         ]
         if self.plan.sums:
-            line = "x.d_cached = x.d_cached.flip(2).cumsum(2).flip(2) - x.d_cached  # each state stands in every later sum"
+            line = (
+                "x.d_cached = x.d_cached.flip(2).cumsum(2).flip(2) - x.d_cached  # each state stands in every later sum"
+            )
             body.append(Compute(line, reads=("d_cached",), changes=("d_cached",)))
         return body
 

@@ -43,6 +43,15 @@ def scheduled(passes: Passes) -> Schedule:
         constants |= {"F": plan.hidden, "STATE": plan.total, "MEMORY": plan.memory, "ROWS": plan.between_loops}
         constants |= {"SPAN": plan.span} if isinstance(plan, LayeredPlan) else {}
     return Schedule(
-        passes.forward, passes.backward, passes.kernels, passes.saved, choices(meaning), constants,
-        block, meaning.chained, least, not meaning.linear, spec.segment.size,
+        passes.forward,
+        passes.backward,
+        passes.kernels,
+        passes.saved,
+        choices(meaning),
+        constants,
+        block,
+        meaning.chained,
+        least,
+        not meaning.linear,
+        spec.segment.size,
     )

@@ -18,7 +18,7 @@ from mcgen.ir.layers import layers, sizes
 from mcgen.ir.program import Program
 from mcgen.ir.step import state_axes, step
 from mcgen.passes.factors import FACTORS, WEIGHTED_SUM
-from mcgen.passes.phases import Phase, Phases
+from mcgen.passes.phases import Phases
 from mcgen.passes.schedule import chained
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.configurations import tile

@@ -10,7 +10,18 @@ from mcgen.ir.backward import query_inputs
 from mcgen.ir.program import Program
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
 from mcgen.passes.simplify import select
-from mcgen.plan.cached_reads import BACKWARD, FORWARD, ROWS, UNITS, Choosing, chooses, keeps_y, recall, save, where_chosen
+from mcgen.plan.cached_reads import (
+    BACKWARD,
+    FORWARD,
+    ROWS,
+    UNITS,
+    Choosing,
+    chooses,
+    keeps_y,
+    recall,
+    save,
+    where_chosen,
+)
 from mcgen.plan.configurations import HIDDEN
 from mcgen.plan.host import Buffer, Compute, Kernel, Launch, Let, Make, Pass, Statement, operands
 from mcgen.plan.streamed import StreamedPlan
@@ -240,7 +251,13 @@ class StreamedPasses:
             Make(tuple(self.gradients())),
             *self.walk_back(),
         ]
-        return Pass("backward", BACKWARD, self.given, tuple(body), "_gradients(x, tensors) + _unpacked(x.d_theta.sum((0, 1)), tensors[len(INPUTS) :])")
+        return Pass(
+            "backward",
+            BACKWARD,
+            self.given,
+            tuple(body),
+            "_gradients(x, tensors) + _unpacked(x.d_theta.sum((0, 1)), tensors[len(INPUTS) :])",
+        )
 
     def gradients(self) -> list[Buffer]:
         """Those of the inputs; of gates in float32."""

@@ -84,7 +84,9 @@ def tables(sequences: Sequence[Segments], chained: bool, size: int) -> dict[str,
     return {"blocks": block_rows(own, chained), "chains": chain_rows(own), "segments": segment_rows(sequences)}
 
 
-def step_tables(sequences: Sequence[Segments], chained: bool, size: int, chunk: int) -> tuple[list[Row], list[Row], int]:
+def step_tables(
+    sequences: Sequence[Segments], chained: bool, size: int, chunk: int
+) -> tuple[list[Row], list[Row], int]:
     """The rows of steps of at most `size` tokens and of their chains, and of how many steps the states are kept at once."""
     own = chains(sequences, chained, size, chunk)
     return step_rows(own), chain_rows(own), kept(max(map(len, own)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from mcgen.emit.rendering import SYNTAX, CompiledTemplates
+from mcgen.emit.text.rendering import SYNTAX, CompiledTemplates
 
 
 @pytest.fixture(autouse=True)

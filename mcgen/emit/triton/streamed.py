@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mcgen.emit.rendering import render
-from mcgen.emit.triton_choice import gathered
-from mcgen.emit.triton_path import Kernels, idle
-from mcgen.emit.triton_phases import Rows, phased_statements
-from mcgen.emit.triton_printer import Binding, offset, room, size
+from mcgen.emit.text.rendering import render
+from mcgen.emit.triton.choices import gathered
+from mcgen.emit.triton.path import Kernels, idle
+from mcgen.emit.triton.phases import Rows, phased_statements
+from mcgen.emit.triton.printer import Binding, offset, room, size
 from mcgen.ir.layers import sizes
 from mcgen.ir.program import Program
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES

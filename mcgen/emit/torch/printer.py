@@ -17,10 +17,10 @@ from string import ascii_lowercase
 
 import sympy
 
-from mcgen.emit.expressions import LINE_LENGTH
-from mcgen.emit.naming import moves, word
-from mcgen.emit.scalar import ATOM, MATRIX, SUM, TORCH, Bound
-from mcgen.emit.torch_fused import SPELLINGS, fused
+from mcgen.emit.text.expressions import LINE_LENGTH
+from mcgen.emit.text.naming import moves, word
+from mcgen.emit.text.scalar import ATOM, MATRIX, SUM, TORCH, Bound
+from mcgen.emit.torch.fused import SPELLINGS, fused
 from mcgen.ir.program import (
     AXES,
     Contract,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mcgen.emit.expressions import listed
-from mcgen.emit.mathematics import weight_shapes
-from mcgen.emit.rendering import render
+from mcgen.emit.say.mathematics import weight_shapes
+from mcgen.emit.text.expressions import listed
+from mcgen.emit.text.rendering import render
 from mcgen.spec import Spec
 
 

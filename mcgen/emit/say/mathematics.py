@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from mcgen.emit.expressions import NOWHERE, constant, is_constant, names
+from mcgen.emit.text.expressions import NOWHERE, constant, is_constant, names
 from mcgen.spec import Gate, Spec
 from mcgen.spec.grammar import Binary, Call, Expression, Name, Number, Unary, unparse
 

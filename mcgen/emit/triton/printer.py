@@ -10,9 +10,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mcgen.emit.naming import name_values
-from mcgen.emit.rendering import template_words
-from mcgen.emit.scalar import TRITON
+from mcgen.emit.text.naming import name_values
+from mcgen.emit.text.rendering import template_words
+from mcgen.emit.text.scalar import TRITON
 from mcgen.ir.program import (
     TOKEN_AXES,
     Contract,

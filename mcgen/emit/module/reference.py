@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 
-from mcgen.emit import mathematics
-from mcgen.emit.expressions import (
+from mcgen.emit.say import mathematics
+from mcgen.emit.text.expressions import (
     LINE_LENGTH,
     NOWHERE,
     TORCH_FUNCTIONS,
@@ -26,7 +26,7 @@ from mcgen.emit.expressions import (
     shorten,
     sum_lines,
 )
-from mcgen.emit.rendering import render
+from mcgen.emit.text.rendering import render
 from mcgen.spec import Gate, Spec, Step
 from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Number, Unary, walk
 

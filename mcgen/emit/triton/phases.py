@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from mcgen.emit.triton_printer import Binding, Printer, aligned, is_tile_product, laid, offset, room, size, zeros
+from mcgen.emit.triton.printer import Binding, Printer, aligned, is_tile_product, laid, offset, room, size, zeros
 from mcgen.ir.program import Contract, Decay, Input, Map, Node, Program, in_order, placeholder
 from mcgen.passes.phases import (
     SEGMENTS,

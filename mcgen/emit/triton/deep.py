@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from mcgen.emit.launching import Launching, launching
-from mcgen.emit.rendering import render
-from mcgen.emit.triton_host import host_source
-from mcgen.emit.torch_path import tensor_inputs
-from mcgen.emit.triton_layered import LayeredKernels
-from mcgen.emit.triton_path import prelude
-from mcgen.emit.triton_streamed import StreamedKernels, Text, width_of
-from mcgen.emit.unused import without_unused
-from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
-from mcgen.plan.configurations import ELEMENTS, FAMILIES, HIDDEN, tile
+from mcgen.emit.text.rendering import render
+from mcgen.emit.text.unused import without_unused
+from mcgen.emit.triton.host import host_source
+from mcgen.emit.triton.launching import launching
+from mcgen.emit.triton.layered import LayeredKernels
+from mcgen.emit.triton.path import prelude
+from mcgen.emit.triton.streamed import StreamedKernels
+from mcgen.plan.configurations import ELEMENTS, FAMILIES, tile
 from mcgen.plan.layered import is_layered
 from mcgen.plan.plan import planned, scheduled
 from mcgen.plan.streamed import StreamedPlan

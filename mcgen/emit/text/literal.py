@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from mcgen.emit.expressions import LINE_LENGTH
+from mcgen.emit.text.expressions import LINE_LENGTH
 
 INDENT = 4
 UNICODE = unicodedata.ucd_3_2_0

@@ -13,9 +13,9 @@ from functools import cached_property
 from math import prod
 from textwrap import wrap
 
-from mcgen.emit.naming import named
-from mcgen.emit.rendering import render
-from mcgen.emit.torch_printer import HELPERS, RESERVED, function
+from mcgen.emit.text.naming import named
+from mcgen.emit.text.rendering import render
+from mcgen.emit.torch.printer import HELPERS, RESERVED, function
 from mcgen.ir import aggregate
 from mcgen.ir.closed_form import key_name, value_name
 from mcgen.ir.cut import cut, fixed, remaining

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 
 from mcgen import __version__
-from mcgen.emit.arguments import arguments_source
-from mcgen.emit.layer import layer_source
-from mcgen.emit.layout import laid_out
-from mcgen.emit.literal import docstring_lines, literal
-from mcgen.emit.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
-from mcgen.emit.private_names import private_names, renamed
-from mcgen.emit.reference import reference_source
-from mcgen.emit.rendering import render
-from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
-from mcgen.emit.triton_deep import deep_source
-from mcgen.emit.triton_path import triton_source
-from mcgen.emit.unused import without_unused
+from mcgen.emit.module.arguments import arguments_source
+from mcgen.emit.module.layer import layer_source
+from mcgen.emit.module.reference import reference_source
+from mcgen.emit.say.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
+from mcgen.emit.text.layout import laid_out
+from mcgen.emit.text.literal import docstring_lines, literal
+from mcgen.emit.text.private_names import private_names, renamed
+from mcgen.emit.text.rendering import render
+from mcgen.emit.text.unused import without_unused
+from mcgen.emit.torch.path import lagged_inputs, tensor_inputs, torch_source
+from mcgen.emit.triton.deep import deep_source
+from mcgen.emit.triton.path import triton_source
 from mcgen.plan.cached_reads import keeps_y
 from mcgen.symbolic.cost import flops
 from mcgen.symbolic.meaning import Meaning

@@ -13,7 +13,7 @@ from pathlib import Path
 import jinja2
 from jinja2.bccache import Bucket
 
-from mcgen.emit.literal import literal
+from mcgen.emit.text.literal import literal
 from mcgen.spec import refusals
 
 SYNTAX = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "autoescape": False}

@@ -8,8 +8,8 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping
 
-from mcgen.emit.launching import Launching
-from mcgen.emit.rendering import render
+from mcgen.emit.text.rendering import render
+from mcgen.emit.triton.launching import Launching
 from mcgen.plan import tokens
 from mcgen.plan.configurations import tile
 from mcgen.plan.host import (

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mcgen.emit.expressions import LINE_LENGTH, TORCH_FUNCTIONS, Identifiers
-from mcgen.emit.mathematics import labelled, weight_shapes
-from mcgen.emit.rendering import render
+from mcgen.emit.say.mathematics import labelled, weight_shapes
+from mcgen.emit.text.expressions import LINE_LENGTH, TORCH_FUNCTIONS, Identifiers
+from mcgen.emit.text.rendering import render
 from mcgen.spec import Gate, Spec
 
 ATTRIBUTES = ("q_proj", "k_proj", "v_proj", "u_proj", "g_proj", "o_proj", "o_norm", "q_conv1d", "k_conv1d", "v_conv1d")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mcgen.emit.triton_path import CACHED, MATRIX_AXES, Kernels, idle
+from mcgen.emit.triton.path import CACHED, MATRIX_AXES, Kernels, idle
 from mcgen.ir.program import Program
 from mcgen.passes.simplify import select
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mcgen.emit.rendering import template_words
+from mcgen.emit.text.rendering import template_words
 from mcgen.spec import Spec
 from mcgen.spec.grammar import Binary, Call, Expression, Name, Unary
 from mcgen.symbolic.recurrence import MEMORY

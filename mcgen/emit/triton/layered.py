@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mcgen.emit.triton_printer import size
-from mcgen.emit.triton_streamed import StreamedKernels, Text, place_of, width_of
+from mcgen.emit.triton.printer import size
+from mcgen.emit.triton.streamed import StreamedKernels, Text, place_of, width_of
 from mcgen.ir.by_layer import owed
 from mcgen.ir.layers import Layer, sizes
 from mcgen.ir.program import Program

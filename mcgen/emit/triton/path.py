@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mcgen.emit.launching import Launching, default_configurations, launching
-from mcgen.emit.rendering import render
-from mcgen.emit.triton_host import host_source
-from mcgen.emit.torch_path import tensor_inputs
-from mcgen.emit.triton_printer import Binding, statements
-from mcgen.emit.unused import without_unused
+from mcgen.emit.text.rendering import render
+from mcgen.emit.text.unused import without_unused
+from mcgen.emit.torch.path import tensor_inputs
+from mcgen.emit.triton.host import host_source
+from mcgen.emit.triton.launching import default_configurations, launching
+from mcgen.emit.triton.printer import Binding, statements
 from mcgen.ir import aggregate, backward
 from mcgen.ir.closed_form import lagged_names
 from mcgen.ir.program import Program
@@ -22,7 +22,6 @@ from mcgen.ir.step import step_with_errors
 from mcgen.passes.carried import carried
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
-from mcgen.plan.configurations import tile
 from mcgen.plan.matrix import MatrixPlan as Plan
 from mcgen.plan.matrix import Walk
 from mcgen.plan.plan import planned, scheduled
@@ -396,7 +395,7 @@ def triton_source(meaning: Meaning, tuned: bool = False) -> str:
     if kernels.starts or kernels.plan.reverse.pulls:
         parts["retreat"] = kernels.retreat()
     if meaning.aggregate == "ssc":
-        from mcgen.emit.triton_choice import choice_kernels
+        from mcgen.emit.triton.choices import choice_kernels
 
         parts |= choice_kernels(kernels)
     text = "\n\n\n".join(source.strip("\n") for _, source in parts.values())
