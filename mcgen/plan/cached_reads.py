@@ -51,7 +51,7 @@ def recall(meaning: Meaning, saved: Sequence[Buffer], y: Buffer | None = None) -
 
 
 def where_chosen(meaning: Meaning, choosing: Sequence[Statement], all_read: Sequence[Statement]) -> list[Statement]:
-    """Statements for rows that choose among segments; for all segments, where there are no more than they may choose."""
+    """Statements for rows that choose among segments; of all segments, where there are no more than that."""
     if not chooses(meaning):
         return list(all_read)
     return [When("x.n_segments - 1 > TOP_K", tuple(choosing), tuple(all_read))]

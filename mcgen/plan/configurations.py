@@ -71,6 +71,8 @@ class Key(NamedTuple):
     rows: int | None = None
 
 
+Defaults = Mapping[str, Mapping[str, Configuration]]
+INTERPRETED = Configuration(32, 64, 4)
 Table = Mapping[Key, Entry]
 
 
@@ -88,15 +90,14 @@ def find(key: Key, folders: Iterable[Path]) -> Entry | None:
     return None
 
 
-def default(key_dim: int, value_dim: int, element: str, family: str) -> Configuration:
-    """A configuration by rule, for a kernel no table has, on NVIDIA (`sm`), AMD (`gf`) or interpreted (`cpu`).
+def defaults(key_dim: int, value_dim: int) -> Defaults:
+    """Configurations of matrix memories by rule, by family and type of inputs, for kernels that no table has.
 
     Small tiles and few warps: what spills nothing in nearly every kernel that was compiled, not what is fastest.
     """
-    if family == "cpu":
-        return Configuration(32, 64, 4)
     wide = max(key_dim, value_dim) > 64
-    return Configuration(32, 32, 8 if wide and family == "sm" else 4)
+    chosen = {"sm": Configuration(32, 32, 8 if wide else 4), "gf": Configuration(32, 32, 4), "cpu": INTERPRETED}
+    return {family: dict.fromkeys(ELEMENTS, one) for family, one in chosen.items()}
 
 
 def tile(size: int) -> int:

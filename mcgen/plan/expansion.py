@@ -1,4 +1,4 @@
-"""The launches that a pass makes at given sizes on a given GPU, in order, with shapes and bytes: by reading it, no more.
+"""The launches that a pass makes at given sizes on a given GPU, in order, with shapes and bytes, by reading it.
 
 Loops and tests of a pass are of numbers alone, so going through it needs neither tensors nor a GPU.
 """
@@ -21,8 +21,8 @@ BYTES = {"float64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Machine:
-    """What the host code asks of a GPU: how many programs go on at once where they take unit after unit, and chains where
-    layers go one by one; and the configurations of kernels (BT, columns, warps, stages)."""
+    """What the host code asks of a GPU: how many programs go on at once where they take unit after unit, and chains
+    where layers go one by one; and the configurations of kernels (BT, columns, warps, stages)."""
 
     programs: int
     chains: int
@@ -57,7 +57,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Launched:
-    """A launch with numbers: programs along each axis of the grid, tensors by argument, and sizes and constants by name."""
+    """A launch with numbers: programs along each axis of the grid, tensors by argument, sizes and constants by name."""
 
     kernel: str
     grid: tuple[int, ...]

@@ -109,7 +109,7 @@ def _loop(phase: Phase) -> str:
 
 
 def passes_data(schedule: Schedule) -> dict[str, Any]:
-    """The passes as plain data: buffers with where they live, statements in order, and the kernels that these launch."""
+    """The passes as plain data: buffers with where they live, statements in order, and the kernels launched."""
     return {
         "constants": dict(schedule.constants),
         "kernels": [_kernel(kernel) for kernel in schedule.kernels.values()],

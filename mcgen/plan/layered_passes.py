@@ -244,8 +244,8 @@ class LayeredPasses(StreamedPasses):
         return Routine("_reverse_span", doc, body)
 
     def walk_back(self) -> list[Statement]:
-        """Groups of spans, the last first: the states that groups begin with are made going forward once and kept, those
-        that their spans begin with once more."""
+        """Groups of spans, the last first: the states that groups begin with are made going forward once and kept,
+        those that their spans begin with once more."""
         routed = self.plan.meaning.routes
         d_theta = Buffer("d_theta", ("n_chains", "B", "H", "MEMORY"))
         back = Compute(

@@ -100,7 +100,7 @@ class MatrixPlan:
 
     @cached_property
     def programs(self) -> Mapping[str, Program]:
-        """The tile programs that kernels are printed from, by kernel and part; the gradient kernels' are their walks'."""
+        """The tile programs that kernels are printed from, by kernel and part; gradient kernels have their walks'."""
         meaning, following = self.meaning, [f"{name}_next" for name in self.state]
         chain = simplify(step_with_errors(meaning, self.anchored), FACTORS)
         read = ["o", *(["r"] if meaning.routes else []), *following]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcgen.plan.cached_reads import choices
-from mcgen.plan.configurations import tile
+from mcgen.plan.configurations import defaults, tile
 from mcgen.plan.layered import LayeredPlan, is_layered
 from mcgen.plan.layered_passes import LayeredPasses
 from mcgen.plan.matrix import BLOCK, LEAST_STEP, MatrixPlan
@@ -36,9 +36,11 @@ def scheduled(passes: Passes) -> Schedule:
         top = spec.aggregate.top_k
         constants |= {"TOP_K": top, "PLACES": 1 << (top - 1).bit_length()}
     if meaning.linear:
+        found = defaults(spec.head.key_dim, spec.head.value_dim)
         block, least = -(-BLOCK // (chunk or 1)) * (chunk or 1), tile(min(chunk or 1, LEAST_STEP))
     else:
         plan = passes.plan
+        found = plan.defaults
         block, least = STREAMED_BLOCK, plan.least_rows
         constants |= {"F": plan.hidden, "STATE": plan.total, "MEMORY": plan.memory, "ROWS": plan.between_loops}
         constants |= {"SPAN": plan.span} if isinstance(plan, LayeredPlan) else {}
@@ -54,4 +56,5 @@ def scheduled(passes: Passes) -> Schedule:
         least,
         not meaning.linear,
         spec.segment.size,
+        found,
     )

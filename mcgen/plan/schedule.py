@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from mcgen.plan import tokens
+from mcgen.plan.configurations import Defaults
 from mcgen.plan.host import Buffer, Kernel, Pass
 
 
@@ -24,6 +25,7 @@ class Schedule:
     least_rows   fewest tokens that a kernel takes at once
     flies        whether as many programs are launched as go on at once, each of which takes unit after unit
     segment      tokens of a segment; none of them says that lengths are powers of two
+    defaults     configurations for what no table has
     """
 
     forward: Pass
@@ -37,6 +39,7 @@ class Schedule:
     least_rows: int
     flies: bool
     segment: int | None
+    defaults: Defaults
 
     @property
     def passes(self) -> tuple[Pass, Pass]:
@@ -53,7 +56,7 @@ class Schedule:
         """Where T tokens lie: rows of blocks, chains and segments."""
         return tokens.tables(self._sequences(T), self.chained, self.block)
 
-    def steps(self, T: int, rows: int) -> tuple[list[tokens.Row], list[tokens.Row], int]:
+    def steps(self, T: int, rows: int) -> tokens.Steps:
         """Rows of steps of at most so many tokens and of their chains, and how many states are kept at once."""
         return tokens.step_tables(self._sequences(T), self.chained, rows, self.constants["CHUNK"])
 

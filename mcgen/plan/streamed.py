@@ -21,7 +21,7 @@ from mcgen.passes.factors import FACTORS, WEIGHTED_SUM
 from mcgen.passes.phases import Phases
 from mcgen.passes.schedule import chained
 from mcgen.passes.simplify import select, simplify
-from mcgen.plan.configurations import tile
+from mcgen.plan.configurations import ELEMENTS, Configuration, Defaults, tile
 from mcgen.plan.targets import targets
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
@@ -33,6 +33,8 @@ LEAST_ROWS, MOST_ROWS = 16, 64
 """Rows of a step, where a gradient chunk is several."""
 WIDEST_TILE = 64
 """Hidden units that a kernel takes at once, at most."""
+COLUMNS = 32
+"""Hidden units that it takes where no table says otherwise."""
 RULES = (*FACTORS, WEIGHTED_SUM)
 
 
@@ -60,6 +62,13 @@ class StreamedPlan:
     def least_rows(self) -> int:
         """The fewest rows of a step: all of a gradient chunk, unless it is several steps."""
         return LEAST_ROWS if self.anchored else tile(self.meaning.gradient_chunk)
+
+    @property
+    def defaults(self) -> Defaults:
+        """Configurations for kernels that no table has, by family and type: small tiles, few registers."""
+        columns, warps = min(COLUMNS, tile(self.hidden)), {"sm": 8, "gf": 4, "cpu": 4}
+        chosen = {family: Configuration(self.least_rows, columns, n) for family, n in warps.items()}
+        return {family: dict.fromkeys(ELEMENTS, one) for family, one in chosen.items()}
 
     @cached_property
     def state(self) -> Mapping[str, tuple[str, ...]]:
@@ -139,6 +148,10 @@ class StreamedPlan:
             found["read_segment"] = aggregate.program(aggregate.read_segment, meaning)
             found |= {"rows": read.rows(meaning), "segment": read.segment(meaning)}
         return {name: chained(simplify(program, RULES)) for name, program in found.items()}
+
+    def only_read(self, label: str) -> Program:
+        """What gives one output of a read of a cached segment."""
+        return select(self.programs["read_segment"], [label], "read")
 
     @property
     def phased(self) -> list[str]:

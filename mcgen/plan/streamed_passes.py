@@ -9,7 +9,6 @@ from functools import cached_property
 from mcgen.ir.backward import query_inputs
 from mcgen.ir.program import Program
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
-from mcgen.passes.simplify import select
 from mcgen.plan.cached_reads import (
     BACKWARD,
     FORWARD,
@@ -140,7 +139,7 @@ class StreamedPasses:
         return [self.kernel("read", [*self._inputs("read_segment"), "cached", *more, "y"], [*routed, "y"], BLOCK)]
 
     def _choosing_reads(self) -> list[Kernel]:
-        logit, read = (self.only_read(label) for label in ("r_cached", "o_cached"))
+        logit, read = (self.plan.only_read(label) for label in ("r_cached", "o_cached"))
         chosen, top = ["chosen", "r_chosen"], ("TOP_K",)
         online = ["o", "r", "r_chosen", "o_chosen", "lse", "online", "y"]
         return [
@@ -150,10 +149,6 @@ class StreamedPasses:
             self._of_choices("chosen_reads", [*self.tensors(read.inputs), "cached"], ["o_chosen"]),
             self.kernel("read_chosen", online, ["lse", "online", "y"], BLOCK, more=top),
         ]
-
-    def only_read(self, label: str) -> Program:
-        """What gives one output of a read of a cached segment."""
-        return select(self.plan.programs["read_segment"], [label], "read")
 
     def _of_choices(self, name: str, tensors: list[str], written: list[str]) -> Kernel:
         sizes = ("T", "H", "n_choices", "n_groups")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 Segments = list[tuple[int, int]]
 Row = tuple[int, ...]
 Chains = list[list[Row]]
+Steps = tuple[list[Row], list[Row], int]
 
 
 def constant_segments(T: int, size: int) -> Segments:
@@ -69,7 +70,7 @@ def chain_rows(chains: Chains) -> list[Row]:
 
 
 def block_rows(chains: Chains, chained: bool) -> list[Row]:
-    """A row a block: start, end, segment, its start, its end, the sequence's first segment, what lags do not cross, 0."""
+    """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
     return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
 
 
@@ -84,10 +85,8 @@ def tables(sequences: Sequence[Segments], chained: bool, size: int) -> dict[str,
     return {"blocks": block_rows(own, chained), "chains": chain_rows(own), "segments": segment_rows(sequences)}
 
 
-def step_tables(
-    sequences: Sequence[Segments], chained: bool, size: int, chunk: int
-) -> tuple[list[Row], list[Row], int]:
-    """The rows of steps of at most `size` tokens and of their chains, and of how many steps the states are kept at once."""
+def step_tables(sequences: Sequence[Segments], chained: bool, size: int, chunk: int) -> Steps:
+    """The rows of steps of at most `size` tokens and of their chains; of how many steps the states are kept at once."""
     own = chains(sequences, chained, size, chunk)
     return step_rows(own), chain_rows(own), kept(max(map(len, own)))
 

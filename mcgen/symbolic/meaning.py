@@ -54,7 +54,7 @@ class Meaning:
 
     @property
     def inputs(self) -> list[str]:
-        """The tensors that the operator differentiates, in the order of its arguments; a deep memory's weights follow."""
+        """The tensors that the operator differentiates, in order of its arguments; a deep memory's weights follow."""
         return ["q", "k", "v", *(["u"] if self.spec.routes_by_u else []), *self.spec.tensor_gates]
 
     @property

@@ -15,7 +15,6 @@ from mcgen.emit.text.private_names import private_names, renamed
 from mcgen.emit.text.rendering import render
 from mcgen.emit.text.unused import without_unused
 from mcgen.emit.torch.path import lagged_inputs, tensor_inputs, torch_source
-from mcgen.emit.triton.deep import deep_source
 from mcgen.emit.triton.path import triton_source
 from mcgen.plan.cached_reads import keeps_y
 from mcgen.symbolic.cost import flops
@@ -77,7 +76,7 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
 
 
 def _kernels(meaning: Meaning, tuned: bool) -> str:
-    return (triton_source if meaning.linear else deep_source)(meaning, tuned)
+    return triton_source(meaning, tuned)
 
 
 def _uses(text: str, module: str) -> bool:

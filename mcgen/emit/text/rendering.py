@@ -43,13 +43,15 @@ ENVIRONMENT = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     **SYNTAX,
 )
+ENVIRONMENT.filters["lines"] = lambda lines, indent: ("\n" + " " * indent).join(lines)
+"""Statements, one a line, in a place that is indented so far; a line of none of them is left out (`render`)."""
 ENVIRONMENT.globals["refusal"] = lambda name: literal(getattr(refusals, name).sentence())
 """The message of a refusal as a string literal, by its name in the registry."""
 
 
 def render(template: str, **values: object) -> str:
     """The text of a template in emit/templates; everything it shows is decided by the caller."""
-    return ENVIRONMENT.get_template(template).render(**values)
+    return re.sub(r"^ +\n", "", ENVIRONMENT.get_template(template).render(**values), flags=re.MULTILINE)
 
 
 @functools.cache

@@ -6,10 +6,11 @@ import ast
 import functools
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from mcgen.emit.text.called import called
 from mcgen.emit.text.rendering import render
-from mcgen.emit.triton.launching import Launching
+from mcgen.emit.triton.launching import Launching, by_type
 from mcgen.plan import tokens
 from mcgen.plan.configurations import tile
 from mcgen.plan.host import (
@@ -63,14 +64,13 @@ LENGTHS = {"n_blocks": "_pieces(T, BLOCK)", "n_segments": "_segment_count(T)"}
 """Sizes of what is saved that follow from the length, which may be symbolic."""
 REQUIRED = "_require_triton"
 """What the rest of the file calls besides the passes."""
-DEFINED = re.compile(r"^(?:def (\w+)|([A-Z_]+) =)", re.MULTILINE)
 
 
-def host_source(schedule: Schedule, known: Launching, defaults: Mapping) -> str:
+def host_source(schedule: Schedule, known: Launching) -> str:
     """The text that defines `_run_forward_triton`, `_run_backward_triton` and `_saved_triton`."""
     shared = routines([statement for one in schedule.passes for statement in one.body])
     passes = [*(_routine(schedule, one) for one in shared), *(_printed(schedule, one) for one in schedule.passes)]
-    functions = _called(_functions(schedule, known, defaults), " ".join([*passes, REQUIRED]))
+    functions = called(_functions(schedule, known), " ".join([*passes, REQUIRED]))
     return "\n\n\n".join([_constants(schedule), *functions, *passes])
 
 
@@ -82,7 +82,7 @@ def _constants(schedule: Schedule) -> str:
     return "\n".join(f"{name} = {value}  # {MEANT[name]}" for name, value in given.items())
 
 
-def _functions(schedule: Schedule, known: Launching, defaults: Mapping) -> list[str]:
+def _functions(schedule: Schedule, known: Launching) -> list[str]:
     """All functions that host code may call, in the order of a file."""
     kernels = schedule.kernels.values()
     values = {
@@ -93,7 +93,7 @@ def _functions(schedule: Schedule, known: Launching, defaults: Mapping) -> list[
         "axes": {kernel.name: kernel.axis for kernel in kernels},
         "whole": {kernel.name: tile(schedule.constants["F"]) for kernel in kernels if kernel.whole},
         "configurations": known.configurations,
-        "defaults": defaults,
+        "defaults": by_type(schedule.defaults),
         "digests": known.digests,
         "stepping": tuple(kernel.name for kernel in kernels if kernel.rows),
         "lengths": [f"{name} = {n}" for name, n in LENGTHS.items() if any(name in one.shape for one in schedule.saved)],
@@ -109,18 +109,6 @@ def _functions(schedule: Schedule, known: Launching, defaults: Mapping) -> list[
 def _choices(schedule: Schedule) -> list[str]:
     shapes = (", ".join(_length(schedule, size, "") for size in one.shape) for one in schedule.choices)
     return [f"q.new_empty(({shape}), dtype=torch.int32)" for shape in shapes]
-
-
-def _called(pieces: Iterable[str], by: str) -> list[str]:
-    """The pieces of which something is read in a text, or in one of them that is."""
-    found: list[str] = []
-    left, texts = list(pieces), [by]
-    while texts:
-        words = set(re.findall(r"\w+", texts.pop()))
-        read = [piece for piece in left if words & {name for names in DEFINED.findall(piece) for name in names}]
-        left = [piece for piece in left if piece not in read]
-        found, texts = found + read, texts + read
-    return [piece for piece in pieces if piece in found]
 
 
 @functools.cache
@@ -196,7 +184,7 @@ def _made(schedule: Schedule, buffer: Buffer) -> str:
 
 
 def _length(schedule: Schedule, size: Size, prefix: str) -> str:
-    """A length as host code has it: a number or the name of one, those that are not the same in all calls with a prefix."""
+    """A length as host code has it: a number or the name of one, with a prefix where calls differ in it."""
     if size in NAMED or size == "TOP_K":
         return str(size)
     return str(schedule.constants[size]) if size in schedule.constants else f"{prefix}{size}"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mcgen.plan import configurations
-from mcgen.plan.configurations import ELEMENTS, Key
+from mcgen.plan.configurations import ELEMENTS, Defaults, Key
 from mcgen.plan.host import Kernel
 from mcgen.plan.kernels import digests
 from mcgen.spec import Spec
@@ -41,14 +41,10 @@ def launching(spec: Spec, text: str, kernels: Mapping[str, Kernel], tuned: bool 
     return Launching({name: digest[name] for name in kernels}, found)
 
 
-def default_configurations(spec: Spec) -> dict[str, ByType]:
+def by_type(defaults: Defaults) -> dict[str, ByType]:
     """BT, columns of a tile and num_warps by family of architectures and type, for what no table has."""
-    head = spec.head.key_dim, spec.head.value_dim
-    found: dict[str, ByType] = {}
-    for family in configurations.FAMILIES:
-        chosen = {kind: configurations.default(*head, kind, family) for kind in ELEMENTS}
-        found[family] = {kind: (c.rows, c.columns, c.warps) for kind, c in chosen.items()}
-    return found
+    numbers = lambda one: (one.rows, one.columns, one.warps)  # noqa: E731
+    return {family: {kind: numbers(one) for kind, one in kinds.items()} for family, kinds in defaults.items()}
 
 
 def without_configuration(text: str, architectures: Collection[str]) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""The Triton path of memories whose state is too large for a program's registers: MLPs.
+"""The kernels of memories whose state is too large for a program's registers: MLPs.
 
 The state lies in buffers. A chunk step reads one and writes another, tile by tile along the hidden axes, in the phases
 that its program falls into (`mcgen.passes.phases`). Everything else is as for a matrix: the same programs, derivatives
@@ -7,354 +7,232 @@ and bindings, other loop nests.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from mcgen.emit.text.rendering import render
-from mcgen.emit.triton.choices import gathered
-from mcgen.emit.triton.path import Kernels, idle
-from mcgen.emit.triton.phases import Rows, phased_statements
-from mcgen.emit.triton.printer import Binding, offset, room, size
+from mcgen.emit.triton.buffers import Buffers, loaded, row, rows_of
+from mcgen.emit.triton.cached_reads import CachedReads, pooled
+from mcgen.emit.triton.printer import size
+from mcgen.emit.triton.tensors import OF_SEGMENT, Store, Tensors, discard, kernel_text, number
 from mcgen.ir.layers import sizes
-from mcgen.ir.program import Program
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
-from mcgen.passes.simplify import select
-from mcgen.plan.configurations import tile
-from mcgen.plan.plan import planned
 from mcgen.plan.streamed import StreamedPlan
+from mcgen.plan.streamed_passes import StreamedPasses
+from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
 
-Text = tuple[list[str], str]
+CONSTANTS = "K, V, F, BT, BK, BV, BF, STATE, MEMORY, ROWS, IN, PREC"
+BARRIER = "tl.debug_barrier()"
+TO_AND_FRO = [
+    "p_work = work + tl.program_id(0).to(tl.int64) * (2 * STATE + ROWS)",
+    "p_rows = p_work + 2 * STATE",
+]
+"""The two buffers between which a walk's state goes, and that of rows between loops."""
+INITIAL = ["_copy(p_work, theta + i_h * MEMORY, MEMORY)", "_fill(p_work + MEMORY, STATE - MEMORY)", BARRIER]
+"""Statements that begin a chain in a buffer."""
+OF_EARLIER = "i_cached = i_bh.to(tl.int64) * n_segments + i_c"
+ONLINE_SUM = [
+    "b_higher = tl.maximum(b_top, b_r_cached)",
+    "b_sum = b_sum * tl.exp(b_top - b_higher) + tl.exp(b_r_cached - b_higher)",
+    "b_top = b_higher",
+]
 
 
 @dataclass(frozen=True)
-class StreamedKernels(Kernels):
-    """The kernels of one deep memory: their programs, bound to their tensors, as text."""
+class StreamedKernels:
+    """The kernels of one deep memory as text."""
+
+    passes: StreamedPasses
+
+    @property
+    def plan(self) -> StreamedPlan:
+        return self.passes.plan
+
+    @property
+    def meaning(self) -> Meaning:
+        return self.plan.meaning
 
     @cached_property
-    def streamed(self) -> StreamedPlan:
-        return StreamedPlan(self.meaning)
-
-    @property
-    def soup(self) -> bool:
-        return self.streamed.soup
-
-    @property
-    def state(self) -> Mapping[str, tuple[str, ...]]:
-        return self.streamed.state
+    def tensors(self) -> Tensors:
+        return Tensors(self.meaning)
 
     @cached_property
-    def places(self) -> Mapping[str, str]:
-        """Where each part of the state begins in a buffer, as text."""
-        found: dict[str, str] = {}
-        before: Counter[str] = Counter()
-        for name, axes in self.state.items():
-            found[name] = room(before)
-            before[" * ".join(map(width_of, axes))] += 1
-        return found
+    def buffers(self) -> Buffers:
+        return Buffers(self.plan, self.tensors)
 
-    @property
-    def between(self) -> Mapping[str, str]:
-        return self.streamed.between
+    def header(self) -> str:
+        """What names in the kernels mean, and how the state lies in a buffer."""
+        return render("triton/streamed/header.py.jinja", layout=self.buffers.layout())
 
-    @property
-    def programs(self) -> Mapping[str, Program]:
-        return self.streamed.programs
+    def texts(self) -> dict[str, str]:
+        """The kernels by name."""
+        reads = CachedReads(self.passes, self.buffers)
+        soup = {"read_soup": self._read_soup, "through_layers": self._through_layers}
+        makers = {**reads.makers(), **soup, "walk": self._walk, "reverse": self._reverse}
+        return {name: makers[name]() for name in self.passes.kernels}
 
-    # -- how tiles are loaded and stored ------------------------------------------------------------------------------
+    def _render(self, template: str, kernel: str, **more: object) -> str:
+        return kernel_text(f"streamed/{template}", self.passes.kernels[kernel], **more)
 
-    def load(self, name: str) -> str:
-        if name == "share":
-            return "1.0"  # d_y comes multiplied by it
-        if name == "pools":
-            return "tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)"
-        if name in self.between:
-            place, mask = _row(name, self.between[name])
-            return f"tl.load({place}, mask={mask}, other=0.0)"
-        for pointer, part, axes in self._buffers(name):
-            return _loaded(pointer, axes, part)
-        return super().load(name)
+    # -- walks forward ------------------------------------------------------------------------------------------------
 
-    def _buffers(self, name: str) -> list[tuple[str, str, tuple[str, ...]]]:
-        """The buffer that holds an input or output, where it begins there, and its axes; none for a tensor's."""
-        if name.removeprefix("d_").startswith("cached_"):
-            part = name.removeprefix("d_").replace("cached", MEMORY, 1)
-            pointer = name.rpartition("_")[0]
-            return [(f"{pointer} + i_cached * MEMORY", self.places[part], self.state[part])]
-        part = name.removeprefix("d_").removesuffix("_next")
-        if part not in self.state:
-            return []
-        pointer = {
-            (False, False): "p_state",
-            (False, True): "p_next",
-            (True, True): "p_d_next",
-            (True, False): "p_d_state",
-        }[name.startswith("d_"), name.endswith("_next")]
-        return [(pointer, self.places[part], self.state[part])]
-
-    def keep(self, name: str, add: bool = False) -> Callable[[str], list[str]]:
-        """Statements that store, or add, the tile of a buffer's part."""
-        ((pointer, at, axes),) = self._buffers(name)
-        place, mask = place_of(pointer, axes, at)
-        total = f"tl.load({place}, mask={mask}, other=0.0) + " if add else ""
-        return lambda tile: [f"tl.store({place}, {total}{tile}, mask={mask})"]
-
-    @property
-    def rows_between(self) -> Rows:
-        def place(at: str, axis: str) -> str:
-            return f"{at} + (o_t[:, None] * F + o_{axis}[None, :])"
-
-        def whole(at: str, axes: tuple[str, ...]) -> str:
-            first, *second = map(offset, axes)
-            return (
-                f"{at} + ({first}[:, None] * {size(axes[1])} + {second[0]}[None, :])" if second else f"{at} + {first}"
-            )
-
-        return Rows(
-            "p_rows",
-            lambda at, axis: f"tl.load({place(at, axis)}, mask=m_{axis}[None, :], other=0.0)",
-            lambda at, axis, tile: f"tl.store({place(at, axis)}, {tile}, mask=m_{axis}[None, :])",
-            lambda at, axes: f"tl.load({whole(at, axes)})",
-            lambda at, axes, value: f"tl.store({whole(at, axes)}, {value})",
-        )
-
-    @cached_property
-    def ragged(self) -> frozenset[str]:
-        """Axes that tiles may reach beyond."""
-        return frozenset(axis for axis, size in sizes(self.meaning.spec).items() if size != tile(size))
-
-    def phased(
-        self, program: Program, store: Mapping[str, Callable[[str], list[str]]], held: Mapping = {}
-    ) -> list[str]:
-        loads = {name: held.get(name) or self.load(name) for name in program.inputs}
-        binding = Binding(loads, store, self.narrow, frozenset(held))
-        lines = phased_statements(program, binding, self.rows_between, self.ragged)
-        return [line for line in lines if not idle(line)]
-
-    # -- the kernels --------------------------------------------------------------------------------------------------
-
-    def walk(self) -> Text:
-        program, read = self.programs["walk"], self.meaning.reads_cached
-        if self.soup:
-            arguments = [*self.tensors(program.inputs), "cached", "pools"]
-            lines = self.phased(program, {name: self._following(name) for name in program.outputs}, self._resident)
-            return self._text("streamed/walk", arguments, lines, doc="The state at the end of every segment")
-        outputs = {"o": self._rows("o" if read else "y"), "r": self._number("r")}
+    def _walk(self) -> str:
+        read, soup = self.meaning.reads_cached, self.plan.soup
+        outputs = {} if soup else {"o": rows_of("o" if read else "y"), "r": number("r")}
+        program = self.plan.programs["walk"]
         store = {name: outputs.get(name) or self._following(name) for name in program.outputs}
-        out = ["o", *(["r"] if self.meaning.routes else [])] if read else ["y"]
-        kept = [*(["cached"] if read else []), *(["pools"] if self.meaning.routes else [])]
-        doc = "The online read-outs, and the state at the end of every segment" if read else "The read-outs y"
-        lines = self.phased(program, store, self._resident)
-        return self._text("streamed/walk", [*self.tensors(program.inputs), *out, *kept], lines, doc=doc)
+        lines = self.buffers.phased(program, store, {name: f"s_{name}" for name in self._resident})
+        how = self._in_registers(lines) if self._resident else self._in_buffers(lines)
+        return self._render("walk", "walk", **how)
 
     @property
-    def _resident(self) -> dict[str, str]:
-        """The parts of the state that the walk holds in registers, as it calls them."""
-        return {name: f"s_{name}" for name in self.state} if self.streamed.resident else {}
+    def _resident(self) -> list[str]:
+        """The parts of the state that the walk holds in registers, as `s_`."""
+        return list(self.plan.state) if self.plan.resident else []
 
-    def _following(self, name: str) -> Callable[[str], list[str]]:
+    def _following(self, name: str) -> Store:
         """Statements of the walk that keep a part of the state after a step."""
         part = name.removesuffix("_next")
-        return (lambda tile: [f"n_{part} = {tile}"]) if self.streamed.resident else self.keep(name)
+        return (lambda tile: [f"n_{part} = {tile}"]) if self._resident else self.buffers.keep(name)
 
-    def _held(self) -> list[dict[str, str]]:
-        """What the walk does with each part of the state that it holds: how it begins, and where it is kept."""
-        found = []
-        for name in self._resident:
-            axes = self.state[name]
-            place, mask = place_of("", axes, self.places[name])
-            shape = ", ".join(map(size, axes))
-            learned = name.startswith(f"{MEMORY}_")
-            begin = f"tl.load(theta + i_h * MEMORY{place}, mask={mask}, other=0.0)"
-            begin = begin if learned else f"tl.zeros([{shape}], tl.float32)"
-            found.append({"name": name, "begin": begin, "learned": learned, "place": place, "mask": mask})
-        return found
-
-    def read(self) -> Text:
-        program, routes = self.programs["read_segment"], self.meaning.routes
-        store = {name: (lambda tile: []) for name in program.outputs}
-        more = ["o", "r", "pools", "lse", "online"] if routes else ["o"]
-        arguments = [*self.tensors(program.inputs), "cached", *more, "y"]
-        return self._text("streamed/read", arguments, self.phased(program, store))
-
-    def read_soup(self) -> Text:
-        program, logit = self.programs["read_soup"], self.programs["logit"]
-        routed = select(self.programs["read_segment"], ["r_cached"], "logit")
-        nothing = lambda tile: []  # noqa: E731
-        held = {"lse": "b_lse", "online": "b_online"}
-        lines = self.phased(program, {"y": self._rows("y")}, held)
-        parts = {
-            "logit": self.phased(logit, {"r": nothing}),
-            "routed": self.phased(routed, {"r_cached": nothing}),
+    def _in_buffers(self, program: list[str]) -> dict[str, object]:
+        """A walk that reads a state from one buffer and writes the next one to another."""
+        keep = [OF_SEGMENT, "_copy(cached + i_cached * MEMORY, p_next, MEMORY)"]
+        keep += [*self._pools(), BARRIER] if self.meaning.routes else [BARRIER]
+        there, back = "p_work + (i_n - i_first) % 2 * STATE", "p_work + (i_n - i_first + 1) % 2 * STATE"
+        return {
+            "begin": TO_AND_FRO,
+            "at_chain": INITIAL,
+            "at_step": [f"p_state, p_next = {there}, {back}"],
+            "program": program,
+            "at_end": [BARRIER, *self._at_segment(keep)],
         }
-        more = ["cached", "pools", "lse", "online", "y"]
-        return self._soup("read_soup", [*program.inputs, *logit.inputs], more, lines, **parts)
 
-    def through_layers(self) -> Text:
-        program = self.programs["through_layers"]
-        store = {"delta": self._number("delta")}
-        for name, axis in self.between.items():
-            place, mask = _row(name, axis)
+    def _pools(self) -> list[str]:
+        """Statements that keep a segment's pooled keys, and begin their sum anew."""
+        place = f"p_next + {self.buffers.places['pool']}"
+        load = f"b_pool_end = tl.load({place} + o_k, mask=m_k, other=0.0)"
+        pool = pooled(self.meaning, "b_pool_end", "segment_start", "segment_end")
+        return [load, f"tl.store(pools + i_cached * K + o_k, {pool}, mask=m_k)", BARRIER, f"_fill({place}, K)"]
+
+    def _in_registers(self, program: list[str]) -> dict[str, object]:
+        """A walk that holds the state in registers, `s_`, and what follows it, `n_`."""
+        axes = [axis for axis in sizes(self.meaning.spec) if axis in HIDDEN_AXES]
+        offsets = [line for a in axes for line in (f"o_{a} = tl.arange(0, BF)", f"m_{a} = o_{a} < F")]
+        keep = [OF_SEGMENT, *(self._stored(name) for name in self._resident if _is_learned(name))]
+        if self.meaning.routes:
+            pool = pooled(self.meaning, "s_pool", "segment_start", "segment_end")
+            keep += [f"tl.store(pools + i_cached * K + o_k, {pool}, mask=m_k)", "s_pool = tl.zeros([BK], tl.float32)"]
+        return {
+            "begin": [*offsets, "p_rows = work + tl.program_id(0).to(tl.int64) * ROWS"],
+            "at_chain": [f"s_{name} = {self._initial(name)}" for name in self._resident],
+            "at_step": [f"n_{name} = s_{name}" for name in self._resident],
+            "program": program,
+            "at_end": [BARRIER, *(f"s_{name} = n_{name}" for name in self._resident), *self._at_segment(keep)],
+        }
+
+    def _at_segment(self, keep: list[str]) -> list[str]:
+        if not self.meaning.reads_cached:
+            return []
+        return ["if end == segment_end:", *(f"    {line}" for line in keep)]
+
+    def _stored(self, name: str) -> str:
+        place, mask = self.buffers.part(name)
+        return f"tl.store(cached + i_cached * MEMORY{place}, s_{name}, mask={mask})"
+
+    def _initial(self, name: str) -> str:
+        """A part of the state at a chain's start: the initial weights, or zeros."""
+        place, mask = self.buffers.part(name)
+        if _is_learned(name):
+            return loaded(f"theta + i_h * MEMORY{place}", mask)
+        return f"tl.zeros([{', '.join(map(size, self.plan.state[name]))}], tl.float32)"
+
+    # -- the soup, read as the chains are walked again ----------------------------------------------------------------
+
+    def _read_soup(self) -> str:
+        logit, routed = self.plan.programs["logit"], self.plan.only_read("r_cached")
+        first = self.buffers.phased(logit, discard(["r"]))
+        each = self.buffers.phased(routed, discard(["r_cached"]))
+        softmax = [
+            *first,
+            "b_top, b_sum = b_r, tl.full([BT], 1.0, tl.float32)",
+            "for i_c in range(first, i_s):",
+            *(f"    {line}" for line in [OF_EARLIER, *each, *ONLINE_SUM]),
+            "b_lse = b_top + tl.log(b_sum)",
+            "b_online = tl.exp(b_r - b_lse)",
+            *number("lse")("b_lse"),
+            *number("online")("b_online"),
+        ]
+        held = {"lse": "b_lse", "online": "b_online"}
+        lines = self.buffers.phased(self.plan.programs["read_soup"], {"y": rows_of("y")}, held)
+        doc = "The read-outs y by the average of all parameters; rows' log-sum-exp, and the online memory's weight."
+        return self._soup("read_soup", doc, [*softmax, *lines])
+
+    def _through_layers(self) -> str:
+        store = {"delta": number("delta")}
+        for name, axis in self.plan.between.items():
+            place, mask = row(name, axis)
             store[name] = lambda tile, place=place, mask=mask: [f"tl.store({place}, {tile}, mask={mask})"]
-        lines = self.phased(program, store)
-        return self._soup(
-            "through_layers", program.inputs, ["cached", "pools", "delta", *self.between], lines, logit=[]
+        lines = self.buffers.phased(self.plan.programs["through_layers"], store)
+        doc = "From d_y to the gradients of every layer's averaged results, and the layers' inputs."
+        return self._soup("through_layers", doc, lines)
+
+    def _soup(self, kernel: str, doc: str, program: list[str]) -> str:
+        """A kernel that walks the chains again, for what is read of all segments at once."""
+        return self._render(
+            "soup",
+            kernel,
+            doc=doc,
+            begin=TO_AND_FRO,
+            initial=INITIAL,
+            program=program,
+            advance=[self._advance_call, *self._fresh_pool(self.meaning.chained)],
         )
 
-    def _soup(
-        self, kernel: str, inputs: Iterable[str], more: Iterable[str], program: list[str], **parts: object
-    ) -> Text:
-        """A kernel that walks the chains again, for what is read of all segments at once."""
-        given = self.tensors(self.programs["advance"].inputs)
-        arguments = list(dict.fromkeys([*self.tensors([*inputs, *given]), *more]))
-        return self._text("streamed/soup", arguments, program, kernel=kernel, advance_call=self._advance_call, **parts)
+    @property
+    def _advanced(self) -> list[str]:
+        """The tensors that a step of the state alone reads."""
+        return self.passes.tensors(self.plan.programs["advance"].inputs)
 
     @property
     def _advance_call(self) -> str:
-        given = ", ".join(self.tensors(self.programs["advance"].inputs))
         numbers = "i_row, i_t, m_t, b_fresh, segment_start, H, one, n_tiles"
-        constants = "K, V, F, BT, BK, BV, BF, STATE, MEMORY, ROWS, IN, PREC"
-        return f"_advance({given}, p_state, p_next, p_rows, {numbers}, {constants})"
+        return f"_advance({', '.join(self._advanced)}, p_state, p_next, p_rows, {numbers}, {CONSTANTS})"
 
-    def rows(self) -> Text:
-        program, routes = self.programs["rows"], self.meaning.routes
-        store = {f"d_{name}": _added(f"s_{name}") for name in [*self.queries, "r"]}
-        held = {"delta": "b_delta"} if routes and not self.soup else {}
-        more = ["pools", "d_r"] if routes else []
-        more += [] if self.soup else ["d_y", *(["y", "delta"] if routes else [])]
-        arguments = [*self.tensors(program.inputs), "cached", *more, *(f"d_{name}_rows" for name in self.queries)]
-        return self._text("streamed/rows", list(dict.fromkeys(arguments)), self.phased(program, store, held))
+    def _fresh_pool(self, carried: bool) -> list[str]:
+        """Statements that begin the sum of keys anew, where a state is carried from segment to segment."""
+        if not carried:
+            return []
+        return ["if end == segment_end:", f"    _fill(p_next + {self.buffers.places['pool']}, K)", f"    {BARRIER}"]
 
-    def segments(self) -> Text:
-        program = self.programs["segment"]
-        store = {name: self.keep(name, add=True) for name in program.outputs if name != "d_pools"}
-        store |= {"d_pools": _added("s_pools")}
-        more = ["cached", "d_cached", *(["pools", "d_pools"] if self.meaning.routes else [])]
-        return self._text("streamed/segments", [*self.tensors(program.inputs), *more], self.phased(program, store))
+    # -- the walk back ------------------------------------------------------------------------------------------------
 
-    def reverse(self) -> Text:
-        program, advance = self.programs["reverse"], self.programs["advance"]
-        parts = {f"d_{name}" for name in self.state}
-        store = {name: self.keep(name) if name in parts else self.store(name[2:]) for name in program.outputs}
-        given = self.tensors(advance.inputs)
-        more = ["d_cached"] if self.meaning.reads_cached else []
-        more += ["d_pools"] if self.meaning.routes else []
-        arguments = self.tensors([*program.inputs, *advance.inputs]) + more
-        arguments += [name for name in program.outputs if name not in parts]
-        return self._text(
-            "streamed/reverse",
-            arguments,
-            self.phased(program, store),
-            advance=self.phased(advance, {name: self.keep(name) for name in advance.outputs}),
-            advance_arguments=", ".join(given),
-            advance_call=self._advance_call,
+    def _reverse(self) -> str:
+        program, advance = self.plan.programs["reverse"], self.plan.programs["advance"]
+        own = {f"d_{name}" for name in self.plan.state}
+        keep, store = self.buffers.keep, self.tensors.store
+        stores = {name: keep(name) if name in own else store(name.removeprefix("d_")) for name in program.outputs}
+        carried = self.meaning.routes and self.meaning.chained
+        return self._render(
+            "reverse",
+            "reverse",
+            advance=self.buffers.phased(advance, {name: keep(name) for name in advance.outputs}),
+            advance_arguments=", ".join(self._advanced),
+            advance_call=[self._advance_call, *self._fresh_pool(carried)],
+            initial=INITIAL,
+            at_step=self._uncache(),
+            program=self.buffers.phased(program, stores),
         )
 
-    def _rows(self, tensor: str, axis: str = "v") -> Callable[[str], list[str]]:
-        place, mask = _row(tensor, axis)
-        return lambda tile: [f"tl.store({place}, ({tile}).to({tensor}.dtype.element_ty), mask={mask})"]
-
-    def _added_rows(self, tensor: str) -> Callable[[str], list[str]]:
-        """Statements that add to a tensor's rows along k."""
-        place, mask = _row(tensor, "k")
-        return lambda tile: [f"tl.store({place}, tl.load({place}, mask={mask}, other=0.0) + {tile}, mask={mask})"]
-
-    def _number(self, tensor: str) -> Callable[[str], list[str]]:
-        return lambda tile: [f"tl.store({tensor} + i_row + o_t * H, {tile}, mask=m_t)"]
-
-    def _text(self, template: str, arguments: list[str], program: list[str], **more: object) -> Text:
-        meaning = self.meaning
-        text = render(
-            f"triton/{template}.py.jinja",
-            arguments=", ".join(arguments),
-            program=program,
-            queries=self.queries,
-            kind=meaning.aggregate,
-            soup=self.soup,
-            routes=meaning.routes,
-            keeps=meaning.reads_cached,
-            chained=meaning.chained,
-            barrier=bool(self.streamed.between_loops),
-            resident=self._held(),
-            axes=[axis for axis in sizes(meaning.spec) if axis in HIDDEN_AXES],
-            pool_at=self.places.get("pool"),
-            mean_pool=meaning.spec.aggregate.pool == "mean",
-            **more,
-        )
-        return arguments, text
-
-    # -- where rows choose what they read -----------------------------------------------------------------------------
-
-    def route(self) -> Text:
-        logit = select(self.programs["read_segment"], ["r_cached"], "logit")
-        program = self.phased(logit, {"r_cached": lambda tile: []})
-        return self._text("route", [*self.tensors(logit.inputs), "pools", "chosen", "r_chosen"], program, streamed=True)
-
-    def chosen_reads(self) -> Text:
-        read = select(self.programs["read_segment"], ["o_cached"], "read")
-        program = self._grouped(read, {"o_cached": "o"})
-        doc, arguments = "Read-outs of chosen segments", [*self.tensors(read.inputs), "cached", "o_chosen"]
-        return self._text("streamed/chosen", arguments, program, kernel="chosen_reads", doc=doc, sums={"o": "v"})
-
-    def chosen_rows(self) -> Text:
-        rows = self.programs["rows"]
-        sums = {**{f"d_{name}": "k" for name in self.queries}, "d_r": None}
-        program = self._grouped(rows, {name: name for name in sums})
-        arguments = [*self.tensors(rows.inputs), "cached", "pools", *(f"{name}_chosen" for name in sums)]
-        doc = "What every choice owes to the segment it reads: gradients of its row's queries and of its logit"
-        return self._text("streamed/chosen", arguments, program, kernel="chosen_rows", doc=doc, sums=sums)
-
-    def chosen_segments(self) -> Text:
-        program = self.programs["segment"]
-        store = {name: self.keep(name, add=True) for name in program.outputs if name != "d_pools"}
-        store |= {"d_pools": _added("s_pools")}
-        lines = self.phased(program, store, self._gathered(program))
-        arguments = [*self.tensors(program.inputs), "cached", "pools", "d_cached", "d_pools"]
-        return self._text("streamed/chosen_segments", arguments, lines)
-
-    def read_chosen(self) -> Text:
-        return self._text("streamed/read_chosen", ["o", "r", "r_chosen", "o_chosen", "lse", "online", "y"], [])
-
-    def _grouped(self, program: Program, sums: Mapping[str, str]) -> list[str]:
-        """A program for the rows of one group at a time, added up where a row belongs to it."""
-        masks = {1: "m_group", 2: "m_group[:, None]"}
-        store = {label: _added(f"s_{sums[label]}", masks[len(node.axes)]) for label, node in program.outputs.items()}
-        return self.phased(program, store, self._gathered(program))
-
-    def _gathered(self, program: Program) -> dict[str, str]:
-        """The loads of per-token inputs by rows that choices name."""
-        return {name: gathered(self, name) for name in program.inputs if name != "pools" and not self._buffers(name)}
-
-    def kernels(self) -> dict[str, Text]:
-        return {name: getattr(self, name)() for name in planned(self.meaning).kernels}
+    def _uncache(self) -> list[str]:
+        """Statements that take up the gradient of a segment's state at its end."""
+        adds = [OF_SEGMENT, "_add(p_d_next, d_cached + i_cached * MEMORY, MEMORY)"]
+        if self.meaning.routes:
+            adds.append(f"_copy(p_d_next + {self.buffers.places['pool']}, d_pools + i_cached * K, K)")
+        return self._at_segment([*adds, BARRIER])
 
 
-def width_of(axis: str) -> str:
-    return "F" if axis in HIDDEN_AXES else axis.upper()
-
-
-def _row(tensor: str, axis: str) -> tuple[str, str]:
-    """The text of the addresses of a tile of rows along an axis, and of their mask."""
-    width = width_of(axis)
-    place = f"{tensor} + i_row * {width} + (o_t[:, None] * (H * {width}) + o_{axis}[None, :])"
-    return place, f"m_t[:, None] & m_{axis}[None, :]"
-
-
-def place_of(pointer: str, axes: tuple[str, ...], at: str) -> tuple[str, str]:
-    """The text of the addresses of a tile of a buffer's part, and of their mask."""
-    base = f"{pointer} + {at}" if at != "0" else pointer
-    if len(axes) == 1:
-        return f"{base} + o_{axes[0]}", f"m_{axes[0]}"
-    into, out = axes
-    return f"{base} + (o_{into}[:, None] * {width_of(out)} + o_{out}[None, :])", f"m_{into}[:, None] & m_{out}[None, :]"
-
-
-def _loaded(pointer: str, axes: tuple[str, ...], at: str) -> str:
-    place, mask = place_of(pointer, axes, at)
-    return f"tl.load({place}, mask={mask}, other=0.0)"
-
-
-def _added(total: str, mask: str = "") -> Callable[[str], list[str]]:
-    return lambda tile: [f"{total} += tl.where({mask}, {tile}, 0.0)" if mask else f"{total} += {tile}"]
+def _is_learned(part: str) -> bool:
+    """Whether a part of the state begins as weights of the initial memory."""
+    return part.startswith(f"{MEMORY}_")
