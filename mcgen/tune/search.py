@@ -134,7 +134,10 @@ def job(path: Path, kernel: Specialisation, element: str, chosen: Configuration,
     tiles = {f"B{axis.upper()}": size for axis, size in sizes.items()}
     exact = "ieee" if target.backend == "hip" else "tf32x3"
     precision = exact if element == "float32" or target.backend == "hip" else "tf32"
-    constants = {**kernel.constexprs, "BT": chosen.rows, **tiles, "PREC": precision}
+    chunk = kernel.constexprs.get("CHUNK", 1)
+    steps = -(-chunk // chosen.rows)
+    stepped = {"STEPS": steps, "STEP": -(-chunk // steps)} if "CHUNK" in kernel.constexprs else {}
+    constants = {**kernel.constexprs, "BT": chosen.rows, **tiles, **stepped, "PREC": precision}
     return Job(path, kernel.kernel, kernel.signature, constants, target, chosen.warps, chosen.stages)
 
 

@@ -11,7 +11,7 @@ from mcgen.emit.module.reference import reference_source
 from mcgen.emit.say.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
 from mcgen.emit.text.layout import laid_out
 from mcgen.emit.text.literal import docstring_lines, literal
-from mcgen.emit.text.private_names import private_names, renamed
+from mcgen.emit.text.private_names import privately
 from mcgen.emit.text.rendering import render
 from mcgen.emit.text.unused import without_unused
 from mcgen.emit.torch.path import lagged_inputs, tensor_inputs, torch_source
@@ -42,8 +42,8 @@ ALWAYS = ("contextlib", "os", "sys")
 def module_source(meaning: Meaning, tuned: bool = False) -> str:
     """The text of a spec's module; with the launch configurations in the user's tables too, where it is `tuned`."""
     spec = meaning.spec
-    names = private_names(spec)
-    lowered = meaning_of(renamed(spec, names)) if names else meaning
+    private = privately(spec)
+    lowered = meaning if private is spec else meaning_of(private)
     first = [
         arguments_source(spec),
         reference_source(spec),
@@ -60,7 +60,7 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
         _operator(lowered, tensor_inputs(meaning)),
         layer_source(spec),
     ]
-    parts = [*map(without_unused, first), _kernels(lowered, tuned), *map(without_unused, last)]
+    parts = [*map(without_unused, first), triton_source(lowered, tuned), *map(without_unused, last)]
     body = laid_out("\n\n\n".join(part.strip("\n") for part in parts if part.strip()))
     return render(
         "module.py.jinja",
@@ -73,10 +73,6 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
         digest=spec.digest(),
         body=body,
     )
-
-
-def _kernels(meaning: Meaning, tuned: bool) -> str:
-    return triton_source(meaning, tuned)
 
 
 def _uses(text: str, module: str) -> bool:

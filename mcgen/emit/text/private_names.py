@@ -52,8 +52,9 @@ def private_names(spec: Spec) -> dict[str, str]:
     return renamed
 
 
-def renamed(spec: Spec, names: Mapping[str, str]) -> Spec:
-    """The spec with its gates and slots called by other names; what it says of itself as data stays as it is."""
+def privately(spec: Spec) -> Spec:
+    """The spec with gates and slots under their private names; what it says of itself as data stays as it is."""
+    names = private_names(spec)
     if not names:
         return spec
     return replace(
