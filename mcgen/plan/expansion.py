@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mcgen.plan import tokens
+from mcgen.plan.arithmetic import value
 from mcgen.plan.configurations import HIDDEN, tile
 from mcgen.plan.host import Buffer, Compute, Each, Kernel, Launch, Let, Make, Pass, Run, Statement, When
 from mcgen.plan.schedule import Schedule
@@ -26,21 +27,16 @@ class Machine:
 
     programs: int
     chains: int
-    configurations: Mapping[str, tuple[int, ...]]
-    default: tuple[int, ...]
+    configurations: Mapping[str, tuple[int, int, int, int]]
+    default: tuple[int, int, int, int]
 
-    def configuration(self, kernel: str) -> tuple[int, ...]:
-        return self.configurations.get(kernel) or (*self.default, 1)
+    def configuration(self, kernel: str) -> tuple[int, int, int, int]:
+        return self.configurations.get(kernel, self.default)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The sizes of a problem, and the types of its inputs."""
-
-    batch: int
-    tokens: int
-    heads: int
-    types: Mapping[str, str]
+def interpreted(schedule: Schedule, element: str) -> Machine:
+    """What stands for a GPU where kernels are interpreted."""
+    return Machine(4, 4, {}, schedule.defaults["cpu"][element].numbers)
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,25 @@ class Tensor:
     @property
     def bytes(self) -> int:
         return prod(self.shape) * BYTES[self.type]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sizes of a problem, and the types of its inputs."""
+
+    batch: int
+    tokens: int
+    heads: int
+    types: Mapping[str, str]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"B": self.batch, "T": self.tokens, "H": self.heads, "BH": self.batch * self.heads}
+
+    def tensor(self, buffer: Buffer, sizes: Mapping[str, int]) -> Tensor:
+        """A buffer in numbers; `sizes` has those of names in its shape."""
+        shape = tuple(value(str(size), {**self.sizes, **sizes}) for size in buffer.shape)
+        return Tensor(shape, self.types.get(buffer.type, buffer.type))
 
 
 @dataclass(frozen=True)
@@ -88,8 +103,7 @@ class _Expansion:
         self.schedule, self.problem, self.machine = schedule, problem, machine
         self.launched: list[Launched] = []
         self.buffers: dict[str, Tensor] = {}
-        sizes = {"B": problem.batch, "T": problem.tokens, "H": problem.heads, "BH": problem.batch * problem.heads}
-        self.x = SimpleNamespace(**sizes, device=None)
+        self.x = SimpleNamespace(**problem.sizes, device=None)
         self.names = {**schedule.constants, **self._functions(), "x": self.x}
         for name, rows in schedule.tables(problem.tokens).items():
             self._named(f"x.{name}", rows, {})
@@ -99,6 +113,7 @@ class _Expansion:
         """What statements call, as the generated file has it under the same names."""
         schedule, T = self.schedule, self.problem.tokens
         return {
+            "reversed": reversed,
             "_cdiv": lambda a, b: -(-a // b),
             "_rows_at_once": lambda kernel, x: self.rows(kernel),
             "_columns": lambda kernel, x: self.columns(kernel, schedule.kernels[kernel].axis),
@@ -158,7 +173,7 @@ class _Expansion:
                     self._launch(statement, scope)
 
     def value(self, text: str, scope: Mapping[str, Any]) -> Any:
-        return eval(text, {"__builtins__": {"reversed": reversed}, **self.names}, dict(scope))  # the plan's own text
+        return value(text, {**self.names, **scope})
 
     def _named(self, targets: str, value: Any, scope: dict[str, Any]) -> None:
         names = targets.split(", ")
@@ -172,9 +187,7 @@ class _Expansion:
                 scope[name] = one
 
     def make(self, buffer: Buffer) -> None:
-        known = {**self.schedule.constants, **vars(self.x)}
-        shape = tuple(eval(str(size), {"__builtins__": {}}, known) for size in buffer.shape)  # names of sizes
-        self.buffers[buffer.name] = Tensor(shape, self.problem.types.get(buffer.type, buffer.type))
+        self.buffers[buffer.name] = self.problem.tensor(buffer, {**self.schedule.constants, **vars(self.x)})
 
     # -- launches -----------------------------------------------------------------------------------------------------
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from mcgen.passes.phases import Phase, Phases
 from mcgen.plan.expansion import Launched, Machine, Problem, expanded
 from mcgen.plan.host import (
-    Buffer,
     Compute,
-    Each,
     Kernel,
     Launch,
-    Let,
     Make,
     Pass,
-    Run,
+    Routine,
     Statement,
-    When,
     buffers,
+    launches,
     routines,
     statements,
 )
@@ -28,70 +26,19 @@ from mcgen.plan.plan import planned
 from mcgen.plan.schedule import Schedule
 from mcgen.symbolic.meaning import Meaning
 
-SCRATCH = "work"
+Table = tuple[list[str], list[list[str]]]
 
 
 def plan_text(meaning: Meaning) -> str:
-    """The plan in words: each choice with the property it follows from and what it costs; then every pass."""
+    """The plan in words: each choice with the property it follows from and what it costs; then the launches."""
     passes = planned(meaning)
     lines = [f"{what}: {chosen}\n    {why}" for what, chosen, why in passes.choices()]
+    lines += ["", "Launches"]
     for one in (passes.forward, passes.backward):
-        lines += ["", one.name.capitalize(), *pass_lines(one)]
+        names = list(dict.fromkeys(launch.kernel.name for launch in launches(one.body)))
+        lines.append(f"  {one.name}, {len(names)}: {', '.join(names)}")
     loops = [f"  {name}: {text}" for name, program in passes.phased.items() if (text := _loops(Phases(program)))]
     return "\n".join([*lines, *(["", "Loops over hidden units", *loops] if loops else [])])
-
-
-# -- passes in words --------------------------------------------------------------------------------------------------
-
-
-def pass_lines(one: Pass) -> list[str]:
-    """What a pass does, a statement a line; routines before it."""
-    found = []
-    for routine in routines(one.body):
-        found += [f"  {routine.name.strip('_')} {' '.join(routine.parameters)}".rstrip(), *_said(routine.body, "    ")]
-    return [*found, *_said(one.body, "  ")]
-
-
-def _said(body: Iterable[Statement], indent: str) -> Iterator[str]:
-    for statement in body:
-        match statement:
-            case Make(made):
-                yield f"{indent}room for {'; '.join(map(_buffer, made))}"
-            case Compute(line):
-                yield indent + _plain(line.partition("  #")[0])
-            case Let(targets, value):
-                yield indent + _plain(f"{targets} = {value}")
-            case When(test, then, otherwise):
-                yield f"{indent}where {_plain(test)}"
-                yield from _said(then, indent + "  ")
-                if otherwise:
-                    yield f"{indent}else"
-                    yield from _said(otherwise, indent + "  ")
-            case Each(targets, of, inner):
-                yield f"{indent}for each {_plain(targets)} of {_plain(of)}"
-                yield from _said(inner, indent + "  ")
-            case Run(routine, arguments):
-                yield f"{indent}{routine.name.strip('_')} {', '.join(arguments)}".rstrip()
-            case Launch():
-                yield indent + _launch(statement)
-
-
-def _launch(launch: Launch) -> str:
-    kernel = launch.kernel
-    grid = " x ".join(_plain(size) for size in (launch.units, launch.tiles) if size)
-    given = [operand for operand in kernel.operands if operand.name != SCRATCH]
-    reads, writes = (", ".join(one.name for one in given if getattr(one, way)) for way in ("reads", "writes"))
-    added = "".join(f"; parts of {part.name} added up" for part in launch.parts)
-    return f"launch {kernel.name}, {grid}: reads {reads}; writes {writes}{added}"
-
-
-def _buffer(buffer: Buffer) -> str:
-    return f"{buffer.name} ({', '.join(map(str, buffer.shape))})"
-
-
-def _plain(text: str) -> str:
-    """Host code as it is said: without `x.`, and functions without their underscore."""
-    return text.replace("x.", "").replace(", x)", ")").replace("_rows_at_once(", "rows(").replace(" _", " ").lstrip("_")
 
 
 def _loops(phases: Phases) -> str:
@@ -105,48 +52,79 @@ def _loop(phase: Phase) -> str:
     return f"{phase.axis} {', '.join(filter(None, parts))}"
 
 
+def kernels_table(schedule: Schedule) -> Table:
+    """What each kernel is handed, and what a program takes of that."""
+    rows = []
+    for kernel in schedule.kernels.values():
+        reads, writes = (", ".join(o.name for o in kernel.operands if getattr(o, way)) for way in ("reads", "writes"))
+        taken = ", ".join(f"{axis}: {what}" for axis, what in kernel.takes.items())
+        rows.append([kernel.name, reads, writes, taken])
+    return ["kernel", "reads", "writes", "a program takes of"], rows
+
+
+def launches_table(schedule: Schedule, problem: Problem, machine: Machine) -> Table:
+    """The launches of every pass at given sizes: how often, in how many programs, and megabytes handed to all."""
+    rows = []
+    for one in schedule.passes:
+        found = expanded(schedule, one, problem, machine)
+        for kernel, times in Counter(launched.kernel for launched in found).items():
+            own = [launched for launched in found if launched.kernel == kernel]
+            size = sum(launched.bytes for launched in own) / 10**6
+            grids = " or ".join(dict.fromkeys(" x ".join(map(str, launched.grid)) for launched in own))
+            rows.append([one.name, kernel, str(times), grids, f"{size:,.1f}"])
+    return ["pass", "kernel", "times", "programs", "MB"], rows
+
+
 # -- as plain data ----------------------------------------------------------------------------------------------------
 
 
-def passes_data(schedule: Schedule) -> dict[str, Any]:
-    """The passes as plain data: buffers with where they live, statements in order, and the kernels launched."""
+def plan_data(schedule: Schedule, problem: Problem, machine: Machine) -> dict[str, Any]:
+    """The passes as plain data: buffers with where they live, statements in order, kernels, and launches in numbers."""
     return {
         "constants": dict(schedule.constants),
-        "kernels": [_kernel(kernel) for kernel in schedule.kernels.values()],
+        "kernels": {name: _fields(kernel) for name, kernel in schedule.kernels.items()},
         "passes": {one.name: _pass(one) for one in schedule.passes},
+        "launches": {
+            one.name: [_launched(launched) for launched in expanded(schedule, one, problem, machine)]
+            for one in schedule.passes
+        },
     }
 
 
-def _kernel(kernel: Kernel) -> dict[str, Any]:
-    operands = {one.name: one.access for one in kernel.operands}
-    sizes = {"tables": kernel.tables, "numbers": kernel.numbers, "constants": kernel.constants}
-    return {"kernel": kernel.name, "operands": operands, "takes": dict(kernel.takes), **sizes}
-
-
 def _pass(one: Pass) -> dict[str, Any]:
-    found = routines(one.body)
     return {
-        "buffers": [{**_sized(buffer), "lives": lives} for buffer, lives in lifetimes(one)],
-        "routines": {routine.name: [_data(s) for s in routine.body] for routine in found},
-        "statements": [_data(statement) for statement in one.body],
+        "buffers": [{**_fields(buffer), "lives": lifetimes(one)[buffer.name]} for buffer in buffers(one)],
+        "routines": {routine.name: _plain(routine.body) for routine in routines(one.body)},
+        "statements": _plain(one.body),
         "result": one.result,
     }
 
 
-def _sized(buffer: Buffer) -> dict[str, Any]:
-    return {"buffer": buffer.name, "shape": list(buffer.shape), "type": buffer.type}
+def _plain(value: Any) -> Any:
+    """Statements as plain data; of kernels and routines, which stand elsewhere, the name."""
+    if isinstance(value, Kernel | Routine):
+        return value.name
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return {type(value).__name__.lower(): _fields(value)} if is_dataclass(value) else value
 
 
-def lifetimes(one: Pass) -> list[tuple[Buffer, tuple[int, int]]]:
-    """Every buffer of a pass with the first and the last statement that has it, of all in their order."""
-    at: dict[str, tuple[int, int]] = {}
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+
+
+def lifetimes(one: Pass) -> dict[str, tuple[int, int]]:
+    """The first and the last statement that has a buffer, of all in their order; those given are there from the first."""
+    found = {buffer.name: (0, 0) for buffer in one.given}
     for number, statement in enumerate(statements(one.body)):
         for name in _names(statement):
-            at[name] = (at.get(name, (number, number))[0], number)
-    return [(buffer, at[buffer.name]) for buffer in buffers(one) if buffer.name in at]
+            found[name] = (found.get(name, (number, number))[0], number)
+    return found
 
 
-def _names(statement: Statement) -> list[str]:
+def _names(statement: Statement) -> Sequence[str]:
     match statement:
         case Make(made):
             return [buffer.name for buffer in made]
@@ -154,39 +132,9 @@ def _names(statement: Statement) -> list[str]:
             return [*(buffer.name for buffer in makes), *reads, *changes]
         case Launch(kernel):
             return kernel.tensors
-    return []
-
-
-def _data(statement: Statement) -> dict[str, Any]:
-    match statement:
-        case Make(made):
-            return {"makes": [_sized(buffer) for buffer in made]}
-        case Compute(line, makes):
-            return {"computes": line, "makes": [_sized(buffer) for buffer in makes]}
-        case Let(targets, value):
-            return {"let": targets, "be": value}
-        case When(test, then, otherwise):
-            return {"when": test, "then": [*map(_data, then)], "else": [*map(_data, otherwise)]}
-        case Each(targets, of, inner):
-            return {"each": targets, "of": of, "do": [*map(_data, inner)]}
-        case Run(routine, arguments):
-            return {"run": routine.name, "with": list(arguments)}
-        case Launch(kernel, units, tiles, room, parts, modes):
-            grid = [size for size in (units, tiles) if size]
-            added = [asdict(part) for part in parts]
-            return {"launch": kernel.name, "grid": grid, "scratch": room, "parts": added, "modes": dict(modes)}
-
-
-def launches_data(schedule: Schedule, problem: Problem, machine: Machine) -> dict[str, list[dict[str, Any]]]:
-    """The launches of every pass at given sizes, with shapes and bytes."""
-    return {one.name: [_launched(a) for a in expanded(schedule, one, problem, machine)] for one in schedule.passes}
+    return ()
 
 
 def _launched(launched: Launched) -> dict[str, Any]:
-    tensors = {
-        name: {"shape": list(tensor.shape), "type": tensor.type, "bytes": tensor.bytes}
-        for name, tensor in launched.tensors.items()
-    }
-    options = {"warps": launched.warps, "stages": launched.stages}
-    sizes = {"grid": list(launched.grid), "bytes": launched.bytes}
-    return {"kernel": launched.kernel, **sizes, "tensors": tensors, "constants": dict(launched.constants), **options}
+    tensors = {name: {**_fields(tensor), "bytes": tensor.bytes} for name, tensor in launched.tensors.items()}
+    return {**_fields(launched), "tensors": tensors, "bytes": launched.bytes}

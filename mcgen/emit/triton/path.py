@@ -10,10 +10,12 @@ from mcgen.emit.triton.launching import launching
 from mcgen.emit.triton.layered import LayeredKernels
 from mcgen.emit.triton.matrix import MatrixKernels
 from mcgen.emit.triton.streamed import StreamedKernels
+from mcgen.plan.expansion import Machine
 from mcgen.plan.layered_passes import LayeredPasses
 from mcgen.plan.matrix_passes import MatrixPasses
 from mcgen.plan.plan import Passes, planned, scheduled
 from mcgen.plan.streamed_passes import StreamedPasses
+from mcgen.plan.targets import Target
 from mcgen.symbolic.meaning import Meaning
 
 KERNELS = {MatrixPasses: MatrixKernels, StreamedPasses: StreamedKernels, LayeredPasses: LayeredKernels}
@@ -29,6 +31,15 @@ def triton_source(meaning: Meaning, tuned: bool = False) -> str:
     schedule, kernels = scheduled(passes), kernels_source(passes)
     known = launching(meaning.spec, kernels, schedule.kernels, tuned)
     return f"{kernels}\n\n{host_source(schedule, known)}"
+
+
+def machine(passes: Passes, target: Target, element: str) -> Machine:
+    """What host code asks of a GPU, with the configurations that shipped tables have for it, or else defaults."""
+    schedule = scheduled(passes)
+    known = launching(passes.plan.meaning.spec, kernels_source(passes), schedule.kernels)
+    default = schedule.defaults["sm" if target.backend == "cuda" else "gf"][element].numbers
+    found = known.configurations.get(target.architecture, {}).get(element, {})
+    return Machine(2 * target.sm_count, max(1, target.sm_count // 2), found, default)
 
 
 def kernels_source(passes: Passes) -> str:
