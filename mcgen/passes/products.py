@@ -58,7 +58,7 @@ def _value_at_hand(b: Builder, node: Node) -> Node | None:
 
 
 def _quotient_at_hand(b: Builder, node: Node) -> Node | None:
-    shares = list(filter(_is_share, b.functions.get(QUOTIENT, ()))) if _is_product(node) else []
+    shares = _shares_within(b, node) if _is_product(node) else []
     terms = Terms.empty()
     whole = _expanded(terms, terms.expression(node), node.axes) if shares else None
     for other in shares:
@@ -67,6 +67,12 @@ def _quotient_at_hand(b: Builder, node: Node) -> Node | None:
             if _divides(quotient.as_powers_dict(), whole.as_powers_dict()):
                 return terms.build(b, whole / quotient * terms.symbol(other), node.axes)
     return None
+
+
+def _shares_within(b: Builder, product: Map) -> list[Map]:
+    """The weights of softmaxes that are known, of which both parts are among a product's factors or among theirs."""
+    near = {*product.values, *(part for value in product.values if _is_product(value) for part in value.values)}
+    return [node for node in b.functions.get(QUOTIENT, ()) if near.issuperset(node.values) and _is_share(node)]
 
 
 def _is_share(node: Map) -> bool:
@@ -160,7 +166,7 @@ def _mask_apart(b: Builder, node: Node) -> Node | None:
 
 def _root_apart(b: Builder, node: Node) -> Node | None:
     """The root of a row's number in a function of more: it is one for the whole row, and for all that divide by it."""
-    if not isinstance(node, Map):
+    if not isinstance(node, Map) or not node.expression.has(sympy.Pow):
         return None
     terms = Terms.empty()
     expression = terms.expression(node)

@@ -76,7 +76,8 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
 
 
 def _uses(text: str, module: str) -> bool:
-    return re.search(rf"\b{module}\.", text) is not None
+    """Whether a text names something of a module. What stands before it is looked at last: letters are found fast."""
+    return re.search(rf"{module}\.(?<!\w{module}\.)", text) is not None
 
 
 def _constants(meaning: Meaning) -> str:

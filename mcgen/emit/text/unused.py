@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 PURE_CALLS = ("len", "min", "max", "triton.cdiv", "triton.next_power_of_2", "_segments", "_layout")
@@ -33,6 +33,11 @@ class Piece:
             return self.statement.value
         value = self.statement.value
         return value.elts[self.index] if isinstance(value, ast.Tuple) else None
+
+    @property
+    def source(self) -> ast.expr:
+        """What it takes its value from: one, or all that it is unpacked into, have the same."""
+        return self.value or self.statement.value
 
 
 def without_unused(text: str) -> str:
@@ -87,46 +92,24 @@ def _pieces(statement: ast.Assign) -> Iterator[Piece]:
         yield from (Piece(statement, i) for i in range(len(parts)))
 
 
-@dataclass(frozen=True)
-class Source:
-    """An expression that an assignment takes from, the pieces that it gives values, and the names that it reads."""
-
-    pieces: tuple[Piece, ...]
-    reads: Sequence[str]
-    may_go: bool
-
-
 def _unused(read: Counter[str], pieces: list[Piece]) -> set[Piece]:
     """The pieces whose name nothing reads but other such pieces; `read` says how often each name is read in all."""
-    sources = [_source(value, given) for value, given in _by_value(pieces)]
-    staying = [source for source in sources if source.may_go]
-    candidates = [piece for source in sources for piece in source.pieces if _may_go(piece, source)]
+    given: dict[ast.expr, list[Piece]] = {}
+    for piece in pieces:
+        given.setdefault(piece.source, []).append(piece)
     unused: set[Piece] = set()
     while True:
-        more = {piece for piece in candidates if not read[piece.target.id]}
-        if more <= unused:
+        more = {piece for piece in pieces if not read[piece.target.id] and piece not in unused and _may_go(piece)}
+        if not more:
             return unused
         unused |= more
-        for source in [source for source in staying if unused.issuperset(source.pieces)]:
-            staying.remove(source)
-            read.subtract(source.reads)
+        for source in {piece.source for piece in more}:
+            if unused.issuperset(given[source]) and _is_pure(source):
+                read.subtract(_names_read(ast.walk(source)))
 
 
-def _by_value(pieces: list[Piece]) -> list[tuple[ast.expr, tuple[Piece, ...]]]:
-    """Every expression that pieces take their values from, with those pieces: one, or all that it is unpacked into."""
-    found: dict[ast.expr, list[Piece]] = {}
-    for piece in pieces:
-        found.setdefault(piece.value or piece.statement.value, []).append(piece)
-    return [(value, tuple(given)) for value, given in found.items()]
-
-
-def _source(value: ast.expr, pieces: tuple[Piece, ...]) -> Source:
-    nodes = list(ast.walk(value))
-    return Source(pieces, list(_names_read(nodes)), _is_pure(nodes))
-
-
-def _may_go(piece: Piece, source: Source) -> bool:
-    return piece.target.id != "_" and (piece.value is None or source.may_go)
+def _may_go(piece: Piece) -> bool:
+    return piece.target.id != "_" and (piece.value is None or _is_pure(piece.value))
 
 
 def _names_read(nodes: Iterable[ast.AST]) -> Iterator[str]:
@@ -140,11 +123,11 @@ def _names_read(nodes: Iterable[ast.AST]) -> Iterator[str]:
             yield from node.names
 
 
-def _is_pure(nodes: Sequence[ast.AST]) -> bool:
-    """Whether computing a value, whose nodes these are, is known to do nothing else."""
-    if isinstance(nodes[0], ast.Lambda):
+def _is_pure(value: ast.expr) -> bool:
+    """Whether computing a value is known to do nothing else."""
+    if isinstance(value, ast.Lambda):
         return True
-    return all(_pure_call(ast.unparse(node.func)) for node in nodes if isinstance(node, ast.Call))
+    return all(_pure_call(ast.unparse(node.func)) for node in ast.walk(value) if isinstance(node, ast.Call))
 
 
 def _pure_call(name: str) -> bool:
@@ -156,7 +139,7 @@ def _pure_call(name: str) -> bool:
 def _rest(pieces: list[Piece], unused: set[Piece]) -> str:
     """The assignment of the pieces that are used."""
     kept = [piece for piece in pieces if piece not in unused]
-    if pieces[0].value is None and (kept or not _is_pure(list(ast.walk(pieces[0].statement.value)))):
+    if pieces[0].value is None and (kept or not _is_pure(pieces[0].statement.value)):
         targets = ["_" if piece in unused else piece.target.id for piece in pieces]
         return f"{', '.join(targets)} = {ast.unparse(pieces[0].statement.value)}"
     if not kept:

@@ -47,10 +47,15 @@ def fused(expression: sympy.Expr) -> sympy.Expr:
     if not expression.has(sympy.exp, sympy.erf):
         return expression
     for x in sorted(expression.free_symbols, key=str):
-        value, slope, bend, density = (form.xreplace({_X: x}) for form in _forms())
-        expression = expression.xreplace({slope: GeluVjp(sympy.S.One, x), bend: density})
-        expression = expression.replace(lambda e, v=value: _divides(v, e), lambda e, v=value, x=x: e / v * Gelu(x))
+        if expression.has(sympy.erf(x / sympy.sqrt(2)), sympy.exp(-(x**2) / 2)):
+            expression = _fused(expression, x)
     return expression.replace(_has_slope, _taken_in)
+
+
+def _fused(expression: sympy.Expr, x: sympy.Symbol) -> sympy.Expr:
+    value, slope, bend, density = (form.xreplace({_X: x}) for form in _forms())
+    expression = expression.xreplace({slope: GeluVjp(sympy.S.One, x), bend: density})
+    return expression.replace(lambda e: _divides(value, e), lambda e: e / value * Gelu(x))
 
 
 def _divides(form: sympy.Expr, expression: sympy.Expr) -> bool:
