@@ -116,7 +116,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def lifetimes(one: Pass) -> dict[str, tuple[int, int]]:
-    """The first and the last statement that has a buffer, of all in their order; those given are there from the first."""
+    """The first and the last statement that has a buffer, of all in order; those given are there at first."""
     found = {buffer.name: (0, 0) for buffer in one.given}
     for number, statement in enumerate(statements(one.body)):
         for name in _names(statement):
