@@ -1,4 +1,4 @@
-"""What every plan does alike where rows read cached segments: what is saved for that, and how rows choose segments.
+"""How rows choose the segments that they read: kernels and statements, alike for every memory.
 
 Choices are sorted by the segment they read, so that work and traffic of the reads follow top_k, whatever the number of
 segments; only routing logits, one vector product each, meet them all.
@@ -6,55 +6,43 @@ segments; only routing logits, one vector product each, meet them all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mcgen.passes.simplify import select
 from mcgen.plan.host import INTEGER, Buffer, Compute, Kernel, Launch, Let, Make, Part, Statement, When
-from mcgen.symbolic.meaning import Meaning
+from mcgen.plan.pass_tensors import BLOCK, CHOICES, CHOOSERS, ROWS, PassTensors, chooses
 
-FORWARD = "y, and what the backward pass needs of it."
-BACKWARD = "The gradients of all inputs, from that of y and what the forward pass saved."
-ROWS = ("B", "T", "H")
 UNITS = "x.n_blocks * x.BH"
 CHOSEN = (*ROWS, "TOP_K")
 LENGTHS = {"order": "n_choices", "groups": "n_choices", "bounds": "n_groups + 1"}
 """Of the tables that sort choices."""
 
 
-def keeps_y(meaning: Meaning) -> bool:
-    """Whether the reverse of reads starts from y: from its inner product with the cotangent, as a softmax's does."""
-    return meaning.routes and meaning.aggregate != "soup"
+def choosing_kernels(tensors: PassTensors, make: Callable[..., Kernel], *sizes: str) -> list[Kernel]:
+    """The kernels but that which reads what was chosen; `make` has those of the memory's kind, `sizes` is what theirs
+    find rows by."""
+    logit, read = (select(tensors.programs["read_segment"], [name], name).inputs for name in ("r_cached", "o_cached"))
+    chosen, gradients = ["chosen", "r_chosen"], ["d_cached", "d_pools"]
+    sums = [f"d_{name}_chosen" for name in [*tensors.queries, "r"]]
+    cached, top = ["cached", "pools"], ("TOP_K",)
+    by_choice = CHOICES, ("order", "groups"), (*sizes, "n_choices", "n_groups"), top
+    of_segment = ("order", "bounds", "segments"), (*(sizes or ("H",)), "n_segments", "n_groups"), top
+    return [
+        make("route", [*tensors.behind(logit), "pools", *chosen], chosen, BLOCK, more=("TOP_K", "PLACES")),
+        make("chosen_reads", [*tensors.behind(read), "cached", "o_chosen"], ["o_chosen"], *by_choice),
+        make("chosen_rows", [*tensors.of("rows"), *cached, *sums], sums, *by_choice),
+        make("chosen_segments", [*tensors.of("segment"), *cached, *gradients], gradients, CHOOSERS, *of_segment),
+    ]
 
 
-def chooses(meaning: Meaning) -> bool:
-    """Whether rows choose the segments that they read."""
-    return meaning.aggregate == "ssc"
-
-
-def choices(meaning: Meaning) -> tuple[Buffer, ...]:
-    """What the forward pass saves in tensors of their own: the segments that rows choose."""
-    return (Buffer("chosen", CHOSEN, INTEGER),) if chooses(meaning) else ()
-
-
-def save(meaning: Meaning, saved: Sequence[Buffer]) -> list[Statement]:
-    """Room for what the forward pass saves; all of it is the same at every run, what lies between tensors too."""
-    clear = Compute("_clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))")
-    return [Compute("saved = _saved_triton(tensors)"), clear, recall(meaning, saved)]
-
-
-def recall(meaning: Meaning, saved: Sequence[Buffer], y: Buffer | None = None) -> Compute:
-    """What the forward pass saved, by name: parts of one buffer, and where rows choose, their choices."""
-    apart, first = choices(meaning), (y,) if y else ()
-    names = [*(one.name for one in first), "buffer", *(one.name for one in apart)]
-    listed = ", ".join(f'"{name}"' for name in names)
-    return Compute(f"_recall(x, [{listed}], saved)", makes=(*first, *saved, *apart))
-
-
-def where_chosen(meaning: Meaning, choosing: Sequence[Statement], all_read: Sequence[Statement]) -> list[Statement]:
+def where_chosen(
+    tensors: PassTensors, choosing: Callable[[], Sequence[Statement]], all_read: Sequence[Statement]
+) -> list[Statement]:
     """Statements for rows that choose among segments; of all segments, where there are no more than that."""
-    if not chooses(meaning):
+    if not chooses(tensors.meaning):
         return list(all_read)
-    return [When("x.n_segments - 1 > TOP_K", tuple(choosing), tuple(all_read))]
+    return [When("x.n_segments - 1 > TOP_K", tuple(choosing()), tuple(all_read))]
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class Choosing:
     """
 
     kernels: Mapping[str, Kernel]
-    queries: Sequence[str]
+    tensors: PassTensors
     room: str | None
     tiled: bool = False
 
@@ -81,23 +69,23 @@ class Choosing:
             Launch(self.kernels["read_chosen"], UNITS, self._tiles("read_chosen"), self.room),
         ]
 
-    def reverse(self, cached: Sequence[Buffer]) -> list[Statement]:
+    def reverse(self) -> list[Statement]:
         """The reverse of these reads, to the gradients of rows' queries and of what is cached."""
-        rows = [Buffer(f"d_{name}_chosen", (*CHOSEN, "K")) for name in self.queries]
-        dot = "(x.y.float() * x.d_y.float()).sum(-1)"
+        queries = self.tensors.queries
+        rows = [Buffer(f"d_{name}_chosen", (*CHOSEN, "K")) for name in queries]
         sums = [
             Compute(f"x.d_{n}_rows = x.d_{n}_chosen.sum(3)", (Buffer(f"d_{n}_rows", (*ROWS, "K")),), (f"d_{n}_chosen",))
-            for n in self.queries
+            for n in queries
         ]
         parts = (Part("d_pools", tiles_of("chosen_segments"), 0),) if self.tiled else ()
         return [
             *self._grouped(),
-            Compute(f"x.delta = {dot}", (Buffer("delta", ROWS),), ("y", "d_y")),
+            Compute("x.delta = (x.y.float() * x.d_y.float()).sum(-1)", (Buffer("delta", ROWS),), ("y", "d_y")),
             Make((Buffer("d_r_chosen", CHOSEN), *rows)),
             self._of_choices("chosen_rows"),
             *sums,
             Compute("x.d_r = -x.d_r_chosen.sum(3)", (Buffer("d_r", ROWS),), ("d_r_chosen",)),
-            Make(tuple(cached)),
+            Make(self.tensors.d_cached),
             Launch(self.kernels["chosen_segments"], "x.n_groups", self._tiles("chosen_segments"), self.room, parts),
         ]
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+FORWARD = "y, and what the backward pass needs of it."
+BACKWARD = "The gradients of all inputs, from that of y and what the forward pass saved."
 Size = str | int
 """A length of an axis: a number, or the name of one in `x`."""
 INTEGER = "int32"

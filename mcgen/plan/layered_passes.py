@@ -12,7 +12,7 @@ from mcgen.ir.program import Program
 from mcgen.ir.step import query_name
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
 from mcgen.passes.simplify import select
-from mcgen.plan.cached_reads import ROWS, tiles_of
+from mcgen.plan.cached_reads import tiles_of
 from mcgen.plan.configurations import HIDDEN, tile
 from mcgen.plan.host import (
     Buffer,
@@ -30,7 +30,8 @@ from mcgen.plan.host import (
     operands,
 )
 from mcgen.plan.layered import LayeredPlan
-from mcgen.plan.streamed_passes import OF_SEQUENCE, SIZES, StreamedPasses, width_of
+from mcgen.plan.pass_tensors import OF_SEQUENCE, ROWS
+from mcgen.plan.streamed_passes import SIZES, StreamedPasses, width_of
 
 IN_SPANS = (*SIZES[:-2], "SPAN", *SIZES[-2:])
 STEP = {"T": "a step of a span", "n_flight": "one"}
@@ -69,9 +70,13 @@ class LayeredPasses(StreamedPasses):
 
     # -- kernels ------------------------------------------------------------------------------------------------------
 
-    def tensors(self, inputs: Iterable[str]) -> list[str]:
+    def _with_rows(self, inputs: Iterable[str]) -> list[str]:
+        """The tensors behind program inputs, rows of a span among them."""
         given = list(inputs)
-        return [*super().tensors(given), *(name for name in (*self.span_rows, "d_k_rows") if name in given)]
+        return [*self.tensors.behind(given), *(name for name in (*self.span_rows, "d_k_rows") if name in given)]
+
+    def _inputs(self, program: str) -> list[str]:
+        return self._with_rows(self.plan.programs[program].inputs)
 
     def _walking(self) -> list[Kernel]:
         routed = [self._logits()] if self.plan.meaning.routes else []
@@ -130,7 +135,7 @@ class LayeredPasses(StreamedPasses):
         more = ["d_cached"] if meaning.reads_cached and walk.d_state else []
         records = [*(["records"] if walk.state else []), *(["d_records"] if walk.d_state else [])]
         work = ["work"] if self.room(name) else []
-        inputs = self.tensors([*walk.program.inputs, *advance.inputs])
+        inputs = self._with_rows([*walk.program.inputs, *advance.inputs])
         tensors = [*inputs, *more, *owing, *records, *work]
         both = ("d_records",) if walk.leaves else ()
         sizes, takes = (*OF_SEQUENCE, "n_segments"), TILES | {"F": "a tile"}
@@ -145,7 +150,7 @@ class LayeredPasses(StreamedPasses):
         queries = Program("queries", {"d": whole.outputs[f"d_{query}"], "pool_next": ahead.outputs["pool_next"]})
         keys = select(whole, ["d_k", "d_pool"], "keys")
         rows = (f"d_{query}_rows",)
-        tensors = [*self.tensors([*queries.inputs, *keys.inputs]), "d_pools", *rows, "d_k_rows"]
+        tensors = [*self._with_rows([*queries.inputs, *keys.inputs]), "d_pools", *rows, "d_k_rows"]
         return self._of_segment("reverse_logits", tensors, ["d_k_rows"], rows)
 
     def _of_segment(

@@ -7,36 +7,29 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
-from mcgen.ir.backward import query_inputs
 from mcgen.ir.closed_form import lagged_names
-from mcgen.plan.cached_reads import (
-    BACKWARD,
-    FORWARD,
-    ROWS,
-    UNITS,
-    Choosing,
-    chooses,
-    keeps_y,
-    recall,
-    save,
-    tiles_of,
-    where_chosen,
-)
-from mcgen.plan.host import Buffer, Compute, Kernel, Launch, Make, Part, Pass, Statement, operands
+from mcgen.plan.cached_reads import UNITS, Choosing, choosing_kernels, tiles_of, where_chosen
+from mcgen.plan.host import BACKWARD, FORWARD, Buffer, Compute, Kernel, Launch, Make, Part, Pass, Statement, operands
 from mcgen.plan.matrix import MatrixPlan, Walk
 from mcgen.plan.matrix_choices import Choice, choices
+from mcgen.plan.pass_tensors import (
+    BLOCK,
+    CHAIN,
+    LATER,
+    OF_SEQUENCE,
+    OWN,
+    ROWS,
+    WIDTHS,
+    PassTensors,
+    Y,
+    chooses,
+    of_tokens,
+    recall,
+    save,
+)
 
 SIZES = ("K", "V", "BT", "BK", "BV", "IN", "PREC")
 STEPPED = ("CHUNK", "STEPS", "STEP")
-OF_SEQUENCE = ("T", "H", "BH")
-BLOCK = {"T": "a block", "n_blocks": "its own", "n_segments": "those before its segment"}
-CHAIN = {"T": "a chain", "n_blocks": "its own", "n_segments": "its own"}
-LATER = {"T": "rows of later segments", "n_segments": "one"}
-OWN = {"T": "a segment", "n_segments": "one"}
-CHOICES = {"T": "rows of some choices", "n_segments": "those chosen"}
-CHOOSERS = {"T": "rows that chose it", "n_segments": "one"}
-WIDTHS = {"q": "K", "u": "K", "k": "K", "v": "V", "y": "V"}
-"""The axis besides the tokens of tensors that have one."""
 
 
 @dataclass(frozen=True)
@@ -50,55 +43,28 @@ class MatrixPasses:
 
     phased = MappingProxyType({})  # programs in loops over hidden units: none
 
-    # -- buffers ------------------------------------------------------------------------------------------------------
-
     @cached_property
-    def lagged(self) -> Mapping[str, tuple[str, int]]:
-        return lagged_names(self.plan.meaning.recurrence)
-
-    @cached_property
-    def queries(self) -> list[str]:
-        return query_inputs(self.plan.meaning)
+    def tensors(self) -> PassTensors:
+        plan, lagged = self.plan, lagged_names(self.plan.meaning.recurrence)
+        return PassTensors(plan.meaning, plan.programs, ("K", "V"), (*plan.errors, *plan.reverse.pulls), lagged)
 
     @property
     def slots(self) -> tuple[str, ...]:
         return self.plan.meaning.recurrence.slots
 
-    def of_tokens(self, name: str, like: str, type: str = "float32") -> Buffer:
-        """A buffer of a row a token, as wide as an input."""
-        wide = (WIDTHS[like],) if like in WIDTHS else ()
-        return Buffer(name, (*ROWS, *wide), type)
-
-    @cached_property
-    def given(self) -> tuple[Buffer, ...]:
-        """The operator's inputs, in float types of their own."""
-        return tuple(self.of_tokens(name, name, name) for name in self.plan.meaning.inputs)
-
     @cached_property
     def saved(self) -> tuple[Buffer, ...]:
         """What the forward pass leaves for the backward pass, y and choices apart."""
-        meaning, head = self.plan.meaning, ("B", "H")
-        found = []
-        if self.plan.starts:
-            found += [Buffer(f"start_{slot}", (*head, "n_blocks", "K", "V")) for slot in self.slots]
-            found += [Buffer("start_pool", (*head, "n_blocks", "K"))] if meaning.routes else []
-        if meaning.reads_cached:
-            found.append(Buffer("cached", (*head, "n_segments", "K", "V")))
-        if meaning.routes:
-            found += [Buffer("pools", (*head, "n_segments", "K")), Buffer("lse", ROWS), Buffer("online", ROWS)]
-        return (*found, *(self.of_tokens(name, "v") for name in self.plan.errors))
+        return (*self._kept("start"), *self.tensors.saved, *(of_tokens(name, "v") for name in self.plan.errors))
+
+    def _kept(self, what: str) -> list[Buffer]:
+        """The state, or its gradient, at every block's border, where blocks follow one another."""
+        if not self.plan.starts:
+            return []
+        found = [Buffer(f"{what}_{slot}", ("B", "H", "n_blocks", "K", "V")) for slot in self.slots]
+        return found + ([Buffer(f"{what}_pool", ("B", "H", "n_blocks", "K"))] if self.plan.meaning.routes else [])
 
     # -- kernels ------------------------------------------------------------------------------------------------------
-
-    def tensors(self, inputs: Iterable[str]) -> list[str]:
-        """The per-token tensors behind program inputs, each once, in an order of their own."""
-        read = {self.lagged.get(name, (name, 0))[0] for name in inputs}
-        known = [*self.plan.meaning.inputs, "d_y", "y", "lse", "online", "delta", "d_r", *self.plan.errors]
-        known += [*self.plan.reverse.pulls, *(f"d_{name}_rows" for name in self.queries)]
-        return [name for name in known if name in read]
-
-    def _read_by(self, *programs: str) -> list[str]:
-        return self.tensors([name for part in programs for name in self.plan.programs[part].inputs])
 
     @cached_property
     def kernels(self) -> Mapping[str, Kernel]:
@@ -108,7 +74,8 @@ class MatrixPasses:
         found += [self._read(), *(self._walk(name, walk) for name, walk in plan.walks.items())]
         found += [self._rows(), self._segments()] if meaning.reads_cached else []
         found += [self._retreat()] if plan.starts or plan.reverse.pulls else []
-        found += self._choices() if chooses(meaning) else []
+        if chooses(meaning):
+            found += [*choosing_kernels(self.tensors, self._kernel), self._read("read_chosen", chooses=True)]
         return {kernel.name: kernel for kernel in found}
 
     def _kernel(
@@ -119,11 +86,12 @@ class MatrixPasses:
         takes: Mapping[str, str],
         tables: tuple[str, ...] = ("blocks",),
         sizes: tuple[str, ...] = (*OF_SEQUENCE, "n_blocks", "n_segments"),
-        constants: tuple[str, ...] = (),
+        more: tuple[str, ...] = (),
         axis: str = "v",
     ) -> Kernel:
+        axis = "" if name == "route" else axis
         taken = {**takes, axis.upper(): "a tile"} if axis else takes
-        return Kernel(name, operands(tensors, writes), tables, sizes, (*SIZES, *constants), taken, axis)
+        return Kernel(name, operands(tensors, writes), tables, sizes, (*SIZES, *more), taken, axis)
 
     @property
     def _stepped(self) -> tuple[str, ...]:
@@ -131,21 +99,21 @@ class MatrixPasses:
 
     def _states(self) -> Kernel:
         kept = [buffer.name for buffer in self.saved if buffer.name not in ("lse", "online")]
-        tensors, tables = [*self._read_by("states"), *kept], ("blocks", "chains")
-        return self._kernel("states", tensors, kept, CHAIN, tables, constants=self._stepped)
+        tensors, tables = [*self.tensors.of("states"), *kept], ("blocks", "chains")
+        return self._kernel("states", tensors, kept, CHAIN, tables, more=self._stepped)
 
     def _read(self, name: str = "read", chooses: bool = False) -> Kernel:
         parts = ["read", *(["read_segment"] if self.plan.meaning.reads_cached and not chooses else [])]
         unread = {"cached", "pools"} if chooses else set()
         left = [buffer.name for buffer in self.saved if buffer.name not in unread]
-        tensors = [*self._read_by(*parts), *left, *(["r_chosen", "o_chosen"] if chooses else []), "y"]
-        return self._kernel(name, tensors, ["lse", "online", "y"], BLOCK, constants=("TOP_K",) if chooses else ())
+        tensors = [*self.tensors.of(*parts), *left, *(["r_chosen", "o_chosen"] if chooses else []), "y"]
+        return self._kernel(name, tensors, ["lse", "online", "y"], BLOCK, more=("TOP_K",) if chooses else ())
 
     def _rows(self) -> Kernel:
         routed = self.plan.meaning.routes
         own = ["delta", "d_r"] if routed else []
-        found = [f"d_{name}_rows" for name in self.queries]
-        tensors = [*self._read_by("rows"), "d_y", *(["y"] if routed else []), *own, "cached"]
+        found = [f"d_{name}_rows" for name in self.tensors.queries]
+        tensors = [*self.tensors.of("rows"), "d_y", *(["y"] if routed else []), *own, "cached"]
         return self._kernel("rows", [*tensors, *(["pools"] if routed else []), *found], [*own, *found], BLOCK)
 
     def _segments(self) -> Kernel:
@@ -153,21 +121,20 @@ class MatrixPasses:
         more = ["cached", "pools", "d_cached", "d_pools"] if routed else ["d_cached"]
         sizes, takes = (*OF_SEQUENCE, "n_segments"), LATER if routed else OWN
         return self._kernel(
-            "segments", [*self._read_by("segment"), *more], ["d_cached", "d_pools"], takes, ("segments",), sizes
+            "segments", [*self.tensors.of("segment"), *more], ["d_cached", "d_pools"], takes, ("segments",), sizes
         )
 
     def _retreat(self) -> Kernel:
         plan, pulls, meaning = self.plan, self.plan.reverse.pulls, self.plan.meaning
         inputs = [*plan.programs["retreat"].inputs, *plan.advancing(plan.retreat_state).inputs]
         starts = [f"start_{name}" for name in plan.retreat_state if name != "anchor"] if plan.starts else []
-        ends = [f"d_end_{slot}" for slot in self.slots] + (["d_end_pool"] if meaning.routes else [])
-        ends = ends if plan.starts else []
+        ends = [buffer.name for buffer in self._kept("d_end")]
         given = (["d_cached"] if meaning.reads_cached else []) + (["d_pools"] if meaning.routes else [])
-        tensors = [*self.tensors(inputs), *pulls, *starts, *ends, *given]
-        return self._kernel("retreat", tensors, [*pulls, *ends], CHAIN, ("blocks", "chains"), constants=self._stepped)
+        tensors = [*self.tensors.behind(inputs), *pulls, *starts, *ends, *given]
+        return self._kernel("retreat", tensors, [*pulls, *ends], CHAIN, ("blocks", "chains"), more=self._stepped)
 
     def _walk(self, name: str, walk: Walk) -> Kernel:
-        tensors = self.tensors([*walk.program.inputs, *self.plan.advancing(walk.state).inputs])
+        tensors = self.tensors.behind([*walk.program.inputs, *self.plan.advancing(walk.state).inputs])
         if self.plan.starts:
             tensors += [f"start_{part}" for part in walk.state if part != "anchor"]
             tensors += [f"d_end_{part}" for part in walk.d_state if part != "anchor"]
@@ -177,46 +144,13 @@ class MatrixPasses:
         wanted = [f"d_{one}" for one in walk.wanted]
         constants = STEPPED if walk.stepped else ()
         axis = "" if walk.whole else walk.axis
-        return self._kernel(name, [*tensors, *wanted], wanted, BLOCK, constants=constants, axis=axis)
-
-    def _choices(self) -> list[Kernel]:
-        logit, read = (self.plan.read_only(label) for label in ("r_cached", "o_cached"))
-        rows, segment = (self.plan.programs[name] for name in ("rows", "segment"))
-        sums = [f"d_{name}_chosen" for name in [*self.queries, "r"]]
-        by_choice = {"tables": ("order", "groups"), "sizes": ("n_choices", "n_groups"), "constants": ("TOP_K",)}
-        of_segment = {"tables": ("order", "bounds", "segments"), "sizes": ("H", "n_segments", "n_groups")}
-        chosen, gradients = ["chosen", "r_chosen"], ["d_cached", "d_pools"]
-        return [
-            self._kernel(
-                "route",
-                [*self.tensors(logit.inputs), "pools", *chosen],
-                chosen,
-                BLOCK,
-                constants=("TOP_K", "PLACES"),
-                axis="",
-            ),
-            self._read("read_chosen", chooses=True),
-            self._kernel(
-                "chosen_reads", [*self.tensors(read.inputs), "cached", "o_chosen"], ["o_chosen"], CHOICES, **by_choice
-            ),
-            self._kernel(
-                "chosen_rows", [*self.tensors(rows.inputs), "cached", "pools", *sums], sums, CHOICES, **by_choice
-            ),
-            self._kernel(
-                "chosen_segments",
-                [*self.tensors(segment.inputs), "cached", "pools", *gradients],
-                gradients,
-                CHOOSERS,
-                **of_segment,
-                constants=("TOP_K",),
-            ),
-        ]
+        return self._kernel(name, [*tensors, *wanted], wanted, BLOCK, more=constants, axis=axis)
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
     @property
     def _choosing(self) -> Choosing:
-        return Choosing(self.kernels, self.queries, room=None, tiled=True)
+        return Choosing(self.kernels, self.tensors, room=None, tiled=True)
 
     def _launch(self, kernel: str, units: str = UNITS, tiled: bool = True, parts: tuple[Part, ...] = ()) -> Launch:
         return Launch(self.kernels[kernel], units, tiles_of(kernel) if tiled else "", parts=parts)
@@ -224,39 +158,32 @@ class MatrixPasses:
     @cached_property
     def forward(self) -> Pass:
         meaning = self.plan.meaning
-        body: list[Statement] = [*save(meaning, self.saved), Make((self.of_tokens("y", "y", "v"),))]
+        body: list[Statement] = [*save(meaning, self.saved), Make((Y,))]
         if self.saved:
             body.append(self._launch("states", "x.n_chains * x.BH"))
         if self.plan.sums:
             line = "x.cached.copy_(x.cached.cumsum(2) - x.cached)  # for each segment, the sum of the states before it"
             body.append(Compute(line, reads=("cached",), changes=("cached",)))
-        choosing = self._choosing.read() if chooses(meaning) else []
-        body += where_chosen(meaning, choosing, [self._launch("read")])
-        return Pass("forward", FORWARD, self.given, tuple(body), "[x.y, *saved]")
+        body += where_chosen(self.tensors, self._choosing.read, [self._launch("read")])
+        return Pass("forward", FORWARD, self.tensors.given, tuple(body), "[x.y, *saved]")
 
     @cached_property
     def backward(self) -> Pass:
-        meaning, y = self.plan.meaning, self.of_tokens("y", "y", "v")
+        meaning = self.plan.meaning
         body: list[Statement] = [
-            recall(meaning, self.saved, y if keeps_y(meaning) else None),
-            Compute("x.d_y = d_y.contiguous()", (self.of_tokens("d_y", "y", "v"),)),
+            recall(meaning, self.saved),
+            Compute("x.d_y = d_y.contiguous()", (of_tokens("d_y", "y", "v"),)),
         ]
         if meaning.reads_cached:
-            choosing = self._choosing.reverse(self._cached_gradients) if chooses(meaning) else []
-            body += where_chosen(meaning, choosing, self._reverse_reads())
+            body += where_chosen(self.tensors, self._choosing.reverse, self._reverse_reads())
         body += self._retreats()
         body.append(Make(tuple(self._gradients())))
         for name, walk in self.plan.walks.items():
             body += self._walked(name, walk)
-        for name, (source, lag) in self.lagged.items():
+        for name, (source, lag) in self.tensors.lagged.items():
             line = f"_add_unlagged(x.d_{source}, x.d_{name}, {lag})"
             body.append(Compute(line, reads=(f"d_{source}", f"d_{name}"), changes=(f"d_{source}",)))
-        return Pass("backward", BACKWARD, self.given, tuple(body), "_gradients(x, tensors)")
-
-    @property
-    def _cached_gradients(self) -> tuple[Buffer, ...]:
-        kept = {buffer.name: buffer.shape for buffer in self.saved}
-        return tuple(Buffer(f"d_{name}", kept[name]) for name in ("cached", "pools") if name in kept)
+        return Pass("backward", BACKWARD, self.tensors.given, tuple(body), "_gradients(x, tensors)")
 
     def _reverse_reads(self) -> list[Statement]:
         """The reverse of reads of every earlier segment."""
@@ -264,9 +191,9 @@ class MatrixPasses:
         own = (Buffer("delta", ROWS), Buffer("d_r", ROWS)) if routed else ()
         parts = (Part("d_pools", tiles_of("segments"), 0),) if routed else ()
         body: list[Statement] = [
-            Make((*own, *(self.of_tokens(f"d_{name}_rows", name) for name in self.queries))),
+            Make((*own, *(of_tokens(f"d_{name}_rows", name) for name in self.tensors.queries))),
             self._launch("rows", tiled=False),
-            Make(self._cached_gradients),
+            Make(self.tensors.d_cached),
             self._launch("segments", "x.n_segments * x.BH", parts=parts),
         ]
         if self.plan.sums:
@@ -280,20 +207,17 @@ class MatrixPasses:
         """The gradient of the state from block to block, and what passes through error rows."""
         if "retreat" not in self.kernels:
             return []
-        found = [self.of_tokens(name, "v") for name in self.plan.reverse.pulls]
-        if self.plan.starts:
-            started = {b.name: b.shape for b in self.saved if b.name.startswith("start_")}
-            found += [Buffer(name.replace("start", "d_end", 1), shape) for name, shape in started.items()]
-        return [Make(tuple(found)), self._launch("retreat", "x.n_chains * x.BH")]
+        found = [of_tokens(name, "v") for name in self.plan.reverse.pulls]
+        return [Make((*found, *self._kept("d_end"))), self._launch("retreat", "x.n_chains * x.BH")]
 
     def _gradients(self) -> list[Buffer]:
         """Gradients of tensors with a head's axis; those of gates come with their kernels."""
-        lagged = {source for source, _ in self.lagged.values()}
+        lagged = {source for source, _ in self.tensors.lagged.values()}
         found = []
         for name in self.plan.wanted:
-            source = self.lagged.get(name, (name, 0))[0]
+            source = self.tensors.lagged.get(name, (name, 0))[0]
             if source in WIDTHS:  # those that lags are added to are summed up in float32
-                found.append(self.of_tokens(f"d_{name}", source, "float32" if source in lagged else source))
+                found.append(of_tokens(f"d_{name}", source, "float32" if source in lagged else source))
         return found
 
     def _walked(self, name: str, walk: Walk) -> list[Statement]:

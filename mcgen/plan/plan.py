@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mcgen.plan.cached_reads import choices
 from mcgen.plan.configurations import defaults, tile
 from mcgen.plan.layered import LayeredPlan, is_layered
 from mcgen.plan.layered_passes import LayeredPasses
 from mcgen.plan.matrix import BLOCK, LEAST_STEP, MatrixPlan
 from mcgen.plan.matrix_passes import MatrixPasses
+from mcgen.plan.pass_tensors import choices
 from mcgen.plan.schedule import Schedule
 from mcgen.plan.streamed import StreamedPlan
 from mcgen.plan.streamed_passes import StreamedPasses

@@ -16,7 +16,7 @@ from mcgen.emit.text.rendering import render
 from mcgen.emit.text.unused import without_unused
 from mcgen.emit.torch.path import lagged_inputs, tensor_inputs, torch_source
 from mcgen.emit.triton.path import triton_source
-from mcgen.plan.cached_reads import keeps_y
+from mcgen.plan.pass_tensors import keeps_y
 from mcgen.symbolic.cost import flops
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.meaning import meaning as meaning_of

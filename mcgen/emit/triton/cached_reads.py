@@ -58,7 +58,7 @@ class CachedReads:
         return self._render(template, "read", program=lines, barrier=self._barrier, averaged=mean)
 
     def _rows(self) -> str:
-        routes, soup, queries = self.meaning.routes, self.plan.soup, self.passes.queries
+        routes, soup, queries = self.meaning.routes, self.plan.soup, self.passes.tensors.queries
         store = {f"d_{name}": added(f"s_{name}") for name in [*queries, "r"]}
         held = {"delta": "b_delta"} if routes and not soup else {}
         program = self.buffers.phased(self.plan.programs["rows"], store, held)
@@ -92,7 +92,7 @@ class CachedReads:
         return self._by_choice("chosen_reads", self.plan.only_read("o_cached"), {"o_cached": "o"}, {"o": "v"})
 
     def _chosen_rows(self) -> str:
-        sums = {**{f"d_{name}": "k" for name in self.passes.queries}, "d_r": None}
+        sums = {**{f"d_{name}": "k" for name in self.passes.tensors.queries}, "d_r": None}
         return self._by_choice("chosen_rows", self.plan.programs["rows"], {name: name for name in sums}, sums)
 
     def _by_choice(

@@ -283,11 +283,11 @@ class MatrixKernels:
         return self.tensors.bind(program, loads, {**discard(program.outputs), **store}, stream)
 
     def _rows(self) -> str:
-        sums = [*self.passes.queries, "r"]
+        sums = [*self.passes.tensors.queries, "r"]
         held = {"delta": "b_delta"} if self.meaning.routes else {}
         program = self._of_segment("rows", {f"d_{name}": added(f"s_{name}") for name in sums}, held, stream="v")
         rows = "matrix/routed_rows" if self.meaning.routes else "matrix/rows"
-        return self.render(rows, "rows", queries=self.passes.queries, share=self._share, program=program)
+        return self.render(rows, "rows", queries=self.passes.tensors.queries, share=self._share, program=program)
 
     def _segments(self) -> str:
         store = {"d_cached": added("s_cached"), "d_pools": added("s_pools")}
@@ -308,7 +308,7 @@ class MatrixKernels:
         return choices.by_choice(self.render, "matrix/chosen", "chosen_reads", {"o": "v"}, program)
 
     def _chosen_rows(self) -> str:
-        sums = {**{f"d_{name}": "k" for name in self.passes.queries}, "d_r": None}
+        sums = {**{f"d_{name}": "k" for name in self.passes.tensors.queries}, "d_r": None}
         program = self._grouped(self.plan.programs["rows"], {name: name for name in sums}, stream="v")
         return choices.by_choice(self.render, "matrix/chosen", "chosen_rows", sums, program)
 

@@ -193,7 +193,7 @@ class StreamedKernels:
     @property
     def _advanced(self) -> list[str]:
         """The tensors that a step of the state alone reads."""
-        return self.passes.tensors(self.plan.programs["advance"].inputs)
+        return self.passes.tensors.behind(self.plan.programs["advance"].inputs)
 
     @property
     def _advance_call(self) -> str:
