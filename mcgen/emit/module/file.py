@@ -14,7 +14,7 @@ from mcgen.emit.text.literal import docstring_lines, literal
 from mcgen.emit.text.private_names import privately
 from mcgen.emit.text.rendering import render
 from mcgen.emit.text.unused import without_unused
-from mcgen.emit.torch.path import lagged_inputs, tensor_inputs, torch_source
+from mcgen.emit.torch.path import lagged_inputs, torch_source
 from mcgen.emit.triton.path import triton_source
 from mcgen.plan.pass_tensors import keeps_y
 from mcgen.symbolic.cost import flops
@@ -57,7 +57,7 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
             deep=not meaning.linear,
             within_segment=not meaning.chained and not meaning.reads_cached,
         ),
-        _operator(lowered, tensor_inputs(meaning)),
+        _operator(lowered, meaning.inputs),
         layer_source(spec),
     ]
     parts = [*map(without_unused, first), triton_source(lowered, tuned), *map(without_unused, last)]
@@ -85,7 +85,7 @@ def _constants(meaning: Meaning) -> str:
 
 
 def _operator(meaning: Meaning, arguments: list[str]) -> str:
-    spec, inputs = meaning.spec, tensor_inputs(meaning)
+    spec, inputs = meaning.spec, meaning.inputs
     return render(
         "op.py.jinja",
         inputs=", ".join(f'"{name}"' for name in inputs),

@@ -84,12 +84,6 @@ def lagged_inputs(meaning: Meaning) -> list[tuple[str, str, int]]:
     return [(key_name(n), "k", n) for n in sorted(keys)] + [(value_name(n), "v", n) for n in sorted(values)]
 
 
-def tensor_inputs(meaning: Meaning) -> list[str]:
-    """The tensors the operator differentiates, in the order of its arguments."""
-    spec = meaning.spec
-    return ["q", "k", "v", *(["u"] if spec.routes_by_u else []), *spec.tensor_gates]
-
-
 def torch_source(meaning: Meaning) -> str:
     """The text that defines `_run_forward_torch`, `_run_backward_torch` and `_saved_torch`."""
     path = TorchPath(meaning)
@@ -322,7 +316,7 @@ class TorchPath:
     @cached_property
     def tags(self) -> dict[str, str]:
         """What the statements that lead to an output compute, where many of them do."""
-        return {f"d_{name}": f"d_{name} = dL/d{name}" for name in tensor_inputs(self.meaning)}
+        return {f"d_{name}": f"d_{name} = dL/d{name}" for name in self.meaning.inputs}
 
     @cached_property
     def context(self) -> dict[str, object]:
