@@ -966,8 +966,8 @@ def _run_backward_torch(tensors, saved, d_y):
 # o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·); states are (B, H, number, K, V) in float32.
 #
 # A block is a run of whole chunks of BT tokens inside one segment: what one program walks. Where blocks follow one
-# another, in long segments or where one goes on from the one before, `states` leaves the state at each block's start and
-# `retreat` its gradient at each block's end, so that everything else runs block by block.
+# another, in long segments or where one goes on from the one before, `states` leaves the state at each block's start
+# and `retreat` its gradient at each block's end, so that everything else runs block by block.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -2170,119 +2170,6 @@ def route_kernel(
 
 
 @_jit
-def read_chosen_kernel(
-    q,
-    k,
-    u,
-    alpha,
-    eta,
-    error_0,
-    lse,
-    online,
-    r_chosen,
-    o_chosen,
-    y,
-    blocks,
-    T,
-    H,
-    BH,
-    n_blocks,
-    n_segments,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    IN: tl.constexpr,
-    PREC: tl.constexpr,
-    TOP_K: tl.constexpr,
-):
-    """The read-outs y.
-
-    One program a block and tile of V columns walks the block's chunks, and reads what is cached for each.
-    """
-    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
-    i_b, i_h = i_bh // H, i_bh % H
-    one = tl.minimum(T, 1)
-    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
-    m_k, m_v = o_k < K, o_v < V
-    start, end, _, segment_start, _, _, _ = _block(blocks, i_n)
-    b_M = tl.zeros([BK, BV], tl.float32)
-    b_pool = tl.zeros([BK], tl.float32)
-    for i_step in range(tl.cdiv(end - start, BT)):
-        i_t = start + i_step * BT
-        m_t = i_t + o_t < end
-        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_u = tl.load(
-            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
-        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
-        b_pool_next = b_pool + b_k_sum
-        b_at_t = o_t
-        b_at_j = o_t
-        b_causal_u_k = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_causal_u_k_sum = tl.sum(b_causal_u_k, 1)
-        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_r = (b_causal_u_k_sum + b_u_pool) / b_count
-        b_valid = m_t.to(tl.float32)
-        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
-        b_M_keeps_run_tj = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
-            0.0,
-        )
-        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_minus_eta = -b_eta
-        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
-        b_C_M_tj = b_M_keeps_run_tj * b_rate[None, :]
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_C_q_k = b_C_M_tj * b_q_k
-        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
-        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
-        b_R_q_M = b_M_keeps_run_t[:, None] * b_q_M
-        b_error_0 = tl.load(
-            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        )
-        b_o = _tile_dot_add(b_R_q_M, b_C_q_k, b_error_0, one, PREC)
-        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
-        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
-        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
-        b_C_M_j = b_M_keeps_run_j * b_rate
-        b_M_writes = b_C_M_j[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
-        b_M = b_M_next
-        b_pool = b_pool_next
-        b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
-        for i_c in range(TOP_K):
-            i_entry = (i_row + o_t * H) * TOP_K + i_c
-            b_r_cached = tl.load(r_chosen + i_entry, mask=m_t, other=-float("inf"))
-            b_o_cached = tl.load(
-                o_chosen + i_entry[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
-            )
-            b_higher = tl.maximum(b_top, b_r_cached)
-            b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
-            b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
-            b_sum, b_top = b_sum * b_keep + b_new, b_higher
-        b_y = b_y / b_sum[:, None]
-        if i_v == 0:
-            b_lse = b_top + tl.log(b_sum)
-            tl.store(lse + i_row + o_t * H, b_lse, mask=m_t)
-            tl.store(online + i_row + o_t * H, tl.exp(b_r - b_lse), mask=m_t)
-        o_y = o_t[:, None] * (H * V) + o_v[None, :]
-        tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
-
-
-@_jit
 def chosen_reads_kernel(
     q,
     cached,
@@ -2486,6 +2373,119 @@ def chosen_segments_kernel(
     tl.store(d_pools + (i_v.to(tl.int64) * n_groups + i_cached) * K + o_k, s_pools, mask=m_k)
 
 
+@_jit
+def read_chosen_kernel(
+    q,
+    k,
+    u,
+    alpha,
+    eta,
+    error_0,
+    lse,
+    online,
+    r_chosen,
+    o_chosen,
+    y,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    TOP_K: tl.constexpr,
+):
+    """The read-outs y.
+
+    One program a block and tile of V columns walks the block's chunks, and reads what is cached for each.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    start, end, _, segment_start, _, _, _ = _block(blocks, i_n)
+    b_M = tl.zeros([BK, BV], tl.float32)
+    b_pool = tl.zeros([BK], tl.float32)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_u = tl.load(
+            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_k_sum
+        b_at_t = o_t
+        b_at_j = o_t
+        b_causal_u_k = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_causal_u_k_sum = tl.sum(b_causal_u_k, 1)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_r = (b_causal_u_k_sum + b_u_pool) / b_count
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
+            0.0,
+        )
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_M_tj = b_M_keeps_run_tj * b_rate[None, :]
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_C_q_k = b_C_M_tj * b_q_k
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_R_q_M = b_M_keeps_run_t[:, None] * b_q_M
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_o = _tile_dot_add(b_R_q_M, b_C_q_k, b_error_0, one, PREC)
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_C_M_j = b_M_keeps_run_j * b_rate
+        b_M_writes = b_C_M_j[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+        b_M = b_M_next
+        b_pool = b_pool_next
+        b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
+        for i_c in range(TOP_K):
+            i_entry = (i_row + o_t * H) * TOP_K + i_c
+            b_r_cached = tl.load(r_chosen + i_entry, mask=m_t, other=-float("inf"))
+            b_o_cached = tl.load(
+                o_chosen + i_entry[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_higher = tl.maximum(b_top, b_r_cached)
+            b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
+            b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
+            b_sum, b_top = b_sum * b_keep + b_new, b_higher
+        b_y = b_y / b_sum[:, None]
+        if i_v == 0:
+            b_lse = b_top + tl.log(b_sum)
+            tl.store(lse + i_row + o_t * H, b_lse, mask=m_t)
+            tl.store(online + i_row + o_t * H, tl.exp(b_r - b_lse), mask=m_t)
+        o_y = o_t[:, None] * (H * V) + o_v[None, :]
+        tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
+
+
 def _by_length(make):
     """Remembers the tables of the last 64 lengths, and for good those that a CUDA graph was captured with.
 
@@ -2601,10 +2601,10 @@ AXES = {
     "segments": "v",
     "retreat": "v",
     "route": "",
-    "read_chosen": "v",
     "chosen_reads": "v",
     "chosen_rows": "v",
     "chosen_segments": "v",
+    "read_chosen": "v",
 }
 
 # BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
@@ -2623,10 +2623,10 @@ CONFIGURATIONS = {
             "segments": (64, 64, 8, 1),
             "retreat": (64, 32, 8, 1),
             "route": (64, 64, 4, 1),
-            "read_chosen": (64, 64, 8, 1),
             "chosen_reads": (64, 64, 8, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "read_chosen": (64, 64, 8, 1),
         },
         "float32": {
             "states": (32, 64, 8, 1),
@@ -2639,10 +2639,10 @@ CONFIGURATIONS = {
             "segments": (32, 64, 8, 1),
             "retreat": (32, 64, 8, 1),
             "route": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 8, 1),
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
         },
     },
     "sm90": {
@@ -2657,10 +2657,10 @@ CONFIGURATIONS = {
             "segments": (64, 64, 8, 1),
             "retreat": (32, 64, 8, 1),
             "route": (64, 64, 4, 1),
-            "read_chosen": (64, 32, 8, 1),
             "chosen_reads": (64, 64, 8, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "read_chosen": (64, 32, 8, 1),
         },
         "float32": {
             "states": (32, 64, 8, 1),
@@ -2673,10 +2673,10 @@ CONFIGURATIONS = {
             "segments": (32, 64, 8, 1),
             "retreat": (32, 64, 8, 1),
             "route": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 8, 1),
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
         },
     },
     "sm100": {
@@ -2691,10 +2691,10 @@ CONFIGURATIONS = {
             "segments": (64, 64, 8, 1),
             "retreat": (32, 64, 8, 1),
             "route": (64, 64, 4, 1),
-            "read_chosen": (64, 64, 8, 1),
             "chosen_reads": (64, 64, 8, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "read_chosen": (64, 64, 8, 1),
         },
         "float32": {
             "states": (32, 64, 8, 1),
@@ -2707,10 +2707,10 @@ CONFIGURATIONS = {
             "segments": (32, 64, 4, 1),
             "retreat": (32, 64, 8, 1),
             "route": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 8, 1),
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 8, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
         },
     },
     "gfx942": {
@@ -2725,10 +2725,10 @@ CONFIGURATIONS = {
             "segments": (64, 64, 4, 1),
             "retreat": (64, 64, 4, 1),
             "route": (64, 64, 4, 1),
-            "read_chosen": (64, 64, 4, 1),
             "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 4, 1),
             "chosen_segments": (64, 64, 4, 1),
+            "read_chosen": (64, 64, 4, 1),
         },
         "float32": {
             "states": (32, 64, 4, 1),
@@ -2741,10 +2741,10 @@ CONFIGURATIONS = {
             "segments": (32, 64, 4, 1),
             "retreat": (32, 64, 4, 1),
             "route": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 4, 1),
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 4, 1),
         },
     },
 }
@@ -2769,10 +2769,10 @@ DIGESTS = {
     "segments": "e4cbffa496446a825c6747b686e1f1abf5f8569a289151ebf48eefe44a540c80",
     "retreat": "c2b8766842783e30dcb236fd923deda64c8ced38639903eddd49399272f263c0",
     "route": "ae4b063d5575919883669294f57ee60e1f4967bb1a63a08d0c67830591b14b9d",
-    "read_chosen": "c01c79e38a318b83851f309b6ba58b04cd964e8d761fe42da141c626455b78ed",
     "chosen_reads": "047916e4888cde623aa99a570c3ada82d0e7d6f18bf6d1eddf7cfb2b6a6f890a",
     "chosen_rows": "2ed07515bfa5ea42d360ecc6a51820e95c59c6e320c815301df2f50d3ac64efd",
     "chosen_segments": "ccf3c308ea3863282fa1686a2fd90fae5d1c299a5191933c5214a2878cf4cb4d",
+    "read_chosen": "c01c79e38a318b83851f309b6ba58b04cd964e8d761fe42da141c626455b78ed",
 }
 STEPPING = ()  # of these, tables tell apart how many rows they take at once
 

@@ -479,8 +479,8 @@ def _run_backward_torch(tensors, saved, d_y):
 # o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·); states are (B, H, number, K, V) in float32.
 #
 # A block is a run of whole chunks of BT tokens inside one segment: what one program walks. Where blocks follow one
-# another, in long segments or where one goes on from the one before, `states` leaves the state at each block's start and
-# `retreat` its gradient at each block's end, so that everything else runs block by block.
+# another, in long segments or where one goes on from the one before, `states` leaves the state at each block's start
+# and `retreat` its gradient at each block's end, so that everything else runs block by block.
 # ---------------------------------------------------------------------------------------------------------------------
 
 

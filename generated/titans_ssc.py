@@ -1766,213 +1766,6 @@ def walk_kernel(
 
 
 @_jit
-def route_kernel(
-    u,
-    pools,
-    chosen,
-    r_chosen,
-    work,
-    blocks,
-    T,
-    H,
-    BH,
-    n_segments,
-    n_entries,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    F: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    BF: tl.constexpr,
-    STATE: tl.constexpr,
-    MEMORY: tl.constexpr,
-    ROWS: tl.constexpr,
-    IN: tl.constexpr,
-    PREC: tl.constexpr,
-    TOP_K: tl.constexpr,
-    PLACES: tl.constexpr,
-):
-    """The TOP_K earlier segments with the largest logits for every row of a block, ties to the earlier; -1 for none."""
-    i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
-    i_b, i_h = i_bh // H, i_bh % H
-    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
-    m_k = o_k < K
-    start, end, i_s, _, _, first, _ = _block(blocks, i_n)
-    o_p = tl.arange(0, PLACES)
-    for i_t in range(start, end, BT):
-        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        m_t = i_t + o_t < end
-        # a place that is empty has logit -inf and a number of its own below 0; one past TOP_K is never the worst
-        b_best = tl.zeros([BT, PLACES], tl.float32) + tl.where(o_p < TOP_K, -float("inf"), float("inf"))[None, :]
-        b_segment = tl.zeros([BT, PLACES], tl.int32) - 1 - o_p[None, :]
-        for i_c in range(first, i_s):
-            i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_u = tl.load(
-                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-            b_r_cached = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
-            b_worst = tl.min(b_best, 1)
-            b_latest = tl.max(tl.where(b_best == b_worst[:, None], b_segment, -PLACES - 1), 1)
-            m_out = (b_segment == b_latest[:, None]) & (b_best == b_worst[:, None]) & (b_r_cached > b_worst)[:, None]
-            b_best = tl.where(m_out, b_r_cached[:, None], b_best)
-            b_segment = tl.where(m_out, i_c, b_segment)
-        o_place = (i_row + o_t[:, None] * H) * TOP_K + o_p[None, :]
-        m_place = m_t[:, None] & (o_p < TOP_K)[None, :]
-        tl.store(chosen + o_place, tl.maximum(b_segment, -1), mask=m_place)
-        tl.store(r_chosen + o_place, b_best, mask=m_place)
-
-
-@_jit
-def chosen_reads_kernel(
-    q,
-    cached,
-    o_chosen,
-    work,
-    order,
-    groups,
-    T,
-    H,
-    n_choices,
-    n_groups,
-    n_entries,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    F: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    BF: tl.constexpr,
-    STATE: tl.constexpr,
-    MEMORY: tl.constexpr,
-    ROWS: tl.constexpr,
-    IN: tl.constexpr,
-    PREC: tl.constexpr,
-    TOP_K: tl.constexpr,
-):
-    """Read-outs of chosen segments.
-
-    A tile is BT choices, sorted by the segment chosen, so that it meets few segments. A choice is a row and one of its
-    TOP_K places.
-    """
-    one = tl.minimum(T, 1)
-    n_tiles = tl.cdiv(F, BF) * one
-    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
-    m_k, m_v = o_k < K, o_v < V
-    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
-        m_t = i_entry * BT + o_t < n_choices
-        o_entry = tl.load(order + i_entry * BT + o_t, mask=m_t, other=0)
-        o_group = tl.load(groups + i_entry * BT + o_t, mask=m_t, other=n_groups)
-        o_row = o_entry // TOP_K
-        s_o = tl.zeros([BT, BV], tl.float32)
-        i_cached = tl.min(o_group, 0).to(tl.int64)
-        while i_cached < n_groups:
-            m_group = o_group == i_cached
-            b_cached_pre_2_part = tl.zeros([BT, BV], tl.float32)
-            tl.debug_barrier()
-            for i_h1 in range(n_tiles):
-                o_h1 = i_h1 * BF + tl.arange(0, BF)
-                m_h1 = o_h1 < F
-                tl.debug_barrier()
-                b_q = tl.load(
-                    q + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
-                ).to(IN)
-                b_cached_1 = tl.load(
-                    cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
-                    mask=m_k[:, None] & m_h1[None, :],
-                    other=0.0,
-                )
-                b_cached_pre_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
-                b_cached_hidden_1_unscaled = b_cached_pre_1 * (tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
-                b_cached_2 = tl.load(
-                    cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
-                    mask=m_h1[:, None] & m_v[None, :],
-                    other=0.0,
-                )
-                b_cached_pre_2_part = _tile_dot_add(
-                    b_cached_pre_2_part, b_cached_hidden_1_unscaled, b_cached_2, one, PREC
-                )
-            b_q = tl.load(
-                q + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_cached_pre_2 = b_cached_pre_2_part / 2.0
-            b_cached_pre_2_part_sum = tl.sum(b_cached_pre_2_part, 1)
-            b_cached_pre_2_sum = b_cached_pre_2_part_sum / 2.0
-            b_cached_centred = b_cached_pre_2 - b_cached_pre_2_sum[:, None] / 64.0
-            b_cached_centred_squared = b_cached_centred * b_cached_centred
-            b_cached_squares = tl.sum(b_cached_centred_squared, 1)
-            b_cached_normed = b_cached_centred / tl.sqrt_rn(b_cached_squares[:, None] / 64.0 + 1e-05)
-            b_o_cached = b_q.to(tl.float32) + b_cached_normed
-            s_o += tl.where(m_group[:, None], b_o_cached, 0.0)
-            tl.debug_barrier()
-            i_cached = tl.min(tl.where(o_group > i_cached, o_group, n_groups), 0).to(tl.int64)
-        o_out = o_entry.to(tl.int64)[:, None] * V + o_v[None, :]
-        tl.store(o_chosen + o_out, s_o, mask=m_t[:, None] & m_v[None, :])
-
-
-@_jit
-def read_chosen_kernel(
-    o,
-    r,
-    r_chosen,
-    o_chosen,
-    lse,
-    online,
-    y,
-    work,
-    blocks,
-    T,
-    H,
-    BH,
-    n_segments,
-    n_entries,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    F: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    BF: tl.constexpr,
-    STATE: tl.constexpr,
-    MEMORY: tl.constexpr,
-    ROWS: tl.constexpr,
-    IN: tl.constexpr,
-    PREC: tl.constexpr,
-    TOP_K: tl.constexpr,
-):
-    """The read-outs y: online ones and those of chosen segments, by the softmax of their logits."""
-    o_t, o_v = tl.arange(0, BT), tl.arange(0, BV)
-    m_v = o_v < V
-    i_v = 0
-    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
-        i_n, i_bh = i_entry // BH, i_entry % BH
-        i_b, i_h = i_bh // H, i_bh % H
-        start, end, _, _, _, _, _ = _block(blocks, i_n)
-        for i_t in range(start, end, BT):
-            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-            m_t = i_t + o_t < end
-            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & m_v[None, :]
-            b_y = tl.load(o + i_row * V + o_y, mask=m_y, other=0.0)
-            b_r = tl.load(r + i_row + o_t * H, mask=m_t, other=0.0)
-            b_top, b_sum = b_r, tl.full([BT], 1.0, tl.float32)
-            for i_c in range(TOP_K):
-                i_choice = (i_row + o_t * H) * TOP_K + i_c
-                b_r_cached = tl.load(r_chosen + i_choice, mask=m_t, other=-float("inf"))
-                b_o_cached = tl.load(o_chosen + i_choice[:, None] * V + o_v[None, :], mask=m_y, other=0.0)
-                b_higher = tl.maximum(b_top, b_r_cached)
-                b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
-                b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
-                b_sum, b_top = b_sum * b_keep + b_new, b_higher
-            b_y = b_y / b_sum[:, None]
-            if i_v == 0:
-                b_lse = b_top + tl.log(b_sum)
-                tl.store(lse + i_row + o_t * H, b_lse, mask=m_t)
-                tl.store(online + i_row + o_t * H, tl.exp(b_r - b_lse), mask=m_t)
-            tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
-
-
-@_jit
 def read_kernel(
     q,
     u,
@@ -2071,6 +1864,67 @@ def read_kernel(
                 b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
                 b_sum, b_top = b_sum * b_keep + b_new, b_higher
                 tl.debug_barrier()
+            b_y = b_y / b_sum[:, None]
+            if i_v == 0:
+                b_lse = b_top + tl.log(b_sum)
+                tl.store(lse + i_row + o_t * H, b_lse, mask=m_t)
+                tl.store(online + i_row + o_t * H, tl.exp(b_r - b_lse), mask=m_t)
+            tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
+
+
+@_jit
+def read_chosen_kernel(
+    o,
+    r,
+    r_chosen,
+    o_chosen,
+    lse,
+    online,
+    y,
+    work,
+    blocks,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    TOP_K: tl.constexpr,
+):
+    """The read-outs y: online ones and those of chosen segments, by the softmax of their logits."""
+    o_t, o_v = tl.arange(0, BT), tl.arange(0, BV)
+    m_v = o_v < V
+    i_v = 0
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        i_n, i_bh = i_entry // BH, i_entry % BH
+        i_b, i_h = i_bh // H, i_bh % H
+        start, end, _, _, _, _, _ = _block(blocks, i_n)
+        for i_t in range(start, end, BT):
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            m_t = i_t + o_t < end
+            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & m_v[None, :]
+            b_y = tl.load(o + i_row * V + o_y, mask=m_y, other=0.0)
+            b_r = tl.load(r + i_row + o_t * H, mask=m_t, other=0.0)
+            b_top, b_sum = b_r, tl.full([BT], 1.0, tl.float32)
+            for i_c in range(TOP_K):
+                i_choice = (i_row + o_t * H) * TOP_K + i_c
+                b_r_cached = tl.load(r_chosen + i_choice, mask=m_t, other=-float("inf"))
+                b_o_cached = tl.load(o_chosen + i_choice[:, None] * V + o_v[None, :], mask=m_y, other=0.0)
+                b_higher = tl.maximum(b_top, b_r_cached)
+                b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
+                b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
+                b_sum, b_top = b_sum * b_keep + b_new, b_higher
             b_y = b_y / b_sum[:, None]
             if i_v == 0:
                 b_lse = b_top + tl.log(b_sum)
@@ -2437,6 +2291,152 @@ def segments_kernel(
                 )
             tl.debug_barrier()
         tl.store(d_pools + i_cached * K + o_k, s_pools / (end - start), mask=m_k)
+
+
+@_jit
+def route_kernel(
+    u,
+    pools,
+    chosen,
+    r_chosen,
+    work,
+    blocks,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    TOP_K: tl.constexpr,
+    PLACES: tl.constexpr,
+):
+    """The TOP_K earlier segments with the largest logits for every row of a block, ties to the earlier; -1 for none."""
+    i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    start, end, i_s, _, _, first, _ = _block(blocks, i_n)
+    o_p = tl.arange(0, PLACES)
+    for i_t in range(start, end, BT):
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        m_t = i_t + o_t < end
+        # a place that is empty has logit -inf and a number of its own below 0; one past TOP_K is never the worst
+        b_best = tl.zeros([BT, PLACES], tl.float32) + tl.where(o_p < TOP_K, -float("inf"), float("inf"))[None, :]
+        b_segment = tl.zeros([BT, PLACES], tl.int32) - 1 - o_p[None, :]
+        for i_c in range(first, i_s):
+            i_cached = i_bh.to(tl.int64) * n_segments + i_c
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
+            b_r_cached = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+            b_worst = tl.min(b_best, 1)
+            b_latest = tl.max(tl.where(b_best == b_worst[:, None], b_segment, -PLACES - 1), 1)
+            m_out = (b_segment == b_latest[:, None]) & (b_best == b_worst[:, None]) & (b_r_cached > b_worst)[:, None]
+            b_best = tl.where(m_out, b_r_cached[:, None], b_best)
+            b_segment = tl.where(m_out, i_c, b_segment)
+        o_place = (i_row + o_t[:, None] * H) * TOP_K + o_p[None, :]
+        m_place = m_t[:, None] & (o_p < TOP_K)[None, :]
+        tl.store(chosen + o_place, tl.maximum(b_segment, -1), mask=m_place)
+        tl.store(r_chosen + o_place, b_best, mask=m_place)
+
+
+@_jit
+def chosen_reads_kernel(
+    q,
+    cached,
+    o_chosen,
+    work,
+    order,
+    groups,
+    T,
+    H,
+    n_choices,
+    n_groups,
+    n_entries,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    F: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+    STATE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    TOP_K: tl.constexpr,
+):
+    """Read-outs of chosen segments.
+
+    A tile is BT choices, sorted by the segment chosen, so that it meets few segments. A choice is a row and one of its
+    TOP_K places.
+    """
+    one = tl.minimum(T, 1)
+    n_tiles = tl.cdiv(F, BF) * one
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    for i_entry in range(tl.program_id(0), n_entries, tl.num_programs(0)):
+        m_t = i_entry * BT + o_t < n_choices
+        o_entry = tl.load(order + i_entry * BT + o_t, mask=m_t, other=0)
+        o_group = tl.load(groups + i_entry * BT + o_t, mask=m_t, other=n_groups)
+        o_row = o_entry // TOP_K
+        s_o = tl.zeros([BT, BV], tl.float32)
+        i_cached = tl.min(o_group, 0).to(tl.int64)
+        while i_cached < n_groups:
+            m_group = o_group == i_cached
+            b_cached_pre_2_part = tl.zeros([BT, BV], tl.float32)
+            tl.debug_barrier()
+            for i_h1 in range(n_tiles):
+                o_h1 = i_h1 * BF + tl.arange(0, BF)
+                m_h1 = o_h1 < F
+                tl.debug_barrier()
+                b_q = tl.load(
+                    q + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
+                ).to(IN)
+                b_cached_1 = tl.load(
+                    cached + i_cached * MEMORY + (o_k[:, None] * F + o_h1[None, :]),
+                    mask=m_k[:, None] & m_h1[None, :],
+                    other=0.0,
+                )
+                b_cached_pre_1 = _tile_dot(b_q.to(tl.float32), b_cached_1, one, PREC)
+                b_cached_hidden_1_unscaled = b_cached_pre_1 * (tl.erf(b_cached_pre_1 * 1.4142135623730951 / 2.0) + 1.0)
+                b_cached_2 = tl.load(
+                    cached + i_cached * MEMORY + K * F + (o_h1[:, None] * V + o_v[None, :]),
+                    mask=m_h1[:, None] & m_v[None, :],
+                    other=0.0,
+                )
+                b_cached_pre_2_part = _tile_dot_add(
+                    b_cached_pre_2_part, b_cached_hidden_1_unscaled, b_cached_2, one, PREC
+                )
+            b_q = tl.load(
+                q + o_row.to(tl.int64)[:, None] * K + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_cached_pre_2 = b_cached_pre_2_part / 2.0
+            b_cached_pre_2_part_sum = tl.sum(b_cached_pre_2_part, 1)
+            b_cached_pre_2_sum = b_cached_pre_2_part_sum / 2.0
+            b_cached_centred = b_cached_pre_2 - b_cached_pre_2_sum[:, None] / 64.0
+            b_cached_centred_squared = b_cached_centred * b_cached_centred
+            b_cached_squares = tl.sum(b_cached_centred_squared, 1)
+            b_cached_normed = b_cached_centred / tl.sqrt_rn(b_cached_squares[:, None] / 64.0 + 1e-05)
+            b_o_cached = b_q.to(tl.float32) + b_cached_normed
+            s_o += tl.where(m_group[:, None], b_o_cached, 0.0)
+            tl.debug_barrier()
+            i_cached = tl.min(tl.where(o_group > i_cached, o_group, n_groups), 0).to(tl.int64)
+        o_out = o_entry.to(tl.int64)[:, None] * V + o_v[None, :]
+        tl.store(o_chosen + o_out, s_o, mask=m_t[:, None] & m_v[None, :])
 
 
 @_jit
@@ -4297,12 +4297,12 @@ LEAST_ROWS = 16  # fewest tokens that a kernel takes at once
 # The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all whole.
 AXES = {
     "walk": "f",
-    "route": "f",
-    "chosen_reads": "f",
-    "read_chosen": "f",
     "read": "f",
+    "read_chosen": "f",
     "rows": "f",
     "segments": "f",
+    "route": "f",
+    "chosen_reads": "f",
     "chosen_rows": "f",
     "chosen_segments": "f",
     "reverse": "f",
@@ -4315,24 +4315,24 @@ CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
             "walk": (16, 64, 8, 1),
-            "route": (64, 64, 4, 1),
-            "chosen_reads": (64, 64, 4, 1),
-            "read_chosen": (64, 64, 4, 1),
             "read": (64, 64, 4, 1),
+            "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
+            "route": (64, 64, 4, 1),
+            "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
             "reverse": (16, 64, 8, 1),
         },
         "float32": {
             "walk": (16, 64, 8, 1),
-            "route": (32, 64, 4, 1),
-            "chosen_reads": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 8, 1),
             "read": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
             "rows": (32, 64, 4, 1),
             "segments": (32, 64, 4, 1),
+            "route": (32, 64, 4, 1),
+            "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
             "reverse": (16, 64, 8, 1),
@@ -4341,24 +4341,24 @@ CONFIGURATIONS = {
     "sm90": {
         "bfloat16": {
             "walk": (16, 64, 8, 1),
-            "route": (64, 64, 4, 1),
-            "chosen_reads": (64, 64, 4, 1),
-            "read_chosen": (64, 64, 4, 1),
             "read": (64, 64, 4, 1),
+            "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
+            "route": (64, 64, 4, 1),
+            "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
             "reverse": (16, 64, 8, 1),
         },
         "float32": {
             "walk": (16, 64, 8, 1),
-            "route": (32, 64, 4, 1),
-            "chosen_reads": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 8, 1),
             "read": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
             "rows": (32, 64, 4, 1),
             "segments": (32, 64, 4, 1),
+            "route": (32, 64, 4, 1),
+            "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
             "reverse": (16, 64, 8, 1),
@@ -4367,24 +4367,24 @@ CONFIGURATIONS = {
     "sm100": {
         "bfloat16": {
             "walk": (16, 64, 8, 1),
-            "route": (64, 64, 4, 1),
-            "chosen_reads": (64, 64, 4, 1),
-            "read_chosen": (64, 64, 4, 1),
             "read": (64, 64, 4, 1),
+            "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
+            "route": (64, 64, 4, 1),
+            "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
             "reverse": (16, 64, 8, 1),
         },
         "float32": {
             "walk": (16, 64, 8, 1),
-            "route": (32, 64, 4, 1),
-            "chosen_reads": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 8, 1),
             "read": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
             "rows": (32, 64, 4, 1),
             "segments": (32, 64, 4, 1),
+            "route": (32, 64, 4, 1),
+            "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
             "reverse": (16, 64, 8, 1),
@@ -4393,24 +4393,24 @@ CONFIGURATIONS = {
     "gfx942": {
         "bfloat16": {
             "walk": (16, 64, 4, 1),
-            "route": (64, 64, 4, 1),
-            "chosen_reads": (64, 64, 4, 1),
-            "read_chosen": (64, 64, 4, 1),
             "read": (64, 64, 4, 1),
+            "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 4, 1),
             "segments": (64, 64, 4, 1),
+            "route": (64, 64, 4, 1),
+            "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 4, 1),
             "chosen_segments": (64, 64, 4, 1),
             "reverse": (16, 64, 4, 1),
         },
         "float32": {
             "walk": (16, 64, 4, 1),
-            "route": (32, 64, 4, 1),
-            "chosen_reads": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 4, 1),
             "read": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 4, 1),
             "rows": (32, 64, 4, 1),
             "segments": (32, 64, 4, 1),
+            "route": (32, 64, 4, 1),
+            "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
             "reverse": (16, 64, 4, 1),
@@ -4429,12 +4429,12 @@ DEFAULTS = {
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
     "walk": "cabd5f91d710b8761e4d1b3a4a1885481eb915fa13c734d2a02aa24d460e41c9",
-    "route": "6951341c609e9269e5ac1d06da4c9580bc065c0b79fa9427a220413d60c5f71b",
-    "chosen_reads": "26231cc658176f7e1a8984ffa36759172d5cf302e025ca38fe91abcc68a3110d",
-    "read_chosen": "176720c75172abe82a09f8940161327a4be13055d74c4f525e11b5fa974d5d56",
     "read": "3f86557e0f3b9e0b97e0d91f634f9fff7e43d90cff497ecd2cfaed5b740910c4",
+    "read_chosen": "176720c75172abe82a09f8940161327a4be13055d74c4f525e11b5fa974d5d56",
     "rows": "88942556d70912b190b1a5de49445987f69316417c9d673138520225cfe9fab6",
     "segments": "5c2ef2218683f20e38b95db8ad7bbac4ee182feaef1709a81d33e2045c80999d",
+    "route": "6951341c609e9269e5ac1d06da4c9580bc065c0b79fa9427a220413d60c5f71b",
+    "chosen_reads": "26231cc658176f7e1a8984ffa36759172d5cf302e025ca38fe91abcc68a3110d",
     "chosen_rows": "569255a10e7ce4d436adc2c6ca10412365cde0685047b09eba02bf4ccdd9ca9b",
     "chosen_segments": "8b83cd022b644a437fae4ef0fa6d7c6e8c86b32bb0785602c398eecf96294aa7",
     "reverse": "6083c78bf11e360ba4c1b4cedea12084e6bd6fba8d11b08c9008c07ea9cfd842",
