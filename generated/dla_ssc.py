@@ -3437,7 +3437,7 @@ CONSTANTS = {
 }
 LEAST_ROWS = 16  # fewest tokens that a kernel takes at once
 
-# The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all whole.
+# The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all.
 AXES = {
     "walk": "f",
     "read": "f",
@@ -3740,7 +3740,7 @@ def _new(x, *shape, dtype=torch.float32):
 def _parts_of_tiles(x, parts):
     """Room for buffers of which several tiles have their own."""
     found = {}
-    for name, (count, axis) in parts.items():
+    for name, count, axis in parts:
         if count > 1:
             shape = getattr(x, name).shape
             found[name] = _new(x, *shape[:axis], count, *shape[axis:])
@@ -3749,7 +3749,7 @@ def _parts_of_tiles(x, parts):
 
 def _add_up_parts(x, found, parts):
     """Adds up what each tile left."""
-    for name, (_, axis) in parts.items():
+    for name, _, axis in parts:
         if name in found:
             torch.sum(found[name], axis, out=getattr(x, name))
 
@@ -3776,11 +3776,11 @@ def _programs(units, device):
     return min(units, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _launch(kernel, x, units, room=None, parts={}, apart=False, **modes):
+def _launch(kernel, x, units, room=None, parts=(), apart=False, **modes):
     """Launches a kernel for a number of units; it takes its arguments from x and the constants by their names.
 
-    room: numbers that a program has as scratch, None where it has none. parts: buffers of which each tile has its own, by
-    name: how many, and along which axis they are added up. apart: whether each unit has a program of its own.
+    room: numbers that a program has as scratch, None where it has none. parts: buffers of which each tile has its own:
+    name, how many, and the axis along which they are added up. apart: whether each unit has a program of its own.
     """
     own, more = _configuration(kernel.__name__.removesuffix("_kernel"), x), _parts_of_tiles(x, parts)
     programs = units if apart else _programs(units, x.device)
@@ -3794,7 +3794,7 @@ def _launch(kernel, x, units, room=None, parts={}, apart=False, **modes):
 
 
 def _given(tensors):
-    """The inputs of a pass and its sizes by name, and where its tokens lie: what kernels take by their arguments' names."""
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
     inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
     x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
     x.element, x.device = _element(tensors), tensors[0].device

@@ -1888,7 +1888,7 @@ CONSTANTS = {
 }
 LEAST_ROWS = 16  # fewest tokens that a kernel takes at once
 
-# The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all whole.
+# The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all.
 AXES = {
     "states": "v",
     "read": "v",
@@ -2171,7 +2171,7 @@ def _new(x, *shape, dtype=torch.float32):
 def _parts_of_tiles(x, parts):
     """Room for buffers of which several tiles have their own."""
     found = {}
-    for name, (count, axis) in parts.items():
+    for name, count, axis in parts:
         if count > 1:
             shape = getattr(x, name).shape
             found[name] = _new(x, *shape[:axis], count, *shape[axis:])
@@ -2180,7 +2180,7 @@ def _parts_of_tiles(x, parts):
 
 def _add_up_parts(x, found, parts):
     """Adds up what each tile left."""
-    for name, (_, axis) in parts.items():
+    for name, _, axis in parts:
         if name in found:
             torch.sum(found[name], axis, out=getattr(x, name))
 
@@ -2195,10 +2195,10 @@ def _configuration(kernel, x):
     return {"BT": BT, **tiles, "num_warps": num_warps, "num_stages": num_stages}
 
 
-def _launch(kernel, x, units, tiles=1, parts={}):
-    """Launches a kernel, a program for each unit and tile; it takes its arguments from x and the constants by their names.
+def _launch(kernel, x, units, tiles=1, parts=()):
+    """Launches a kernel, a program for each unit and tile; it takes its arguments from x and the constants by name.
 
-    parts: buffers of which each tile has its own, by name: how many, and along which axis they are added up.
+    parts: buffers of which each tile has its own: name, how many, and the axis along which they are added up.
     """
     own, more = _configuration(kernel.__name__.removesuffix("_kernel"), x), _parts_of_tiles(x, parts)
     steps = _cdiv(CONSTANTS.get("CHUNK", 1), own["BT"])  # of a gradient chunk
@@ -2211,7 +2211,7 @@ def _launch(kernel, x, units, tiles=1, parts={}):
 
 
 def _given(tensors):
-    """The inputs of a pass and its sizes by name, and where its tokens lie: what kernels take by their arguments' names."""
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
     inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
     x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
     x.element, x.device = _element(tensors), tensors[0].device
@@ -2284,7 +2284,7 @@ def _run_backward_triton(tensors, saved, d_y):
         x,
         x.n_segments * x.BH,
         _n_tiles("segments", x),
-        parts={"d_pools": (_n_tiles("segments", x), 0)},
+        parts=(("d_pools", _n_tiles("segments", x), 0),),
     )
     x.d_q = _new(x, x.B, x.T, x.H, 64, dtype=x.q.dtype)
     x.d_k_1 = _new(x, x.B, x.T, x.H, 64)
@@ -2303,11 +2303,11 @@ def _run_backward_triton(tensors, saved, d_y):
         x,
         x.n_blocks * x.BH,
         _n_tiles("gates", x),
-        parts={
-            "d_alpha": (_n_tiles("gates", x), 0),
-            "d_beta": (_n_tiles("gates", x), 0),
-            "d_lam": (_n_tiles("gates", x), 0),
-        },
+        parts=(
+            ("d_alpha", _n_tiles("gates", x), 0),
+            ("d_beta", _n_tiles("gates", x), 0),
+            ("d_lam", _n_tiles("gates", x), 0),
+        ),
     )
     _add_unlagged(x.d_k, x.d_k_1, 1)
     _add_unlagged(x.d_v, x.d_v_1, 1)

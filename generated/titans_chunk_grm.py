@@ -4782,13 +4782,13 @@ def _table(rows, device):
 
 
 def _in_flight(x, first, last):
-    """The spans of the chains in flight: tokens of the longest, whether a gradient chunk begins with any, and a table."""
+    """The spans of the chains in flight: tokens of the longest, whether a gradient chunk begins, and a table."""
     return _spans_of(_all_spans(x.T, x.device), x.BH, first, last)
 
 
 @_by_length
 def _all_spans(T, device):
-    """The spans of all chains: tokens of each, whether a gradient chunk begins with any, and a table."""
+    """The spans of all chains: tokens of each, whether a gradient chunk begins, and a table."""
     found = _spans(_chains(_sequences([T], _segments), CHAINED, SPAN, CHUNK))
     return [(tokens, begins, _table(rows, device)) for tokens, begins, rows in found]
 
@@ -4806,7 +4806,7 @@ CONSTANTS = {
 }
 LEAST_ROWS = 16  # fewest tokens that a kernel takes at once
 
-# The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all whole.
+# The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all.
 AXES = {
     "logits": "f",
     "errors": "f",
@@ -5131,7 +5131,7 @@ def _new(x, *shape, dtype=torch.float32):
 def _parts_of_tiles(x, parts):
     """Room for buffers of which several tiles have their own."""
     found = {}
-    for name, (count, axis) in parts.items():
+    for name, count, axis in parts:
         if count > 1:
             shape = getattr(x, name).shape
             found[name] = _new(x, *shape[:axis], count, *shape[axis:])
@@ -5140,7 +5140,7 @@ def _parts_of_tiles(x, parts):
 
 def _add_up_parts(x, found, parts):
     """Adds up what each tile left."""
-    for name, (_, axis) in parts.items():
+    for name, _, axis in parts:
         if name in found:
             torch.sum(found[name], axis, out=getattr(x, name))
 
@@ -5167,11 +5167,11 @@ def _programs(units, device):
     return min(units, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _launch(kernel, x, units, room=None, parts={}, apart=False, **modes):
+def _launch(kernel, x, units, room=None, parts=(), apart=False, **modes):
     """Launches a kernel for a number of units; it takes its arguments from x and the constants by their names.
 
-    room: numbers that a program has as scratch, None where it has none. parts: buffers of which each tile has its own, by
-    name: how many, and along which axis they are added up. apart: whether each unit has a program of its own.
+    room: numbers that a program has as scratch, None where it has none. parts: buffers of which each tile has its own:
+    name, how many, and the axis along which they are added up. apart: whether each unit has a program of its own.
     """
     own, more = _configuration(kernel.__name__.removesuffix("_kernel"), x), _parts_of_tiles(x, parts)
     programs = units if apart else _programs(units, x.device)
@@ -5185,7 +5185,7 @@ def _launch(kernel, x, units, room=None, parts={}, apart=False, **modes):
 
 
 def _given(tensors):
-    """The inputs of a pass and its sizes by name, and where its tokens lie: what kernels take by their arguments' names."""
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
     inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
     x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
     x.element, x.device = _element(tensors), tensors[0].device
@@ -5263,7 +5263,7 @@ def _through_span(x, reads, advances):
         layer_2_kernel,
         x,
         x.n_flight * _n_tiles("layer_2", x),
-        parts={"result_2": (_n_tiles("layer_2", x) if reads else 1, 1)},
+        parts=(("result_2", _n_tiles("layer_2", x) if reads else 1, 1),),
         READS=reads,
         ADVANCES=advances,
     )
@@ -5280,47 +5280,52 @@ def _reverse_span(x):
         x,
         x.n_flight * _n_tiles("gates_2_1", x),
         room=_cdiv(SPAN, _rows_at_once("gates_2_1", x)) * _columns("gates_2_1", x) * 64,
-        parts={"d_beta_layer_2": (_n_tiles("gates_2_1", x), 1)},
+        parts=(("d_beta_layer_2", _n_tiles("gates_2_1", x), 1),),
     )
     _launch(
         gates_2_2_kernel,
         x,
         x.n_flight * _n_tiles("gates_2_2", x),
-        parts={"d_eta_layer_2": (_n_tiles("gates_2_2", x), 1)},
+        parts=(("d_eta_layer_2", _n_tiles("gates_2_2", x), 1),),
     )
     _launch(
         gates_2_3_kernel,
         x,
         x.n_flight * _n_tiles("gates_2_3", x),
         room=_cdiv(SPAN, _rows_at_once("gates_2_3", x)) * 2 * _columns("gates_2_3", x) * 64,
-        parts={"d_alpha_layer_2": (_n_tiles("gates_2_3", x), 1)},
+        parts=(("d_alpha_layer_2", _n_tiles("gates_2_3", x), 1),),
     )
-    _launch(writes_2_kernel, x, x.n_flight * _n_tiles("writes_2", x), parts={"d_error_2": (_n_tiles("writes_2", x), 1)})
     _launch(
-        queries_1_kernel, x, x.n_flight * _n_tiles("queries_1", x), parts={"d_q_layer_1": (_n_tiles("queries_1", x), 1)}
+        writes_2_kernel, x, x.n_flight * _n_tiles("writes_2", x), parts=(("d_error_2", _n_tiles("writes_2", x), 1),)
+    )
+    _launch(
+        queries_1_kernel,
+        x,
+        x.n_flight * _n_tiles("queries_1", x),
+        parts=(("d_q_layer_1", _n_tiles("queries_1", x), 1),),
     )
     _launch(
         gates_1_1_kernel,
         x,
         x.n_flight * _n_tiles("gates_1_1", x),
         room=_cdiv(SPAN, _rows_at_once("gates_1_1", x)) * 64 * _columns("gates_1_1", x),
-        parts={"d_beta_layer_1": (_n_tiles("gates_1_1", x), 1)},
+        parts=(("d_beta_layer_1", _n_tiles("gates_1_1", x), 1),),
     )
     _launch(
         gates_1_2_kernel,
         x,
         x.n_flight * _n_tiles("gates_1_2", x),
-        parts={"d_eta_layer_1": (_n_tiles("gates_1_2", x), 1)},
+        parts=(("d_eta_layer_1", _n_tiles("gates_1_2", x), 1),),
     )
     _launch(
         gates_1_3_kernel,
         x,
         x.n_flight * _n_tiles("gates_1_3", x),
         room=_cdiv(SPAN, _rows_at_once("gates_1_3", x)) * 2 * 64 * _columns("gates_1_3", x),
-        parts={"d_alpha_layer_1": (_n_tiles("gates_1_3", x), 1)},
+        parts=(("d_alpha_layer_1", _n_tiles("gates_1_3", x), 1),),
     )
     _launch(
-        writes_1_kernel, x, x.n_flight * _n_tiles("writes_1", x), parts={"d_k_layer_1": (_n_tiles("writes_1", x), 1)}
+        writes_1_kernel, x, x.n_flight * _n_tiles("writes_1", x), parts=(("d_k_layer_1", _n_tiles("writes_1", x), 1),)
     )
     x.n_steps = _cdiv(x.tokens, _rows_at_once("inputs", x))
     x.d_anchors = _new(x, x.n_flight, x.n_steps, MEMORY)

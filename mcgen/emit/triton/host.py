@@ -191,12 +191,12 @@ def _length(schedule: Schedule, size: Size, prefix: str) -> str:
 
 
 def _launch(launch: Launch) -> str:
-    parts = ", ".join(f'"{part.name}": ({_count(part)}, {part.axis})' for part in launch.parts)
+    parts = "".join(f'("{part.name}", {_count(part)}, {part.axis}), ' for part in launch.parts)
     arguments = [
         f"{launch.kernel.name}_kernel, x, {launch.units}",
         *([launch.tiles] if launch.tiles else []),
         *([f"room={launch.room}"] if launch.room is not None else []),
-        *([f"parts={{{parts}}}"] if parts else []),
+        *([f"parts=({parts.rstrip()})"] if parts else []),
         *(["apart=True"] if launch.apart else []),
         *(f"{name}={value}" for name, value in launch.modes.items()),
     ]
