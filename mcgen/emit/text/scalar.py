@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import sympy
 
@@ -37,6 +38,14 @@ Names = Mapping[sympy.Symbol, str]
 def _whole(names: Names) -> Names:
     """The same where a factor stands before: products keep to themselves."""
     return {symbol: text.within(UNARY) if isinstance(text, Bound) else text for symbol, text in names.items()}
+
+
+@lru_cache(maxsize=1 << 12)
+def _terms(expression: sympy.Expr) -> tuple[tuple[sympy.Expr, str, sympy.Expr], ...]:
+    """The terms of a sum, those with a minus last; each with its sign, and without."""
+    terms = [(term, term.could_extract_minus_sign()) for term in expression.as_ordered_terms()]
+    signed = [(term, "-", -term) if minus else (term, "+", term) for term, minus in terms]
+    return tuple(sorted(signed, key=lambda term: term[1] == "-"))
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,10 @@ class ScalarPrinter:
         return self.functions[expression.func](*(self.text(a, names) for a in expression.args)), ATOM
 
     def _sum(self, expression: sympy.Expr, names: Names) -> str:
-        terms = sorted(expression.as_ordered_terms(), key=lambda term: term.could_extract_minus_sign())
-        text = self.text(terms[0], names)
-        for term in terms[1:]:
-            minus = term.could_extract_minus_sign()
-            text += f" {'-' if minus else '+'} {self.text(-term if minus else term, names, MATRIX)}"
+        (first, _, _), *others = _terms(expression)
+        text = self.text(first, names)
+        for _, sign, size in others:
+            text += f" {sign} {self.text(size, names, MATRIX)}"
         return text
 
     def _product(self, expression: sympy.Expr, names: Names) -> tuple[str, int]:

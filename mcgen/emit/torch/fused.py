@@ -13,6 +13,8 @@ import functools
 
 import sympy
 
+from mcgen.ir.derivative import slope
+from mcgen.ir.program import placeholder
 from mcgen.symbolic import functions
 
 
@@ -30,16 +32,16 @@ class GeluVjp(sympy.Function):
 
 SPELLINGS = {Gelu: "F.gelu({})".format, GeluVjp: "_gelu_vjp({}, {})".format}
 
-_X = sympy.Symbol("x", real=True)
+_X = placeholder(0)
 
 
 @functools.cache
 def _forms() -> tuple[sympy.Expr, ...]:
     """gelu of x, its first two derivatives, and the second with one exponential."""
     value = functions.gelu(_X)
-    slope = sympy.diff(value, _X)
+    first = slope(value, _X)
     one_exponential = sympy.exp(-(_X**2) / 2) * (2 - _X**2) / sympy.sqrt(2 * sympy.pi)
-    return value, slope, sympy.diff(slope, _X), one_exponential
+    return value, first, slope(first, _X), one_exponential
 
 
 def fused(expression: sympy.Expr) -> sympy.Expr:
@@ -53,8 +55,8 @@ def fused(expression: sympy.Expr) -> sympy.Expr:
 
 
 def _fused(expression: sympy.Expr, x: sympy.Symbol) -> sympy.Expr:
-    value, slope, bend, density = (form.xreplace({_X: x}) for form in _forms())
-    expression = expression.xreplace({slope: GeluVjp(sympy.S.One, x), bend: density})
+    value, first, bend, density = (form.xreplace({_X: x}) for form in _forms())
+    expression = expression.xreplace({first: GeluVjp(sympy.S.One, x), bend: density})
     return expression.replace(lambda e: _divides(value, e), lambda e: e / value * Gelu(x))
 
 
@@ -69,5 +71,5 @@ def _has_slope(expression: sympy.Expr) -> bool:
 
 def _taken_in(product: sympy.Expr) -> sympy.Expr:
     """The product with its other factors as what the derivative is multiplied by."""
-    slope = next(factor for factor in product.args if isinstance(factor, GeluVjp))
-    return GeluVjp(slope.args[0] * product / slope, slope.args[1])
+    taking = next(factor for factor in product.args if isinstance(factor, GeluVjp))
+    return GeluVjp(taking.args[0] * product / taking, taking.args[1])
