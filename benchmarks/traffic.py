@@ -4,8 +4,8 @@
     python benchmarks/traffic.py             # B 1, T 4096, H 4, D 64, bfloat16, segments of 256
     python benchmarks/traffic.py --json
 
-Nothing runs: launches are intercepted, and each counts the tensors handed to it once. A tensor that two kernels take
-counts twice; what a kernel reads again is not counted, for caches mostly serve that. The lower bound is what any
+Nothing runs: launches are those of the plan, and each counts the tensors handed to it once. A tensor that two kernels
+take counts twice; what a kernel reads again is not counted, for caches mostly serve that. The lower bound is what any
 implementation must move, inputs and outputs once each: y of the inputs on the way there, the gradients of the inputs
 from those and the gradient of y on the way back. The peer is flash-linear-attention, whose operators have no cache of
 segments, so that only plain memories have one to stand beside.
@@ -14,25 +14,21 @@ segments, so that only plain memories have one to stand beside.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
-import torch
 
-from mcgen import pipeline
 from mcgen.cli.output import json_option, print_json, print_table
+from mcgen.plan.expansion import Launched, Problem, expanded, interpreted
+from mcgen.plan.host import Buffer
+from mcgen.plan.plan import planned, scheduled
 from mcgen.spec import Spec, loads
-from mcgen.tune.traffic import Launch, count, total_bytes
-from mcgen.tune.verification import imported
+from mcgen.symbolic.meaning import meaning
 
 BATCH, LENGTH, HEADS, DIM, SEGMENT = 1, 4096, 4, 64, 256
-ELEMENT, GATE = torch.bfloat16, torch.float32
+ELEMENT, GATE = "bfloat16", "float32"
 MEGABYTE = 10**6
 
 
@@ -104,54 +100,39 @@ class Row:
 
 def measured(subject: Subject) -> Iterator[Row]:
     """Both ways through a memory."""
-    spec = subject.spec()
-    inputs = _inputs(spec)
-    y: list[torch.Tensor] = []
-    module = _module(spec)
-    launches = {"forward": count(lambda: y.append(module.op(**inputs, backend="triton")))}
-    launches["backward"] = count(lambda: y[0].backward(torch.zeros_like(y[0])))
-    taken = sum(map(_bytes, inputs.values()))
-    bounds = {"forward": taken + _bytes(y[0]), "backward": 2 * taken + _bytes(y[0])}
-    for way, made in launches.items():
+    understood = meaning(subject.spec())
+    schedule = scheduled(planned(understood))
+    types = {**dict.fromkeys(understood.spec.tensor_gates, GATE), **dict.fromkeys("qkuv", ELEMENT)}
+    problem = Problem(BATCH, LENGTH, HEADS, types)
+    tensors = lambda some: sum(problem.tensor(one, schedule.constants).bytes for one in some)  # noqa: E731
+    taken, given = tensors(schedule.forward.given), tensors([Y])
+    bounds = {"forward": taken + given, "backward": 2 * taken + given}
+    for one in schedule.passes:
+        made = expanded(schedule, one, problem, interpreted(schedule, "float32"))
         peer = subject.peer
         yield Row(
             memory=subject.name,
-            way=way,
-            found=Figures(len(made), total_bytes(made) / MEGABYTE),
-            bound=bounds[way] / MEGABYTE,
+            way=one.name,
+            found=Figures(len(made), sum(launch.bytes for launch in made) / MEGABYTE),
+            bound=bounds[one.name] / MEGABYTE,
             peer=peer and peer.operator,
-            of_peer=peer and getattr(peer, way),
+            of_peer=peer and getattr(peer, one.name),
             kernels=_by_kernel(made),
         )
 
 
-def _inputs(spec: Spec) -> dict[str, torch.Tensor]:
-    shape = (BATCH, LENGTH, HEADS)
-    wide = ["q", "k", "v", *(["u"] if spec.routes_by_u else [])]
-    inputs = {name: torch.zeros(*shape, DIM, dtype=ELEMENT, requires_grad=True) for name in wide}
-    return inputs | {name: torch.zeros(shape, dtype=GATE, requires_grad=True) for name in spec.tensor_gates}
+Y = Buffer("y", ("B", "T", "H", "V"), "v")
 
 
-def _module(spec: Spec) -> ModuleType:
-    with tempfile.TemporaryDirectory(prefix="mcgen-") as folder:
-        path = Path(folder) / f"{spec.name}.py"
-        path.write_text(pipeline.source(spec), encoding="utf-8")
-        return imported(path)
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _by_kernel(launches: Sequence[Launch]) -> dict[str, float]:
+def _by_kernel(launches: Sequence[Launched]) -> dict[str, float]:
     """Megabytes by kernel, in order of launch."""
-    names = dict.fromkeys(launch.name for launch in launches)
-    return {name: total_bytes(one for one in launches if one.name == name) / MEGABYTE for name in names}
+    names = dict.fromkeys(launch.kernel for launch in launches)
+    return {name: sum(one.bytes for one in launches if one.kernel == name) / MEGABYTE for name in names}
 
 
 def show(rows: Sequence[Row]) -> None:
     heads = ("memory", "way", "launches", "MB", "at least", "", "its launches", "its MB")
-    title = f"B {BATCH}, T {LENGTH}, H {HEADS}, D {DIM}, {str(ELEMENT).removeprefix('torch.')}, segments of {SEGMENT}"
+    title = f"B {BATCH}, T {LENGTH}, H {HEADS}, D {DIM}, {ELEMENT}, segments of {SEGMENT}"
     print_table(heads, map(_cells, rows), title)
 
 
@@ -163,7 +144,6 @@ def _cells(row: Row) -> list[str]:
 @click.command(help=__doc__)
 @json_option
 def main(as_json: bool) -> None:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels of CPU tensors are accepted, not run
     rows = [row for subject in SUBJECTS for row in measured(subject)]
     if as_json:
         print_json([asdict(row) for row in rows])

@@ -505,9 +505,8 @@ def _run_backward_torch(tensors, saved, d_y):
 # o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·); states are (B, H, number, K, V) in float32.
 #
 # A block is a run of whole chunks of BT tokens inside one segment: what one program walks. Where blocks follow one
-# another (segments longer than a block, and every segment here),
-# `states` leaves the state at each block's start and `retreat` its gradient at each block's end, so that everything
-# else runs block by block.
+# another, in long segments or where one goes on from the one before, `states` leaves the state at each block's start
+# and `retreat` its gradient at each block's end, so that everything else runs block by block.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -612,7 +611,7 @@ def states_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """The state at the end of every segment and at the start of every block.
+    """The state at the end of every segment, and where blocks follow one another, at the start of every block.
 
     One program walks a chain of blocks and a tile of V columns.
     """
@@ -689,7 +688,7 @@ def read_kernel(
 ):
     """The read-outs y.
 
-    One program a block and tile of V columns walks the block's chunks, and reads cached states for each.
+    One program a block and tile of V columns walks the block's chunks, and reads what is cached for each.
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
@@ -757,8 +756,7 @@ def queries_kernel(
 ):
     """Gradients of q.
 
-    One program a block and tile of K columns walks the block forwards, with
-    the state at each chunk recomputed from the block's start.
+    One program a block and tile of K columns walks the block forwards.
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
@@ -831,8 +829,8 @@ def keys_kernel(
 ):
     """Gradients of k.
 
-    One program a block and tile of K columns walks the block backwards, with
-    the state at each chunk recomputed from the block's start.
+    One program a block and tile of K columns walks the block backwards; a state that it needs it makes again from the
+    block's start.
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
@@ -992,7 +990,8 @@ def gates_kernel(
 ):
     """Gradients of eta, a part a tile.
 
-    One program a block and tile of V columns walks the block backwards.
+    One program a block and tile of V columns walks the block backwards; a state that it needs it makes again from the
+    block's start.
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
@@ -1142,10 +1141,6 @@ def retreat_kernel(
             b_d_M_next = b_d_M
 
 
-BLOCK = 256  # tokens of a block, at most
-LEAST_ROWS = 16  # fewest tokens of a chunk
-
-
 def _by_length(make):
     """Remembers the tables of the last 64 lengths, and for good those that a CUDA graph was captured with.
 
@@ -1174,37 +1169,85 @@ def _by_length(make):
     return table
 
 
+def _sequences(lengths, segments):
+    """The segments of each sequence, of these lengths, one behind the other."""
+    starts = itertools.accumulate(lengths, initial=0)
+    return [[(at + begin, at + end) for begin, end in segments(T)] for at, T in zip(starts, lengths, strict=False)]
+
+
+def _segment_rows(sequences):
+    """A row a segment: start, end, the sequence's first segment, the sequence's end."""
+    rows = []
+    for segments in sequences:
+        first = len(rows)
+        rows += [(begin, end, first, segments[-1][1]) for begin, end in segments]
+    return rows
+
+
+def _chains(sequences, chained, size, chunk=None):
+    """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
+
+    A piece is start, end, segment, its start, its end, the sequence's first segment, whether a run begins with it.
+    """
+    found, s = [], 0
+    for segments in sequences:
+        first, own = s, []
+        for begin, end in segments:
+            runs = [(at, min(at + (chunk or end - begin), end)) for at in range(begin, end, chunk or end - begin)]
+            cut = [(at, run, min(at + size, stop)) for run, stop in runs for at in range(run, stop, size)]
+            own.append([(at, stop, s, begin, end, first, int(at == run)) for at, run, stop in cut])
+            s += 1
+        found += [list(itertools.chain(*own))] if chained else own
+    return found
+
+
+def _chain_rows(chains):
+    """A row a chain: its first piece, and the one after its last, of the pieces of all."""
+    ends = list(itertools.accumulate(map(len, chains)))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _block_rows(chains, chained):
+    """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
+    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+
+
+def _tables(sequences, chained, size):
+    """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
+    own = _chains(sequences, chained, size)
+    return {"blocks": _block_rows(own, chained), "chains": _chain_rows(own), "segments": _segment_rows(sequences)}
+
+
+CHAINED = True  # whether a segment goes on from the one before
+BLOCK = 256  # tokens of a block, at most
+
+
 @_by_length
 def _layout(T, device):
-    """Tables of where things are, and their sizes.
-
-    blocks (n, 8): start, end, segment, its start, its end, the sequence's first segment, the border lags do not cross.
-    chains (n, 2): first block, last + 1, of the blocks that follow one another.
-    segments (n, 4): start, end, the sequence's first segment, the sequence's end.
-    """
-    blocks, chains, segments = [], [], []
-    for s, (begin, end) in enumerate(_segments(T)):
-        segments.append((begin, end, 0, T))
-        for start in range(begin, end, BLOCK):
-            border = 0
-            blocks.append((start, min(start + BLOCK, end), s, begin, end, 0, border, 0))
-    chains.append((0, len(blocks)))
-    longest = max(end - start for start, end, *_ in blocks)
-    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
-    return table(blocks), table(chains), table(segments), longest
+    """Where T tokens lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
+    tables = _tables(_sequences([T], _segments), CHAINED, BLOCK)
+    lengths = {f"n_{name}": len(rows) for name, rows in tables.items()}
+    longest = max(end - start for start, end, *_ in tables["blocks"])
+    return {name: _table(rows, device) for name, rows in tables.items()} | lengths | {"longest": longest}
 
 
-def _tile(n):
-    """The power of two, 16 at least, that holds n."""
-    return max(16, 1 << (n - 1).bit_length())
+def _table(rows, device):
+    return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
-# The axis that a kernel's grid takes in tiles, BK or BV columns wide; none where it takes both whole.
+# Lengths that kernels are specialised for.
+CONSTANTS = {
+    "K": 64,
+    "V": 64,
+}
+LEAST_ROWS = 16  # fewest tokens that a kernel takes at once
+
+# The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all.
 AXES = {"states": "v", "read": "v", "queries": "k", "keys": "k", "values": "v", "gates": "v", "retreat": "v"}
 
 # BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
-# compiling for it, the first of a list of candidates, larger tiles first, that keeps all values in registers and fits
-# the shared memory. Those that `mcgen tune` found on this machine come before them.
+# compiling for it, the first of a list of candidates, larger tiles first, that fits the shared memory and keeps all
+# values in registers where that matters. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
@@ -1295,6 +1338,7 @@ DEFAULTS = {
     "cpu": {"bfloat16": (32, 64, 4), "float32": (32, 64, 4)},
 }
 
+
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
     "states": "1bd62cc467a17f9575823895075d09ac090f012746046588014f8c5d0b0a0be2",
@@ -1305,6 +1349,7 @@ DIGESTS = {
     "gates": "3197d77a51be9c8a524342c1ffa475a9e5c95364bb4eccea7a2a9980dbda2c77",
     "retreat": "2cd9f71aec95d2587f55a0a8b8bebf62c8631fe41863b616b2327c3b52118ca9",
 }
+STEPPING = ()  # of these, tables tell apart how many rows they take at once
 
 
 def _require_triton(x):
@@ -1374,7 +1419,7 @@ def _tuned_rows(table, kind):
     """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
     found = {}
     for kernel, digest in DIGESTS.items():
-        place = f"64x64 {kind}"
+        place = f"{CONSTANTS['K']}x{CONSTANTS['V']} {kind}" + (f" {LEAST_ROWS}" if kernel in STEPPING else "")
         if place in table.get(digest, ()):
             found[kernel] = tuple(table[digest][place][:4])
             if not _can_launch(*found[kernel]):
@@ -1435,34 +1480,81 @@ def _precision(element):
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
 
 
-def _configuration(kernel, element, device):
-    """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
-    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
-    tiles = {"k": _tile(64), "v": _tile(64)}
-    if AXES[kernel]:
-        tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
-    return BT, tiles["k"], tiles["v"], {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+def _cdiv(a, b):
+    return -(-a // b)
 
 
-def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
-    element = _element(tensors)
-    BT, BK, BV, options = _configuration(name, element, tensors[0].device)
-    BT = max(LEAST_ROWS, min(BT, _tile(layout[3])))
-    constants = {
-        "K": 64,
-        "V": 64,
-        "BT": BT,
-        "BK": BK,
-        "BV": BV,
-        "IN": _TYPES[element],
-        "PREC": _precision(element),
-        **more,
-    }
-    kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)
+def _tile(n):
+    """The power of two, 16 at least, that holds n."""
+    return max(16, 1 << (n - 1).bit_length())
 
 
-def _contiguous(tensors):
-    return dict(zip(INPUTS, (t.contiguous() for t in tensors), strict=True))
+def _rows_at_once(kernel, x):
+    """Tokens that a kernel takes at once."""
+    return _configuration(kernel, x)["BT"]
+
+
+def _n_tiles(kernel, x):
+    """How many tiles a kernel takes its axis in."""
+    axis = AXES[kernel].upper()
+    return _cdiv(CONSTANTS[axis], _configuration(kernel, x)[f"B{axis}"]) if axis else 1
+
+
+def _new(x, *shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device=x.device)
+
+
+def _parts_of_tiles(x, parts):
+    """Room for buffers of which several tiles have their own."""
+    found = {}
+    for name, count, axis in parts:
+        if count > 1:
+            shape = getattr(x, name).shape
+            found[name] = _new(x, *shape[:axis], count, *shape[axis:])
+    return found
+
+
+def _add_up_parts(x, found, parts):
+    """Adds up what each tile left."""
+    for name, _, axis in parts:
+        if name in found:
+            torch.sum(found[name], axis, out=getattr(x, name))
+
+
+def _configuration(kernel, x):
+    """Tile sizes of a kernel, and its launch options."""
+    BT, columns, num_warps, num_stages = _configured(kernel, x.element, x.device)
+    tiles = {"BK": _tile(CONSTANTS["K"]), "BV": _tile(CONSTANTS["V"])}
+    if axis := AXES[kernel].upper():
+        tiles[f"B{axis}"] = min(columns, tiles[f"B{axis}"])
+    BT = max(LEAST_ROWS, min(BT, _tile(x.longest)))
+    return {"BT": BT, **tiles, "num_warps": num_warps, "num_stages": num_stages}
+
+
+def _launch(kernel, x, units, tiles=1, parts=()):
+    """Launches a kernel, a program for each unit and tile; it takes its arguments from x and the constants by name.
+
+    parts: buffers of which each tile has its own: name, how many, and the axis along which they are added up.
+    """
+    own, more = _configuration(kernel.__name__.removesuffix("_kernel"), x), _parts_of_tiles(x, parts)
+    steps = _cdiv(CONSTANTS.get("CHUNK", 1), own["BT"])  # of a gradient chunk
+    chunk = {"STEPS": steps, "STEP": _cdiv(CONSTANTS.get("CHUNK", 1), steps)}
+    known = {**vars(x), **CONSTANTS, **chunk, **own, **more, "IN": _TYPES[x.element], "PREC": _precision(x.element)}
+    arguments = {name: known[name] for name in kernel.arg_names}
+    options = {"num_warps": own["num_warps"], "num_stages": own["num_stages"], "enable_fp_fusion": True}
+    kernel[(units, tiles)](**arguments, **options)
+    _add_up_parts(x, more, parts)
+
+
+def _given(tensors):
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
+    inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
+    x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
+    x.element, x.device = _element(tensors), tensors[0].device
+    x.B, x.T, x.H, _ = x.q.shape
+    x.BH = x.B * x.H
+    vars(x).update(_layout(x.T, x.device))
+    return x
 
 
 def _rooms_triton(B, T, H):
@@ -1475,115 +1567,52 @@ def _rooms_triton(B, T, H):
 
 
 def _saved_triton(tensors):
-    """Empty tensors for what the forward pass saves: a buffer."""
+    """Empty tensors for what the forward pass saves: a buffer, and the segments that rows choose, where they do."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    buffer = _buffer(_rooms_triton(B, T, H), q, torch.float32)
-    return [buffer]
+    return [_buffer(_rooms_triton(B, T, H), q, torch.float32)]
 
 
-def _named(q, buffer):
-    """What the forward kernels leave in a buffer, by name."""
-    rooms = _rooms_triton(*q.shape[:3])
-    return dict(zip(rooms, _parted(buffer, rooms), strict=True))
+def _recall(x, names, saved):
+    """Names what the forward pass saves, the parts of its buffer too."""
+    vars(x).update(zip(names, saved, strict=True))
+    rooms = _rooms_triton(x.B, x.T, x.H)
+    vars(x).update(zip(rooms, _parted(x.buffer, rooms), strict=True))
+
+
+def _gradients(x, tensors):
+    """The gradients of the inputs, in their types."""
+    return [getattr(x, f"d_{name}").to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
 
 
 def _run_forward_triton(tensors):
-    x = _contiguous(tensors)
-    q, v = x["q"], x["v"]
-    B, T, H, _ = q.shape
-    layout = _layout(T, q.device)
-    blocks, chains, segments, _ = layout
+    """y, and what the backward pass needs of it."""
+    x = _given(tensors)
     saved = _saved_triton(tensors)
-    _clear_between(saved[0], _rooms_triton(B, T, H))
-    x |= _named(q, saved[0])
-    x["y"] = torch.empty_like(v)
-    sizes = (T, H, B * H, len(blocks), len(segments))
-    _launch(
-        states_kernel,
-        "states",
-        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
-        [x["k"], x["v"], x["eta"], x["start_M"], x["error_0"]],
-        tensors,
-        lambda BT: (blocks, chains, *sizes),
-        layout,
-    )
-    _launch(
-        read_kernel,
-        "read",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
-        [x["q"], x["k"], x["eta"], x["error_0"], x["start_M"], x["y"]],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-    )
-    return [x["y"], *saved]
+    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))
+    _recall(x, ["buffer"], saved)
+    x.y = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
+    _launch(states_kernel, x, x.n_chains * x.BH, _n_tiles("states", x))
+    _launch(read_kernel, x, x.n_blocks * x.BH, _n_tiles("read", x))
+    return [x.y, *saved]
 
 
 def _run_backward_triton(tensors, saved, d_y):
-    x = _contiguous(tensors)
-    q = x["q"]
-    B, T, H, _ = q.shape
-    layout = _layout(T, q.device)
-    blocks, chains, segments, _ = layout
-    x |= dict(zip(("buffer",), saved, strict=True))
-    x |= _named(q, x["buffer"])
-    x["d_y"] = d_y.contiguous()
-    sizes = (T, H, B * H, len(blocks), len(segments))
-    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    x["pull_0"] = new(B, T, H, 64)
-    x["d_end_M"] = torch.empty_like(x["start_M"])
-    _launch(
-        retreat_kernel,
-        "retreat",
-        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
-        [x["q"], x["k"], x["eta"], x["d_y"], x["pull_0"], x["d_end_M"]],
-        tensors,
-        lambda BT: (blocks, chains, *sizes),
-        layout,
-    )
-    x["d_q"] = torch.empty_like(x["q"], memory_format=torch.contiguous_format)
-    x["d_k"] = torch.empty_like(x["k"], memory_format=torch.contiguous_format)
-    x["d_v"] = torch.empty_like(x["v"], memory_format=torch.contiguous_format)
-    _launch(
-        queries_kernel,
-        "queries",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
-        [x["k"], x["eta"], x["d_y"], x["error_0"], x["start_M"], x["d_q"]],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-    )
-    _launch(
-        keys_kernel,
-        "keys",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
-        [x["q"], x["k"], x["eta"], x["d_y"], x["error_0"], x["pull_0"], x["start_M"], x["d_end_M"], x["d_k"]],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-    )
-    _launch(
-        values_kernel,
-        "values",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
-        [x["pull_0"], x["d_v"]],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-    )
-    parts = triton.cdiv(64, _configuration("gates", _element(tensors), q.device)[2])
-    x["d_eta"] = new(parts, B, T, H)
-    _launch(
-        gates_kernel,
-        "gates",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
-        [x["q"], x["k"], x["d_y"], x["error_0"], x["pull_0"], x["d_end_M"], x["d_eta"]],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-    )
-    x["d_eta"] = x["d_eta"][0] if parts == 1 else x["d_eta"].sum(0)
-    return [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=True)]
+    """The gradients of all inputs, from that of y and what the forward pass saved."""
+    x = _given(tensors)
+    _recall(x, ["buffer"], saved)
+    x.d_y = d_y.contiguous()
+    x.pull_0 = _new(x, x.B, x.T, x.H, 64)
+    x.d_end_M = _new(x, x.B, x.H, x.n_blocks, 64, 64)
+    _launch(retreat_kernel, x, x.n_chains * x.BH, _n_tiles("retreat", x))
+    x.d_q = _new(x, x.B, x.T, x.H, 64, dtype=x.q.dtype)
+    x.d_k = _new(x, x.B, x.T, x.H, 64, dtype=x.k.dtype)
+    x.d_v = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
+    _launch(queries_kernel, x, x.n_blocks * x.BH, _n_tiles("queries", x))
+    _launch(keys_kernel, x, x.n_blocks * x.BH, _n_tiles("keys", x))
+    _launch(values_kernel, x, x.n_blocks * x.BH, _n_tiles("values", x))
+    x.d_eta = _new(x, x.B, x.T, x.H)
+    _launch(gates_kernel, x, x.n_blocks * x.BH, _n_tiles("gates", x), parts=(("d_eta", _n_tiles("gates", x), 0),))
+    return _gradients(x, tensors)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -966,9 +966,8 @@ def _run_backward_torch(tensors, saved, d_y):
 # o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·); states are (B, H, number, K, V) in float32.
 #
 # A block is a run of whole chunks of BT tokens inside one segment: what one program walks. Where blocks follow one
-# another (segments longer than a block),
-# `states` leaves the state at each block's start and `retreat` its gradient at each block's end, so that everything
-# else runs block by block.
+# another, in long segments or where one goes on from the one before, `states` leaves the state at each block's start
+# and `retreat` its gradient at each block's end, so that everything else runs block by block.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -1108,7 +1107,7 @@ def states_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """The state at the end of every segment.
+    """The state at the end of every segment, and where blocks follow one another, at the start of every block.
 
     One program walks a chain of blocks and a tile of V columns.
     """
@@ -1213,8 +1212,7 @@ def read_kernel(
 ):
     """The read-outs y.
 
-    One program a block and tile of V columns walks the block's chunks, and reads cached states for each with an
-    online softmax over segments.
+    One program a block and tile of V columns walks the block's chunks, and reads what is cached for each.
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
@@ -1336,8 +1334,7 @@ def queries_kernel(
 ):
     """Gradients of q, u.
 
-    One program a block and tile of K columns walks the block forwards, with
-    the state at each chunk recomputed from the block's start.
+    One program a block and tile of K columns walks the block forwards.
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
@@ -1453,8 +1450,8 @@ def keys_kernel(
 ):
     """Gradients of k.
 
-    One program a block and tile of K columns walks the block backwards, with
-    the state at each chunk recomputed from the block's start.
+    One program a block and tile of K columns walks the block backwards; a state that it needs it makes again from the
+    block's start.
     """
     i_n, i_bh, i_k = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
@@ -1668,8 +1665,8 @@ def gates_kernel(
 ):
     """Gradients of alpha, eta, a part a tile.
 
-    One program a block and tile of V columns walks the block backwards, with
-    the state at each chunk recomputed from the block's start.
+    One program a block and tile of V columns walks the block backwards; a state that it needs it makes again from the
+    block's start.
     """
     i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
     i_b, i_h = i_bh // H, i_bh % H
@@ -2173,126 +2170,13 @@ def route_kernel(
 
 
 @_jit
-def read_chosen_kernel(
-    q,
-    k,
-    u,
-    alpha,
-    eta,
-    error_0,
-    lse,
-    online,
-    r_chosen,
-    o_chosen,
-    y,
-    blocks,
-    T,
-    H,
-    BH,
-    n_blocks,
-    n_segments,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    IN: tl.constexpr,
-    PREC: tl.constexpr,
-    TOP_K: tl.constexpr,
-):
-    """The read-outs y.
-
-    One program a block and tile of V columns walks the block's chunks, and reads cached states for each.
-    """
-    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
-    i_b, i_h = i_bh // H, i_bh % H
-    one = tl.minimum(T, 1)
-    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
-    m_k, m_v = o_k < K, o_v < V
-    start, end, _, segment_start, _, _, _ = _block(blocks, i_n)
-    b_M = tl.zeros([BK, BV], tl.float32)
-    b_pool = tl.zeros([BK], tl.float32)
-    for i_step in range(tl.cdiv(end - start, BT)):
-        i_t = start + i_step * BT
-        m_t = i_t + o_t < end
-        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        b_u = tl.load(
-            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
-        b_k = tl.load(
-            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
-        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
-        b_pool_next = b_pool + b_k_sum
-        b_at_t = o_t
-        b_at_j = o_t
-        b_causal_u_k = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
-        b_causal_u_k_sum = tl.sum(b_causal_u_k, 1)
-        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
-        b_r = (b_causal_u_k_sum + b_u_pool) / b_count
-        b_valid = m_t.to(tl.float32)
-        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
-        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
-        b_M_keeps_run_tj = tl.where(
-            o_t[:, None] >= o_t[None, :],
-            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
-            0.0,
-        )
-        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_minus_eta = -b_eta
-        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
-        b_C_M_tj = b_M_keeps_run_tj * b_rate[None, :]
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
-        b_C_q_k = b_C_M_tj * b_q_k
-        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
-        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
-        b_R_q_M = b_M_keeps_run_t[:, None] * b_q_M
-        b_error_0 = tl.load(
-            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        )
-        b_o = _tile_dot_add(b_R_q_M, b_C_q_k, b_error_0, one, PREC)
-        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
-        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
-        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
-        b_C_M_j = b_M_keeps_run_j * b_rate
-        b_M_writes = b_C_M_j[:, None] * b_error_0
-        b_M_next = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
-        b_M = b_M_next
-        b_pool = b_pool_next
-        b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
-        for i_c in range(TOP_K):
-            i_entry = (i_row + o_t * H) * TOP_K + i_c
-            b_r_cached = tl.load(r_chosen + i_entry, mask=m_t, other=-float("inf"))
-            b_o_cached = tl.load(
-                o_chosen + i_entry[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
-            )
-            b_higher = tl.maximum(b_top, b_r_cached)
-            b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
-            b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
-            b_sum, b_top = b_sum * b_keep + b_new, b_higher
-        b_y = b_y / b_sum[:, None]
-        if i_v == 0:
-            b_lse = b_top + tl.log(b_sum)
-            tl.store(lse + i_row + o_t * H, b_lse, mask=m_t)
-            tl.store(online + i_row + o_t * H, tl.exp(b_r - b_lse), mask=m_t)
-        o_y = o_t[:, None] * (H * V) + o_v[None, :]
-        tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
-
-
-@_jit
 def chosen_reads_kernel(
     q,
     cached,
     o_chosen,
     order,
     groups,
-    n_entries,
+    n_choices,
     n_groups,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -2312,7 +2196,7 @@ def chosen_reads_kernel(
     one = tl.minimum(n_groups, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    m_t = i_p * BT + o_t < n_entries
+    m_t = i_p * BT + o_t < n_choices
     o_entry = tl.load(order + i_p.to(tl.int64) * BT + o_t, mask=m_t, other=0)
     o_group = tl.load(groups + i_p.to(tl.int64) * BT + o_t, mask=m_t, other=n_groups)
     o_row = o_entry // TOP_K
@@ -2347,7 +2231,7 @@ def chosen_rows_kernel(
     d_r_chosen,
     order,
     groups,
-    n_entries,
+    n_choices,
     n_groups,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -2367,7 +2251,7 @@ def chosen_rows_kernel(
     one = tl.minimum(n_groups, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    m_t = i_p * BT + o_t < n_entries
+    m_t = i_p * BT + o_t < n_choices
     o_entry = tl.load(order + i_p.to(tl.int64) * BT + o_t, mask=m_t, other=0)
     o_group = tl.load(groups + i_p.to(tl.int64) * BT + o_t, mask=m_t, other=n_groups)
     o_row = o_entry // TOP_K
@@ -2489,8 +2373,117 @@ def chosen_segments_kernel(
     tl.store(d_pools + (i_v.to(tl.int64) * n_groups + i_cached) * K + o_k, s_pools, mask=m_k)
 
 
-BLOCK = 256  # tokens of a block, at most
-LEAST_ROWS = 16  # fewest tokens of a chunk
+@_jit
+def read_chosen_kernel(
+    q,
+    k,
+    u,
+    alpha,
+    eta,
+    error_0,
+    lse,
+    online,
+    r_chosen,
+    o_chosen,
+    y,
+    blocks,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    TOP_K: tl.constexpr,
+):
+    """The read-outs y.
+
+    One program a block and tile of V columns walks the block's chunks, and reads what is cached for each.
+    """
+    i_n, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    start, end, _, segment_start, _, _, _ = _block(blocks, i_n)
+    b_M = tl.zeros([BK, BV], tl.float32)
+    b_pool = tl.zeros([BK], tl.float32)
+    for i_step in range(tl.cdiv(end - start, BT)):
+        i_t = start + i_step * BT
+        m_t = i_t + o_t < end
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        b_u = tl.load(
+            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_pool = tl.sum(b_u.to(tl.float32) * b_pool[None, :], 1)
+        b_k = tl.load(
+            k + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_u_k = _tile_dot(b_u, tl.trans(b_k), one, PREC)
+        b_k_sum = tl.sum(b_k.to(tl.float32), 0)
+        b_pool_next = b_pool + b_k_sum
+        b_at_t = o_t
+        b_at_j = o_t
+        b_causal_u_k = tl.where(b_at_t[:, None] + 1.0 - b_at_j[None, :] > 0, b_u_k, 0.0)
+        b_causal_u_k_sum = tl.sum(b_causal_u_k, 1)
+        b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+        b_r = (b_causal_u_k_sum + b_u_pool) / b_count
+        b_valid = m_t.to(tl.float32)
+        b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+        b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+        b_M_keeps_run_tj = tl.where(
+            o_t[:, None] >= o_t[None, :],
+            _tile_product(b_M_keeps_e[:, None] - b_M_keeps_e[None, :], b_M_keeps_f[:, None] - b_M_keeps_f[None, :]),
+            0.0,
+        )
+        b_eta = tl.load(eta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+        b_minus_eta = -b_eta
+        b_rate = tl.where(b_valid > 0, b_minus_eta, 0.0)
+        b_C_M_tj = b_M_keeps_run_tj * b_rate[None, :]
+        b_q = tl.load(
+            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+        ).to(IN)
+        b_q_k = _tile_dot(b_q, tl.trans(b_k), one, PREC)
+        b_C_q_k = b_C_M_tj * b_q_k
+        b_q_M = _tile_dot(b_q.to(tl.float32), b_M, one, PREC)
+        b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+        b_R_q_M = b_M_keeps_run_t[:, None] * b_q_M
+        b_error_0 = tl.load(
+            error_0 + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+        )
+        b_o = _tile_dot_add(b_R_q_M, b_C_q_k, b_error_0, one, PREC)
+        b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+        b_M_keeps_run_all_M = b_M_keeps_run_all * b_M
+        b_M_keeps_run_j = _tile_product(tl.sum(b_M_keeps_e1, 0) - b_M_keeps_e, tl.sum(b_M_keeps_f1, 0) - b_M_keeps_f)
+        b_C_M_j = b_M_keeps_run_j * b_rate
+        b_M_writes = b_C_M_j[:, None] * b_error_0
+        b_M_next = _tile_dot_add(b_M_keeps_run_all_M, tl.trans(b_k.to(tl.float32)), b_M_writes, one, PREC)
+        b_M = b_M_next
+        b_pool = b_pool_next
+        b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
+        for i_c in range(TOP_K):
+            i_entry = (i_row + o_t * H) * TOP_K + i_c
+            b_r_cached = tl.load(r_chosen + i_entry, mask=m_t, other=-float("inf"))
+            b_o_cached = tl.load(
+                o_chosen + i_entry[:, None] * V + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0
+            )
+            b_higher = tl.maximum(b_top, b_r_cached)
+            b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
+            b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
+            b_sum, b_top = b_sum * b_keep + b_new, b_higher
+        b_y = b_y / b_sum[:, None]
+        if i_v == 0:
+            b_lse = b_top + tl.log(b_sum)
+            tl.store(lse + i_row + o_t * H, b_lse, mask=m_t)
+            tl.store(online + i_row + o_t * H, tl.exp(b_r - b_lse), mask=m_t)
+        o_y = o_t[:, None] * (H * V) + o_v[None, :]
+        tl.store(y + i_row * V + o_y, b_y.to(y.dtype.element_ty), mask=m_t[:, None] & m_v[None, :])
 
 
 def _by_length(make):
@@ -2521,33 +2514,82 @@ def _by_length(make):
     return table
 
 
+def _sequences(lengths, segments):
+    """The segments of each sequence, of these lengths, one behind the other."""
+    starts = itertools.accumulate(lengths, initial=0)
+    return [[(at + begin, at + end) for begin, end in segments(T)] for at, T in zip(starts, lengths, strict=False)]
+
+
+def _segment_rows(sequences):
+    """A row a segment: start, end, the sequence's first segment, the sequence's end."""
+    rows = []
+    for segments in sequences:
+        first = len(rows)
+        rows += [(begin, end, first, segments[-1][1]) for begin, end in segments]
+    return rows
+
+
+def _chains(sequences, chained, size, chunk=None):
+    """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
+
+    A piece is start, end, segment, its start, its end, the sequence's first segment, whether a run begins with it.
+    """
+    found, s = [], 0
+    for segments in sequences:
+        first, own = s, []
+        for begin, end in segments:
+            runs = [(at, min(at + (chunk or end - begin), end)) for at in range(begin, end, chunk or end - begin)]
+            cut = [(at, run, min(at + size, stop)) for run, stop in runs for at in range(run, stop, size)]
+            own.append([(at, stop, s, begin, end, first, int(at == run)) for at, run, stop in cut])
+            s += 1
+        found += [list(itertools.chain(*own))] if chained else own
+    return found
+
+
+def _chain_rows(chains):
+    """A row a chain: its first piece, and the one after its last, of the pieces of all."""
+    ends = list(itertools.accumulate(map(len, chains)))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _block_rows(chains, chained):
+    """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
+    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+
+
+def _tables(sequences, chained, size):
+    """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
+    own = _chains(sequences, chained, size)
+    return {"blocks": _block_rows(own, chained), "chains": _chain_rows(own), "segments": _segment_rows(sequences)}
+
+
+CHAINED = False  # whether a segment goes on from the one before
+BLOCK = 256  # tokens of a block, at most
+
+
 @_by_length
 def _layout(T, device):
-    """Tables of where things are, and their sizes.
-
-    blocks (n, 8): start, end, segment, its start, its end, the sequence's first segment, the border lags do not cross.
-    chains (n, 2): first block, last + 1, of the blocks that follow one another.
-    segments (n, 4): start, end, the sequence's first segment, the sequence's end.
-    """
-    blocks, chains, segments = [], [], []
-    for s, (begin, end) in enumerate(_segments(T)):
-        segments.append((begin, end, 0, T))
-        chains.append((len(blocks), len(blocks)))
-        for start in range(begin, end, BLOCK):
-            border = begin
-            blocks.append((start, min(start + BLOCK, end), s, begin, end, 0, border, 0))
-        chains[-1] = (chains[-1][0], len(blocks))
-    longest = max(end - start for start, end, *_ in blocks)
-    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
-    return table(blocks), table(chains), table(segments), longest
+    """Where T tokens lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
+    tables = _tables(_sequences([T], _segments), CHAINED, BLOCK)
+    lengths = {f"n_{name}": len(rows) for name, rows in tables.items()}
+    longest = max(end - start for start, end, *_ in tables["blocks"])
+    return {name: _table(rows, device) for name, rows in tables.items()} | lengths | {"longest": longest}
 
 
-def _tile(n):
-    """The power of two, 16 at least, that holds n."""
-    return max(16, 1 << (n - 1).bit_length())
+def _table(rows, device):
+    return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
-# The axis that a kernel's grid takes in tiles, BK or BV columns wide; none where it takes both whole.
+# Lengths that kernels are specialised for.
+CONSTANTS = {
+    "K": 64,
+    "V": 64,
+    "TOP_K": 2,
+    "PLACES": 2,
+}
+LEAST_ROWS = 16  # fewest tokens that a kernel takes at once
+
+# The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all.
 AXES = {
     "states": "v",
     "read": "v",
@@ -2559,15 +2601,15 @@ AXES = {
     "segments": "v",
     "retreat": "v",
     "route": "",
-    "read_chosen": "v",
     "chosen_reads": "v",
     "chosen_rows": "v",
     "chosen_segments": "v",
+    "read_chosen": "v",
 }
 
 # BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
-# compiling for it, the first of a list of candidates, larger tiles first, that keeps all values in registers and fits
-# the shared memory. Those that `mcgen tune` found on this machine come before them.
+# compiling for it, the first of a list of candidates, larger tiles first, that fits the shared memory and keeps all
+# values in registers where that matters. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
@@ -2581,10 +2623,10 @@ CONFIGURATIONS = {
             "segments": (64, 64, 8, 1),
             "retreat": (64, 32, 8, 1),
             "route": (64, 64, 4, 1),
-            "read_chosen": (64, 64, 8, 1),
             "chosen_reads": (64, 64, 8, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "read_chosen": (64, 64, 8, 1),
         },
         "float32": {
             "states": (32, 64, 8, 1),
@@ -2597,10 +2639,10 @@ CONFIGURATIONS = {
             "segments": (32, 64, 8, 1),
             "retreat": (32, 64, 8, 1),
             "route": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 8, 1),
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
         },
     },
     "sm90": {
@@ -2615,10 +2657,10 @@ CONFIGURATIONS = {
             "segments": (64, 64, 8, 1),
             "retreat": (32, 64, 8, 1),
             "route": (64, 64, 4, 1),
-            "read_chosen": (64, 32, 8, 1),
             "chosen_reads": (64, 64, 8, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "read_chosen": (64, 32, 8, 1),
         },
         "float32": {
             "states": (32, 64, 8, 1),
@@ -2631,10 +2673,10 @@ CONFIGURATIONS = {
             "segments": (32, 64, 8, 1),
             "retreat": (32, 64, 8, 1),
             "route": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 8, 1),
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
         },
     },
     "sm100": {
@@ -2649,10 +2691,10 @@ CONFIGURATIONS = {
             "segments": (64, 64, 8, 1),
             "retreat": (32, 64, 8, 1),
             "route": (64, 64, 4, 1),
-            "read_chosen": (64, 64, 8, 1),
             "chosen_reads": (64, 64, 8, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "read_chosen": (64, 64, 8, 1),
         },
         "float32": {
             "states": (32, 64, 8, 1),
@@ -2665,10 +2707,10 @@ CONFIGURATIONS = {
             "segments": (32, 64, 4, 1),
             "retreat": (32, 64, 8, 1),
             "route": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 8, 1),
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 8, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 8, 1),
         },
     },
     "gfx942": {
@@ -2683,10 +2725,10 @@ CONFIGURATIONS = {
             "segments": (64, 64, 4, 1),
             "retreat": (64, 64, 4, 1),
             "route": (64, 64, 4, 1),
-            "read_chosen": (64, 64, 4, 1),
             "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 4, 1),
             "chosen_segments": (64, 64, 4, 1),
+            "read_chosen": (64, 64, 4, 1),
         },
         "float32": {
             "states": (32, 64, 4, 1),
@@ -2699,10 +2741,10 @@ CONFIGURATIONS = {
             "segments": (32, 64, 4, 1),
             "retreat": (32, 64, 4, 1),
             "route": (32, 64, 4, 1),
-            "read_chosen": (32, 64, 4, 1),
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "read_chosen": (32, 64, 4, 1),
         },
     },
 }
@@ -2713,6 +2755,7 @@ DEFAULTS = {
     "gf": {"bfloat16": (32, 32, 4), "float32": (32, 32, 4)},
     "cpu": {"bfloat16": (32, 64, 4), "float32": (32, 64, 4)},
 }
+
 
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
@@ -2726,11 +2769,12 @@ DIGESTS = {
     "segments": "e4cbffa496446a825c6747b686e1f1abf5f8569a289151ebf48eefe44a540c80",
     "retreat": "c2b8766842783e30dcb236fd923deda64c8ced38639903eddd49399272f263c0",
     "route": "ae4b063d5575919883669294f57ee60e1f4967bb1a63a08d0c67830591b14b9d",
-    "read_chosen": "c01c79e38a318b83851f309b6ba58b04cd964e8d761fe42da141c626455b78ed",
     "chosen_reads": "047916e4888cde623aa99a570c3ada82d0e7d6f18bf6d1eddf7cfb2b6a6f890a",
     "chosen_rows": "2ed07515bfa5ea42d360ecc6a51820e95c59c6e320c815301df2f50d3ac64efd",
     "chosen_segments": "ccf3c308ea3863282fa1686a2fd90fae5d1c299a5191933c5214a2878cf4cb4d",
+    "read_chosen": "c01c79e38a318b83851f309b6ba58b04cd964e8d761fe42da141c626455b78ed",
 }
+STEPPING = ()  # of these, tables tell apart how many rows they take at once
 
 
 def _require_triton(x):
@@ -2800,7 +2844,7 @@ def _tuned_rows(table, kind):
     """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
     found = {}
     for kernel, digest in DIGESTS.items():
-        place = f"64x64 {kind}"
+        place = f"{CONSTANTS['K']}x{CONSTANTS['V']} {kind}" + (f" {LEAST_ROWS}" if kernel in STEPPING else "")
         if place in table.get(digest, ()):
             found[kernel] = tuple(table[digest][place][:4])
             if not _can_launch(*found[kernel]):
@@ -2861,34 +2905,81 @@ def _precision(element):
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
 
 
-def _configuration(kernel, element, device):
-    """Tile sizes and launch options of a kernel: (BT, BK, BV, options)."""
-    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
-    tiles = {"k": _tile(64), "v": _tile(64)}
-    if AXES[kernel]:
-        tiles[AXES[kernel]] = min(columns, tiles[AXES[kernel]])
-    return BT, tiles["k"], tiles["v"], {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+def _cdiv(a, b):
+    return -(-a // b)
 
 
-def _launch(kernel, name, grid, pointers, tensors, numbers, layout, **more):
-    element = _element(tensors)
-    BT, BK, BV, options = _configuration(name, element, tensors[0].device)
-    BT = max(LEAST_ROWS, min(BT, _tile(layout[3])))
-    constants = {
-        "K": 64,
-        "V": 64,
-        "BT": BT,
-        "BK": BK,
-        "BV": BV,
-        "IN": _TYPES[element],
-        "PREC": _precision(element),
-        **more,
-    }
-    kernel[grid(BT, BK, BV)](*pointers, *numbers(BT), **constants, **options)
+def _tile(n):
+    """The power of two, 16 at least, that holds n."""
+    return max(16, 1 << (n - 1).bit_length())
 
 
-def _contiguous(tensors):
-    return dict(zip(INPUTS, (t.contiguous() for t in tensors), strict=True))
+def _rows_at_once(kernel, x):
+    """Tokens that a kernel takes at once."""
+    return _configuration(kernel, x)["BT"]
+
+
+def _n_tiles(kernel, x):
+    """How many tiles a kernel takes its axis in."""
+    axis = AXES[kernel].upper()
+    return _cdiv(CONSTANTS[axis], _configuration(kernel, x)[f"B{axis}"]) if axis else 1
+
+
+def _new(x, *shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device=x.device)
+
+
+def _parts_of_tiles(x, parts):
+    """Room for buffers of which several tiles have their own."""
+    found = {}
+    for name, count, axis in parts:
+        if count > 1:
+            shape = getattr(x, name).shape
+            found[name] = _new(x, *shape[:axis], count, *shape[axis:])
+    return found
+
+
+def _add_up_parts(x, found, parts):
+    """Adds up what each tile left."""
+    for name, _, axis in parts:
+        if name in found:
+            torch.sum(found[name], axis, out=getattr(x, name))
+
+
+def _configuration(kernel, x):
+    """Tile sizes of a kernel, and its launch options."""
+    BT, columns, num_warps, num_stages = _configured(kernel, x.element, x.device)
+    tiles = {"BK": _tile(CONSTANTS["K"]), "BV": _tile(CONSTANTS["V"])}
+    if axis := AXES[kernel].upper():
+        tiles[f"B{axis}"] = min(columns, tiles[f"B{axis}"])
+    BT = max(LEAST_ROWS, min(BT, _tile(x.longest)))
+    return {"BT": BT, **tiles, "num_warps": num_warps, "num_stages": num_stages}
+
+
+def _launch(kernel, x, units, tiles=1, parts=()):
+    """Launches a kernel, a program for each unit and tile; it takes its arguments from x and the constants by name.
+
+    parts: buffers of which each tile has its own: name, how many, and the axis along which they are added up.
+    """
+    own, more = _configuration(kernel.__name__.removesuffix("_kernel"), x), _parts_of_tiles(x, parts)
+    steps = _cdiv(CONSTANTS.get("CHUNK", 1), own["BT"])  # of a gradient chunk
+    chunk = {"STEPS": steps, "STEP": _cdiv(CONSTANTS.get("CHUNK", 1), steps)}
+    known = {**vars(x), **CONSTANTS, **chunk, **own, **more, "IN": _TYPES[x.element], "PREC": _precision(x.element)}
+    arguments = {name: known[name] for name in kernel.arg_names}
+    options = {"num_warps": own["num_warps"], "num_stages": own["num_stages"], "enable_fp_fusion": True}
+    kernel[(units, tiles)](**arguments, **options)
+    _add_up_parts(x, more, parts)
+
+
+def _given(tensors):
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
+    inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
+    x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
+    x.element, x.device = _element(tensors), tensors[0].device
+    x.B, x.T, x.H, _ = x.q.shape
+    x.BH = x.B * x.H
+    vars(x).update(_layout(x.T, x.device))
+    return x
 
 
 def _rooms_triton(B, T, H):
@@ -2904,64 +2995,16 @@ def _rooms_triton(B, T, H):
 
 
 def _saved_triton(tensors):
-    """Empty tensors for what the forward pass saves: a buffer, and the segments each row reads, where it chooses."""
+    """Empty tensors for what the forward pass saves: a buffer, and the segments that rows choose, where they do."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    buffer = _buffer(_rooms_triton(B, T, H), q, torch.float32)
-    return [buffer, q.new_empty((B, T, H, TOP_K), dtype=torch.int32)]
+    return [_buffer(_rooms_triton(B, T, H), q, torch.float32), q.new_empty((B, T, H, TOP_K), dtype=torch.int32)]
 
 
-def _named(q, buffer):
-    """What the forward kernels leave in a buffer, by name."""
-    rooms = _rooms_triton(*q.shape[:3])
-    return dict(zip(rooms, _parted(buffer, rooms), strict=True))
-
-
-def _run_forward_triton(tensors):
-    x = _contiguous(tensors)
-    q, v = x["q"], x["v"]
-    B, T, H, _ = q.shape
-    layout = _layout(T, q.device)
-    blocks, chains, segments, _ = layout
-    saved = _saved_triton(tensors)
-    _clear_between(saved[0], _rooms_triton(B, T, H))
-    x |= _named(q, saved[0])
-    x["chosen"] = saved[1]
-    x["y"] = torch.empty_like(v)
-    sizes = (T, H, B * H, len(blocks), len(segments))
-    _launch(
-        states_kernel,
-        "states",
-        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
-        [x["k"], x["v"], x["alpha"], x["eta"], x["cached"], x["pools"], x["error_0"]],
-        tensors,
-        lambda BT: (blocks, chains, *sizes),
-        layout,
-    )
-    if len(segments) - 1 > TOP_K:
-        _read_choices(tensors, x, layout)
-        return [x["y"], *saved]
-    _launch(
-        read_kernel,
-        "read",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
-        [
-            x["q"],
-            x["k"],
-            x["u"],
-            x["alpha"],
-            x["eta"],
-            x["error_0"],
-            x["cached"],
-            x["pools"],
-            x["lse"],
-            x["online"],
-            x["y"],
-        ],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-    )
-    return [x["y"], *saved]
+def _recall(x, names, saved):
+    """Names what the forward pass saves, the parts of its buffer too."""
+    vars(x).update(zip(names, saved, strict=True))
+    rooms = _rooms_triton(x.B, x.T, x.H)
+    vars(x).update(zip(rooms, _parted(x.buffer, rooms), strict=True))
 
 
 def _group(chosen, n_segments):
@@ -2974,278 +3017,99 @@ def _group(chosen, n_segments):
     n_groups = B * H * n_segments
     groups, order = torch.where(chosen >= 0, chosen + base, n_groups).flatten().sort(stable=True)
     bounds = torch.searchsorted(groups, torch.arange(n_groups + 1, device=chosen.device, dtype=torch.int32))
-    return order.to(torch.int32), groups, bounds.to(torch.int32), n_groups
+    return order.to(torch.int32), groups, bounds.to(torch.int32)
 
 
-def _read_choices(tensors, x, layout):
-    """The forward pass from cached states on, where rows choose among them."""
-    q = x["q"]
-    blocks, _, segments, _ = layout
-    B, T, H, _ = q.shape
-    sizes = (T, H, B * H, len(blocks), len(segments))
-    x["r_chosen"] = q.new_empty(B, T, H, TOP_K, dtype=torch.float32)
-    _launch(
-        route_kernel,
-        "route",
-        lambda BT, BK, BV: (len(blocks) * B * H,),
-        [x["u"], x["pools"], x["chosen"], x["r_chosen"]],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-        TOP_K=TOP_K,
-        PLACES=1 << (TOP_K - 1).bit_length(),
-    )
-    order, groups, _, n_groups = _group(x["chosen"], len(segments))
-    x["o_chosen"] = q.new_empty(B, T, H, TOP_K, 64, dtype=torch.float32)
-    _launch(
-        chosen_reads_kernel,
-        "chosen_reads",
-        lambda BT, BK, BV: (triton.cdiv(len(order), BT), triton.cdiv(64, BV)),
-        [x["q"], x["cached"], x["o_chosen"]],
-        tensors,
-        lambda BT: (order, groups, len(order), n_groups),
-        layout,
-        TOP_K=TOP_K,
-    )
-    _launch(
-        read_chosen_kernel,
-        "read_chosen",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
-        [
-            x["q"],
-            x["k"],
-            x["u"],
-            x["alpha"],
-            x["eta"],
-            x["error_0"],
-            x["lse"],
-            x["online"],
-            x["r_chosen"],
-            x["o_chosen"],
-            x["y"],
-        ],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-        TOP_K=TOP_K,
-    )
+def _gradients(x, tensors):
+    """The gradients of the inputs, in their types."""
+    return [getattr(x, f"d_{name}").to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
 
 
-def _reverse_choices(tensors, x, layout):
-    """The reverse of the reads of chosen segments: adds to x what `_run_backward_triton` goes on from."""
-    q = x["q"]
-    _, _, segments, _ = layout
-    B, T, H, K = q.shape
-    order, groups, bounds, n_groups = _group(x["chosen"], len(segments))
-    x["delta"] = (x["y"].float() * x["d_y"].float()).sum(-1)
-    x["d_r_chosen"] = q.new_empty(B, T, H, TOP_K, dtype=torch.float32)
-    x["d_q_chosen"] = q.new_empty(B, T, H, TOP_K, K, dtype=torch.float32)
-    x["d_u_chosen"] = q.new_empty(B, T, H, TOP_K, K, dtype=torch.float32)
-    _launch(
-        chosen_rows_kernel,
-        "chosen_rows",
-        lambda BT, BK, BV: (triton.cdiv(len(order), BT), 1),
-        [
-            x["q"],
-            x["u"],
-            x["d_y"],
-            x["lse"],
-            x["delta"],
-            x["cached"],
-            x["pools"],
-            x["d_q_chosen"],
-            x["d_u_chosen"],
-            x["d_r_chosen"],
-        ],
-        tensors,
-        lambda BT: (order, groups, len(order), n_groups),
-        layout,
-        TOP_K=TOP_K,
-    )
-    x["d_q_rows"] = x["d_q_chosen"].sum(3)
-    x["d_u_rows"] = x["d_u_chosen"].sum(3)
-    x["d_r"] = -x["d_r_chosen"].sum(3)
-    x["d_cached"] = torch.empty_like(x["cached"])
-    parts = triton.cdiv(64, _configuration("chosen_segments", _element(tensors), q.device)[2])
-    x["d_pools"] = q.new_empty(parts, *x["pools"].shape, dtype=torch.float32)
-    _launch(
-        chosen_segments_kernel,
-        "chosen_segments",
-        lambda BT, BK, BV: (n_groups, triton.cdiv(64, BV)),
-        [x["q"], x["u"], x["d_y"], x["lse"], x["delta"], x["cached"], x["pools"], x["d_cached"], x["d_pools"]],
-        tensors,
-        lambda BT: (order, bounds, segments, H, len(segments), n_groups),
-        layout,
-        TOP_K=TOP_K,
-    )
-    x["d_pools"] = x["d_pools"][0] if parts == 1 else x["d_pools"].sum(0)
-
-
-def _reverse_reads(tensors, x, layout):
-    """The reverse of reads of every earlier segment: adds to x what `_run_backward_triton` goes on from."""
-    q = x["q"]
-    blocks, _, segments, _ = layout
-    B, T, H, _ = q.shape
-    sizes = (T, H, B * H, len(blocks), len(segments))
-    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    x["delta"], x["d_r"] = new(B, T, H), new(B, T, H)
-    x["d_q_rows"] = new(B, T, H, 64)
-    x["d_u_rows"] = new(B, T, H, 64)
-    _launch(
-        rows_kernel,
-        "rows",
-        lambda BT, BK, BV: (len(blocks) * B * H,),
-        [
-            x["q"],
-            x["u"],
-            x["d_y"],
-            x["lse"],
-            x["delta"],
-            x["y"],
-            x["d_r"],
-            x["cached"],
-            x["pools"],
-            x["d_q_rows"],
-            x["d_u_rows"],
-        ],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-    )
-    x["d_cached"] = torch.empty_like(x["cached"])
-    parts = triton.cdiv(64, _configuration("segments", _element(tensors), q.device)[2])
-    x["d_pools"] = new(parts, *x["pools"].shape)
-    _launch(
-        segments_kernel,
-        "segments",
-        lambda BT, BK, BV: (len(segments) * B * H, triton.cdiv(64, BV)),
-        [x["q"], x["u"], x["d_y"], x["lse"], x["delta"], x["cached"], x["pools"], x["d_cached"], x["d_pools"]],
-        tensors,
-        lambda BT: (segments, *sizes[:3], len(segments)),
-        layout,
-    )
-    x["d_pools"] = x["d_pools"][0] if parts == 1 else x["d_pools"].sum(0)
+def _run_forward_triton(tensors):
+    """y, and what the backward pass needs of it."""
+    x = _given(tensors)
+    saved = _saved_triton(tensors)
+    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))
+    _recall(x, ["buffer", "chosen"], saved)
+    x.y = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
+    _launch(states_kernel, x, x.n_chains * x.BH, _n_tiles("states", x))
+    if x.n_segments - 1 > TOP_K:
+        x.r_chosen = _new(x, x.B, x.T, x.H, TOP_K)
+        _launch(route_kernel, x, x.n_blocks * x.BH)
+        x.n_groups, x.n_choices = x.BH * x.n_segments, x.BH * x.T * TOP_K
+        x.order, x.groups, x.bounds = _group(x.chosen, x.n_segments)
+        x.o_chosen = _new(x, x.B, x.T, x.H, TOP_K, 64)
+        _launch(
+            chosen_reads_kernel, x, _cdiv(x.n_choices, _rows_at_once("chosen_reads", x)), _n_tiles("chosen_reads", x)
+        )
+        _launch(read_chosen_kernel, x, x.n_blocks * x.BH, _n_tiles("read_chosen", x))
+    else:
+        _launch(read_kernel, x, x.n_blocks * x.BH, _n_tiles("read", x))
+    return [x.y, *saved]
 
 
 def _run_backward_triton(tensors, saved, d_y):
-    x = _contiguous(tensors)
-    q = x["q"]
-    B, T, H, _ = q.shape
-    layout = _layout(T, q.device)
-    blocks, chains, segments, _ = layout
-    x |= dict(zip(("y", "buffer", "chosen"), saved, strict=True))
-    x |= _named(q, x["buffer"])
-    x["d_y"] = d_y.contiguous()
-    sizes = (T, H, B * H, len(blocks), len(segments))
-    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    reverse = _reverse_choices if len(segments) - 1 > TOP_K else _reverse_reads
-    reverse(tensors, x, layout)
-    x["pull_0"] = new(B, T, H, 64)
-    _launch(
-        retreat_kernel,
-        "retreat",
-        lambda BT, BK, BV: (len(chains) * B * H, triton.cdiv(64, BV)),
-        [
-            x["q"],
-            x["k"],
-            x["u"],
-            x["alpha"],
-            x["eta"],
-            x["d_y"],
-            x["online"],
-            x["d_r"],
-            x["pull_0"],
-            x["d_cached"],
-            x["d_pools"],
-        ],
-        tensors,
-        lambda BT: (blocks, chains, *sizes),
-        layout,
-    )
-    x["d_q"] = torch.empty_like(x["q"], memory_format=torch.contiguous_format)
-    x["d_k"] = torch.empty_like(x["k"], memory_format=torch.contiguous_format)
-    x["d_u"] = torch.empty_like(x["u"], memory_format=torch.contiguous_format)
-    x["d_v"] = torch.empty_like(x["v"], memory_format=torch.contiguous_format)
-    _launch(
-        queries_kernel,
-        "queries",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
-        [
-            x["k"],
-            x["alpha"],
-            x["eta"],
-            x["d_y"],
-            x["online"],
-            x["d_r"],
-            x["error_0"],
-            x["d_q_rows"],
-            x["d_u_rows"],
-            x["d_q"],
-            x["d_u"],
-        ],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-    )
-    _launch(
-        keys_kernel,
-        "keys",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BK)),
-        [
-            x["q"],
-            x["k"],
-            x["u"],
-            x["alpha"],
-            x["eta"],
-            x["d_y"],
-            x["online"],
-            x["d_r"],
-            x["error_0"],
-            x["pull_0"],
-            x["d_cached"],
-            x["d_pools"],
-            x["d_k"],
-        ],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-    )
-    _launch(
-        values_kernel,
-        "values",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
-        [x["pull_0"], x["d_v"]],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
-    )
-    parts = triton.cdiv(64, _configuration("gates", _element(tensors), q.device)[2])
-    x["d_alpha"] = new(parts, B, T, H)
-    x["d_eta"] = new(parts, B, T, H)
+    """The gradients of all inputs, from that of y and what the forward pass saved."""
+    x = _given(tensors)
+    _recall(x, ["y", "buffer", "chosen"], saved)
+    x.d_y = d_y.contiguous()
+    if x.n_segments - 1 > TOP_K:
+        x.n_groups, x.n_choices = x.BH * x.n_segments, x.BH * x.T * TOP_K
+        x.order, x.groups, x.bounds = _group(x.chosen, x.n_segments)
+        x.delta = (x.y.float() * x.d_y.float()).sum(-1)
+        x.d_r_chosen = _new(x, x.B, x.T, x.H, TOP_K)
+        x.d_q_chosen = _new(x, x.B, x.T, x.H, TOP_K, 64)
+        x.d_u_chosen = _new(x, x.B, x.T, x.H, TOP_K, 64)
+        _launch(chosen_rows_kernel, x, _cdiv(x.n_choices, _rows_at_once("chosen_rows", x)))
+        x.d_q_rows = x.d_q_chosen.sum(3)
+        x.d_u_rows = x.d_u_chosen.sum(3)
+        x.d_r = -x.d_r_chosen.sum(3)
+        x.d_cached = _new(x, x.B, x.H, x.n_segments, 64, 64)
+        x.d_pools = _new(x, x.B, x.H, x.n_segments, 64)
+        _launch(
+            chosen_segments_kernel,
+            x,
+            x.n_groups,
+            _n_tiles("chosen_segments", x),
+            parts=(("d_pools", _n_tiles("chosen_segments", x), 0),),
+        )
+    else:
+        x.delta = _new(x, x.B, x.T, x.H)
+        x.d_r = _new(x, x.B, x.T, x.H)
+        x.d_q_rows = _new(x, x.B, x.T, x.H, 64)
+        x.d_u_rows = _new(x, x.B, x.T, x.H, 64)
+        _launch(rows_kernel, x, x.n_blocks * x.BH)
+        x.d_cached = _new(x, x.B, x.H, x.n_segments, 64, 64)
+        x.d_pools = _new(x, x.B, x.H, x.n_segments, 64)
+        _launch(
+            segments_kernel,
+            x,
+            x.n_segments * x.BH,
+            _n_tiles("segments", x),
+            parts=(("d_pools", _n_tiles("segments", x), 0),),
+        )
+    x.pull_0 = _new(x, x.B, x.T, x.H, 64)
+    _launch(retreat_kernel, x, x.n_chains * x.BH, _n_tiles("retreat", x))
+    x.d_q = _new(x, x.B, x.T, x.H, 64, dtype=x.q.dtype)
+    x.d_k = _new(x, x.B, x.T, x.H, 64, dtype=x.k.dtype)
+    x.d_u = _new(x, x.B, x.T, x.H, 64, dtype=x.u.dtype)
+    x.d_v = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
+    _launch(queries_kernel, x, x.n_blocks * x.BH, _n_tiles("queries", x))
+    _launch(keys_kernel, x, x.n_blocks * x.BH, _n_tiles("keys", x))
+    _launch(values_kernel, x, x.n_blocks * x.BH, _n_tiles("values", x))
+    x.d_alpha = _new(x, x.B, x.T, x.H)
+    x.d_eta = _new(x, x.B, x.T, x.H)
     _launch(
         gates_kernel,
-        "gates",
-        lambda BT, BK, BV: (len(blocks) * B * H, triton.cdiv(64, BV)),
-        [
-            x["q"],
-            x["k"],
-            x["alpha"],
-            x["eta"],
-            x["d_y"],
-            x["online"],
-            x["error_0"],
-            x["pull_0"],
-            x["d_cached"],
-            x["d_alpha"],
-            x["d_eta"],
-        ],
-        tensors,
-        lambda BT: (blocks, *sizes),
-        layout,
+        x,
+        x.n_blocks * x.BH,
+        _n_tiles("gates", x),
+        parts=(
+            ("d_alpha", _n_tiles("gates", x), 0),
+            ("d_eta", _n_tiles("gates", x), 0),
+        ),
     )
-    x["d_alpha"] = x["d_alpha"][0] if parts == 1 else x["d_alpha"].sum(0)
-    x["d_eta"] = x["d_eta"][0] if parts == 1 else x["d_eta"].sum(0)
-    return [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=True)]
+    return _gradients(x, tensors)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

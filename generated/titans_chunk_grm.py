@@ -1006,6 +1006,18 @@ def _run_backward_torch(tensors, saved, d_y):
 # ---------------------------------------------------------------------------------------------------------------------
 # Triton path. B batch, T tokens, H heads, K and V the head's sizes; BT, BK, BV the tile of each; i_ an index,
 # o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·).
+#
+# A state too large for registers lies in a buffer of STATE numbers, of which the first MEMORY are the memory's
+# parameters, layer after layer, (in, out) each, and the last those at the gradient chunk's start:
+#     M_1 (64, 256) at 0
+#     M_2 (256, 64) at 16384
+#     S_1 (64, 256) at 32768
+#     S_2 (256, 64) at 49152
+#     anchor_1 (64, 256) at 65536
+#     anchor_2 (256, 64) at 81920
+# A program holds a tile of a layer, of BF hidden units, for all steps of a span. What goes through all layers is taken
+# a tile of BF hidden units at a time, in as many loops over F units as sums over them lie one behind another; ROWS
+# numbers hold rows that pass between these loops.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -1092,24 +1104,6 @@ def _span(spans, i_c):
 
 
 @_jit
-def _pow(x, y):
-    return tl.where(x == 0, 0.0, tl.exp2(y * tl.log2(x)))
-
-
-# What walks with a state too large for registers: it lies in a buffer of STATE numbers, of which the first MEMORY are
-# the memory's parameters, layer after layer, (in, out) each, and the last those at the gradient chunk's start:
-#     M_1 (64, 256) at 0
-#     M_2 (256, 64) at 16384
-#     S_1 (64, 256) at 32768
-#     S_2 (256, 64) at 49152
-#     anchor_1 (64, 256) at 65536
-#     anchor_2 (256, 64) at 81920
-# A program holds a tile of a layer, of BF hidden units, for all steps of a span. What goes through all layers is taken
-# a tile of BF hidden units at a time, in as many loops over F units as sums over them lie one behind another; ROWS
-# numbers hold rows that pass between these loops.
-
-
-@_jit
 def _fill(to, N: tl.constexpr):
     """N zeros."""
     for i in range(tl.cdiv(N, 1024)):
@@ -1118,11 +1112,8 @@ def _fill(to, N: tl.constexpr):
 
 
 @_jit
-def _add(to, source, N: tl.constexpr):
-    """Adds N numbers to those in another buffer."""
-    for i in range(tl.cdiv(N, 1024)):
-        o_n = i * 1024 + tl.arange(0, 1024)
-        tl.store(to + o_n, tl.load(to + o_n, mask=o_n < N) + tl.load(source + o_n, mask=o_n < N), mask=o_n < N)
+def _pow(x, y):
+    return tl.where(x == 0, 0.0, tl.exp2(y * tl.log2(x)))
 
 
 @_jit
@@ -1354,7 +1345,7 @@ def layer_1_kernel(
     """A layer's step, one after another through a span: READS its results for the queries, ADVANCES the state.
 
     A program holds a tile of the layer's parameters and other slots, and adds its part of each result. Where it does
-    both, it keeps the parameters at a segment's end.
+    both, it keeps parameters that are cached at a segment's end.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -1511,7 +1502,7 @@ def layer_2_kernel(
     """A layer's step, one after another through a span: READS its results for the queries, ADVANCES the state.
 
     A program holds a tile of the layer's parameters and other slots, and adds its part of each result. Where it does
-    both, it keeps the parameters at a segment's end.
+    both, it keeps parameters that are cached at a segment's end.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -1840,7 +1831,7 @@ def rows_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """What a block's rows owe to cached segments: gradients of their queries, and of their online logit."""
+    """What a block's rows owe to cached segments: gradients of their queries."""
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
@@ -2524,7 +2515,8 @@ def gates_2_1_kernel(
 ):
     """The reverse of a layer's steps through a span: each tile's part of d_beta_layer_2.
 
-    A program takes its tile through the span, keeping it at every step, and back with its gradient, d_.
+    A program goes back through the span with its tile's gradient, d_. A state that it needs it makes first, going
+    forward, and keeps at every step.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -2764,7 +2756,8 @@ def gates_2_2_kernel(
 ):
     """The reverse of a layer's steps through a span: each tile's part of d_eta_layer_2.
 
-    A program goes back through the span with its tile's gradient, d_.
+    A program goes back through the span with its tile's gradient, d_. A state that it needs it makes first, going
+    forward, and keeps at every step.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -2929,7 +2922,8 @@ def gates_2_3_kernel(
 ):
     """The reverse of a layer's steps through a span: each tile's part of d_alpha_layer_2.
 
-    A program takes its tile through the span, keeping it at every step, and back with its gradient, d_.
+    A program goes back through the span with its tile's gradient, d_. A state that it needs it makes first, going
+    forward, and keeps at every step.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -3202,7 +3196,8 @@ def writes_2_kernel(
 ):
     """The reverse of a layer's steps through a span: each tile's part of d_seen_2, d_error_2.
 
-    A program goes back through the span with its tile's gradient, d_. It leaves that for the span before.
+    A program goes back through the span with its tile's gradient, d_. A state that it needs it makes first, going
+    forward, and keeps at every step.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -3538,7 +3533,8 @@ def gates_1_1_kernel(
 ):
     """The reverse of a layer's steps through a span: each tile's part of d_beta_layer_1.
 
-    A program takes its tile through the span, keeping it at every step, and back with its gradient, d_.
+    A program goes back through the span with its tile's gradient, d_. A state that it needs it makes first, going
+    forward, and keeps at every step.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -3770,7 +3766,8 @@ def gates_1_2_kernel(
 ):
     """The reverse of a layer's steps through a span: each tile's part of d_eta_layer_1.
 
-    A program goes back through the span with its tile's gradient, d_.
+    A program goes back through the span with its tile's gradient, d_. A state that it needs it makes first, going
+    forward, and keeps at every step.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -3929,7 +3926,8 @@ def gates_1_3_kernel(
 ):
     """The reverse of a layer's steps through a span: each tile's part of d_alpha_layer_1.
 
-    A program takes its tile through the span, keeping it at every step, and back with its gradient, d_.
+    A program goes back through the span with its tile's gradient, d_. A state that it needs it makes first, going
+    forward, and keeps at every step.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -4196,7 +4194,8 @@ def writes_1_kernel(
 ):
     """The reverse of a layer's steps through a span: each tile's part of d_k_layer_1, d_error_1.
 
-    A program goes back through the span with its tile's gradient, d_. It leaves that for the span before.
+    A program goes back through the span with its tile's gradient, d_. A state that it needs it makes first, going
+    forward, and keeps at every step.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -4646,10 +4645,11 @@ def inputs_kernel(
         tl.debug_barrier()
 
 
-# Numbers of a state, of its memory, and of rows between loops.
-STATE, MEMORY, ROWS = 98304, 32768, 77824
 CHUNK = 256  # tokens of a gradient chunk
-BLOCK = 64  # tokens of a block of rows
+STATE = 98304  # numbers of a state
+MEMORY = 32768  # numbers of the memory's parameters
+ROWS = 77824  # numbers of rows that pass between a kernel's loops
+SPAN = 256  # tokens that go through a layer at once, at most
 
 
 def _by_length(make):
@@ -4680,23 +4680,133 @@ def _by_length(make):
     return table
 
 
+def _sequences(lengths, segments):
+    """The segments of each sequence, of these lengths, one behind the other."""
+    starts = itertools.accumulate(lengths, initial=0)
+    return [[(at + begin, at + end) for begin, end in segments(T)] for at, T in zip(starts, lengths, strict=False)]
+
+
+def _segment_rows(sequences):
+    """A row a segment: start, end, the sequence's first segment, the sequence's end."""
+    rows = []
+    for segments in sequences:
+        first = len(rows)
+        rows += [(begin, end, first, segments[-1][1]) for begin, end in segments]
+    return rows
+
+
+def _chains(sequences, chained, size, chunk=None):
+    """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
+
+    A piece is start, end, segment, its start, its end, the sequence's first segment, whether a run begins with it.
+    """
+    found, s = [], 0
+    for segments in sequences:
+        first, own = s, []
+        for begin, end in segments:
+            runs = [(at, min(at + (chunk or end - begin), end)) for at in range(begin, end, chunk or end - begin)]
+            cut = [(at, run, min(at + size, stop)) for run, stop in runs for at in range(run, stop, size)]
+            own.append([(at, stop, s, begin, end, first, int(at == run)) for at, run, stop in cut])
+            s += 1
+        found += [list(itertools.chain(*own))] if chained else own
+    return found
+
+
+def _chain_rows(chains):
+    """A row a chain: its first piece, and the one after its last, of the pieces of all."""
+    ends = list(itertools.accumulate(map(len, chains)))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _block_rows(chains, chained):
+    """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
+    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+
+
+def _tables(sequences, chained, size):
+    """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
+    own = _chains(sequences, chained, size)
+    return {"blocks": _block_rows(own, chained), "chains": _chain_rows(own), "segments": _segment_rows(sequences)}
+
+
+def _spans(chains):
+    """The chains' pieces side by side: tokens of each, whether a run begins with any, and a row each.
+
+    A row is start, end, segment, whether the segment ends there; zeros where a chain has no more pieces.
+    """
+    found = []
+    for pieces in itertools.zip_longest(*chains, fillvalue=(0,) * 7):
+        rows = [(start, end, s, int(start < end == last)) for start, end, s, _, last, _, _ in pieces]
+        found.append(([end - start for start, end, *_ in pieces], any(piece[6] for piece in pieces), rows))
+    return found
+
+
+def _spans_of(spans, heads, first, last):
+    """The spans of some chains of so many heads each, as long as one has any: tokens of the longest, and the rest."""
+    some = slice(first // heads, (last - 1) // heads + 1)
+    found = [(max(tokens[some]), begins, rows) for tokens, begins, rows in spans]
+    return [span for span in found if span[0]]
+
+
+def _flights(n_chains, most):
+    """The chains in flight at once, (first, last + 1), at most so many."""
+    return [(first, min(first + most, n_chains)) for first in range(0, n_chains, most)]
+
+
+def _groups(pieces, least):
+    """Runs of pieces: about as many as each has pieces, `least` at least, so that few states are kept at once."""
+    size = max(least, _kept(len(pieces)))
+    return [pieces[at : at + size] for at in range(0, len(pieces), size)]
+
+
+def _kept(n):
+    """How many of n states are kept, so that as many are made again at once: the root of n, rounded up."""
+    return math.isqrt(n - 1) + 1
+
+
+CHAINED = False  # whether a segment goes on from the one before
+BLOCK = 64  # tokens of a block, at most
+
+
 @_by_length
 def _layout(T, device):
-    """Tables of where things are.
-
-    blocks (n, 8): start, end, segment, its start, its end, the sequence's first segment, 0, 0.
-    segments (n, 4): start, end, the sequence's first segment, the sequence's end.
-    """
-    blocks, segments = [], []
-    for s, (begin, end) in enumerate(_segments(T)):
-        segments.append((begin, end, 0, T))
-        for start in range(begin, end, BLOCK):
-            blocks.append((start, min(start + BLOCK, end), s, begin, end, 0, 0, 0))
-    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
-    return table(blocks), table(segments)
+    """Where T tokens lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
+    tables = _tables(_sequences([T], _segments), CHAINED, BLOCK)
+    lengths = {f"n_{name}": len(rows) for name, rows in tables.items()}
+    longest = max(end - start for start, end, *_ in tables["blocks"])
+    return {name: _table(rows, device) for name, rows in tables.items()} | lengths | {"longest": longest}
 
 
-# The axis that a kernel takes in tiles of BF: the hidden units of every layer.
+def _table(rows, device):
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+def _in_flight(x, first, last):
+    """The spans of the chains in flight: tokens of the longest, whether a gradient chunk begins, and a table."""
+    return _spans_of(_all_spans(x.T, x.device), x.BH, first, last)
+
+
+@_by_length
+def _all_spans(T, device):
+    """The spans of all chains: tokens of each, whether a gradient chunk begins, and a table."""
+    found = _spans(_chains(_sequences([T], _segments), CHAINED, SPAN, CHUNK))
+    return [(tokens, begins, _table(rows, device)) for tokens, begins, rows in found]
+
+
+# Lengths that kernels are specialised for.
+CONSTANTS = {
+    "K": 64,
+    "V": 64,
+    "CHUNK": CHUNK,
+    "F": 256,
+    "STATE": STATE,
+    "MEMORY": MEMORY,
+    "ROWS": ROWS,
+    "SPAN": SPAN,
+}
+LEAST_ROWS = 16  # fewest tokens that a kernel takes at once
+
+# The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all.
 AXES = {
     "logits": "f",
     "errors": "f",
@@ -4721,10 +4831,9 @@ AXES = {
     "inputs": "f",
 }
 
-# BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, of a
-# list of candidates, larger tiles first, the first that fits the shared memory and keeps all values in registers inside
-# its loops over hidden units, or else the one that reloads least there. Those that `mcgen tune` found on this machine
-# come before them.
+# BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
+# compiling for it, the first of a list of candidates, larger tiles first, that fits the shared memory and keeps all
+# values in registers where that matters. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
@@ -4832,12 +4941,13 @@ CONFIGURATIONS = {
     },
 }
 
-# BT, BF and num_warps where there is nothing better: of other GPUs, and of kernels not found above.
+# BT, columns of a tile and num_warps where there is nothing better: of other GPUs, and of kernels not found above.
 DEFAULTS = {
     "sm": {"bfloat16": (16, 32, 8), "float32": (16, 32, 8)},
     "gf": {"bfloat16": (16, 32, 4), "float32": (16, 32, 4)},
     "cpu": {"bfloat16": (16, 32, 4), "float32": (16, 32, 4)},
 }
+
 
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
@@ -4863,6 +4973,7 @@ DIGESTS = {
     "writes_1": "3c464fc2b4961ef7f6c7d17f37f9a98e14c824af7fe1152203915fb2041bf990",
     "inputs": "a389cd3165aee085aea385629e00255912985d9e93d7d7d11d07c1459ae5d563",
 }
+STEPPING = ()  # of these, tables tell apart how many rows they take at once
 
 
 def _require_triton(x):
@@ -4932,7 +5043,7 @@ def _tuned_rows(table, kind):
     """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
     found = {}
     for kernel, digest in DIGESTS.items():
-        place = f"64x64 {kind}"
+        place = f"{CONSTANTS['K']}x{CONSTANTS['V']} {kind}" + (f" {LEAST_ROWS}" if kernel in STEPPING else "")
         if place in table.get(digest, ()):
             found[kernel] = tuple(table[digest][place][:4])
             if not _can_launch(*found[kernel]):
@@ -4993,63 +5104,95 @@ def _precision(element):
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
 
 
-def _configuration(kernel, element, device):
-    """Tile sizes and launch options of a kernel: (BT, BF, options)."""
-    BT, BF, num_warps, num_stages = _configured(kernel, element, device)
-    return max(BT, LEAST_ROWS), BF, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+def _cdiv(a, b):
+    return -(-a // b)
 
 
-LEAST_ROWS = 16  # fewest tokens of a step: a gradient chunk is one, or several
+def _tile(n):
+    """The power of two, 16 at least, that holds n."""
+    return max(16, 1 << (n - 1).bit_length())
 
 
-def _programs(entries, device):
-    """Programs in flight: each has a buffer of its own, and takes entry after entry."""
+def _rows_at_once(kernel, x):
+    """Tokens that a kernel takes at once."""
+    return _configuration(kernel, x)["BT"]
+
+
+def _n_tiles(kernel, x):
+    """How many tiles a kernel takes its axis in."""
+    axis = AXES[kernel].upper()
+    return _cdiv(CONSTANTS[axis], _configuration(kernel, x)[f"B{axis}"]) if axis else 1
+
+
+def _new(x, *shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device=x.device)
+
+
+def _parts_of_tiles(x, parts):
+    """Room for buffers of which several tiles have their own."""
+    found = {}
+    for name, count, axis in parts:
+        if count > 1:
+            shape = getattr(x, name).shape
+            found[name] = _new(x, *shape[:axis], count, *shape[axis:])
+    return found
+
+
+def _add_up_parts(x, found, parts):
+    """Adds up what each tile left."""
+    for name, _, axis in parts:
+        if name in found:
+            torch.sum(found[name], axis, out=getattr(x, name))
+
+
+WHOLE = {}  # tiles of kernels that take all hidden units at once
+
+
+def _configuration(kernel, x):
+    """Tile sizes of a kernel, and its launch options."""
+    BT, columns, num_warps, num_stages = _configured(kernel, x.element, x.device)
+    tiles = {"BK": _tile(CONSTANTS["K"]), "BV": _tile(CONSTANTS["V"]), "BF": WHOLE.get(kernel, columns)}
+    return {"BT": max(BT, LEAST_ROWS), **tiles, "num_warps": num_warps, "num_stages": num_stages}
+
+
+def _columns(kernel, x):
+    """Hidden units that a kernel takes at once."""
+    return _configuration(kernel, x)["BF"]
+
+
+def _programs(units, device):
+    """Programs in flight: each has a buffer of its own, and takes unit after unit."""
     if device.type == "cpu":
-        return min(entries, 4)
-    return min(entries, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
+        return min(units, 4)
+    return min(units, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _launch(kernel, name, entries, pointers, tensors, numbers, room=ROWS, programs=None, **more):
-    """Launches a kernel for a number of entries; a program's buffer has `room` for numbers, None where it has none."""
-    element, device = _element(tensors), tensors[0].device
-    BT, BF, options = _configuration(name, element, device)
-    programs = programs or _programs(entries, device)
-    work = [torch.empty(programs * room, dtype=torch.float32, device=device)] if room is not None else []
-    constants = {
-        "K": 64,
-        "V": 64,
-        "F": 256,
-        "BT": BT,
-        "BK": 64,
-        "BV": 64,
-        "BF": BF,
-        "STATE": STATE,
-        "MEMORY": MEMORY,
-        "ROWS": ROWS,
-        "IN": _TYPES[element],
-        "PREC": _precision(element),
-        **more,
-    }
-    kernel[(programs,)](*pointers, *work, *numbers, entries, **constants, **options)
+def _launch(kernel, x, units, room=None, parts=(), apart=False, **modes):
+    """Launches a kernel for a number of units; it takes its arguments from x and the constants by their names.
+
+    room: numbers that a program has as scratch, None where it has none. parts: buffers of which each tile has its own:
+    name, how many, and the axis along which they are added up. apart: whether each unit has a program of its own.
+    """
+    own, more = _configuration(kernel.__name__.removesuffix("_kernel"), x), _parts_of_tiles(x, parts)
+    programs = units if apart else _programs(units, x.device)
+    if room is not None:
+        more["work"] = _new(x, programs * room)
+    known = {**vars(x), **CONSTANTS, **own, **more, "IN": _TYPES[x.element], "PREC": _precision(x.element), **modes}
+    arguments = {name: known[name] for name in kernel.arg_names if name != "n_entries"}
+    options = {"num_warps": own["num_warps"], "num_stages": own["num_stages"], "enable_fp_fusion": True}
+    kernel[(programs,)](**arguments, n_entries=units, **options)
+    _add_up_parts(x, more, parts)
 
 
-def _rows_of_step(name, tensors):
-    return _configuration(name, _element(tensors), tensors[0].device)[0]
-
-
-def _packed(theta):
-    """The initial weights as rows of MEMORY numbers, one a head."""
-    return torch.cat([w.mT.reshape(w.shape[0], -1) for w in theta], 1).float()
-
-
-def _unpacked(packed, theta):
-    """Gradients of the weights, from rows of MEMORY numbers."""
-    parts = packed.split([w[0].numel() for w in theta], 1)
-    return [part.view(w.shape[0], w.shape[2], w.shape[1]).mT.to(w.dtype) for part, w in zip(parts, theta, strict=True)]
-
-
-def _contiguous(tensors):
-    return dict(zip(INPUTS, (t.contiguous() for t in tensors[: len(INPUTS)]), strict=True))
+def _given(tensors):
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
+    inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
+    x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
+    x.element, x.device = _element(tensors), tensors[0].device
+    x.B, x.T, x.H, _ = x.q.shape
+    x.BH = x.B * x.H
+    vars(x).update(_layout(x.T, x.device))
+    return x
 
 
 def _rooms_triton(B, T, H):
@@ -5064,490 +5207,229 @@ def _rooms_triton(B, T, H):
 
 
 def _saved_triton(tensors):
-    """Empty tensors for what the forward pass saves: a buffer."""
+    """Empty tensors for what the forward pass saves: a buffer, and the segments that rows choose, where they do."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    buffer = _buffer(_rooms_triton(B, T, H), q, torch.float32)
-    return [buffer]
+    return [_buffer(_rooms_triton(B, T, H), q, torch.float32)]
 
 
-def _named(q, buffer):
-    """What the forward kernels leave in a buffer, by name."""
-    rooms = _rooms_triton(*q.shape[:3])
-    return dict(zip(rooms, _parted(buffer, rooms), strict=True))
+def _recall(x, names, saved):
+    """Names what the forward pass saves, the parts of its buffer too."""
+    vars(x).update(zip(names, saved, strict=True))
+    rooms = _rooms_triton(x.B, x.T, x.H)
+    vars(x).update(zip(rooms, _parted(x.buffer, rooms), strict=True))
 
 
-SPAN = 256  # tokens that go through a layer at once, at most
-GROUP = 8  # spans whose states are kept together, at least
-# Numbers a token of the rows that kernels leave for each other, of a span of each chain.
-ROW_WIDTHS = {
-    "error_1": (256,),
-    "result_1": (256,),
-    "d_error_1": (256,),
-    "d_result_1": (256,),
-    "d_beta_layer_1": (),
-    "d_eta_layer_1": (),
-    "d_alpha_layer_1": (),
-    "error_2": (64,),
-    "result_2": (64,),
-    "seen_2": (256,),
-    "d_error_2": (64,),
-    "d_result_2": (64,),
-    "d_seen_2": (256,),
-    "d_beta_layer_2": (),
-    "d_eta_layer_2": (),
-    "d_alpha_layer_2": (),
-    "d_q_layer_1": (64,),
-    "d_k_layer_1": (64,),
-}
-# The tensors of each kernel, in order.
-ARGUMENTS = {
-    "errors": ("k", "v", "error_1", "error_2", "seen_2", "records"),
-    "layer_1": ("q", "k", "beta", "eta", "alpha", "error_1", "result_1", "cached", "records"),
-    "layer_2": ("beta", "eta", "alpha", "result_1", "error_2", "seen_2", "result_2", "cached", "records"),
-    "queries_2": ("beta", "eta", "alpha", "result_1", "error_2", "seen_2", "d_result_2", "d_result_1", "records"),
-    "gates_2_1": (
-        "beta",
-        "eta",
-        "alpha",
-        "result_1",
-        "error_2",
-        "seen_2",
-        "d_result_2",
-        "d_cached",
-        "d_beta_layer_2",
-        "records",
-        "d_records",
-    ),
-    "gates_2_2": (
-        "beta",
-        "alpha",
-        "result_1",
-        "error_2",
-        "seen_2",
-        "d_result_2",
-        "d_cached",
-        "d_eta_layer_2",
-        "d_records",
-    ),
-    "gates_2_3": (
-        "beta",
-        "eta",
-        "alpha",
-        "result_1",
-        "error_2",
-        "seen_2",
-        "d_result_2",
-        "d_cached",
-        "d_alpha_layer_2",
-        "records",
-        "d_records",
-    ),
-    "writes_2": (
-        "beta",
-        "eta",
-        "alpha",
-        "result_1",
-        "error_2",
-        "seen_2",
-        "d_result_2",
-        "d_cached",
-        "d_seen_2",
-        "d_error_2",
-        "d_records",
-    ),
-    "queries_1": ("k", "beta", "eta", "alpha", "error_1", "d_result_1", "d_q_layer_1", "records"),
-    "gates_1_1": (
-        "q",
-        "k",
-        "beta",
-        "eta",
-        "alpha",
-        "error_1",
-        "d_result_1",
-        "d_cached",
-        "d_beta_layer_1",
-        "records",
-        "d_records",
-    ),
-    "gates_1_2": ("q", "k", "beta", "alpha", "error_1", "d_result_1", "d_cached", "d_eta_layer_1", "d_records"),
-    "gates_1_3": (
-        "q",
-        "k",
-        "beta",
-        "eta",
-        "alpha",
-        "error_1",
-        "d_result_1",
-        "d_cached",
-        "d_alpha_layer_1",
-        "records",
-        "d_records",
-    ),
-    "writes_1": (
-        "q",
-        "k",
-        "beta",
-        "eta",
-        "alpha",
-        "error_1",
-        "d_result_1",
-        "d_cached",
-        "d_k_layer_1",
-        "d_error_1",
-        "d_records",
-    ),
-    "online": ("q", "result_2", "o"),
-    "reverse_online": ("d_y", "online", "result_2", "d_result_2"),
-    "inputs": (
-        "k",
-        "v",
-        "d_y",
-        "online",
-        "d_q_rows",
-        "d_u_rows",
-        "d_error_1",
-        "d_beta_layer_1",
-        "d_eta_layer_1",
-        "d_alpha_layer_1",
-        "d_error_2",
-        "d_seen_2",
-        "d_beta_layer_2",
-        "d_eta_layer_2",
-        "d_alpha_layer_2",
-        "d_q_layer_1",
-        "d_k_layer_1",
-        "d_k_rows",
-        "d_k",
-        "d_q",
-        "d_u",
-        "d_v",
-        "d_beta",
-        "d_eta",
-        "d_alpha",
-        "records",
-        "d_anchors",
-    ),
-}
-# Whether a layer's kernel takes its inputs' axis and its results' in tiles.
-TILED = {
-    "layer_1": (False, True),
-    "layer_2": (True, False),
-    "queries_2": (True, False),
-    "gates_2_1": (True, False),
-    "gates_2_2": (True, False),
-    "gates_2_3": (True, False),
-    "writes_2": (True, False),
-    "queries_1": (False, True),
-    "gates_1_1": (False, True),
-    "gates_1_2": (False, True),
-    "gates_1_3": (False, True),
-    "writes_1": (False, True),
-}
-# Rows of which each tile of a layer has a part: one for each tile of its inputs, of its results, or both.
-PARTS = {
-    "layer_1": {"result_1": "inputs"},
-    "layer_2": {"result_2": "inputs"},
-    "queries_2": {"d_result_1": "results"},
-    "gates_2_1": {"d_beta_layer_2": "both"},
-    "gates_2_2": {"d_eta_layer_2": "both"},
-    "gates_2_3": {"d_alpha_layer_2": "both"},
-    "writes_2": {"d_seen_2": "results", "d_error_2": "inputs"},
-    "queries_1": {"d_q_layer_1": "results"},
-    "gates_1_1": {"d_beta_layer_1": "both"},
-    "gates_1_2": {"d_eta_layer_1": "both"},
-    "gates_1_3": {"d_alpha_layer_1": "both"},
-    "writes_1": {"d_k_layer_1": "results", "d_error_1": "inputs"},
-}
+def _packed(theta):
+    """The initial weights as rows of MEMORY numbers, one a head."""
+    return torch.cat([w.mT.reshape(w.shape[0], -1) for w in theta], 1).float()
 
 
-@_by_length
-def _spans(T, device):
-    """The spans of all chains, one after another: tokens of each chain, whether a gradient chunk begins with it, and a
-    table.
-
-    A table (n_chains, 4): start, end, segment, whether the segment ends there; zeros where a chain has no more spans.
-    """
-    chains = []
-    for s, (begin, end) in enumerate(_segments(T)):
-        own = []
-        for chunk in range(begin, end, CHUNK):
-            stop = min(chunk + CHUNK, end)
-            for start in range(chunk, stop, SPAN):
-                last = min(start + SPAN, stop)
-                own.append((start == chunk, (start, last, s, int(last == end))))
-        chains.append(own)
-    found = []
-    for spans in itertools.zip_longest(*chains, fillvalue=(False, (0, 0, 0, 0))):
-        table = torch.tensor([row for _, row in spans], dtype=torch.int32, device=device)
-        tokens = [end - start for _, (start, end, _, _) in spans]
-        found.append((tokens, any(begins for begins, _ in spans), table))
-    return found
+def _unpacked(packed, theta):
+    """Gradients of the weights, from rows of MEMORY numbers."""
+    parts = packed.split([w[0].numel() for w in theta], 1)
+    return [part.view(w.shape[0], w.shape[2], w.shape[1]).mT.to(w.dtype) for part, w in zip(parts, theta, strict=True)]
 
 
-def _spans_of(T, BH, first, last, device):
-    """The spans of the chains in flight, as long as one has any: tokens of the longest, and the rest of `_spans`."""
-    chains = slice(first // BH, (last - 1) // BH + 1)
-    found = [(max(tokens[chains]), begins, table) for tokens, begins, table in _spans(T, device)]
-    return [span for span in found if span[0]]
-
-
-def _groups(spans):
-    """Runs of spans: about as many as each has spans, so that few states are kept at once."""
-    size = max(GROUP, math.isqrt(len(spans) - 1) + 1)
-    return [spans[at : at + size] for at in range(0, len(spans), size)]
-
-
-def _flights(chains, device):
-    """Chains to go through the layers at once, as (first, last + 1): few, as each is many programs."""
-    most = 4 if device.type == "cpu" else max(1, torch.cuda.get_device_properties(device).multi_processor_count // 2)
-    return [(first, min(first + most, chains)) for first in range(0, chains, most)]
-
-
-def _records(theta, first, last):
+def _records(x, first, last):
     """The states that chains begin with: the initial weights, all else zero."""
-    found = theta.new_zeros(last - first, STATE)
-    found[:, :MEMORY] = theta[torch.arange(first, last, device=theta.device) % len(theta)]
+    found = x.theta.new_zeros(last - first, STATE)
+    found[:, :MEMORY] = x.theta[torch.arange(first, last, device=x.device) % len(x.theta)]
     return found
 
 
-def _enter(records, span):
-    """Where a gradient chunk begins with a span, its gradients are taken at the memory there."""
-    _, begins, _ = span
+def _most_chains(device):
+    """Chains to go through the layers at once: few, as each is many programs."""
+    return 4 if device.type == "cpu" else max(1, torch.cuda.get_device_properties(device).multi_processor_count // 2)
+
+
+def _gradients(x, tensors):
+    """The gradients of the inputs, in their types."""
+    return [getattr(x, f"d_{name}").to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
+
+
+def _enter(x, span):
+    """Goes on to a span. Where a gradient chunk begins with it, its gradients are taken at the memory there."""
+    x.tokens, begins, x.spans = span
     if begins:
-        records[:, STATE - MEMORY :] = records[:, :MEMORY]
+        x.records[:, STATE - MEMORY :] = x.records[:, :MEMORY]
 
 
-def _empty_rows(chains, device, back):
-    """Room for a span's rows, and for their gradients on the way `back`."""
-    new = functools.partial(torch.empty, dtype=torch.float32, device=device)
-    return {name: new(chains, SPAN, *width) for name, width in ROW_WIDTHS.items() if back or not name.startswith("d_")}
-
-
-def _launch_steps(kernel, name, x, tensors, first, span, room=None):
-    """Launches a kernel for all steps of a span of the chains in flight."""
-    B, T, H, _ = x["q"].shape
-    tokens, _, table = span
-    steps = triton.cdiv(tokens, _rows_of_step(name, tensors))
-    pointers, numbers = [x[one] for one in ARGUMENTS[name]], (table, first, steps, T, H, B * H)
-    _launch(kernel, name, len(x["records"]) * steps, pointers, tensors, numbers, room=room, SPAN=SPAN)
-
-
-def _launch_tiles(kernel, name, x, tensors, first, span, room=None, leaves_rows=True, **modes):
-    """Launches a layer's kernel for all its tiles and the chains in flight, and adds up their parts of rows."""
-    B, T, H, _ = x["q"].shape
-    chains, tiles = len(x["records"]), triton.cdiv(256, _configuration(name, _element(tensors), x["q"].device)[1])
-    n_into, n_out = (tiles if tiled else 1 for tiled in TILED[name])
-    number = {"inputs": n_into, "results": n_out, "both": n_into * n_out}
-    parts = {
-        row: x[row].new_empty(chains, number[axis], *x[row].shape[1:])
-        for row, axis in PARTS[name].items()
-        if number[axis] > 1 and leaves_rows
-    }
-    pointers = [parts.get(one, x[one]) for one in ARGUMENTS[name]]
-    numbers = (span[-1], first, T, H, B * H, len(_segments(T)))
-    _launch(kernel, name, chains * n_into * n_out, pointers, tensors, numbers, room=room, SPAN=SPAN, **modes)
-    for row, part in parts.items():
-        torch.sum(part, 1, out=x[row])
-
-
-def _through_span(x, tensors, first, span, reads, advances):
+def _through_span(x, reads, advances):
     """A span of the chains in flight: the rows that gradients are made of, then layer after layer."""
-    modes = {"leaves_rows": reads, "READS": reads, "ADVANCES": advances}
-    _launch_steps(errors_kernel, "errors", x, tensors, first, span, room=ROWS)
-    _launch_tiles(layer_1_kernel, "layer_1", x, tensors, first, span, **modes)
-    _launch_tiles(layer_2_kernel, "layer_2", x, tensors, first, span, **modes)
+    x.n_steps = _cdiv(x.tokens, _rows_at_once("errors", x))
+    _launch(errors_kernel, x, x.n_flight * x.n_steps, room=ROWS)
+    _launch(layer_1_kernel, x, x.n_flight * _n_tiles("layer_1", x), READS=reads, ADVANCES=advances)
+    _launch(
+        layer_2_kernel,
+        x,
+        x.n_flight * _n_tiles("layer_2", x),
+        parts=(("result_2", _n_tiles("layer_2", x) if reads else 1, 1),),
+        READS=reads,
+        ADVANCES=advances,
+    )
 
 
-def _chains(tensors, x, theta):
-    """Takes all chains through their steps, a flight of them at a time, span by span."""
-    B, T, H, _ = x["q"].shape
-    for first, last in _flights(len(_segments(T)) * B * H, theta.device):
-        x |= {"records": _records(theta, first, last), **_empty_rows(last - first, theta.device, back=False)}
-        for span in _spans_of(T, B * H, first, last, theta.device):
-            _enter(x["records"], span)
-            _through_span(x, tensors, first, span, reads=True, advances=True)
-            _launch_steps(online_kernel, "online", x, tensors, first, span)
-
-
-def _reverse_span(x, tensors, first, span):
-    """The reverse of a span of the chains in flight, from the states before it and the gradients of those after it."""
-    _through_span(x, tensors, first, span, reads=True, advances=False)
-    _launch_steps(reverse_online_kernel, "reverse_online", x, tensors, first, span)
-    _launch_tiles(queries_2_kernel, "queries_2", x, tensors, first, span)
-    BT, BF, _ = _configuration("gates_2_1", _element(tensors), x["q"].device)
-    room = triton.cdiv(SPAN, BT) * 1 * BF * 64
-    _launch_tiles(gates_2_1_kernel, "gates_2_1", x, tensors, first, span, room=room)
-    _launch_tiles(gates_2_2_kernel, "gates_2_2", x, tensors, first, span)
-    BT, BF, _ = _configuration("gates_2_3", _element(tensors), x["q"].device)
-    room = triton.cdiv(SPAN, BT) * 2 * BF * 64
-    _launch_tiles(gates_2_3_kernel, "gates_2_3", x, tensors, first, span, room=room)
-    _launch_tiles(writes_2_kernel, "writes_2", x, tensors, first, span)
-    _launch_tiles(queries_1_kernel, "queries_1", x, tensors, first, span)
-    BT, BF, _ = _configuration("gates_1_1", _element(tensors), x["q"].device)
-    room = triton.cdiv(SPAN, BT) * 1 * 64 * BF
-    _launch_tiles(gates_1_1_kernel, "gates_1_1", x, tensors, first, span, room=room)
-    _launch_tiles(gates_1_2_kernel, "gates_1_2", x, tensors, first, span)
-    BT, BF, _ = _configuration("gates_1_3", _element(tensors), x["q"].device)
-    room = triton.cdiv(SPAN, BT) * 2 * 64 * BF
-    _launch_tiles(gates_1_3_kernel, "gates_1_3", x, tensors, first, span, room=room)
-    _launch_tiles(writes_1_kernel, "writes_1", x, tensors, first, span)
-    chains, steps = len(x["records"]), triton.cdiv(span[0], _rows_of_step("inputs", tensors))
-    x["d_anchors"] = x["records"].new_empty(chains, steps, MEMORY)
-    _launch_steps(inputs_kernel, "inputs", x, tensors, first, span, room=ROWS)
-    x["d_records"][:, STATE - MEMORY :] += x["d_anchors"].sum(1)
-
-
-def _chains_back(tensors, x, theta, d_theta):
-    """Takes the gradients of all chains' states back through their steps: groups of spans, the last first.
-
-    The states that groups begin with are made going forward once and kept, those that their spans begin with once more.
-    """
-    B, T, H, _ = x["q"].shape
-    for first, last in _flights(d_theta[..., 0].numel(), theta.device):
-        groups = _groups(_spans_of(T, B * H, first, last, theta.device))
-        x |= {"records": _records(theta, first, last), **_empty_rows(last - first, theta.device, back=True)}
-        x["d_records"] = torch.zeros_like(x["records"])
-        kept = [x["records"].clone()]
-        for group in groups[:-1]:
-            for span in group:
-                _enter(x["records"], span)
-                _through_span(x, tensors, first, span, reads=False, advances=True)
-            kept.append(x["records"].clone())
-        for group in reversed(groups):
-            x["records"], starts = kept.pop(), []
-            for span in group:
-                _enter(x["records"], span)
-                starts.append(x["records"].clone())
-                if len(starts) < len(group):
-                    _through_span(x, tensors, first, span, reads=False, advances=True)
-            for span in reversed(group):
-                x["records"] = starts.pop()
-                _reverse_span(x, tensors, first, span)
-                _, begins, _ = span
-                if begins:
-                    x["d_records"][:, :MEMORY] += x["d_records"][:, STATE - MEMORY :]
-                    x["d_records"][:, STATE - MEMORY :] = 0
-        d_theta.view(-1, MEMORY)[first:last] = x["d_records"][:, :MEMORY]
+def _reverse_span(x):
+    """The reverse of a span of the chains in flight, from the states before it and gradients of those after it."""
+    _through_span(x, reads=True, advances=False)
+    x.n_steps = _cdiv(x.tokens, _rows_at_once("reverse_online", x))
+    _launch(reverse_online_kernel, x, x.n_flight * x.n_steps)
+    _launch(queries_2_kernel, x, x.n_flight * _n_tiles("queries_2", x))
+    _launch(
+        gates_2_1_kernel,
+        x,
+        x.n_flight * _n_tiles("gates_2_1", x),
+        room=_cdiv(SPAN, _rows_at_once("gates_2_1", x)) * _columns("gates_2_1", x) * 64,
+        parts=(("d_beta_layer_2", _n_tiles("gates_2_1", x), 1),),
+    )
+    _launch(
+        gates_2_2_kernel,
+        x,
+        x.n_flight * _n_tiles("gates_2_2", x),
+        parts=(("d_eta_layer_2", _n_tiles("gates_2_2", x), 1),),
+    )
+    _launch(
+        gates_2_3_kernel,
+        x,
+        x.n_flight * _n_tiles("gates_2_3", x),
+        room=_cdiv(SPAN, _rows_at_once("gates_2_3", x)) * 2 * _columns("gates_2_3", x) * 64,
+        parts=(("d_alpha_layer_2", _n_tiles("gates_2_3", x), 1),),
+    )
+    _launch(
+        writes_2_kernel, x, x.n_flight * _n_tiles("writes_2", x), parts=(("d_error_2", _n_tiles("writes_2", x), 1),)
+    )
+    _launch(
+        queries_1_kernel,
+        x,
+        x.n_flight * _n_tiles("queries_1", x),
+        parts=(("d_q_layer_1", _n_tiles("queries_1", x), 1),),
+    )
+    _launch(
+        gates_1_1_kernel,
+        x,
+        x.n_flight * _n_tiles("gates_1_1", x),
+        room=_cdiv(SPAN, _rows_at_once("gates_1_1", x)) * 64 * _columns("gates_1_1", x),
+        parts=(("d_beta_layer_1", _n_tiles("gates_1_1", x), 1),),
+    )
+    _launch(
+        gates_1_2_kernel,
+        x,
+        x.n_flight * _n_tiles("gates_1_2", x),
+        parts=(("d_eta_layer_1", _n_tiles("gates_1_2", x), 1),),
+    )
+    _launch(
+        gates_1_3_kernel,
+        x,
+        x.n_flight * _n_tiles("gates_1_3", x),
+        room=_cdiv(SPAN, _rows_at_once("gates_1_3", x)) * 2 * 64 * _columns("gates_1_3", x),
+        parts=(("d_alpha_layer_1", _n_tiles("gates_1_3", x), 1),),
+    )
+    _launch(
+        writes_1_kernel, x, x.n_flight * _n_tiles("writes_1", x), parts=(("d_k_layer_1", _n_tiles("writes_1", x), 1),)
+    )
+    x.n_steps = _cdiv(x.tokens, _rows_at_once("inputs", x))
+    x.d_anchors = _new(x, x.n_flight, x.n_steps, MEMORY)
+    _launch(inputs_kernel, x, x.n_flight * x.n_steps, room=ROWS)
+    x.d_records[:, STATE - MEMORY :] += x.d_anchors.sum(1)
 
 
 def _run_forward_triton(tensors):
-    x = _contiguous(tensors)
-    q, v = x["q"], x["v"]
-    B, T, H, _ = q.shape
-    blocks, segments = _layout(T, q.device)
-    theta = _packed(tensors[len(INPUTS) :])
+    """y, and what the backward pass needs of it."""
+    x = _given(tensors)
+    x.theta = _packed(tensors[len(INPUTS) :])
     saved = _saved_triton(tensors)
-    _clear_between(saved[0], _rooms_triton(B, T, H))
-    x |= _named(q, saved[0])
-    x["y"] = torch.empty_like(v)
-    sizes = (T, H, B * H, len(segments))
-    x["o"] = v.new_empty(v.shape, dtype=torch.float32)
-    x["r"] = v.new_empty((B, T, H), dtype=torch.float32)
-    _launch(
-        logits_kernel,
-        "logits",
-        len(segments) * B * H,
-        [x["k"], x["u"], x["r"], x["pools"]],
-        tensors,
-        (segments, *sizes),
-        room=None,
-    )
-    _chains(tensors, x, theta)
-    _launch(
-        read_kernel,
-        "read",
-        len(blocks) * B * H,
-        [x["q"], x["u"], x["cached"], x["o"], x["r"], x["pools"], x["lse"], x["online"], x["y"]],
-        tensors,
-        (blocks, *sizes),
-    )
-    return [x["y"], *saved]
-
-
-def _reverse_reads(tensors, x, blocks, segments):
-    """The reverse of reads of every earlier segment: adds to x what `_run_backward_triton` goes on from."""
-    q = x["q"]
-    B, T, H, K = q.shape
-    sizes = (T, H, B * H, len(segments))
-    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    x["delta"], x["d_r"] = new(B, T, H), new(B, T, H)
-    x["d_pools"] = torch.empty_like(x["pools"])
-    x["d_q_rows"] = new(B, T, H, K)
-    x["d_u_rows"] = new(B, T, H, K)
-    x["d_cached"] = torch.empty_like(x["cached"])
-    _launch(
-        rows_kernel,
-        "rows",
-        len(blocks) * B * H,
-        [
-            x["q"],
-            x["u"],
-            x["d_y"],
-            x["lse"],
-            x["delta"],
-            x["cached"],
-            x["pools"],
-            x["d_r"],
-            x["y"],
-            x["d_q_rows"],
-            x["d_u_rows"],
-        ],
-        tensors,
-        (blocks, *sizes),
-    )
-    _launch(
-        segments_kernel,
-        "segments",
-        len(segments) * B * H,
-        [x["q"], x["u"], x["d_y"], x["lse"], x["delta"], x["cached"], x["d_cached"], x["pools"], x["d_pools"]],
-        tensors,
-        (segments, *sizes),
-    )
+    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))
+    _recall(x, ["buffer"], saved)
+    x.y = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
+    x.o = _new(x, x.B, x.T, x.H, 64)
+    x.r = _new(x, x.B, x.T, x.H)
+    _launch(logits_kernel, x, x.n_segments * x.BH)
+    for first, last in _flights(x.n_chains * x.BH, _most_chains(x.device)):
+        x.n_before, x.n_flight = first, last - first
+        x.records = _records(x, first, last)
+        x.error_1 = _new(x, x.n_flight, SPAN, 256)
+        x.result_1 = _new(x, x.n_flight, SPAN, 256)
+        x.error_2 = _new(x, x.n_flight, SPAN, 64)
+        x.result_2 = _new(x, x.n_flight, SPAN, 64)
+        x.seen_2 = _new(x, x.n_flight, SPAN, 256)
+        for span in _in_flight(x, first, last):
+            _enter(x, span)
+            _through_span(x, reads=True, advances=True)
+            x.n_steps = _cdiv(x.tokens, _rows_at_once("online", x))
+            _launch(online_kernel, x, x.n_flight * x.n_steps)
+    _launch(read_kernel, x, x.n_blocks * x.BH, room=ROWS)
+    return [x.y, *saved]
 
 
 def _run_backward_triton(tensors, saved, d_y):
-    x = _contiguous(tensors)
-    q = x["q"]
-    B, T, H, K = q.shape
-    blocks, segments = _layout(T, q.device)
-    theta = tensors[len(INPUTS) :]
-    x |= dict(
-        zip(
-            (
-                "y",
-                "buffer",
-            ),
-            saved,
-            strict=True,
-        )
-    )
-    x |= _named(q, x["buffer"])
-    sizes = (T, H, B * H, len(segments))
-    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    x["d_y"] = d_y.contiguous()
-    _reverse_reads(tensors, x, blocks, segments)
-    x["d_q"] = torch.empty_like(x["q"], memory_format=torch.contiguous_format)
-    x["d_k"] = torch.empty_like(x["k"], memory_format=torch.contiguous_format)
-    x["d_v"] = torch.empty_like(x["v"], memory_format=torch.contiguous_format)
-    x["d_u"] = torch.empty_like(x["u"], memory_format=torch.contiguous_format)
-    x["d_beta"] = torch.empty_like(x["beta"], dtype=torch.float32, memory_format=torch.contiguous_format)
-    x["d_eta"] = torch.empty_like(x["eta"], dtype=torch.float32, memory_format=torch.contiguous_format)
-    x["d_alpha"] = torch.empty_like(x["alpha"], dtype=torch.float32, memory_format=torch.contiguous_format)
-    x["d_k_rows"] = new(B, T, H, K)
-    entries = len(segments) * B * H
-    _launch(
-        reverse_logits_kernel,
-        "reverse_logits",
-        entries,
-        [x["k"], x["u"], x["d_r"], x["d_pools"], x["d_u_rows"], x["d_k_rows"]],
-        tensors,
-        (segments, *sizes),
-        room=None,
-    )
-    d_theta = new(len(segments), B, H, MEMORY)
-    _chains_back(tensors, x, _packed(theta), d_theta)
-    found = [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
-    return found + _unpacked(d_theta.sum((0, 1)), theta)
+    """The gradients of all inputs, from that of y and what the forward pass saved."""
+    x = _given(tensors)
+    x.theta = _packed(tensors[len(INPUTS) :])
+    _recall(x, ["y", "buffer"], saved)
+    x.d_y = d_y.contiguous()
+    x.delta = _new(x, x.B, x.T, x.H)
+    x.d_r = _new(x, x.B, x.T, x.H)
+    x.d_q_rows = _new(x, x.B, x.T, x.H, 64)
+    x.d_u_rows = _new(x, x.B, x.T, x.H, 64)
+    x.d_cached = _new(x, x.B, x.H, x.n_segments, MEMORY)
+    x.d_pools = _new(x, x.B, x.H, x.n_segments, 64)
+    _launch(rows_kernel, x, x.n_blocks * x.BH, room=ROWS)
+    _launch(segments_kernel, x, x.n_segments * x.BH, room=ROWS)
+    x.d_q = _new(x, x.B, x.T, x.H, 64, dtype=x.q.dtype)
+    x.d_k = _new(x, x.B, x.T, x.H, 64, dtype=x.k.dtype)
+    x.d_v = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
+    x.d_u = _new(x, x.B, x.T, x.H, 64, dtype=x.u.dtype)
+    x.d_beta = _new(x, x.B, x.T, x.H)
+    x.d_eta = _new(x, x.B, x.T, x.H)
+    x.d_alpha = _new(x, x.B, x.T, x.H)
+    x.d_k_rows = _new(x, x.B, x.T, x.H, 64)
+    _launch(reverse_logits_kernel, x, x.n_segments * x.BH)
+    x.d_theta = _new(x, x.n_chains, x.B, x.H, MEMORY)
+    for first, last in _flights(x.n_chains * x.BH, _most_chains(x.device)):
+        x.n_before, x.n_flight = first, last - first
+        x.records = _records(x, first, last)
+        x.error_1 = _new(x, x.n_flight, SPAN, 256)
+        x.result_1 = _new(x, x.n_flight, SPAN, 256)
+        x.d_error_1 = _new(x, x.n_flight, SPAN, 256)
+        x.d_result_1 = _new(x, x.n_flight, SPAN, 256)
+        x.d_beta_layer_1 = _new(x, x.n_flight, SPAN)
+        x.d_eta_layer_1 = _new(x, x.n_flight, SPAN)
+        x.d_alpha_layer_1 = _new(x, x.n_flight, SPAN)
+        x.error_2 = _new(x, x.n_flight, SPAN, 64)
+        x.result_2 = _new(x, x.n_flight, SPAN, 64)
+        x.seen_2 = _new(x, x.n_flight, SPAN, 256)
+        x.d_error_2 = _new(x, x.n_flight, SPAN, 64)
+        x.d_result_2 = _new(x, x.n_flight, SPAN, 64)
+        x.d_seen_2 = _new(x, x.n_flight, SPAN, 256)
+        x.d_beta_layer_2 = _new(x, x.n_flight, SPAN)
+        x.d_eta_layer_2 = _new(x, x.n_flight, SPAN)
+        x.d_alpha_layer_2 = _new(x, x.n_flight, SPAN)
+        x.d_q_layer_1 = _new(x, x.n_flight, SPAN, 64)
+        x.d_k_layer_1 = _new(x, x.n_flight, SPAN, 64)
+        x.d_records = torch.zeros_like(x.records)
+        groups = _groups(_in_flight(x, first, last), 8)
+        kept = [x.records.clone()]
+        for group in groups[:-1]:
+            for span in group:
+                _enter(x, span)
+                _through_span(x, reads=False, advances=True)
+            kept.append(x.records.clone())
+        for group in reversed(groups):
+            x.records, starts = kept.pop(), []
+            for span in group:
+                _enter(x, span)
+                starts.append(x.records.clone())
+                if span is not group[-1]:
+                    _through_span(x, reads=False, advances=True)
+            for span in reversed(group):
+                x.tokens, begins, x.spans = span
+                x.records = starts.pop()
+                _reverse_span(x)
+                if begins:
+                    x.d_records[:, :MEMORY] += x.d_records[:, STATE - MEMORY :]
+                    x.d_records[:, STATE - MEMORY :] = 0
+        x.d_theta.view(-1, MEMORY)[first:last] = x.d_records[:, :MEMORY]
+    return _gradients(x, tensors) + _unpacked(x.d_theta.sum((0, 1)), tensors[len(INPUTS) :])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

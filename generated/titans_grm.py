@@ -1029,6 +1029,16 @@ def _run_backward_torch(tensors, saved, d_y):
 # ---------------------------------------------------------------------------------------------------------------------
 # Triton path. B batch, T tokens, H heads, K and V the head's sizes; BT, BK, BV the tile of each; i_ an index,
 # o_ offsets of a tile, m_ its mask, b_ a tile. Tensors are (B, T, H, ·).
+#
+# A state too large for registers lies in a buffer of STATE numbers, of which the first MEMORY are the memory's
+# parameters, layer after layer, (in, out) each:
+#     M_1 (64, 256) at 0
+#     M_2 (256, 64) at 16384
+#     S_1 (64, 256) at 32768
+#     S_2 (256, 64) at 49152
+#     pool (64) at 65536
+# A chunk step reads one such buffer and writes another, a tile of BF hidden units at a time, in as many loops over F
+# units as sums over them lie one behind another. ROWS numbers hold rows that pass between these loops.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -1123,27 +1133,6 @@ def _segment(segments, i_s):
 
 
 @_jit
-def _step(x):
-    return tl.where(x > 0, 1.0, 0.0)
-
-
-@_jit
-def _pow(x, y):
-    return tl.where(x == 0, 0.0, tl.exp2(y * tl.log2(x)))
-
-
-# What walks with a state too large for registers: it lies in a buffer of STATE numbers, of which the first MEMORY are
-# the memory's parameters, layer after layer, (in, out) each:
-#     M_1 (64, 256) at 0
-#     M_2 (256, 64) at 16384
-#     S_1 (64, 256) at 32768
-#     S_2 (256, 64) at 49152
-#     pool (64) at 65536
-# A chunk step reads one such buffer and writes another, a tile of BF hidden units at a time, in as many loops over F
-# units as sums over them lie one behind another. ROWS numbers hold rows that pass between these loops.
-
-
-@_jit
 def _copy(to, source, N: tl.constexpr):
     """N numbers from one buffer to another."""
     for i in range(tl.cdiv(N, 1024)):
@@ -1165,6 +1154,11 @@ def _add(to, source, N: tl.constexpr):
     for i in range(tl.cdiv(N, 1024)):
         o_n = i * 1024 + tl.arange(0, 1024)
         tl.store(to + o_n, tl.load(to + o_n, mask=o_n < N) + tl.load(source + o_n, mask=o_n < N), mask=o_n < N)
+
+
+@_jit
+def _pow(x, y):
+    return tl.where(x == 0, 0.0, tl.exp2(y * tl.log2(x)))
 
 
 @_jit
@@ -1204,7 +1198,8 @@ def walk_kernel(
 ):
     """The online read-outs, and the state at the end of every segment.
 
-    One program walks a chain of chunk steps, then the next; the state goes to and fro between two buffers.
+    One program walks a chain of chunk steps, then the next. The state goes to and fro between two buffers, or stays in
+    registers, as s_, with what follows it as n_.
     """
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
@@ -1673,7 +1668,7 @@ def rows_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """What a block's rows owe to cached segments: gradients of their queries, and of their online logit."""
+    """What a block's rows owe to cached segments: gradients of their queries."""
     one = tl.minimum(T, 1)
     n_tiles = tl.cdiv(F, BF) * one
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, BV)
@@ -3355,10 +3350,10 @@ def reverse_kernel(
         tl.debug_barrier()
 
 
-# Numbers of a state, of its memory, and of rows between loops.
-STATE, MEMORY, ROWS = 65600, 32768, 361600
 CHUNK = 16  # tokens of a gradient chunk
-BLOCK = 64  # tokens of a block of rows
+STATE = 65600  # numbers of a state
+MEMORY = 32768  # numbers of the memory's parameters
+ROWS = 361600  # numbers of rows that pass between a kernel's loops
 
 
 def _by_length(make):
@@ -3389,49 +3384,117 @@ def _by_length(make):
     return table
 
 
+def _sequences(lengths, segments):
+    """The segments of each sequence, of these lengths, one behind the other."""
+    starts = itertools.accumulate(lengths, initial=0)
+    return [[(at + begin, at + end) for begin, end in segments(T)] for at, T in zip(starts, lengths, strict=False)]
+
+
+def _segment_rows(sequences):
+    """A row a segment: start, end, the sequence's first segment, the sequence's end."""
+    rows = []
+    for segments in sequences:
+        first = len(rows)
+        rows += [(begin, end, first, segments[-1][1]) for begin, end in segments]
+    return rows
+
+
+def _chains(sequences, chained, size, chunk=None):
+    """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
+
+    A piece is start, end, segment, its start, its end, the sequence's first segment, whether a run begins with it.
+    """
+    found, s = [], 0
+    for segments in sequences:
+        first, own = s, []
+        for begin, end in segments:
+            runs = [(at, min(at + (chunk or end - begin), end)) for at in range(begin, end, chunk or end - begin)]
+            cut = [(at, run, min(at + size, stop)) for run, stop in runs for at in range(run, stop, size)]
+            own.append([(at, stop, s, begin, end, first, int(at == run)) for at, run, stop in cut])
+            s += 1
+        found += [list(itertools.chain(*own))] if chained else own
+    return found
+
+
+def _chain_rows(chains):
+    """A row a chain: its first piece, and the one after its last, of the pieces of all."""
+    ends = list(itertools.accumulate(map(len, chains)))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _block_rows(chains, chained):
+    """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
+    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+
+
+def _step_rows(chains):
+    """A row a step: start, end, segment, its start, its end, the sequence's first segment, whether a run begins, 0."""
+    return [(*piece, 0) for chain in chains for piece in chain]
+
+
+def _tables(sequences, chained, size):
+    """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
+    own = _chains(sequences, chained, size)
+    return {"blocks": _block_rows(own, chained), "chains": _chain_rows(own), "segments": _segment_rows(sequences)}
+
+
+def _step_tables(sequences, chained, size, chunk):
+    """The rows of steps of at most `size` tokens and of their chains; of how many steps the states are kept at once."""
+    own = _chains(sequences, chained, size, chunk)
+    return _step_rows(own), _chain_rows(own), _kept(max(map(len, own)))
+
+
+def _kept(n):
+    """How many of n states are kept, so that as many are made again at once: the root of n, rounded up."""
+    return math.isqrt(n - 1) + 1
+
+
+CHAINED = False  # whether a segment goes on from the one before
+BLOCK = 64  # tokens of a block, at most
+
+
 @_by_length
 def _layout(T, device):
-    """Tables of where things are.
+    """Where T tokens lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
+    tables = _tables(_sequences([T], _segments), CHAINED, BLOCK)
+    lengths = {f"n_{name}": len(rows) for name, rows in tables.items()}
+    longest = max(end - start for start, end, *_ in tables["blocks"])
+    return {name: _table(rows, device) for name, rows in tables.items()} | lengths | {"longest": longest}
 
-    blocks (n, 8): start, end, segment, its start, its end, the sequence's first segment, 0, 0.
-    segments (n, 4): start, end, the sequence's first segment, the sequence's end.
-    """
-    blocks, segments = [], []
-    for s, (begin, end) in enumerate(_segments(T)):
-        segments.append((begin, end, 0, T))
-        for start in range(begin, end, BLOCK):
-            blocks.append((start, min(start + BLOCK, end), s, begin, end, 0, 0, 0))
-    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
-    return table(blocks), table(segments)
+
+def _table(rows, device):
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+def _steps(kernel, x):
+    """Tables of the steps that a kernel takes and of their chains, and how many states are kept at once."""
+    return _steps_of(x.T, _rows_at_once(kernel, x), x.device)
 
 
 @_by_length
-def _steps(T, BT, device):
-    """Tables of chunk steps of up to BT tokens, and how many states a group of them keeps.
-
-    steps (n, 8): start, end, segment, its start, its end, the sequence's first segment, whether a gradient chunk
-    begins, 0. chains (n, 2): first step, last + 1, of steps that follow one another.
-    """
-    steps, chains = [], []
-    for s, (begin, end) in enumerate(_segments(T)):
-        chains.append((len(steps), len(steps)))
-        for chunk in range(begin, end, CHUNK):
-            stop = min(chunk + CHUNK, end)
-            for start in range(chunk, stop, BT):
-                steps.append((start, min(start + BT, stop), s, begin, end, 0, int(start == chunk), 0))
-        chains[-1] = (chains[-1][0], len(steps))
-    longest = max(last - first for first, last in chains)
-    table = lambda rows: torch.tensor(rows, dtype=torch.int32, device=device)  # noqa: E731
-    return table(steps), table(chains), math.isqrt(longest - 1) + 1
+def _steps_of(T, BT, device):
+    steps, chains, kept = _step_tables(_sequences([T], _segments), CHAINED, BT, CHUNK)
+    return _table(steps, device), _table(chains, device), kept
 
 
-# The axis that a kernel takes in tiles of BF: the hidden units of every layer.
+# Lengths that kernels are specialised for.
+CONSTANTS = {
+    "K": 64,
+    "V": 64,
+    "CHUNK": CHUNK,
+    "F": 256,
+    "STATE": STATE,
+    "MEMORY": MEMORY,
+    "ROWS": ROWS,
+}
+LEAST_ROWS = 16  # fewest tokens that a kernel takes at once
+
+# The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all.
 AXES = {"walk": "f", "read": "f", "rows": "f", "segments": "f", "reverse": "f"}
 
-# BT, BF, num_warps and num_stages of every kernel by architecture and type of products: found by compiling for it, of a
-# list of candidates, larger tiles first, the first that fits the shared memory and keeps all values in registers inside
-# its loops over hidden units, or else the one that reloads least there. Those that `mcgen tune` found on this machine
-# come before them.
+# BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
+# compiling for it, the first of a list of candidates, larger tiles first, that fits the shared memory and keeps all
+# values in registers where that matters. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
@@ -3499,12 +3562,13 @@ CONFIGURATIONS = {
     },
 }
 
-# BT, BF and num_warps where there is nothing better: of other GPUs, and of kernels not found above.
+# BT, columns of a tile and num_warps where there is nothing better: of other GPUs, and of kernels not found above.
 DEFAULTS = {
     "sm": {"bfloat16": (16, 32, 8), "float32": (16, 32, 8)},
     "gf": {"bfloat16": (16, 32, 4), "float32": (16, 32, 4)},
     "cpu": {"bfloat16": (16, 32, 4), "float32": (16, 32, 4)},
 }
+
 
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
@@ -3584,7 +3648,7 @@ def _tuned_rows(table, kind):
     """The configurations of this file's kernels in a table, by kernel; raises ValueError where one is none."""
     found = {}
     for kernel, digest in DIGESTS.items():
-        place = f"64x64 {kind}" + (f" {LEAST_ROWS}" if kernel in STEPPING else "")
+        place = f"{CONSTANTS['K']}x{CONSTANTS['V']} {kind}" + (f" {LEAST_ROWS}" if kernel in STEPPING else "")
         if place in table.get(digest, ()):
             found[kernel] = tuple(table[digest][place][:4])
             if not _can_launch(*found[kernel]):
@@ -3645,63 +3709,95 @@ def _precision(element):
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
 
 
-def _configuration(kernel, element, device):
-    """Tile sizes and launch options of a kernel: (BT, BF, options)."""
-    BT, BF, num_warps, num_stages = _configured(kernel, element, device)
-    return max(BT, LEAST_ROWS), BF, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+def _cdiv(a, b):
+    return -(-a // b)
 
 
-LEAST_ROWS = 16  # fewest tokens of a step: a gradient chunk is one, or several
+def _tile(n):
+    """The power of two, 16 at least, that holds n."""
+    return max(16, 1 << (n - 1).bit_length())
 
 
-def _programs(entries, device):
-    """Programs in flight: each has a buffer of its own, and takes entry after entry."""
+def _rows_at_once(kernel, x):
+    """Tokens that a kernel takes at once."""
+    return _configuration(kernel, x)["BT"]
+
+
+def _n_tiles(kernel, x):
+    """How many tiles a kernel takes its axis in."""
+    axis = AXES[kernel].upper()
+    return _cdiv(CONSTANTS[axis], _configuration(kernel, x)[f"B{axis}"]) if axis else 1
+
+
+def _new(x, *shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device=x.device)
+
+
+def _parts_of_tiles(x, parts):
+    """Room for buffers of which several tiles have their own."""
+    found = {}
+    for name, count, axis in parts:
+        if count > 1:
+            shape = getattr(x, name).shape
+            found[name] = _new(x, *shape[:axis], count, *shape[axis:])
+    return found
+
+
+def _add_up_parts(x, found, parts):
+    """Adds up what each tile left."""
+    for name, _, axis in parts:
+        if name in found:
+            torch.sum(found[name], axis, out=getattr(x, name))
+
+
+WHOLE = {}  # tiles of kernels that take all hidden units at once
+
+
+def _configuration(kernel, x):
+    """Tile sizes of a kernel, and its launch options."""
+    BT, columns, num_warps, num_stages = _configured(kernel, x.element, x.device)
+    tiles = {"BK": _tile(CONSTANTS["K"]), "BV": _tile(CONSTANTS["V"]), "BF": WHOLE.get(kernel, columns)}
+    return {"BT": max(BT, LEAST_ROWS), **tiles, "num_warps": num_warps, "num_stages": num_stages}
+
+
+def _columns(kernel, x):
+    """Hidden units that a kernel takes at once."""
+    return _configuration(kernel, x)["BF"]
+
+
+def _programs(units, device):
+    """Programs in flight: each has a buffer of its own, and takes unit after unit."""
     if device.type == "cpu":
-        return min(entries, 4)
-    return min(entries, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
+        return min(units, 4)
+    return min(units, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _launch(kernel, name, entries, pointers, tensors, numbers, room=ROWS, programs=None, **more):
-    """Launches a kernel for a number of entries; a program's buffer has `room` for numbers, None where it has none."""
-    element, device = _element(tensors), tensors[0].device
-    BT, BF, options = _configuration(name, element, device)
-    programs = programs or _programs(entries, device)
-    work = [torch.empty(programs * room, dtype=torch.float32, device=device)] if room is not None else []
-    constants = {
-        "K": 64,
-        "V": 64,
-        "F": 256,
-        "BT": BT,
-        "BK": 64,
-        "BV": 64,
-        "BF": BF,
-        "STATE": STATE,
-        "MEMORY": MEMORY,
-        "ROWS": ROWS,
-        "IN": _TYPES[element],
-        "PREC": _precision(element),
-        **more,
-    }
-    kernel[(programs,)](*pointers, *work, *numbers, entries, **constants, **options)
+def _launch(kernel, x, units, room=None, parts=(), apart=False, **modes):
+    """Launches a kernel for a number of units; it takes its arguments from x and the constants by their names.
+
+    room: numbers that a program has as scratch, None where it has none. parts: buffers of which each tile has its own:
+    name, how many, and the axis along which they are added up. apart: whether each unit has a program of its own.
+    """
+    own, more = _configuration(kernel.__name__.removesuffix("_kernel"), x), _parts_of_tiles(x, parts)
+    programs = units if apart else _programs(units, x.device)
+    if room is not None:
+        more["work"] = _new(x, programs * room)
+    known = {**vars(x), **CONSTANTS, **own, **more, "IN": _TYPES[x.element], "PREC": _precision(x.element), **modes}
+    arguments = {name: known[name] for name in kernel.arg_names if name != "n_entries"}
+    options = {"num_warps": own["num_warps"], "num_stages": own["num_stages"], "enable_fp_fusion": True}
+    kernel[(programs,)](**arguments, n_entries=units, **options)
+    _add_up_parts(x, more, parts)
 
 
-def _rows_of_step(name, tensors):
-    return _configuration(name, _element(tensors), tensors[0].device)[0]
-
-
-def _packed(theta):
-    """The initial weights as rows of MEMORY numbers, one a head."""
-    return torch.cat([w.mT.reshape(w.shape[0], -1) for w in theta], 1).float()
-
-
-def _unpacked(packed, theta):
-    """Gradients of the weights, from rows of MEMORY numbers."""
-    parts = packed.split([w[0].numel() for w in theta], 1)
-    return [part.view(w.shape[0], w.shape[2], w.shape[1]).mT.to(w.dtype) for part, w in zip(parts, theta, strict=True)]
-
-
-def _contiguous(tensors):
-    return dict(zip(INPUTS, (t.contiguous() for t in tensors[: len(INPUTS)]), strict=True))
+def _given(tensors):
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
+    inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
+    x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
+    x.element, x.device = _element(tensors), tensors[0].device
+    x.B, x.T, x.H, _ = x.q.shape
+    x.BH = x.B * x.H
+    vars(x).update(_layout(x.T, x.device))
+    return x
 
 
 def _rooms_triton(B, T, H):
@@ -3716,171 +3812,75 @@ def _rooms_triton(B, T, H):
 
 
 def _saved_triton(tensors):
-    """Empty tensors for what the forward pass saves: a buffer."""
+    """Empty tensors for what the forward pass saves: a buffer, and the segments that rows choose, where they do."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    buffer = _buffer(_rooms_triton(B, T, H), q, torch.float32)
-    return [buffer]
+    return [_buffer(_rooms_triton(B, T, H), q, torch.float32)]
 
 
-def _named(q, buffer):
-    """What the forward kernels leave in a buffer, by name."""
-    rooms = _rooms_triton(*q.shape[:3])
-    return dict(zip(rooms, _parted(buffer, rooms), strict=True))
+def _recall(x, names, saved):
+    """Names what the forward pass saves, the parts of its buffer too."""
+    vars(x).update(zip(names, saved, strict=True))
+    rooms = _rooms_triton(x.B, x.T, x.H)
+    vars(x).update(zip(rooms, _parted(x.buffer, rooms), strict=True))
+
+
+def _packed(theta):
+    """The initial weights as rows of MEMORY numbers, one a head."""
+    return torch.cat([w.mT.reshape(w.shape[0], -1) for w in theta], 1).float()
+
+
+def _unpacked(packed, theta):
+    """Gradients of the weights, from rows of MEMORY numbers."""
+    parts = packed.split([w[0].numel() for w in theta], 1)
+    return [part.view(w.shape[0], w.shape[2], w.shape[1]).mT.to(w.dtype) for part, w in zip(parts, theta, strict=True)]
+
+
+def _gradients(x, tensors):
+    """The gradients of the inputs, in their types."""
+    return [getattr(x, f"d_{name}").to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
 
 
 def _run_forward_triton(tensors):
-    x = _contiguous(tensors)
-    q, v = x["q"], x["v"]
-    B, T, H, _ = q.shape
-    blocks, segments = _layout(T, q.device)
-    steps, chains, _ = _steps(T, _rows_of_step("walk", tensors), q.device)
-    theta = _packed(tensors[len(INPUTS) :])
+    """y, and what the backward pass needs of it."""
+    x = _given(tensors)
+    x.theta = _packed(tensors[len(INPUTS) :])
     saved = _saved_triton(tensors)
-    _clear_between(saved[0], _rooms_triton(B, T, H))
-    x |= _named(q, saved[0])
-    x["y"] = torch.empty_like(v)
-    sizes = (T, H, B * H, len(segments))
-    x["o"] = v.new_empty(v.shape, dtype=torch.float32)
-    x["r"] = v.new_empty((B, T, H), dtype=torch.float32)
-    _launch(
-        walk_kernel,
-        "walk",
-        len(chains) * B * H,
-        [
-            x["q"],
-            x["k"],
-            x["v"],
-            x["u"],
-            x["beta"],
-            x["eta"],
-            x["alpha"],
-            x["o"],
-            x["r"],
-            x["cached"],
-            x["pools"],
-            theta,
-        ],
-        tensors,
-        (steps, chains, *sizes),
-        room=2 * STATE + ROWS,
-    )
-    _launch(
-        read_kernel,
-        "read",
-        len(blocks) * B * H,
-        [x["q"], x["u"], x["cached"], x["o"], x["r"], x["pools"], x["lse"], x["online"], x["y"]],
-        tensors,
-        (blocks, *sizes),
-    )
-    return [x["y"], *saved]
-
-
-def _reverse_reads(tensors, x, blocks, segments):
-    """The reverse of reads of every earlier segment: adds to x what `_run_backward_triton` goes on from."""
-    q = x["q"]
-    B, T, H, K = q.shape
-    sizes = (T, H, B * H, len(segments))
-    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    x["delta"], x["d_r"] = new(B, T, H), new(B, T, H)
-    x["d_pools"] = torch.empty_like(x["pools"])
-    x["d_q_rows"] = new(B, T, H, K)
-    x["d_u_rows"] = new(B, T, H, K)
-    x["d_cached"] = torch.empty_like(x["cached"])
-    _launch(
-        rows_kernel,
-        "rows",
-        len(blocks) * B * H,
-        [
-            x["q"],
-            x["u"],
-            x["d_y"],
-            x["lse"],
-            x["delta"],
-            x["cached"],
-            x["pools"],
-            x["d_r"],
-            x["y"],
-            x["d_q_rows"],
-            x["d_u_rows"],
-        ],
-        tensors,
-        (blocks, *sizes),
-    )
-    _launch(
-        segments_kernel,
-        "segments",
-        len(segments) * B * H,
-        [x["q"], x["u"], x["d_y"], x["lse"], x["delta"], x["cached"], x["d_cached"], x["pools"], x["d_pools"]],
-        tensors,
-        (segments, *sizes),
-    )
+    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))
+    _recall(x, ["buffer"], saved)
+    x.y = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
+    x.o = _new(x, x.B, x.T, x.H, 64)
+    x.r = _new(x, x.B, x.T, x.H)
+    x.steps, x.chains, x.group = _steps("walk", x)
+    _launch(walk_kernel, x, x.n_chains * x.BH, room=2 * STATE + ROWS)
+    _launch(read_kernel, x, x.n_blocks * x.BH, room=ROWS)
+    return [x.y, *saved]
 
 
 def _run_backward_triton(tensors, saved, d_y):
-    x = _contiguous(tensors)
-    q = x["q"]
-    B, T, H, _ = q.shape
-    blocks, segments = _layout(T, q.device)
-    steps, chains, group = _steps(T, _rows_of_step("reverse", tensors), q.device)
-    theta = tensors[len(INPUTS) :]
-    x |= dict(
-        zip(
-            (
-                "y",
-                "buffer",
-            ),
-            saved,
-            strict=True,
-        )
-    )
-    x |= _named(q, x["buffer"])
-    sizes = (T, H, B * H, len(segments))
-    new = lambda *shape: q.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    x["d_y"] = d_y.contiguous()
-    _reverse_reads(tensors, x, blocks, segments)
-    x["d_q"] = torch.empty_like(x["q"], memory_format=torch.contiguous_format)
-    x["d_k"] = torch.empty_like(x["k"], memory_format=torch.contiguous_format)
-    x["d_v"] = torch.empty_like(x["v"], memory_format=torch.contiguous_format)
-    x["d_u"] = torch.empty_like(x["u"], memory_format=torch.contiguous_format)
-    x["d_beta"] = torch.empty_like(x["beta"], dtype=torch.float32, memory_format=torch.contiguous_format)
-    x["d_eta"] = torch.empty_like(x["eta"], dtype=torch.float32, memory_format=torch.contiguous_format)
-    x["d_alpha"] = torch.empty_like(x["alpha"], dtype=torch.float32, memory_format=torch.contiguous_format)
-    d_theta = new(len(chains), B, H, MEMORY)
-    _launch(
-        reverse_kernel,
-        "reverse",
-        len(chains) * B * H,
-        [
-            x["q"],
-            x["k"],
-            x["v"],
-            x["u"],
-            x["beta"],
-            x["eta"],
-            x["alpha"],
-            x["d_y"],
-            x["online"],
-            x["d_r"],
-            x["d_q_rows"],
-            x["d_u_rows"],
-            x["d_cached"],
-            x["d_pools"],
-            x["d_q"],
-            x["d_alpha"],
-            x["d_beta"],
-            x["d_eta"],
-            x["d_k"],
-            x["d_v"],
-            x["d_u"],
-            _packed(theta),
-            d_theta,
-        ],
-        tensors,
-        (steps, chains, group, *sizes),
-        room=(2 * group + 4) * STATE + ROWS,
-    )
-    found = [x[f"d_{name}"].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
-    return found + _unpacked(d_theta.sum((0, 1)), theta)
+    """The gradients of all inputs, from that of y and what the forward pass saved."""
+    x = _given(tensors)
+    x.theta = _packed(tensors[len(INPUTS) :])
+    _recall(x, ["y", "buffer"], saved)
+    x.d_y = d_y.contiguous()
+    x.delta = _new(x, x.B, x.T, x.H)
+    x.d_r = _new(x, x.B, x.T, x.H)
+    x.d_q_rows = _new(x, x.B, x.T, x.H, 64)
+    x.d_u_rows = _new(x, x.B, x.T, x.H, 64)
+    x.d_cached = _new(x, x.B, x.H, x.n_segments, MEMORY)
+    x.d_pools = _new(x, x.B, x.H, x.n_segments, 64)
+    _launch(rows_kernel, x, x.n_blocks * x.BH, room=ROWS)
+    _launch(segments_kernel, x, x.n_segments * x.BH, room=ROWS)
+    x.d_q = _new(x, x.B, x.T, x.H, 64, dtype=x.q.dtype)
+    x.d_k = _new(x, x.B, x.T, x.H, 64, dtype=x.k.dtype)
+    x.d_v = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
+    x.d_u = _new(x, x.B, x.T, x.H, 64, dtype=x.u.dtype)
+    x.d_beta = _new(x, x.B, x.T, x.H)
+    x.d_eta = _new(x, x.B, x.T, x.H)
+    x.d_alpha = _new(x, x.B, x.T, x.H)
+    x.d_theta = _new(x, x.n_chains, x.B, x.H, MEMORY)
+    x.steps, x.chains, x.group = _steps("reverse", x)
+    _launch(reverse_kernel, x, x.n_chains * x.BH, room=(2 * x.group + 4) * STATE + ROWS)
+    return _gradients(x, tensors) + _unpacked(x.d_theta.sum((0, 1)), tensors[len(INPUTS) :])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from mcgen.dump import Dump, tabulated
-from mcgen.emit.module import module_source
-from mcgen.emit.torch_path import CHUNK, READS, REWRITES, TorchPath
+from mcgen.emit.module.file import module_source
+from mcgen.emit.torch.path import CHUNK, READS, REWRITES, TorchPath
 from mcgen.ir import aggregate
 from mcgen.ir.program import Program
 from mcgen.ir.step import step, step_vjp
 from mcgen.passes.report import Stage, history, report, rule_lines
-from mcgen.plan.plan import plan_text
+from mcgen.plan.explanation import plan_text
 from mcgen.spec import Spec, load
 from mcgen.spec.text import spec_text
 from mcgen.symbolic.cost import cost, cost_table, sizes
@@ -33,6 +36,19 @@ def build(path: str | Path, tuned: bool = False) -> tuple[Spec, str]:
     return spec, source(spec, tuned)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for cycles of dead objects meanwhile: it would take a fifth of a build's time, and finds hardly any."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def source(spec: Spec, tuned: bool = False) -> str:
     """The text of a spec's module; `tuned` and what it raises are as in `build`.
 

@@ -36,10 +36,9 @@ def misses(cases: Cases, folder: Path, *options: str) -> list[str]:
 def main(file: str, *options: str) -> None:
     import torch
 
-    from mcgen.emit import triton_deep
     from mcgen.plan import layered, streamed
 
-    triton_deep.BF = 16
+    streamed.COLUMNS = 16
     layered.SPAN, layered.GROUP = 16, 1
     if "resident" not in options:
         streamed.WIDEST_TILE = 0

@@ -40,7 +40,7 @@ def multiply_by_parts(module: Any) -> None:
 
 
 def main(jobs: str, results_file: str, *options: str) -> None:
-    from mcgen.emit.module import module_source
+    from mcgen.emit.module.file import module_source
     from mcgen.symbolic.meaning import meaning
     from tests.emit.fragments import run
     from tests.hostile import results

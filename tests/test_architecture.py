@@ -14,6 +14,8 @@ import pytest
 from mcgen.spec.presets import PRESETS
 
 PACKAGE = Path(__file__).parent.parent / "mcgen"
+ROOMS = ("text", "say", "torch", "triton", "module")
+"""Those of `emit`, each of which imports from the ones before it; the two paths know nothing of each other."""
 STAGES = ("errors", "dump", "spec", "symbolic", "ir", "passes", "plan", "emit", "pipeline", "tune", "cli", "__main__")
 
 # Where a library may be imported at all, and the stages or modules among those where at module level: elsewhere an
@@ -97,6 +99,14 @@ def test_a_module_imports_only_from_stages_before_its_own(path: Path) -> None:
         if package == "mcgen" and stage(inside) not in (*allowed, "", "__version__")
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if stage(module_name(path)) == "emit"], ids=module_name)
+def test_a_room_of_emit_imports_only_from_rooms_before_its_own(path: Path) -> None:
+    _, own, *_ = [*module_name(path).split("."), ""]
+    allowed = {*ROOMS[: ROOMS.index(own) + 1]} - ({"torch"} if own == "triton" else set()) if own else set()
+    used = [found.module.split(".")[2] for found in imports(path) if found.module.startswith("mcgen.emit.")]
+    assert set(used) <= allowed
 
 
 @pytest.mark.parametrize("path", modules(), ids=module_name)

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mcgen.emit.module import module_source
+from mcgen.emit.module.file import module_source
 from mcgen.errors import UnsupportedError
 from mcgen.pipeline import source
 from mcgen.spec import Spec, loads
@@ -90,7 +90,7 @@ def _module(text: str) -> SimpleNamespace:
 def torch_module(understood: Meaning) -> SimpleNamespace:
     """A module without its kernels, which take longest to print."""
     nothing = "_run_forward_triton = _run_backward_triton = _saved_triton = None"
-    with mock.patch("mcgen.emit.module.triton_source", return_value=nothing):
+    with mock.patch("mcgen.emit.module.file.triton_source", return_value=nothing):
         return run(module_source(understood))
 
 

@@ -67,4 +67,13 @@ def test_the_python_runs() -> None:
 
 def test_every_folder_is_told_of() -> None:
     folders = {path.name for path in (ROOT / "mcgen").iterdir() if (path / "__init__.py").exists()}
-    assert folders == set(re.findall(r"^\| `mcgen/(\w+)`", TEXT, re.MULTILINE))
+    told = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert folders == set(re.findall(r"^\| `mcgen/(\w+)`", told, re.MULTILINE))
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    """A path with a folder is one from the repository or from the package, whichever has it."""
+    told = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)+[\w.]+\.py)`", told)
+    assert named
+    assert [path for path in named if not any((base / path).exists() for base in (ROOT, ROOT / "mcgen"))] == []

@@ -121,7 +121,7 @@ def _built(argument: str, output: Path, architectures: Sequence[str], tuned: boo
 
 def _default_tiles(argument: str, text: str, architectures: Sequence[str]) -> tuple[Diagnostic, ...]:
     """A warning, where a file has nothing better than default tiles for some kernels on some architectures."""
-    from mcgen.emit.launching import lacking_text, without_configuration
+    from mcgen.emit.triton.launching import lacking_text, without_configuration
 
     lacking = without_configuration(text, architectures)
     if not lacking:

@@ -21,6 +21,8 @@ from mcgen.spec.shipped import find
 if TYPE_CHECKING:
     from mcgen.symbolic.meaning import Meaning
 
+PROBLEM = 1, 8192, 16
+"""Batch, tokens and heads that launches are shown for."""
 HTML_WIDTH = 150
 PIPED_WIDTH = 120
 
@@ -37,7 +39,14 @@ class Rows:
         return {"title": self.title, "columns": list(self.columns), "rows": [list(row) for row in self.rows]}
 
 
-Block = str | Rows
+@dataclass(frozen=True)
+class Data:
+    """What is in the JSON alone."""
+
+    values: dict[str, Any]
+
+
+Block = str | Rows | Data
 
 
 @dataclass(frozen=True)
@@ -51,16 +60,17 @@ class Section:
         """The section as plain data."""
         texts = [block for block in self.blocks if isinstance(block, str)]
         tables = [block.plain() for block in self.blocks if isinstance(block, Rows)]
-        return {"title": STAGES[self.stage][0], "text": texts, "tables": tables}
+        data = {name: value for block in self.blocks if isinstance(block, Data) for name, value in block.values.items()}
+        return {"title": STAGES[self.stage][0], "text": texts, "tables": tables, **data}
 
 
-def _spec(meaning: Meaning) -> list[Block]:
+def _spec(meaning: Meaning, _: str) -> list[Block]:
     from mcgen.spec.text import spec_text
 
     return [spec_text(meaning.spec)]
 
 
-def _recurrence(meaning: Meaning) -> list[Block]:
+def _recurrence(meaning: Meaning, _: str) -> list[Block]:
     from mcgen.symbolic import explanation
 
     found = meaning.recurrence
@@ -72,14 +82,14 @@ def _recurrence(meaning: Meaning) -> list[Block]:
     ]
 
 
-def _closed_form(meaning: Meaning) -> list[Block]:
+def _closed_form(meaning: Meaning, _: str) -> list[Block]:
     from mcgen.symbolic.explanation import closed_form_lines
 
     return ["\n".join(closed_form_lines(meaning))]
 
 
-def _ir(meaning: Meaning) -> list[Block]:
-    from mcgen.emit.torch_path import REWRITES
+def _ir(meaning: Meaning, _: str) -> list[Block]:
+    from mcgen.emit.torch.path import REWRITES
     from mcgen.passes.report import history, report, rule_lines
     from mcgen.pipeline import tile_programs
 
@@ -95,15 +105,25 @@ def _ir(meaning: Meaning) -> list[Block]:
     return blocks
 
 
-def _plan(meaning: Meaning) -> list[Block]:
-    from mcgen.plan.plan import plan_text
+def _plan(meaning: Meaning, target: str) -> list[Block]:
+    from mcgen.emit.triton.path import machine
+    from mcgen.plan.expansion import Problem
+    from mcgen.plan.explanation import kernels_table, launches_table, plan_data, plan_text
+    from mcgen.plan.plan import planned, scheduled
+    from mcgen.plan.targets import lookup
     from mcgen.symbolic.meaning import lowerable
 
     lowerable(meaning)
-    return [plan_text(meaning)]
+    passes, gpu = planned(meaning), lookup(target)
+    types = {**dict.fromkeys(meaning.spec.tensor_gates, "float32"), **dict.fromkeys("qkuv", "bfloat16")}
+    how = scheduled(passes), Problem(*PROBLEM, types), machine(passes, gpu, "bfloat16")
+    batch, length, heads = PROBLEM
+    title = f"Launches on {gpu.name}, B = {batch}, T = {length}, H = {heads}, bfloat16"
+    tables = [Rows("Kernels", *kernels_table(how[0])), Rows(title, *launches_table(*how))]
+    return [plan_text(meaning), *tables, Data({"target": gpu.name, **plan_data(*how)})]
 
 
-def _cost(meaning: Meaning) -> list[Block]:
+def _cost(meaning: Meaning, _: str) -> list[Block]:
     from mcgen.symbolic.cost import cost, cost_table, sizes
 
     found, problem = cost(meaning), sizes(meaning)
@@ -113,7 +133,7 @@ def _cost(meaning: Meaning) -> list[Block]:
     return [f"Formulas, and their values for {shown}.", *tables]
 
 
-STAGES: dict[str, tuple[str, Callable[[Meaning], list[Block]]]] = {
+STAGES: dict[str, tuple[str, Callable[[Meaning, str], list[Block]]]] = {
     "spec": ("Spec, its defaults filled in", _spec),
     "recurrence": ("Recurrence: x[t] = A[t] x[t-1] + b[t] G[t]", _recurrence),
     "closed-form": ("Closed form inside a chunk", _closed_form),
@@ -121,7 +141,7 @@ STAGES: dict[str, tuple[str, Callable[[Meaning], list[Block]]]] = {
     "plan": ("Plan", _plan),
     "cost": ("Cost", _cost),
 }
-"""Each stage's title and what makes its blocks, in the compiler's order."""
+"""Each stage's title and what makes its blocks, of a spec and for a target, in the compiler's order."""
 
 
 @click.command()
@@ -132,8 +152,9 @@ STAGES: dict[str, tuple[str, Callable[[Meaning], list[Block]]]] = {
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write one self-contained HTML file instead of printing.",
 )
+@click.option("--target", default="h200", show_default=True, help="The GPU that launches are shown for.")
 @json_option
-def explain(spec: str, stage: str | None, html: Path | None, as_json: bool) -> None:
+def explain(spec: str, stage: str | None, html: Path | None, target: str, as_json: bool) -> None:
     """Show what the compiler understood of SPEC and did with it, stage by stage.
 
     SPEC is a file, or the name of a shipped spec.
@@ -148,7 +169,8 @@ def explain(spec: str, stage: str | None, html: Path | None, as_json: bool) -> N
 
     understood = meaning(load(find(spec)))
     show_diagnostics(in_order(understood.spec.warnings, advice(understood)))
-    sections = [_section(stage, understood)] if stage else [_tried(name, understood) for name in STAGES]
+    make = _section if stage else _tried
+    sections = [make(name, understood, target) for name in ([stage] if stage else STAGES)]
     if as_json:
         print_json({section.stage: section.plain() for section in sections})
     elif html is None:
@@ -158,15 +180,15 @@ def explain(spec: str, stage: str | None, html: Path | None, as_json: bool) -> N
         click.echo(f"wrote {click.format_filename(html)}")
 
 
-def _section(stage: str, meaning: Meaning) -> Section:
+def _section(stage: str, meaning: Meaning, target: str) -> Section:
     _, blocks = STAGES[stage]
-    return Section(stage, blocks(meaning))
+    return Section(stage, blocks(meaning, target))
 
 
-def _tried(stage: str, meaning: Meaning) -> Section:
+def _tried(stage: str, meaning: Meaning, target: str) -> Section:
     """A stage's section; of one that a spec does not reach, why."""
     try:
-        return _section(stage, meaning)
+        return _section(stage, meaning, target)
     except UnsupportedError as error:
         return Section(stage, [f"Not reached: {error}"])
 
@@ -176,6 +198,8 @@ def _show(sections: Sequence[Section], console: Console) -> None:
         title, _ = STAGES[section.stage]
         console.print(Text(title, style="bold underline"))
         for block in section.blocks:
+            if isinstance(block, Data):
+                continue
             console.print(_shown(block, console.width), soft_wrap=True)
             console.print()
 

@@ -7,16 +7,16 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from textwrap import TextWrapper
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich import box
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from rich.text import Text
 
 from mcgen.errors import Diagnostic
+
+if TYPE_CHECKING:  # rich is imported where something is printed with it: a build that has nothing to say needs none
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 PIPED_WIDTH = 200
 """Width of a table that no terminal shows."""
@@ -42,11 +42,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
 
 def printer(piped_width: int = PIPED_WIDTH) -> Console:
     """Standard output: as wide as the terminal, or as said where there is none."""
+    from rich.console import Console
+
     return Console(highlight=False, width=None if sys.stdout.isatty() else piped_width)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     """Rows of text under column heads; a cell too wide for its column goes on below, all of it."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     made = Table(title=title and Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         made.add_column(Text(column), overflow="fold")
@@ -78,7 +84,12 @@ def _pieces(line: str, width: int) -> list[str]:
 
 
 def in_progress(items: Sequence[Item], doing: str) -> Iterable[Item]:
-    """The items, with a bar on standard error while they are gone through, where that is a terminal."""
+    """The items, with a bar on standard error while several are gone through, where that is a terminal."""
+    if len(items) < 2:
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
     console = Console(stderr=True)
     return track(items, doing, transient=True, console=console) if console.is_terminal else items
 
@@ -88,13 +99,21 @@ _COLOURS = {"error": "bold red", "warning": "bold yellow"}
 
 def show_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
     """Print diagnostics to standard error, in colour on a terminal."""
+    found = list(diagnostics)
+    if not found:
+        return
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console(stderr=True, highlight=False)
-    for diagnostic in diagnostics:
+    for diagnostic in found:
         console.print(_coloured(diagnostic) if console.is_terminal else Text(diagnostic.render()), soft_wrap=True)
 
 
 def _coloured(diagnostic: Diagnostic) -> Text:
     """The rendered text with its headline, location and carets in colour."""
+    from rich.text import Text
+
     text, colour = Text(diagnostic.render()), _COLOURS[diagnostic.severity]
     text.stylize(colour, 0, len(diagnostic.severity) + 1)
     text.stylize("bold", len(diagnostic.severity) + 1, len(diagnostic.headline))

@@ -7,6 +7,7 @@ the node's axes, and gives a cotangent for each operand.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 import sympy
 
@@ -40,11 +41,17 @@ def _map(b: Builder, node: Map, g: Node) -> Iterable[tuple[Node, Node]]:
     cotangent = sympy.Symbol("g", real=True)
     values = {placeholder(i): value for i, value in enumerate(node.values)}
     for symbol, value in values.items():
-        slope = sympy.diff(node.expression, symbol)
-        if slope == 0:
+        factor = slope(node.expression, symbol)
+        if factor == 0:
             continue
-        full = b.map(cotangent * slope, {cotangent: g, **values}, node.axes)
+        full = b.map(cotangent * factor, {cotangent: g, **values}, node.axes)
         yield value, b.sum(full, *(set(node.axes) - set(value.axes)))
+
+
+@lru_cache(maxsize=1 << 12)
+def slope(expression: sympy.Expr, symbol: sympy.Symbol) -> sympy.Expr:
+    """The derivative of a scalar function."""
+    return sympy.diff(expression, symbol)
 
 
 def _contract(b: Builder, node: Contract, g: Node) -> Iterable[tuple[Node, Node]]:

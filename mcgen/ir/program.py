@@ -13,8 +13,9 @@ infers axes and keeps one node for one value: a common subexpression is the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
 
 import sympy
 
@@ -22,18 +23,26 @@ from mcgen.symbolic.functions import settled
 
 AXES = ("t", "s", "m", "j", "n", "k", *(f"h{n}" for n in range(1, 64)), "v")
 TOKEN_AXES = frozenset(AXES[: AXES.index("n")])
+_PLACES = {axis: place for place, axis in enumerate(AXES)}
 BETWEEN = "i"
 """What the text of a program calls the tokens that a product runs over: no axis."""
 
 
 def in_order(axes: Iterable[str]) -> tuple[str, ...]:
     """Axes, each once, in the order in which every node lists them."""
-    return tuple(sorted(set(axes), key=AXES.index))
+    return tuple(sorted(set(axes), key=_PLACES.__getitem__))
 
 
+@cache
 def placeholder(index: int) -> sympy.Symbol:
     """The symbol that stands for the index-th operand in a Map's expression."""
     return sympy.Symbol(f"x{index}", real=True)
+
+
+@lru_cache(maxsize=1 << 12)
+def symbols(expression: sympy.Expr) -> Collection[sympy.Symbol]:
+    """The symbols that an expression reads."""
+    return expression.free_symbols
 
 
 @dataclass(frozen=True)
@@ -183,12 +192,12 @@ class Program:
     name: str
     outputs: Mapping[str, Node]
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """Every node the outputs reach, operands first."""
         return topological(self.outputs.values())
 
-    @property
+    @cached_property
     def inputs(self) -> Mapping[str, Input]:
         return {node.name: node for node in self.nodes if isinstance(node, Input)}
 
@@ -217,11 +226,15 @@ class Builder:
     """Makes nodes, infers their axes, and returns the node it already has for a value it has made before."""
 
     _interned: dict[tuple, Node] = field(default_factory=dict)
+    functions: dict[sympy.Expr, list[Map]] = field(default_factory=dict)
+    """The functions of values that have been made, by their expressions."""
 
     def _intern(self, node: Node) -> Node:
-        made_of = (value for name, value in vars(node).items() if name != "label")
-        key = (type(node), *(id(v) if isinstance(v, Node) else _key(v) for v in made_of))
-        return self._interned.setdefault(key, node)
+        """The node that is kept for what this one is made of; it has no label yet."""
+        kept = self._interned.setdefault((type(node), *vars(node).values()), node)
+        if kept is node and isinstance(node, Map):
+            self.functions.setdefault(node.expression, []).append(node)
+        return kept
 
     def call(self, node: Node, label: Label | str | None, equation: str = "", part: bool = False) -> Node:
         """The node, which is called so from now on. The first name stands, but that of a part; inputs have their own.
@@ -247,11 +260,13 @@ class Builder:
 
     def map(self, expression: sympy.Expr, values: Mapping[sympy.Symbol, Node], axes: Iterable[str] = ()) -> Node:
         """A function of named values; `axes` adds axes to broadcast to beyond those of the values."""
-        used = [(symbol, node) for symbol, node in values.items() if expression.has(symbol)]
-        distinct = tuple(dict.fromkeys(node for _, node in used))
-        renamed = {symbol: placeholder(distinct.index(node)) for symbol, node in used}
+        read = symbols(expression)
+        used = {symbol: node for symbol, node in values.items() if symbol in read}
+        distinct = tuple(dict.fromkeys(used.values()))
+        moved = {symbol: placeholder(distinct.index(node)) for symbol, node in used.items()}
+        moved = {symbol: place for symbol, place in moved.items() if symbol != place}
         axes = in_order([*axes, *(axis for node in distinct for axis in node.axes)])
-        return self._intern(Map(axes, settled(expression.xreplace(renamed)), distinct))
+        return self._intern(Map(axes, settled(expression.xreplace(moved) if moved else expression), distinct))
 
     def product(self, *values: Node) -> Node:
         symbols = [placeholder(i) for i in range(len(values))]
@@ -303,12 +318,6 @@ class Builder:
     def decay(self, gate: Node, row: str | None, column: str | None, exclusive: bool = False) -> Node:
         axes = in_order(axis for axis in (row, column) if axis)
         return self._intern(Decay(axes, gate, row, column, exclusive))
-
-
-def _key(value: object) -> object:
-    if isinstance(value, tuple):
-        return tuple(id(v) if isinstance(v, Node) else v for v in value)
-    return value
 
 
 def describe(node: Node, name: Mapping[Node, str]) -> str:

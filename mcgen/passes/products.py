@@ -7,7 +7,7 @@ sums of products into contractions, which multiply and add without the product i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -15,6 +15,8 @@ import sympy
 from mcgen.ir.program import Builder, Iota, Map, Node, Reduce, placeholder, topological
 from mcgen.ir.vocabulary import root
 from mcgen.passes.simplify import Rule
+
+QUOTIENT = placeholder(0) / placeholder(1)
 
 
 @dataclass
@@ -37,15 +39,10 @@ class Terms:
         return node.expression.xreplace({placeholder(i): self.symbol(v) for i, v in enumerate(node.values)})
 
     def build(self, b: Builder, expression: sympy.Expr, axes: Collection[str] = ()) -> Node:
-        return b.map(expression, {symbol: node for symbol, node in self.nodes.items() if expression.has(symbol)}, axes)
+        return b.map(expression, self.nodes, axes)
 
     def axes(self, expression: sympy.Expr) -> set[str]:
         return {axis for symbol in expression.free_symbols for axis in self.nodes[symbol].axes}
-
-
-def _known(b: Builder, fits: Callable[[Map], bool]) -> list[Map]:
-    """The functions of values that have been made before, of one kind."""
-    return [node for node in b._interned.values() if isinstance(node, Map) and fits(node)]
 
 
 def _value_at_hand(b: Builder, node: Node) -> Node | None:
@@ -53,7 +50,7 @@ def _value_at_hand(b: Builder, node: Node) -> Node | None:
         return None
     terms = Terms.empty()
     expression = terms.expression(node)
-    for other in _known(b, lambda other: other.expression.is_Function):
+    for other in [other for value, made in b.functions.items() if value.is_Function for other in made]:
         value = terms.expression(other)
         if expression.has(value):
             return terms.build(b, expression.xreplace({value: terms.symbol(other)}), node.axes)
@@ -61,7 +58,7 @@ def _value_at_hand(b: Builder, node: Node) -> Node | None:
 
 
 def _quotient_at_hand(b: Builder, node: Node) -> Node | None:
-    shares = _known(b, _is_share) if _is_product(node) else []
+    shares = _shares_within(b, node) if _is_product(node) else []
     terms = Terms.empty()
     whole = _expanded(terms, terms.expression(node), node.axes) if shares else None
     for other in shares:
@@ -72,10 +69,14 @@ def _quotient_at_hand(b: Builder, node: Node) -> Node | None:
     return None
 
 
+def _shares_within(b: Builder, product: Map) -> list[Map]:
+    """The weights of softmaxes that are known, of which both parts are among a product's factors or among theirs."""
+    near = {*product.values, *(part for value in product.values if _is_product(value) for part in value.values)}
+    return [node for node in b.functions.get(QUOTIENT, ()) if near.issuperset(node.values) and _is_share(node)]
+
+
 def _is_share(node: Map) -> bool:
-    """Whether a value is e / z, z a sum that e is part of: a weight of a softmax."""
-    if node.expression != placeholder(0) / placeholder(1):
-        return False
+    """Whether a quotient is e / z, z a sum that e is part of: a weight of a softmax."""
     part, whole = node.values
     return part in topological([whole])
 
@@ -165,7 +166,7 @@ def _mask_apart(b: Builder, node: Node) -> Node | None:
 
 def _root_apart(b: Builder, node: Node) -> Node | None:
     """The root of a row's number in a function of more: it is one for the whole row, and for all that divide by it."""
-    if not isinstance(node, Map):
+    if not isinstance(node, Map) or not node.expression.has(sympy.Pow):
         return None
     terms = Terms.empty()
     expression = terms.expression(node)

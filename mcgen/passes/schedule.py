@@ -8,8 +8,9 @@ first use.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from mcgen.ir.program import Builder, Contract, Input, Map, Node, Program, Rename, placeholder
 from mcgen.ir.rebuild import rebuilt, rewritten
@@ -83,81 +84,98 @@ def is_product(node: Node) -> bool:
     return all(len(tile.axes) == 2 for tile in (node, node.left, node.right))
 
 
-@dataclass(frozen=True)
-class _State:
-    """An order so far, of nodes that have tiles: what is computed, what lives, and how much lived at most."""
+class _State(NamedTuple):
+    """An order so far, of nodes that have tiles: how much lived at most and in all, by which it is judged; what is
+    computed, and what lives. Nodes are numbers here, and sets of them numbers too, whose bits they are."""
 
-    order: tuple[Node, ...] = ()
-    done: frozenset[Node] = frozenset()
-    live: frozenset[Node] = frozenset()
-    peak: float = 0.0
-    total: float = 0.0
+    peak: float
+    total: float
+    order: tuple[int, ...]
+    done: int
+    live: int
 
 
 @dataclass
 class _Search:
+    """What an order is sought for: `heavy` nodes, those that have tiles, numbered from 0, and after them loaded tiles.
+
+    Of each heavy node, by number: `needs`, the tiles that it reads; `awaited`, those of them to be computed before;
+    `brought`, what lives that did not before: itself, and those of them that are loaded. Of every node, `users`; one
+    that stays has one that is never done. `unread` have none.
+    """
+
     program: Program
     held: frozenset[str]
     kept: frozenset[str]
     streamed: frozenset[Node]
-    users: dict[Node, set[Node]] = field(default_factory=dict)
-    needs: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         products = set(added(self.program).values())
+        behind = _with_tiles(self.program.nodes)
         nodes = [node for node in self.program.nodes if alias(node) is node and node not in products]
-        self.heavy = [node for node in nodes if self._is_heavy(node)]
-        heavy = set(self.heavy)
-        for node in self.heavy:
-            self.needs[node] = tuple(dict.fromkeys(self._tiles(node, heavy)))
-            for operand in self.needs[node]:
-                self.users.setdefault(operand, set()).add(node)
-        self.rank = {node: i for i, node in enumerate(self.heavy)}
-        self.staying = {alias(node) for name, node in self.program.outputs.items() if name in self.kept}
+        self.heavy = [node for node in nodes if node in behind and not isinstance(node, Input)]
+        self.numbers = {node: at for at, node in enumerate(self.heavy)}
+        computed = _bits(range(len(self.heavy)))
+        heavy = frozenset(self.heavy)
+        self.needs = [self._numbered(self._tiles(node, heavy)) for node in self.heavy]
+        self.start = _bits(
+            self._numbered(n for n in self.program.inputs.values() if n.name in self.held and _is_tile(n))
+        )
+        self.awaited = [_bits(needs) & computed for needs in self.needs]
+        self.brought = [1 << at | _bits(needs) & ~computed for at, needs in enumerate(self.needs)]
+        self.users = self._users()
+        self.unread = _bits(at for at, users in enumerate(self.users) if not users)
+        self.tiles = _bits(at for at, node in enumerate(self.heavy) if _is_tile(node))
+        self.vectors = computed & ~self.tiles
+        self.loaded = _bits(self.numbers.values()) & ~computed
 
-    def _is_heavy(self, node: Node) -> bool:
-        """Whether a tile lies behind a value, itself included; an input's is loaded when it is needed."""
-        return not isinstance(node, Input) and any(len(below.axes) > 1 for below in _below(node))
+    def _numbered(self, nodes: Iterable[Node]) -> list[int]:
+        return [self.numbers.setdefault(node, len(self.numbers)) for node in dict.fromkeys(nodes)]
+
+    def _users(self) -> list[int]:
+        staying = {alias(node) for name, node in self.program.outputs.items() if name in self.kept}
+        users = [1 << len(self.numbers) if node in staying else 0 for node in self.numbers]
+        for at, needs in enumerate(self.needs):
+            for number in needs:
+                users[number] |= 1 << at
+        return users
 
     def _tiles(self, node: Node, heavy: Collection[Node]) -> Iterator[Node]:
         """The heavy nodes and loaded tiles that a node reads, through values that are neither."""
         for operand in map(alias, node.operands):
-            loaded = isinstance(operand, Input) and len(operand.axes) > 1 and operand not in self.streamed
+            loaded = isinstance(operand, Input) and _is_tile(operand) and operand not in self.streamed
             if operand in heavy or loaded:
                 yield operand
             else:
                 yield from self._tiles(operand, heavy)
 
     def order(self) -> list[Node]:
-        start = frozenset(n for n in self.program.inputs.values() if n.name in self.held and len(n.axes) > 1)
-        states = [_State(live=start)]
+        states = [_State(0.0, 0.0, (), 0, self.start)]
         for _ in self.heavy:
-            found: dict[frozenset[Node], _State] = {}
+            found: dict[int, _State] = {}
             for state in states:
-                for node in self._ready(state):
-                    after = self._after(state, node)
-                    known = found.get(after.done)
-                    if known is None or self._cost(after) < self._cost(known):
-                        found[after.done] = after
-            states = sorted(found.values(), key=self._cost)[:WIDTH]
-        return self._completed(states[0].order)
+                for at in self._ready(state.done):
+                    after = self._after(state, at)
+                    found[after.done] = min(after, found.get(after.done, after))
+            states = sorted(found.values())[:WIDTH]
+        return self._completed([self.heavy[at] for at in states[0].order])
 
-    def _cost(self, state: _State) -> tuple[float, float, list[int]]:
-        return state.peak, state.total, [self.rank[node] for node in state.order]
+    def _ready(self, done: int) -> Iterator[int]:
+        return (at for at, awaited in enumerate(self.awaited) if not (done >> at & 1 or awaited & ~done))
 
-    def _ready(self, state: _State) -> Iterator[Node]:
-        for node in self.heavy:
-            if node not in state.done and all(n in state.done or isinstance(n, Input) for n in self.needs[node]):
-                yield node
+    def _after(self, state: _State, at: int) -> _State:
+        done, during = state.done | 1 << at, state.live | self.brought[at]
+        over = _bits(number for number in self.needs[at] if not self.users[number] & ~done)
+        size = self._size(during)
+        order = (*state.order, at)
+        return _State(max(state.peak, size), state.total + size, order, done, during & ~(over | self.unread))
 
-    def _after(self, state: _State, node: Node) -> _State:
-        done = state.done | {node}
-        during = state.live | {n for n in self.needs[node] if isinstance(n, Input)} | {node}
-        size = sum(map(_size, during))
-        live = frozenset(n for n in during if n in self.staying or self.users.get(n, set()) - done)
-        return _State((*state.order, node), done, live, max(state.peak, size), state.total + size)
+    def _size(self, live: int) -> float:
+        """Of a tile 1, of a loaded one half, since it mostly keeps the input's type; vectors are next to nothing."""
+        tiles, loaded, vectors = ((live & kind).bit_count() for kind in (self.tiles, self.loaded, self.vectors))
+        return tiles + loaded / 2 + vectors / 64
 
-    def _completed(self, heavy: tuple[Node, ...]) -> list[Node]:
+    def _completed(self, heavy: Sequence[Node]) -> list[Node]:
         """The order with everything light put in before its first use."""
         order: dict[Node, None] = {}
         for node in [*heavy, *self.program.outputs.values()]:
@@ -172,14 +190,19 @@ def _visit(node: Node, order: dict[Node, None]) -> None:
         order[node] = None
 
 
-def _below(node: Node) -> Iterator[Node]:
-    yield node
-    for operand in node.operands:
-        yield from _below(operand)
+def _with_tiles(nodes: Iterable[Node]) -> set[Node]:
+    """The nodes that are tiles or have some behind them, of nodes that come after their operands."""
+    found: set[Node] = set()
+    for node in nodes:
+        if _is_tile(node) or not found.isdisjoint(node.operands):
+            found.add(node)
+    return found
 
 
-def _size(node: Node) -> float:
-    """Of a tile 1, of a loaded one half, since it mostly keeps the input's type; vectors are next to nothing."""
-    if len(node.axes) < 2:
-        return 1 / 64
-    return 0.5 if isinstance(node, Input) else 1.0
+def _is_tile(node: Node) -> bool:
+    return len(node.axes) > 1
+
+
+def _bits(numbers: Iterable[int]) -> int:
+    """A set of numbers, each once, as bits."""
+    return sum(1 << number for number in numbers)

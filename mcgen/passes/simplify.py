@@ -23,6 +23,7 @@ from mcgen.ir.program import (
     Solve,
     is_identity,
     placeholder,
+    symbols,
 )
 from mcgen.ir.rebuild import is_constant, rebuilt, rewritten
 from mcgen.symbolic.functions import Where
@@ -53,7 +54,7 @@ def _identity(b: Builder, node: Node) -> Node | None:
 
 def _unused(b: Builder, node: Node) -> Node | None:
     """A Map whose simplified expression no longer needs an operand is built again without it."""
-    if not isinstance(node, Map) or all(node.expression.has(placeholder(i)) for i in range(len(node.values))):
+    if not isinstance(node, Map) or len(symbols(node.expression)) == len(node.values):
         return None
     return b.map(node.expression, {placeholder(i): value for i, value in enumerate(node.values)}, node.axes)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from mcgen.ir.derivative import slope
 from mcgen.ir.program import (
     TOKEN_AXES,
     Builder,
@@ -115,13 +116,13 @@ class _Affine:
         """A sum of products with one waiting factor each."""
         values = {placeholder(i): value for i, value in enumerate(node.values)}
         waiting = [symbol for symbol, value in values.items() if self.waits(value)]
-        slopes = {symbol: sympy.diff(node.expression, symbol) for symbol in waiting}
-        if any(slope.has(*waiting) for slope in slopes.values()):
+        slopes = {symbol: slope(node.expression, symbol) for symbol in waiting}
+        if any(factor.has(*waiting) for factor in slopes.values()):
             return None
-        rest = sympy.expand(node.expression - sum(symbol * slope for symbol, slope in slopes.items()))
+        rest = sympy.expand(node.expression - sum(symbol * factor for symbol, factor in slopes.items()))
         parts = [_Form(self.b.map(rest, values), {})] if rest != 0 else []
-        for symbol, slope in slopes.items():
-            form, scale = self.form(values[symbol]), self.b.map(slope, values)
+        for symbol, factor in slopes.items():
+            form, scale = self.form(values[symbol]), self.b.map(factor, values)
             if form is None or (form.terms and not set(scale.axes) <= TOKEN_AXES):
                 return None
             parts.append(form.map(lambda part, scale=scale: self.b.product(scale, part)))

@@ -11,9 +11,9 @@ import functools
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from mcgen.errors import UnsupportedError
 
@@ -27,8 +27,7 @@ HIDDEN = "f"
 """How kernels call the hidden units of a layer, which they take in tiles."""
 
 
-@dataclass(frozen=True)
-class Configuration:
+class Configuration(NamedTuple):
     """Tokens of a chunk, columns of the tile on the grid or of hidden units, warps of a program, stages of its loops'
     pipelines."""
 
@@ -43,8 +42,7 @@ class Configuration:
         return self.rows, self.columns, self.warps, self.stages
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A configuration with what the kernel takes in it: registers a thread, bytes reloaded, bytes of shared memory.
 
     `tried` is its place among the candidates, from 1. Of the reloads, `loop_loads` stand in loops and `inner_loads` in
@@ -61,8 +59,7 @@ class Entry:
     inner_loads: int = 0
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """What a configuration is kept by: a kernel's digest, the head's sizes, the inputs' type, the architecture, and
     where a kernel goes by gradient chunks, the rows that it takes at once."""
 
@@ -74,6 +71,8 @@ class Key:
     rows: int | None = None
 
 
+Defaults = Mapping[str, Mapping[str, Configuration]]
+INTERPRETED = Configuration(32, 64, 4)
 Table = Mapping[Key, Entry]
 
 
@@ -91,15 +90,14 @@ def find(key: Key, folders: Iterable[Path]) -> Entry | None:
     return None
 
 
-def default(key_dim: int, value_dim: int, element: str, family: str) -> Configuration:
-    """A configuration by rule, for a kernel no table has, on NVIDIA (`sm`), AMD (`gf`) or interpreted (`cpu`).
+def defaults(key_dim: int, value_dim: int) -> Defaults:
+    """Configurations of matrix memories by rule, by family and type of inputs, for kernels that no table has.
 
     Small tiles and few warps: what spills nothing in nearly every kernel that was compiled, not what is fastest.
     """
-    if family == "cpu":
-        return Configuration(32, 64, 4)
     wide = max(key_dim, value_dim) > 64
-    return Configuration(32, 32, 8 if wide and family == "sm" else 4)
+    chosen = {"sm": Configuration(32, 32, 8 if wide else 4), "gf": Configuration(32, 32, 4), "cpu": INTERPRETED}
+    return {family: dict.fromkeys(ELEMENTS, one) for family, one in chosen.items()}
 
 
 def tile(size: int) -> int:
@@ -154,7 +152,7 @@ def drop(folder: Path, kernels: Collection[str]) -> None:
 def write(path: Path, table: Table) -> None:
     """A table as JSON: an object a kernel, a line a head and type, in an order of its own."""
     kernels: dict[tuple[str, str], dict[str, list[int]]] = {}
-    for key, entry in sorted(table.items(), key=lambda item: (item[1].kernel, *map(str, asdict(item[0]).values()))):
+    for key, entry in sorted(table.items(), key=lambda item: (item[1].kernel, *map(str, item[0]))):
         place = f"{key.key_dim}x{key.value_dim} {key.element}" + (f" {key.rows}" if key.rows else "")
         chosen = entry.configuration
         numbers = [*chosen.numbers, entry.registers, entry.spills, entry.shared_bytes, entry.tried]
@@ -186,15 +184,24 @@ def _read(path: Path) -> Table:
 @functools.lru_cache(maxsize=32)
 def _parsed(path: Path, _: int) -> Table:
     rows: Iterable = json.loads(path.read_text(encoding="utf-8")).items()
+    architecture = path.stem
     return {
-        Key(digest, *map(int, head.split("x")), element, path.stem, *map(int, more)): _entry(kernel, numbers)
+        Key(digest, key_dim, value_dim, element, architecture, *more): _entry(kernel, numbers)
         for (kernel, digest), places in ((title.split(), places) for title, places in rows)
-        for (head, element, *more), numbers in ((place.split(), numbers) for place, numbers in places.items())
+        for (key_dim, value_dim, element, *more), numbers in ((_place(p), numbers) for p, numbers in places.items())
     }
 
 
+@functools.lru_cache(maxsize=256)
+def _place(text: str) -> tuple:
+    """The head's sizes, the type of inputs, and where there are any the rows, as a table writes them."""
+    head, element, *more = text.split()
+    key_dim, value_dim = map(int, head.split("x"))
+    return key_dim, value_dim, element, *map(int, more)
+
+
 def _entry(kernel: str, numbers: list[int]) -> Entry:
-    if not all(isinstance(number, int) for number in numbers):
+    if not {int}.issuperset(map(type, numbers)):
         raise ValueError(f"{kernel} has {numbers}")
     rows, columns, warps, stages, *taken = numbers
     return Entry(kernel, Configuration(rows, columns, warps, stages), *taken)

@@ -11,7 +11,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mcgen.errors import InternalError
@@ -38,7 +38,7 @@ def digests(source: str) -> dict[str, str]:
     """The digest of every kernel of a file, by the kernel's name without its ending."""
     body = ast.parse(source).body
     functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef) and _is_marked(node)}
-    parts = {name: Part(_written(number, {})) for name, number in _numbers(body)}
+    parts = {name: Part(_Writer(name).written(number)) for name, number in _numbers(body)}
     parts |= {name: _part(function) for name, function in functions.items()}
     kernels = [name for name in functions if name.endswith(SUFFIX)]
     return {name.removesuffix(SUFFIX): _digest(name, parts) for name in kernels}
@@ -56,8 +56,14 @@ def _numbers(body: list[ast.stmt]) -> Iterator[tuple[str, ast.Constant]]:
 
 
 def _part(function: ast.FunctionDef) -> Part:
-    own = _own_names(function)
-    return Part(_plain(function, own), sorted({node.id for node in _of(function, ast.Name)} - own.keys()))
+    """A function's arguments and statements, without its name, marks and docstring; its own names as numbers."""
+    writer = _Writer(function.name)
+    skipped = ast.get_docstring(function, clean=False) is not None
+    written = [writer.written(function.args), writer.written(function.body[skipped:])]
+    own = writer.own_names()
+    for holder, place, name in writer.places:
+        holder[place] = own.get(name, name)
+    return Part(written, sorted({name for *_, name in writer.places} - own.keys()))
 
 
 def _digest(kernel: str, parts: Mapping[str, Part]) -> str:
@@ -72,49 +78,54 @@ def _digest(kernel: str, parts: Mapping[str, Part]) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def _of(tree: ast.AST, kind: type) -> Iterator[Any]:
-    return (node for node in ast.walk(tree) if isinstance(node, kind))
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the parts of a function as plain data, and keeps where in that data names stand, for what stands for them.
 
-
-def _own_names(function: ast.FunctionDef) -> dict[str, int | str]:
-    """What stands for the names of a function's arguments and values: numbers, in the order in which they are given.
-
-    Arguments with an annotation are passed by name, so theirs stay. Raises InternalError where names are not plainly
-    the function's own.
+    That is known only when all is written: `arguments` and `stored` are the nodes that give a function names.
     """
-    if any(node is not function for scope in SCOPES for node in _of(function, scope)):
-        raise InternalError(f"{function.name} has a function of its own inside", stage="plan")
-    arguments = list(_of(function.args, ast.arg))
-    stored = sorted(
-        (node for node in _of(function, ast.Name) if isinstance(node.ctx, ast.Store)),
-        key=lambda node: (node.lineno, node.col_offset),
-    )
-    given = [argument.arg for argument in arguments if argument.annotation is None] + [node.id for node in stored]
-    kept = {argument.arg: argument.arg for argument in arguments if argument.annotation is not None}
-    return {**{name: at for at, name in enumerate(dict.fromkeys(given))}, **kept}
 
+    function: str
+    places: list[tuple[Any, Any, str]] = field(default_factory=list)
+    arguments: list[ast.arg] = field(default_factory=list)
+    stored: list[ast.Name] = field(default_factory=list)
 
-def _plain(function: ast.FunctionDef, own: Mapping[str, int | str]) -> list[Any]:
-    """A function's arguments and statements, without its name, marks and docstring."""
-    skipped = ast.get_docstring(function, clean=False) is not None
-    return [_written(function.args, own), _written(function.body[skipped:], own)]
+    def written(self, node: Any) -> Any:
+        """A syntax tree as plain data: of every node its kind and those of its fields that are not empty, by name.
 
+        Fields that a later Python adds are empty in what an earlier one can read. Raises InternalError where names are
+        not plainly the function's own.
+        """
+        if isinstance(node, list):
+            return list(map(self.written, node))
+        if isinstance(node, ast.Constant):
+            return ["Constant", ascii(node.value)]
+        if isinstance(node, ast.Name):
+            return self._name(node)
+        if not isinstance(node, ast.AST):
+            return node
+        if isinstance(node, SCOPES):
+            raise InternalError(f"{self.function} has a function of its own inside", stage="plan")
+        values = {name: value for name, value in vars(node).items() if name in node._fields and name not in UNSAID}
+        fields = {name: self.written(value) for name, value in values.items() if value not in (None, [])}
+        if isinstance(node, ast.arg):
+            self.arguments.append(node)
+            self.places.append((fields, "arg", node.arg))
+        return [type(node).__name__, fields]
 
-def _written(node: Any, own: Mapping[str, int | str]) -> Any:
-    """A syntax tree as plain data: of every node its kind and those of its fields that are not empty, by their names.
+    def _name(self, node: ast.Name) -> list[str]:
+        if isinstance(node.ctx, ast.Store):
+            self.stored.append(node)
+        found = ["Name", node.id]
+        self.places.append((found, 1, node.id))
+        return found
 
-    Fields that a later Python adds are empty in what an earlier one can read. Names of the function's own are as `own`
-    has them.
-    """
-    if isinstance(node, list):
-        return [_written(item, own) for item in node]
-    if isinstance(node, ast.Constant):
-        return ["Constant", ascii(node.value)]
-    if isinstance(node, ast.Name):
-        return ["Name", own.get(node.id, node.id)]
-    if not isinstance(node, ast.AST):
-        return node
-    fields = {name: value for name, value in ast.iter_fields(node) if name not in UNSAID and value not in (None, [])}
-    if isinstance(node, ast.arg):
-        fields["arg"] = own[node.arg]
-    return [type(node).__name__, {name: _written(value, own) for name, value in fields.items()}]
+    def own_names(self) -> dict[str, int | str]:
+        """What stands for the names of arguments and values: numbers, in the order in which they are given.
+
+        Arguments with an annotation are passed by name, so theirs stay.
+        """
+        kept = {argument.arg: argument.arg for argument in self.arguments if argument.annotation is not None}
+        given = [argument.arg for argument in self.arguments if argument.annotation is None]
+        given += [node.id for node in sorted(self.stored, key=lambda node: (node.lineno, node.col_offset))]
+        return {**{name: at for at, name in enumerate(dict.fromkeys(given))}, **kept}

@@ -136,14 +136,9 @@ class LayeredPlan(StreamedPlan):
         state = carried(program, slots, self.programs[f"layer{layer.suffix}"], "{}", "{}_next")
         return LayerWalk(layer, program, state, d_state, leaves)
 
-    @cached_property
-    def launches(self) -> tuple[list[str], list[str]]:
-        forward, backwards = super().launches
-        there = [f"layer{layer.suffix}" for layer in self.layers]
-        routes = self.meaning.routes
-        walk = [*(["logits"] if routes else []), "errors", *there, "online"]
-        reverse = [*(["reverse_logits"] if routes else []), "errors", *there, "reverse_online", *self.walks, "inputs"]
-        return [*walk, *forward[1:]], [*backwards[:-1], *reverse]
+    def advancing(self, walk: LayerWalk) -> Program:
+        """The program that takes a kernel's parts of the state a step further."""
+        return select(self.programs[f"layer{walk.layer.suffix}"], [f"{name}_next" for name in walk.state], "advance")
 
     def choices(self) -> Iterator[tuple[str, str, str]]:
         chunk = self.meaning.gradient_chunk
@@ -161,8 +156,3 @@ class LayeredPlan(StreamedPlan):
             "states are kept at the start of every sqrt(n)-th of n spans, of those in between once more, and in a span",
         )
         yield from self._reads()
-
-
-def planned(meaning: Meaning) -> StreamedPlan:
-    """The plan of a deep memory's kernels."""
-    return LayeredPlan(meaning) if is_layered(meaning) else StreamedPlan(meaning)

@@ -18,10 +18,10 @@ from mcgen.ir.layers import layers, sizes
 from mcgen.ir.program import Program
 from mcgen.ir.step import state_axes, step
 from mcgen.passes.factors import FACTORS, WEIGHTED_SUM
-from mcgen.passes.phases import Phase, Phases
+from mcgen.passes.phases import Phases
 from mcgen.passes.schedule import chained
 from mcgen.passes.simplify import select, simplify
-from mcgen.plan.configurations import tile
+from mcgen.plan.configurations import ELEMENTS, Configuration, Defaults, tile
 from mcgen.plan.targets import targets
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import MEMORY
@@ -33,6 +33,8 @@ LEAST_ROWS, MOST_ROWS = 16, 64
 """Rows of a step, where a gradient chunk is several."""
 WIDEST_TILE = 64
 """Hidden units that a kernel takes at once, at most."""
+COLUMNS = 32
+"""Hidden units that it takes where no table says otherwise."""
 RULES = (*FACTORS, WEIGHTED_SUM)
 
 
@@ -60,6 +62,13 @@ class StreamedPlan:
     def least_rows(self) -> int:
         """The fewest rows of a step: all of a gradient chunk, unless it is several steps."""
         return LEAST_ROWS if self.anchored else tile(self.meaning.gradient_chunk)
+
+    @property
+    def defaults(self) -> Defaults:
+        """Configurations for kernels that no table has, by family and type: small tiles, few registers."""
+        columns, warps = min(COLUMNS, tile(self.hidden)), {"sm": 8, "gf": 4, "cpu": 4}
+        chosen = {family: Configuration(self.least_rows, columns, n) for family, n in warps.items()}
+        return {family: dict.fromkeys(ELEMENTS, one) for family, one in chosen.items()}
 
     @cached_property
     def state(self) -> Mapping[str, tuple[str, ...]]:
@@ -140,17 +149,9 @@ class StreamedPlan:
             found |= {"rows": read.rows(meaning), "segment": read.segment(meaning)}
         return {name: chained(simplify(program, RULES)) for name, program in found.items()}
 
-    @cached_property
-    def launches(self) -> tuple[list[str], list[str]]:
-        """The kernels of the forward pass and those of the backward pass, in order."""
-        if self.soup:
-            return ["walk", "read_soup"], ["through_layers", "rows", "segments", "reverse"]
-        if not self.meaning.reads_cached:
-            return ["walk"], ["reverse"]
-        if self.meaning.aggregate == "ssc":
-            chosen = ["chosen_rows", "chosen_segments", "reverse"]
-            return ["walk", "route", "chosen_reads", "read_chosen"], chosen
-        return ["walk", "read"], ["rows", "segments", "reverse"]
+    def only_read(self, label: str) -> Program:
+        """What gives one output of a read of a cached segment."""
+        return select(self.programs["read_segment"], [label], "read")
 
     @property
     def phased(self) -> list[str]:
@@ -207,31 +208,3 @@ class StreamedPlan:
                 "read one after another",
                 "a read-out is not linear in the state, so states do not add up",
             )
-
-
-def streamed_plan_text(plan: StreamedPlan) -> str:
-    """The plan in words: each choice with the property it follows from and what it costs."""
-    lines = [f"{what}: {chosen}\n    {why}" for what, chosen, why in plan.choices()]
-    forward, backwards = plan.launches
-    launches = [f"forward, {len(forward)}: {', '.join(forward)}", f"backward, {len(backwards)}: {', '.join(backwards)}"]
-    loops = [f"{name}: {text}" for name in plan.phased if (text := _loops(plan.programs[name]))]
-    listed = [
-        "",
-        "Launches",
-        *(f"  {line}" for line in launches),
-        "",
-        "Loops over hidden units",
-        *(f"  {x}" for x in loops),
-    ]
-    return "\n".join([*lines, *listed])
-
-
-def _loops(program: Program) -> str:
-    """The loops of a program: what is summed over the hidden units, and what is stored."""
-    return "; ".join(map(_loop, Phases(program).phases))
-
-
-def _loop(phase: Phase) -> str:
-    parts = [f"{len(phase.sums)} sums" if phase.sums else "", f"{len(phase.rows)} rows kept" if phase.rows else ""]
-    parts.append(f"stores {', '.join(phase.outputs)}" if phase.outputs else "")
-    return f"{phase.axis} {', '.join(filter(None, parts))}"

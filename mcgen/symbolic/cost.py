@@ -271,10 +271,11 @@ def sizes(meaning: Meaning, sample: Mapping[sympy.Symbol, int] = SAMPLE) -> dict
 
 def flops(meaning: Meaning) -> tuple[str, str]:
     """FLOPs forward and backward as Python, in B, H, T and N, with the spec's own sizes put in."""
-    fixed = {size: value for size, value in sizes(meaning).items() if size not in (B, H, T, C, N, TOP_K)}
-    totals = [sympy.factor(total.subs(fixed)) for total in cost(meaning).total("flops")]
-    most = meaning.spec.aggregate.top_k
-    return tuple(str(total).replace("/", "//").replace("top_k", f"min({most}, N - 1)") for total in totals)
+    fixed = {size: sympy.Integer(value) for size, value in sizes(meaning).items() if size not in (B, H, T, C, N, TOP_K)}
+    parts = cost(meaning).flops
+    both = sum(p.forward.xreplace(fixed) for p in parts), sum(p.backward.xreplace(fixed) for p in parts)
+    most = f"min({meaning.spec.aggregate.top_k}, N - 1)"
+    return tuple(str(sympy.factor(total)).replace("/", "//").replace("top_k", most) for total in both)
 
 
 def cost_table(found: Cost, what: str, problem: Mapping[sympy.Symbol, int]) -> tuple[list[str], list[list[str]]]:

@@ -53,6 +53,11 @@ class Meaning:
         return self.spec.memory.kind == "matrix"
 
     @property
+    def inputs(self) -> list[str]:
+        """The tensors that the operator differentiates, in order of its arguments; a deep memory's weights follow."""
+        return ["q", "k", "v", *(["u"] if self.spec.routes_by_u else []), *self.spec.tensor_gates]
+
+    @property
     def routes(self) -> bool:
         """Whether read-outs are weighted by a softmax over routing logits."""
         return self.aggregate in ROUTED

@@ -1,21 +1,25 @@
-"""The specialisations of a generated module's kernels, as its own host code would launch them; nothing runs."""
+"""The specialisations of a generated module's kernels, as its plan has them launched."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ast
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest import mock
 
-from mcgen.plan.configurations import HIDDEN
+import yaml
+
+from mcgen.emit.text.private_names import privately
+from mcgen.plan.host import Kernel, buffers, launches
 from mcgen.plan.kernels import SUFFIX
-from mcgen.tune import offline
+from mcgen.plan.plan import planned, scheduled
+from mcgen.plan.schedule import Schedule
+from mcgen.spec import Spec, loads
+from mcgen.symbolic.meaning import meaning
 
-CONSTANTS = ("BT", "BK", "BV", "BF", "PREC")
-"""Constants of a kernel that a configuration and the target decide, not the module."""
+POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "int32": "*i32"}
+"""Types of tensors as Triton writes them."""
 
 
 @dataclass(frozen=True)
@@ -36,79 +40,27 @@ class Specialisation:
 
 
 def specialisations(path: Path | str, element: str) -> list[Specialisation]:
-    """Every kernel of the module in a file, for inputs of one type (`bfloat16`, `float32`) and gates in float32.
-
-    The module's operator runs forward and backward on the CPU with every launch caught before it starts, on one
-    segment and on enough for each kernel to be needed.
-    """
-    kernel_type = _kernel_type()  # a file defines kernels only where Triton is imported already
-    module = offline._load(Path(path).resolve())
-    found: dict[str, Specialisation] = {}
-    with mock.patch.object(kernel_type, "run", _recorder(found, module)):
-        for length in _lengths(module):
-            _run(module, element, length)
-    return list(found.values())
+    """Every kernel of the module in a file, for inputs of one type (`bfloat16`, `float32`) and gates in float32."""
+    schedule = scheduled(planned(meaning(privately(spec_of(Path(path))))))
+    return [_specialisation(schedule, kernel, element) for kernel in schedule.kernels.values()]
 
 
-def _kernel_type() -> type:
-    from triton import JITFunction
+def _specialisation(schedule: Schedule, kernel: Kernel, element: str) -> Specialisation:
+    import triton.language as tl
 
-    return JITFunction
-
-
-def _lengths(module: ModuleType) -> Sequence[int]:
-    size = module.SPEC["segment"].get("size") or 256
-    segments = (module.SPEC["aggregate"].get("top_k") or 0) + 3
-    return size, size * segments + 1
-
-
-def _run(module: ModuleType, element: str, length: int) -> None:
-    import torch
-
-    spec, dtype = module.SPEC, getattr(torch, element)
-    shape = (1, length, 2)
-    head = spec["head"]
-    make = lambda *last, dtype=dtype: torch.zeros(*shape, *last, dtype=dtype, requires_grad=True)  # noqa: E731
-    tensors = {name: make(head["key_dim"]) for name in "qku"} | {"v": make(head["value_dim"])}
-    gates = {name: make(dtype=torch.float32) for name in module.INPUTS if name not in tensors}
-    weights = [torch.zeros(2, *shape, requires_grad=True) for shape in _weight_shapes(spec)]
-    # Past `op`, which refuses Triton where no GPU is.
-    module.OPERATORS["triton"][0]([*({**tensors, **gates}[name] for name in module.INPUTS), *weights])[
-        0
-    ].sum().backward()
+    types = {buffer.name: buffer.type for one in schedule.passes for buffer in buffers(one)} | {"work": "float32"}
+    given = {**dict.fromkeys("qkuv", element), "float32": "float32", "int32": "int32"}  # and gates are float32
+    tensors = {name: POINTERS[given.get(types[name], "float32")] for name in kernel.tensors}
+    signature = {**tensors, **dict.fromkeys(kernel.tables, "*i32"), **dict.fromkeys(kernel.numbers, "i32")}
+    (launch, *_) = (one for way in schedule.passes for one in launches(way.body) if one.kernel == kernel)
+    known = {**schedule.constants, **dict.fromkeys(launch.modes, True), "IN": getattr(tl, element)}
+    constants = {name: known[name] for name in kernel.constants if name in known}
+    return Specialisation(kernel.name + SUFFIX, kernel.axis, signature, constants, kernel.rows, kernel.whole)
 
 
-def _weight_shapes(spec: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """The shapes of a deep memory's initial weights, (out, in) each; none for a matrix."""
-    memory, head = spec["memory"], spec["head"]
-    if memory["kind"] == "matrix":
-        return []
-    hidden = [memory["expansion"] * head["key_dim"]] * (memory["layers"] - 1)
-    return [(out, into) for into, out in pairwise([head["key_dim"], *hidden, head["value_dim"]])]
-
-
-def _recorder(found: dict[str, Specialisation], module: ModuleType) -> Any:
-    def recorded(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        bound = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
-        constant = {param.name for param in self.params if param.is_constexpr}
-        values = {name: bound[name] for name in self.arg_names}
-        signature = {name: _type(value) for name, value in values.items() if name not in constant}
-        kept = {name: value for name, value in values.items() if name in constant and name not in CONSTANTS}
-        axis = module.AXES[self.__name__.removesuffix(SUFFIX)]
-        # Gradient chunks longer than LEAST_ROWS are several steps, of any number of rows.
-        stepping = axis == HIDDEN and "steps" in signature and module.LEAST_ROWS >= module.CHUNK
-        rows = module.LEAST_ROWS if stepping else None
-        whole = self.__name__.removesuffix(SUFFIX) in vars(module).get("WHOLE", ())
-        found.setdefault(self.__name__, Specialisation(self.__name__, axis, signature, kept, rows, whole))
-
-    return recorded
-
-
-def _type(value: Any) -> str:
-    """An argument's type as Triton writes it."""
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        return "i32"
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
-    return f"*{names[value.dtype]}"
+def spec_of(path: Path) -> Spec:
+    """The spec of a generated file, which is not imported for that."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assigned = (node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name))
+    (spec,) = (ast.literal_eval(node.value) for node in assigned if node.targets[0].id == "SPEC")
+    return loads(yaml.safe_dump(spec), str(path))

@@ -134,7 +134,10 @@ def job(path: Path, kernel: Specialisation, element: str, chosen: Configuration,
     tiles = {f"B{axis.upper()}": size for axis, size in sizes.items()}
     exact = "ieee" if target.backend == "hip" else "tf32x3"
     precision = exact if element == "float32" or target.backend == "hip" else "tf32"
-    constants = {**kernel.constexprs, "BT": chosen.rows, **tiles, "PREC": precision}
+    chunk = kernel.constexprs.get("CHUNK", 1)
+    steps = -(-chunk // chosen.rows)
+    stepped = {"STEPS": steps, "STEP": -(-chunk // steps)} if "CHUNK" in kernel.constexprs else {}
+    constants = {**kernel.constexprs, "BT": chosen.rows, **tiles, **stepped, "PREC": precision}
     return Job(path, kernel.kernel, kernel.signature, constants, target, chosen.warps, chosen.stages)
 
 
@@ -146,7 +149,7 @@ def search(wanted: Sequence[Subject], processes: int = 2, progress: bool = True)
     """
     alike: dict[tuple, list[Subject]] = {}
     for subject in wanted:
-        alike.setdefault((replace(subject.key, architecture=""), subject.candidates), []).append(subject)
+        alike.setdefault((subject.key._replace(architecture=""), subject.candidates), []).append(subject)
     results = _in_workers(list(alike.values()), processes, progress)
     lost = [[subject] for group in alike.values() for subject in group if subject.key not in results]
     results |= _in_workers(lost, 1, progress)  # a crash takes a group's other targets along

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mcgen.emit.mathematics import weight_shapes
+from mcgen.emit.say.mathematics import weight_shapes
 from mcgen.errors import Diagnostic, SpecError, UnsupportedError
 from mcgen.spec import Spec
 from mcgen.symbolic.meaning import meaning

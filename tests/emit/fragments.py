@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from mcgen.emit.arguments import arguments_source
-from mcgen.emit.reference import reference_source
+from mcgen.emit.module.arguments import arguments_source
+from mcgen.emit.module.reference import reference_source
 from mcgen.spec import Spec, loads
 
 HEADER = '''\

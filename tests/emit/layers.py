@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from mcgen import pipeline
-from mcgen.emit.arguments import arguments_source
-from mcgen.emit.layer import layer_source
-from mcgen.emit.reference import reference_source
+from mcgen.emit.module.arguments import arguments_source
+from mcgen.emit.module.layer import layer_source
+from mcgen.emit.module.reference import reference_source
 from mcgen.spec import Spec
 from tests.emit.fragments import run, source, spec_of
 

@@ -13,6 +13,7 @@ import yaml
 
 from mcgen.errors import UnsupportedError
 from mcgen.pipeline import source
+from mcgen.plan.layered import GROUP
 from mcgen.spec import loads
 from mcgen.tune.verification import Case, hold
 
@@ -121,12 +122,12 @@ def test_the_triton_path_of_long_chunks_holds_few_states(tmp_path: Path, segment
     text = _spec("deep_spans", {}, {**LONG, "gradient": {"chunk": chunk}}, {"kind": "none"}, segment, (6, 6))
     importlib.import_module("triton")  # a file defines its kernels, and what launches them, where Triton is imported
     _, module = _module(tmp_path, text.replace("size: 16", "size: 524288"))
-    spans = module._spans(length, torch.device("cpu"))
+    spans = module._all_spans(length, torch.device("cpu"))
     covered = sum(int((table[:, 1] - table[:, 0]).sum()) for _, _, table in spans)
     assert covered == length
-    groups = module._groups(spans)
+    groups = module._groups(spans, GROUP)
     assert [span for group in groups for span in group] == spans
-    assert len(groups) + max(map(len, groups)) <= 2 * len(spans) ** 0.5 + module.GROUP
+    assert len(groups) + max(map(len, groups)) <= 2 * len(spans) ** 0.5 + GROUP
 
 
 def test_no_name_of_a_file_is_given_twice() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mcgen.emit.layout import laid_out
+from mcgen.emit.text.layout import laid_out
 
 A, B, C = (letter * 36 for letter in "abc")
 RUFF = Path(sys.executable).with_name("ruff")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mcgen.emit.literal import _shows, docstring_lines, literal
+from mcgen.emit.text.literal import _shows, docstring_lines, literal
 
 NASTY = [
     'ends with a quote"',

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from mcgen.emit.module import module_source
-from mcgen.emit.naming import named
-from mcgen.emit.torch_path import TorchPath, torch_source
-from mcgen.emit.unused import without_unused
+from mcgen.emit.module.file import module_source
+from mcgen.emit.text.naming import named
+from mcgen.emit.text.unused import without_unused
+from mcgen.emit.torch.path import TorchPath, torch_source
 from mcgen.ir.program import Builder, Label, Program, name_of
 from mcgen.spec import load
 from mcgen.spec.shipped import shipped

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from mcgen.emit.arguments import arguments_source
-from mcgen.emit.reference import HELPERS, LOCALS, reference_source
+from mcgen.emit.module.arguments import arguments_source
+from mcgen.emit.module.reference import HELPERS, LOCALS, reference_source
 from tests.emit.fragments import difference, gradients, inputs, leaves, reference_of, run, source, spec_of
 
 CONFORMANCE = Path(__file__).resolve().parents[3] / "shared" / "conformance"

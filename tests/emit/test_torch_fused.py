@@ -6,9 +6,9 @@ import pytest
 import sympy
 import torch
 
-from mcgen.emit.scalar import number
-from mcgen.emit.torch_fused import Gelu, GeluVjp, fused
-from mcgen.emit.torch_printer import SCALARS
+from mcgen.emit.text.scalar import number
+from mcgen.emit.torch.fused import Gelu, GeluVjp, fused
+from mcgen.emit.torch.printer import SCALARS
 from mcgen.ir.evaluate import scalar
 from mcgen.symbolic import functions
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
-from mcgen.emit.arguments import arguments_source
-from mcgen.emit.reference import reference_source
-from mcgen.emit.rendering import render
-from mcgen.emit.torch_path import lagged_inputs, tensor_inputs, torch_source
+from mcgen.emit.module.arguments import arguments_source
+from mcgen.emit.module.reference import reference_source
+from mcgen.emit.text.rendering import render
+from mcgen.emit.torch.path import lagged_inputs, torch_source
 from mcgen.symbolic.cost import flops
 from mcgen.symbolic.meaning import meaning
 from tests.emit.fragments import difference, gradients, inputs, run, source, spec_of
@@ -42,7 +42,7 @@ def spec(update: dict[str, Any], **sections: Any) -> Any:
 def torch_module(parsed: Any) -> str:
     """A module with the torch path alone: what the kernels take most of the time to print for."""
     found = meaning(parsed)
-    names = tensor_inputs(found)
+    names = found.inputs
     inputs = ", ".join(f'"{name}"' for name in names)
     operator = render(
         "op.py.jinja",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcgen.emit.unused import without_unused
+from mcgen.emit.text.unused import without_unused
 
 CASES = {
     "a value": ("a = q + 1\nreturn q", "return q"),

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from mcgen.emit.module import module_source
+from mcgen.emit.module.file import module_source
 from mcgen.passes.simplify import simplify
 from mcgen.spec import Spec
 from mcgen.symbolic.meaning import meaning

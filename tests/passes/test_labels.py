@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mcgen.emit.torch_path import REWRITES, RULES
+from mcgen.emit.torch.path import REWRITES, RULES
 from mcgen.ir.evaluate import evaluate
 from mcgen.ir.layers import sizes as layer_sizes
 from mcgen.ir.program import Node, Program

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mcgen.emit.torch_path import REWRITES
+from mcgen.emit.torch.path import REWRITES
 from mcgen.ir import aggregate
 from mcgen.ir.cut import cut, remaining
 from mcgen.ir.evaluate import evaluate

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from mcgen.plan.explanation import plan_text
+from mcgen.plan.host import launches
 from mcgen.plan.layered import LayeredPlan
-from mcgen.plan.plan import TILES, Plan, plan_text
-from mcgen.plan.streamed import StreamedPlan, streamed_plan_text
+from mcgen.plan.layered_passes import LayeredPasses
+from mcgen.plan.matrix import TILES, MatrixPlan
 from mcgen.spec import load, loads
 from mcgen.spec.shipped import shipped
 from mcgen.symbolic.meaning import Meaning, meaning
@@ -45,7 +47,7 @@ def test_a_schedule_follows_from_structure_and_says_what_it_costs(name: str, sch
     ],
 )
 def test_gates_that_need_the_same_state_share_a_kernel(name: str, kernels: dict[str, Any]) -> None:
-    walks = Plan(of(name)).walks
+    walks = MatrixPlan(of(name)).walks
     assert {kernel: set(walk.wanted) for kernel, walk in walks.items() if walk.parts} == kernels
 
 
@@ -64,12 +66,13 @@ def test_a_deep_state_stays_in_registers_where_every_target_has_room(size: int, 
     head = {"key_dim": size, "value_dim": size}
     document = {"mcgen": 1, "name": "deep", "memory": memory, "head": head, "aggregate": {"kind": "none"}}
     spec = loads(json.dumps({**document, "update": {"rule": "titans", "gradient": {"chunk": 16}}}))
-    assert f"state: {place}" in streamed_plan_text(StreamedPlan(meaning(spec)))
+    assert f"state: {place}" in plan_text(meaning(spec))
 
 
 def test_long_gradient_chunks_are_taken_layer_by_layer() -> None:
     plan = LayeredPlan(of("titans_chunk_grm"))
-    assert plan.launches[0] == ["logits", "errors", "layer_1", "layer_2", "online", "read"]
+    names = [launch.kernel.name for launch in launches(LayeredPasses(plan).forward.body)]
+    assert names == ["logits", "errors", "layer_1", "layer_2", "online", "read"]
     assert "layer_1" in plan_text(of("titans_chunk_grm"))
     needs = {name: (walk.state, walk.d_state) for name, walk in plan.walks.items() if name.endswith(("_1", "_1_2"))}
     assert needs["queries_1"] == (("S_1", "M_1"), ())
@@ -80,7 +83,7 @@ def test_a_kernel_that_takes_in_several_gates_stays_small() -> None:
     for name, path in shipped().items():
         understood = meaning(load(path))
         if understood.linear:
-            plan = Plan(understood)
+            plan = MatrixPlan(understood)
             for walk in plan.walks.values():
                 if walk.parts and len(walk.wanted) > 1:
                     alone = max(plan._tiles((gate,)) for gate in walk.wanted)

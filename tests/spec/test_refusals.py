@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mcgen.emit.rendering import ENVIRONMENT
+from mcgen.emit.text.rendering import ENVIRONMENT
 from mcgen.errors import Diagnostic, SpecError
 from mcgen.spec import loads, refusals
 from mcgen.spec.refusals import GENERATED, GROUPS, LANGUAGE, LOWERING, PAGE, Refusal, page, row

@@ -1,0 +1,28 @@
+"""The argument checks of a generated module, shared by its `op` and its `reference`."""
+
+from __future__ import annotations
+
+from mcgen.emit.say.mathematics import weight_shapes
+from mcgen.emit.text.expressions import listed
+from mcgen.emit.text.rendering import render
+from mcgen.spec import Spec
+
+
+def arguments_source(spec: Spec) -> str:
+    """The text that defines `_check(q, k, v, u, theta, gates, backend=None)`.
+
+    It refuses, naming the argument: what is no tensor or not floating point, missing, extra (TypeError), of the wrong
+    shape or on another device than q (ValueError). Types may be mixed: each of q, k, v, u, theta and the gates may have
+    its own. `u` is looked at only where the aggregate routes by it. T = 0 is allowed.
+    """
+    shapes = [f"(H, {out}, {into})" for out, into in weight_shapes(spec)]
+    return render(
+        "arguments.py.jinja",
+        deep=spec.memory.kind == "mlp",
+        key_dim=spec.head.key_dim,
+        value_dim=spec.head.value_dim,
+        routes_by_u=spec.routes_by_u,
+        gates=listed("expected = [", [f'"{gate}"' for gate in spec.tensor_gates], "]", 4),
+        layers=len(shapes),
+        theta_shapes=listed("shapes = [", shapes, "]", 4),
+    )

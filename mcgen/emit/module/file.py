@@ -1,0 +1,99 @@
+"""The generated file, put together from its parts."""
+
+from __future__ import annotations
+
+import re
+
+from mcgen import __version__
+from mcgen.emit.module.arguments import arguments_source
+from mcgen.emit.module.layer import layer_source
+from mcgen.emit.module.reference import reference_source
+from mcgen.emit.say.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
+from mcgen.emit.text.layout import laid_out
+from mcgen.emit.text.literal import docstring_lines, literal
+from mcgen.emit.text.private_names import privately
+from mcgen.emit.text.rendering import render
+from mcgen.emit.text.unused import without_unused
+from mcgen.emit.torch.path import lagged_inputs, torch_source
+from mcgen.emit.triton.path import triton_source
+from mcgen.plan.pass_tensors import keeps_y
+from mcgen.symbolic.cost import flops
+from mcgen.symbolic.meaning import Meaning
+from mcgen.symbolic.meaning import meaning as meaning_of
+
+LIBRARY = (
+    "contextlib",
+    "functools",
+    "importlib.util",
+    "itertools",
+    "json",
+    "logging",
+    "math",
+    "os",
+    "sys",
+    "types",
+    "warnings",
+)
+"""What a file may need of the standard library."""
+ALWAYS = ("contextlib", "os", "sys")
+"""What every file needs of it, for its first lines."""
+
+
+def module_source(meaning: Meaning, tuned: bool = False) -> str:
+    """The text of a spec's module; with the launch configurations in the user's tables too, where it is `tuned`."""
+    spec = meaning.spec
+    private = privately(spec)
+    lowered = meaning if private is spec else meaning_of(private)
+    first = [
+        arguments_source(spec),
+        reference_source(spec),
+        _constants(meaning),
+        render("sizes.py.jinja", segment_size=spec.segment.size),
+        torch_source(lowered),
+    ]
+    last = [
+        render(
+            "finite.py.jinja",
+            deep=not meaning.linear,
+            within_segment=not meaning.chained and not meaning.reads_cached,
+        ),
+        _operator(lowered, meaning.inputs),
+        layer_source(spec),
+    ]
+    parts = [*map(without_unused, first), triton_source(lowered, tuned), *map(without_unused, last)]
+    body = laid_out("\n\n\n".join(part.strip("\n") for part in parts if part.strip()))
+    return render(
+        "module.py.jinja",
+        title=docstring_lines(f"{spec.name}: {spec.doc}" if spec.doc.strip() else spec.name, DOCSTRING_WIDTH),
+        mathematics=[*mathematics(spec), *shapes_text(spec)],
+        library=[module for module in LIBRARY if module in ALWAYS or _uses(body, module)],
+        functional=_uses(body, "F"),
+        version=__version__,
+        spec=literal(spec.to_dict()),
+        digest=spec.digest(),
+        body=body,
+    )
+
+
+def _uses(text: str, module: str) -> bool:
+    """Whether a text names something of a module. What stands before it is looked at last: letters are found fast."""
+    return re.search(rf"{module}\.(?<!\w{module}\.)", text) is not None
+
+
+def _constants(meaning: Meaning) -> str:
+    return f"TOP_K = {meaning.spec.aggregate.top_k}" if meaning.aggregate == "ssc" else ""
+
+
+def _operator(meaning: Meaning, arguments: list[str]) -> str:
+    spec, inputs = meaning.spec, meaning.inputs
+    return render(
+        "op.py.jinja",
+        inputs=", ".join(f'"{name}"' for name in inputs),
+        arguments=", ".join(f'"{name}"' for name in arguments),
+        lagged=lagged_inputs(meaning),
+        key_dim=spec.head.key_dim,
+        value_dim=spec.head.value_dim,
+        deep=not meaning.linear,
+        keeps_y=keeps_y(meaning),
+        flops=flops(meaning),
+    )

@@ -1,0 +1,226 @@
+"""The passes of a matrix memory: what its kernels are handed, and the host code's buffers, launches and statements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+from mcgen.ir.closed_form import lagged_names
+from mcgen.plan.cached_reads import UNITS, Choosing, choosing_kernels, tiles_of, where_chosen
+from mcgen.plan.host import BACKWARD, FORWARD, Buffer, Compute, Kernel, Launch, Make, Part, Pass, Statement, operands
+from mcgen.plan.matrix import MatrixPlan, Walk
+from mcgen.plan.matrix_choices import Choice, choices
+from mcgen.plan.pass_tensors import (
+    BLOCK,
+    CHAIN,
+    LATER,
+    OF_SEQUENCE,
+    OWN,
+    ROWS,
+    WIDTHS,
+    PassTensors,
+    Y,
+    chooses,
+    of_tokens,
+    recall,
+    save,
+)
+
+SIZES = ("K", "V", "BT", "BK", "BV", "IN", "PREC")
+STEPPED = ("CHUNK", "STEPS", "STEP")
+
+
+@dataclass(frozen=True)
+class MatrixPasses:
+    """The passes of one plan."""
+
+    plan: MatrixPlan
+
+    def choices(self) -> list[Choice]:
+        return choices(self.plan)
+
+    phased = MappingProxyType({})  # programs in loops over hidden units: none
+
+    @cached_property
+    def tensors(self) -> PassTensors:
+        plan, lagged = self.plan, lagged_names(self.plan.meaning.recurrence)
+        return PassTensors(plan.meaning, plan.programs, ("K", "V"), (*plan.errors, *plan.reverse.pulls), lagged)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return self.plan.meaning.recurrence.slots
+
+    @cached_property
+    def saved(self) -> tuple[Buffer, ...]:
+        """What the forward pass leaves for the backward pass, y and choices apart."""
+        return (*self._kept("start"), *self.tensors.saved, *(of_tokens(name, "v") for name in self.plan.errors))
+
+    def _kept(self, what: str) -> list[Buffer]:
+        """The state, or its gradient, at every block's border, where blocks follow one another."""
+        if not self.plan.starts:
+            return []
+        found = [Buffer(f"{what}_{slot}", ("B", "H", "n_blocks", "K", "V")) for slot in self.slots]
+        return found + ([Buffer(f"{what}_pool", ("B", "H", "n_blocks", "K"))] if self.plan.meaning.routes else [])
+
+    # -- kernels ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def kernels(self) -> Mapping[str, Kernel]:
+        """All kernels by name, in the order of the file."""
+        meaning, plan = self.plan.meaning, self.plan
+        found = [self._states()] if self.saved else []
+        found += [self._read(), *(self._walk(name, walk) for name, walk in plan.walks.items())]
+        found += [self._rows(), self._segments()] if meaning.reads_cached else []
+        found += [self._retreat()] if plan.starts or plan.reverse.pulls else []
+        if chooses(meaning):
+            found += [*choosing_kernels(self.tensors, self._kernel), self._read("read_chosen", chooses=True)]
+        return {kernel.name: kernel for kernel in found}
+
+    def _kernel(
+        self,
+        name: str,
+        tensors: Sequence[str],
+        writes: Iterable[str],
+        takes: Mapping[str, str],
+        tables: tuple[str, ...] = ("blocks",),
+        sizes: tuple[str, ...] = (*OF_SEQUENCE, "n_blocks", "n_segments"),
+        more: tuple[str, ...] = (),
+        axis: str = "v",
+    ) -> Kernel:
+        axis = "" if name == "route" else axis
+        taken = {**takes, axis.upper(): "a tile"} if axis else takes
+        return Kernel(name, operands(tensors, writes), tables, sizes, (*SIZES, *more), taken, axis)
+
+    @property
+    def _stepped(self) -> tuple[str, ...]:
+        return STEPPED if self.plan.stepped else ()
+
+    def _states(self) -> Kernel:
+        kept = [buffer.name for buffer in self.saved if buffer.name not in ("lse", "online")]
+        tensors, tables = [*self.tensors.of("states"), *kept], ("blocks", "chains")
+        return self._kernel("states", tensors, kept, CHAIN, tables, more=self._stepped)
+
+    def _read(self, name: str = "read", chooses: bool = False) -> Kernel:
+        parts = ["read", *(["read_segment"] if self.plan.meaning.reads_cached and not chooses else [])]
+        unread = {"cached", "pools"} if chooses else set()
+        left = [buffer.name for buffer in self.saved if buffer.name not in unread]
+        tensors = [*self.tensors.of(*parts), *left, *(["r_chosen", "o_chosen"] if chooses else []), "y"]
+        return self._kernel(name, tensors, ["lse", "online", "y"], BLOCK, more=("TOP_K",) if chooses else ())
+
+    def _rows(self) -> Kernel:
+        routed = self.plan.meaning.routes
+        own = ["delta", "d_r"] if routed else []
+        found = [f"d_{name}_rows" for name in self.tensors.queries]
+        tensors = [*self.tensors.of("rows"), "d_y", *(["y"] if routed else []), *own, "cached"]
+        return self._kernel("rows", [*tensors, *(["pools"] if routed else []), *found], [*own, *found], BLOCK)
+
+    def _segments(self) -> Kernel:
+        routed = self.plan.meaning.routes
+        more = ["cached", "pools", "d_cached", "d_pools"] if routed else ["d_cached"]
+        sizes, takes = (*OF_SEQUENCE, "n_segments"), LATER if routed else OWN
+        return self._kernel(
+            "segments", [*self.tensors.of("segment"), *more], ["d_cached", "d_pools"], takes, ("segments",), sizes
+        )
+
+    def _retreat(self) -> Kernel:
+        plan, pulls, meaning = self.plan, self.plan.reverse.pulls, self.plan.meaning
+        inputs = [*plan.programs["retreat"].inputs, *plan.advancing(plan.retreat_state).inputs]
+        starts = [f"start_{name}" for name in plan.retreat_state if name != "anchor"] if plan.starts else []
+        ends = [buffer.name for buffer in self._kept("d_end")]
+        given = (["d_cached"] if meaning.reads_cached else []) + (["d_pools"] if meaning.routes else [])
+        tensors = [*self.tensors.behind(inputs), *pulls, *starts, *ends, *given]
+        return self._kernel("retreat", tensors, [*pulls, *ends], CHAIN, ("blocks", "chains"), more=self._stepped)
+
+    def _walk(self, name: str, walk: Walk) -> Kernel:
+        tensors = self.tensors.behind([*walk.program.inputs, *self.plan.advancing(walk.state).inputs])
+        if self.plan.starts:
+            tensors += [f"start_{part}" for part in walk.state if part != "anchor"]
+            tensors += [f"d_end_{part}" for part in walk.d_state if part != "anchor"]
+        else:
+            tensors += ["d_cached"] if "M" in walk.d_state and self.plan.meaning.reads_cached else []
+            tensors += ["d_pools"] if "pool" in walk.d_state else []
+        wanted = [f"d_{one}" for one in walk.wanted]
+        constants = STEPPED if walk.stepped else ()
+        axis = "" if walk.whole else walk.axis
+        return self._kernel(name, [*tensors, *wanted], wanted, BLOCK, more=constants, axis=axis)
+
+    # -- passes -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _choosing(self) -> Choosing:
+        return Choosing(self.kernels, self.tensors, room=None, tiled=True)
+
+    def _launch(self, kernel: str, units: str = UNITS, tiled: bool = True, parts: tuple[Part, ...] = ()) -> Launch:
+        return Launch(self.kernels[kernel], units, tiles_of(kernel) if tiled else "", parts=parts)
+
+    @cached_property
+    def forward(self) -> Pass:
+        meaning = self.plan.meaning
+        body: list[Statement] = [*save(meaning, self.saved), Make((Y,))]
+        if self.saved:
+            body.append(self._launch("states", "x.n_chains * x.BH"))
+        if self.plan.sums:
+            line = "x.cached.copy_(x.cached.cumsum(2) - x.cached)  # for each segment, the sum of the states before it"
+            body.append(Compute(line, reads=("cached",), changes=("cached",)))
+        body += where_chosen(self.tensors, self._choosing.read, [self._launch("read")])
+        return Pass("forward", FORWARD, self.tensors.given, tuple(body), "[x.y, *saved]")
+
+    @cached_property
+    def backward(self) -> Pass:
+        meaning = self.plan.meaning
+        body: list[Statement] = [
+            recall(meaning, self.saved),
+            Compute("x.d_y = d_y.contiguous()", (of_tokens("d_y", "y", "v"),)),
+        ]
+        if meaning.reads_cached:
+            body += where_chosen(self.tensors, self._choosing.reverse, self._reverse_reads())
+        body += self._retreats()
+        body.append(Make(tuple(self._gradients())))
+        for name, walk in self.plan.walks.items():
+            body += self._walked(name, walk)
+        for name, (source, lag) in self.tensors.lagged.items():
+            line = f"_add_unlagged(x.d_{source}, x.d_{name}, {lag})"
+            body.append(Compute(line, reads=(f"d_{source}", f"d_{name}"), changes=(f"d_{source}",)))
+        return Pass("backward", BACKWARD, self.tensors.given, tuple(body), "_gradients(x, tensors)")
+
+    def _reverse_reads(self) -> list[Statement]:
+        """The reverse of reads of every earlier segment."""
+        routed = self.plan.meaning.routes
+        own = (Buffer("delta", ROWS), Buffer("d_r", ROWS)) if routed else ()
+        parts = (Part("d_pools", tiles_of("segments"), 0),) if routed else ()
+        body: list[Statement] = [
+            Make((*own, *(of_tokens(f"d_{name}_rows", name) for name in self.tensors.queries))),
+            self._launch("rows", tiled=False),
+            Make(self.tensors.d_cached),
+            self._launch("segments", "x.n_segments * x.BH", parts=parts),
+        ]
+        if self.plan.sums:
+            line = (
+                "x.d_cached = x.d_cached.flip(2).cumsum(2).flip(2) - x.d_cached  # each state stands in every later sum"
+            )
+            body.append(Compute(line, reads=("d_cached",), changes=("d_cached",)))
+        return body
+
+    def _retreats(self) -> list[Statement]:
+        """The gradient of the state from block to block, and what passes through error rows."""
+        if "retreat" not in self.kernels:
+            return []
+        found = [of_tokens(name, "v") for name in self.plan.reverse.pulls]
+        return [Make((*found, *self._kept("d_end"))), self._launch("retreat", "x.n_chains * x.BH")]
+
+    def _gradients(self) -> list[Buffer]:
+        """Gradients of tensors with a head's axis; those of gates come with their kernels."""
+        lagged = {source for source, _ in self.tensors.lagged.values()}
+        found = []
+        for name in self.plan.wanted:
+            source = self.tensors.lagged.get(name, (name, 0))[0]
+            if source in WIDTHS:  # those that lags are added to are summed up in float32
+                found.append(of_tokens(f"d_{name}", source, "float32" if source in lagged else source))
+        return found
+
+    def _walked(self, name: str, walk: Walk) -> list[Statement]:
+        wanted = [f"d_{gate}" for gate in walk.wanted] if walk.parts else []
+        made = [Make(tuple(Buffer(gate, ROWS) for gate in wanted))] if wanted else []
+        return [*made, self._launch(name, parts=tuple(Part(gate, tiles_of(name), 0) for gate in wanted))]
