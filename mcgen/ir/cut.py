@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from mcgen.ir.program import Builder, Input, Node, Program
+from mcgen.ir.program import Builder, Input, Node, Program, Rename
 from mcgen.ir.rebuild import rebuilt, rewritten
 
 
@@ -12,9 +12,10 @@ def cut(program: Program, at: Mapping[Node, str]) -> Program:
     """The program with the given nodes read as inputs of those names; what only they needed is left behind."""
 
     def make(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
-        return b.input(at[node], *node.axes) if node in at else rebuilt(b, node, new)
+        is_read = node in at and not (isinstance(node, Rename) and at.get(node.operand) == at[node])
+        return b.input(at[node], *node.axes) if is_read else rebuilt(b, node, new)
 
-    return rewritten(program, make)
+    return rewritten(program, make, by="cut", given=at.values())
 
 
 def fixed(program: Program, numbers: Mapping[str, float]) -> Program:
@@ -24,7 +25,7 @@ def fixed(program: Program, numbers: Mapping[str, float]) -> Program:
         is_set = isinstance(node, Input) and node.name in numbers
         return b.constant(numbers[node.name]) if is_set else rebuilt(b, node, new)
 
-    return rewritten(program, make)
+    return rewritten(program, make, by="fixed")
 
 
 def remaining(program: Program, at: Collection[Node]) -> set[Node]:

@@ -180,6 +180,11 @@ def name_of(node: Node) -> Label | None:
     return Label(node.name) if isinstance(node, Input) else node.label
 
 
+def is_constant(node: Node, value: int | None = None) -> bool:
+    """Whether a node is one number, the same everywhere (that number, where one is given)."""
+    return isinstance(node, Map) and not node.values and (value is None or node.expression == value)
+
+
 def is_identity(node: Node) -> bool:
     """Whether a node gives another as it is."""
     return isinstance(node, Map) and node.expression == placeholder(0) and node.axes == node.values[0].axes
@@ -345,12 +350,17 @@ def describe(node: Node, name: Mapping[Node, str]) -> str:
     raise TypeError(f"no text for {type(node).__name__}")
 
 
+def line(node: Node, name: Mapping[Node, str]) -> str:
+    """A node's line in the text of a program."""
+    return f"{name[node]}[{' '.join(node.axes)}] = {describe(node, name)}"
+
+
 def render(program: Program) -> str:
     """The program as text, one line a node."""
     name: dict[Node, str] = {}
     lines = [f"program {program.name}"]
     for index, node in enumerate(program.nodes):
         name[node] = f"%{index}"
-        lines.append(f"  %{index}[{' '.join(node.axes)}] = {describe(node, name)}")
+        lines.append(f"  {line(node, name)}")
     lines += [f"  output {label} = {name[node]}" for label, node in program.outputs.items()]
     return "\n".join(lines)

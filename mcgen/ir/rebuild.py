@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, Solve, placeholder
+from mcgen.ir import check
+from mcgen.ir.program import (
+    Builder,
+    Contract,
+    Decay,
+    Map,
+    Node,
+    Program,
+    Reduce,
+    Rename,
+    Solve,
+    is_constant,
+    placeholder,
+)
 
 Make = Callable[[Builder, Node, Mapping[Node, Node]], Node]
 """Makes a node again, from those made already by what they stand for."""
 
 
-def rewritten(program: Program, make: Make, b: Builder | None = None) -> Program:
-    """The program with every node made again, operands first. What a value is called, that in its place is called."""
+def rewritten(
+    program: Program,
+    make: Make,
+    b: Builder | None = None,
+    *,
+    by: str,
+    rules: Collection[str] = (),
+    given: Collection[str] = (),
+) -> Program:
+    """The program with every node made again, operands first. What a value is called, that in its place is called.
+
+    The rest is for the check of what has been made, where that is on: `by` is what the pass is called, and `rules` are
+    those it goes by; `given` are the inputs that it puts in.
+    """
     b, new = b or Builder(), {}
     for node in program.nodes:
         new[node] = b.call(make(b, node, new), node.label)
-    return Program(program.name, {name: spread(b, new[node], node.axes) for name, node in program.outputs.items()})
-
-
-def is_constant(node: Node, value: int | None = None) -> bool:
-    """Whether a node is one number, the same everywhere (that number, where one is given)."""
-    return isinstance(node, Map) and not node.values and (value is None or node.expression == value)
+    after = Program(program.name, {name: spread(b, new[node], node.axes) for name, node in program.outputs.items()})
+    if check.is_on():
+        check.passed((by, *rules), program, after, new, given)
+    return after
 
 
 def rebuilt(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
@@ -35,9 +58,9 @@ def rebuilt(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
                 kept = spread(b, new[left], left.axes), new[right]
             return b.contract(*kept, *over)
         case Reduce(_, operation, operand, over):
-            if is_constant(new[operand]) and not is_constant(new[operand], 0):
-                return b.sum(spread(b, new[operand], operand.axes), *over)
-            return (b.sum if operation == "sum" else b.max)(new[operand], *over)
+            is_number = is_constant(new[operand]) and not is_constant(new[operand], 0)
+            value = spread(b, new[operand], operand.axes) if is_number else new[operand]
+            return (b.sum if operation == "sum" else b.max)(value, *over)
         case Rename(_, operand, old, new_axis):
             return b.rename(new[operand], old, new_axis)
         case Solve(_, matrix, right, transposed):

@@ -11,8 +11,8 @@ from __future__ import annotations
 import sympy
 
 from mcgen.ir.derivative import run
-from mcgen.ir.program import AXES, Builder, Contract, Decay, Map, Node, Reduce, placeholder
-from mcgen.passes.simplify import RULES, Rule, is_constant
+from mcgen.ir.program import AXES, Builder, Contract, Decay, Map, Node, Reduce, is_constant, placeholder
+from mcgen.passes.simplify import RULES, Rule
 
 
 def _is_spread(node: Node) -> bool:

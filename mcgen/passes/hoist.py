@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+from mcgen.ir import check
 from mcgen.ir.cut import cut
-from mcgen.ir.program import Builder, Input, Map, Node, Program, Rename, placeholder
-from mcgen.ir.rebuild import is_constant, rebuilt, rewritten
+from mcgen.ir.program import Builder, Input, Map, Node, Program, Rename, is_constant, placeholder
+from mcgen.ir.rebuild import rebuilt, rewritten
 
 
 def hoist(program: Program, carried: Collection[str], label: Callable[[Node], str]) -> tuple[Program, Program]:
@@ -26,8 +27,11 @@ def hoist(program: Program, carried: Collection[str], label: Callable[[Node], st
     waiting = reached(program, carried)
     passed = {node: label(node) for node in program.nodes if not (node in waiting or _is_at_hand(node))}
     rest = cut(program, passed)
-    ahead = {name: node for node, name in passed.items() if name in rest.inputs}
-    return Program(f"{program.name}_ahead", ahead), rest
+    given = {name: node for node, name in reversed(passed.items())}
+    ahead = Program(f"{program.name}_ahead", {name: given[name] for name in passed.values() if name in rest.inputs})
+    if check.is_on():
+        check.hoisted(carried, ahead, rest)
+    return ahead, rest
 
 
 def _is_at_hand(node: Node) -> bool:
@@ -44,7 +48,7 @@ def part(program: Program, carried: Collection[str]) -> Program:
     def make(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
         return _parted(b, node, new, waiting) if node in waiting else rebuilt(b, node, new)
 
-    return rewritten(program, make)
+    return rewritten(program, make, by="part")
 
 
 def _parted(b: Builder, node: Node, new: Mapping[Node, Node], waiting: Collection[Node]) -> Node:

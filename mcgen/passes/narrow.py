@@ -57,7 +57,7 @@ class _Narrow:
             changed = changed or found is not None
             return rebuilt(b, node, new) if found is None else found
 
-        program = rewritten(self.program, make)
+        program = rewritten(self.program, make, by="narrow")
         return program if changed else None
 
     def _moved(self, node: Node) -> Node | None:

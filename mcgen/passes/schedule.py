@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mcgen.ir import check
 from mcgen.ir.program import Builder, Contract, Input, Map, Node, Program, Rename, placeholder
 from mcgen.ir.rebuild import rebuilt, rewritten
 
@@ -21,7 +22,8 @@ WIDTH = 12
 
 def chained(program: Program) -> Program:
     """Sums of more than two terms as sums of two: x + y + z -> (x + y) + z, where the values are tiles."""
-    return rewritten(program, lambda b, node, new: (_chain if _is_long_sum(node) else rebuilt)(b, node, new))
+    make = lambda b, node, new: (_chain if _is_long_sum(node) else rebuilt)(b, node, new)  # noqa: E731
+    return rewritten(program, make, by="chained")
 
 
 def _is_long_sum(node: Node) -> bool:
@@ -45,7 +47,10 @@ def scheduled(
     `held` names inputs that lie in registers from the start, `kept` outputs that stay there to the end; inputs in
     `streamed` are loaded piece by piece.
     """
-    return _Search(program, frozenset(held), frozenset(kept), frozenset(streamed)).order()
+    order = _Search(program, frozenset(held), frozenset(kept), frozenset(streamed)).order()
+    if check.is_on():
+        check.ordered(program, order)
+    return order
 
 
 def alias(node: Node) -> Node:

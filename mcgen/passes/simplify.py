@@ -7,10 +7,12 @@ values comes with rebuilding, since a Builder keeps one node a value; what no ou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import sympy
 
+from mcgen.ir import check
 from mcgen.ir.program import (
     Builder,
     Contract,
@@ -21,11 +23,12 @@ from mcgen.ir.program import (
     Reduce,
     Rename,
     Solve,
+    is_constant,
     is_identity,
     placeholder,
     symbols,
 )
-from mcgen.ir.rebuild import is_constant, rebuilt, rewritten
+from mcgen.ir.rebuild import rebuilt, rewritten
 from mcgen.symbolic.functions import Where
 
 
@@ -102,7 +105,23 @@ RULES = (
 
 def simplify(program: Program, rules: tuple[Rule, ...] = RULES) -> Program:
     """The program after the rewrites, with equal values shared and nothing that no output reaches."""
-    return rewritten(program, lambda b, node, new: _settled(b, rebuilt(b, node, new), rules))
+    applied = _checked(program.name, rules) if check.is_on() else rules
+    make = lambda b, node, new: _settled(b, rebuilt(b, node, new), applied)  # noqa: E731
+    return rewritten(program, make, by="simplify", rules=[rule.name for rule in rules])
+
+
+def _checked(program: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules, with everything that they make of a program's values checked."""
+    check_of = check.Check(program)
+
+    def apply(rule: Rule, b: Builder, node: Node) -> Node | None:
+        check_of.value("before any rule", node)
+        result = rule.apply(b, node)
+        if result is not None:
+            check_of.replaced(f'after "{rule.name}"', node, result)
+        return result
+
+    return tuple(replace(rule, apply=partial(apply, rule)) for rule in rules)
 
 
 def _settled(b: Builder, node: Node, rules: tuple[Rule, ...]) -> Node:

@@ -53,7 +53,7 @@ def solves_apart(program: Program, carried: Collection[str]) -> Program:
         again = rebuilt(b, node, new)
         return affine.solved(again, node.label) if isinstance(again, Solve) else again
 
-    return rewritten(program, make, b)
+    return rewritten(program, make, b, by="solves_apart")
 
 
 @dataclass(frozen=True)
