@@ -2238,13 +2238,13 @@ def _tile(n):
 
 def _rows_at_once(kernel, x):
     """Tokens that a kernel takes at once."""
-    return _configuration(kernel, x)["BT"]
+    return _configuration(kernel, x)[0]["BT"]
 
 
 def _n_tiles(kernel, x):
     """How many tiles a kernel takes its axis in."""
     axis = AXES[kernel].upper()
-    return _cdiv(CONSTANTS[axis], _configuration(kernel, x)[f"B{axis}"]) if axis else 1
+    return _cdiv(CONSTANTS[axis], _configuration(kernel, x)[0][f"B{axis}"]) if axis else 1
 
 
 def _new(x, *shape, dtype=torch.float32):
@@ -2269,13 +2269,21 @@ def _add_up_parts(x, found, parts):
 
 
 def _configuration(kernel, x):
-    """Tile sizes of a kernel, and its launch options."""
-    BT, columns, num_warps, num_stages = _configured(kernel, x.element, x.device)
+    """The constants of a kernel, tile sizes among them, and its launch options."""
+    return _launching(kernel, x.element, x.device, _tile(x.longest))
+
+
+@functools.lru_cache(maxsize=256)
+def _launching(kernel, element, device, most_rows):
+    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
     tiles = {"BK": _tile(CONSTANTS["K"]), "BV": _tile(CONSTANTS["V"])}
     if axis := AXES[kernel].upper():
         tiles[f"B{axis}"] = min(columns, tiles[f"B{axis}"])
-    BT = max(LEAST_ROWS, min(BT, _tile(x.longest)))
-    return {"BT": BT, **tiles, "num_warps": num_warps, "num_stages": num_stages}
+    BT = max(LEAST_ROWS, min(BT, most_rows))
+    steps = _cdiv(CONSTANTS.get("CHUNK", 1), BT)  # of a gradient chunk
+    tiles |= {"BT": BT, "STEPS": steps, "STEP": _cdiv(CONSTANTS.get("CHUNK", 1), steps)}
+    constants = {**CONSTANTS, **tiles, "IN": _TYPES[element], "PREC": _precision(element)}
+    return constants, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def _launch(kernel, x, units, tiles=1, parts=()):
@@ -2283,14 +2291,11 @@ def _launch(kernel, x, units, tiles=1, parts=()):
 
     parts: buffers of which each tile has its own: name, how many, and the axis along which they are added up.
     """
-    own, more = _configuration(kernel.__name__.removesuffix("_kernel"), x), _parts_of_tiles(x, parts)
-    steps = _cdiv(CONSTANTS.get("CHUNK", 1), own["BT"])  # of a gradient chunk
-    chunk = {"STEPS": steps, "STEP": _cdiv(CONSTANTS.get("CHUNK", 1), steps)}
-    known = {**vars(x), **CONSTANTS, **chunk, **own, **more, "IN": _TYPES[x.element], "PREC": _precision(x.element)}
-    arguments = {name: known[name] for name in kernel.arg_names}
-    options = {"num_warps": own["num_warps"], "num_stages": own["num_stages"], "enable_fp_fusion": True}
-    kernel[(units, tiles)](**arguments, **options)
-    _add_up_parts(x, more, parts)
+    constants, options = _configuration(kernel.__name__.removesuffix("_kernel"), x)
+    own = _parts_of_tiles(x, parts)
+    known = {**vars(x), **constants, **own}
+    kernel[(units, tiles)](**{name: known[name] for name in kernel.arg_names}, **options)
+    _add_up_parts(x, own, parts)
 
 
 def _given(tensors):

@@ -4358,13 +4358,13 @@ def _tile(n):
 
 def _rows_at_once(kernel, x):
     """Tokens that a kernel takes at once."""
-    return _configuration(kernel, x)["BT"]
+    return _configuration(kernel, x)[0]["BT"]
 
 
 def _n_tiles(kernel, x):
     """How many tiles a kernel takes its axis in."""
     axis = AXES[kernel].upper()
-    return _cdiv(CONSTANTS[axis], _configuration(kernel, x)[f"B{axis}"]) if axis else 1
+    return _cdiv(CONSTANTS[axis], _configuration(kernel, x)[0][f"B{axis}"]) if axis else 1
 
 
 def _new(x, *shape, dtype=torch.float32):
@@ -4392,39 +4392,46 @@ WHOLE = {}  # tiles of kernels that take all hidden units at once
 
 
 def _configuration(kernel, x):
-    """Tile sizes of a kernel, and its launch options."""
-    BT, columns, num_warps, num_stages = _configured(kernel, x.element, x.device)
+    """The constants of a kernel, tile sizes among them, and its launch options."""
+    return _launching(kernel, x.element, x.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _launching(kernel, element, device):
+    BT, columns, num_warps, num_stages = _configured(kernel, element, device)
     tiles = {"BK": _tile(CONSTANTS["K"]), "BV": _tile(CONSTANTS["V"]), "BF": WHOLE.get(kernel, columns)}
-    return {"BT": max(BT, LEAST_ROWS), **tiles, "num_warps": num_warps, "num_stages": num_stages}
+    tiles["BT"] = max(BT, LEAST_ROWS)
+    constants = {**CONSTANTS, **tiles, "IN": _TYPES[element], "PREC": _precision(element)}
+    return constants, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def _columns(kernel, x):
     """Hidden units that a kernel takes at once."""
-    return _configuration(kernel, x)["BF"]
+    return _configuration(kernel, x)[0]["BF"]
+
+
+@functools.lru_cache(maxsize=16)
+def _multiprocessors(device):
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _programs(units, device):
     """Programs in flight: each has a buffer of its own, and takes unit after unit."""
-    if device.type == "cpu":
-        return min(units, 4)
-    return min(units, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
+    return min(units, 4 if device.type == "cpu" else 2 * _multiprocessors(device))
 
 
 def _launch(kernel, x, units, room=None, parts=(), apart=False, **modes):
-    """Launches a kernel for a number of units; it takes its arguments from x and the constants by their names.
+    """Launches a kernel for a number of units; it takes its arguments from x and the constants by name.
 
     room: numbers that a program has as scratch, None where it has none. parts: buffers of which each tile has its own:
     name, how many, and the axis along which they are added up. apart: whether each unit has a program of its own.
     """
-    own, more = _configuration(kernel.__name__.removesuffix("_kernel"), x), _parts_of_tiles(x, parts)
-    programs = units if apart else _programs(units, x.device)
-    if room is not None:
-        more["work"] = _new(x, programs * room)
-    known = {**vars(x), **CONSTANTS, **own, **more, "IN": _TYPES[x.element], "PREC": _precision(x.element), **modes}
-    arguments = {name: known[name] for name in kernel.arg_names if name != "n_entries"}
-    options = {"num_warps": own["num_warps"], "num_stages": own["num_stages"], "enable_fp_fusion": True}
-    kernel[(programs,)](**arguments, n_entries=units, **options)
-    _add_up_parts(x, more, parts)
+    constants, options = _configuration(kernel.__name__.removesuffix("_kernel"), x)
+    own, programs = _parts_of_tiles(x, parts), units if apart else _programs(units, x.device)
+    scratch = {} if room is None else {"work": _new(x, programs * room)}
+    known = {**vars(x), **constants, **own, **scratch, **modes, "n_entries": units}
+    kernel[(programs,)](**{name: known[name] for name in kernel.arg_names}, **options)
+    _add_up_parts(x, own, parts)
 
 
 def _given(tensors):

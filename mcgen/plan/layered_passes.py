@@ -48,6 +48,10 @@ class LayeredPasses(StreamedPasses):
 
     plan: LayeredPlan
 
+    @property
+    def constants(self) -> dict[str, int]:
+        return {**super().constants, "SPAN": self.plan.span}
+
     # -- rows of a span -----------------------------------------------------------------------------------------------
 
     @cached_property

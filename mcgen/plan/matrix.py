@@ -18,6 +18,7 @@ from mcgen.ir.step import error_names, state_axes, step_after_errors, step_with_
 from mcgen.passes.carried import carried
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
+from mcgen.plan.configurations import Defaults, defaults, tile
 from mcgen.symbolic.meaning import Meaning
 
 BLOCK = 256  # tokens of a block, or a few more so that gradient chunks are whole
@@ -58,6 +59,22 @@ class MatrixPlan:
     def anchored(self) -> bool:
         """Whether gradient chunks may be longer than a chunk step, whose tile is at least LEAST_STEP tokens."""
         return (self.meaning.gradient_chunk or 0) > LEAST_STEP
+
+    @property
+    def least_rows(self) -> int:
+        """The fewest rows that a kernel takes at once."""
+        return tile(min(self.meaning.gradient_chunk or 1, LEAST_STEP))
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block: gradient chunks are not cut."""
+        chunk = self.meaning.gradient_chunk or 1
+        return -(-BLOCK // chunk) * chunk
+
+    @property
+    def defaults(self) -> Defaults:
+        """Configurations for kernels that no table has."""
+        return defaults(self.meaning.spec.head.key_dim, self.meaning.spec.head.value_dim)
 
     @cached_property
     def stepped(self) -> bool:

@@ -42,6 +42,12 @@ class MatrixPasses:
         return choices(self.plan)
 
     phased = MappingProxyType({})  # programs in loops over hidden units: none
+    constants = MappingProxyType({})  # that the plan decides: none
+    flies = False
+
+    @property
+    def block(self) -> int:
+        return self.plan.block
 
     @cached_property
     def tensors(self) -> PassTensors:

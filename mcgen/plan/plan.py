@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from mcgen.plan.configurations import defaults, tile
 from mcgen.plan.layered import LayeredPlan, is_layered
 from mcgen.plan.layered_passes import LayeredPasses
-from mcgen.plan.matrix import BLOCK, LEAST_STEP, MatrixPlan
+from mcgen.plan.matrix import MatrixPlan
 from mcgen.plan.matrix_passes import MatrixPasses
-from mcgen.plan.pass_tensors import choices
+from mcgen.plan.pass_tensors import choices, chooses
 from mcgen.plan.schedule import Schedule
 from mcgen.plan.streamed import StreamedPlan
 from mcgen.plan.streamed_passes import StreamedPasses
 from mcgen.symbolic.meaning import Meaning
-
-STREAMED_BLOCK = 64
-"""Tokens of a block of rows that read the segments of deep memories."""
 
 Passes = MatrixPasses | StreamedPasses
 
@@ -28,33 +24,22 @@ def planned(meaning: Meaning) -> Passes:
 
 def scheduled(passes: Passes) -> Schedule:
     """What runs."""
-    meaning = passes.plan.meaning
-    spec, chunk = meaning.spec, meaning.gradient_chunk
+    meaning, spec = passes.plan.meaning, passes.plan.meaning.spec
     constants = {"K": spec.head.key_dim, "V": spec.head.value_dim}
-    constants |= {"CHUNK": chunk} if chunk else {}
-    if meaning.aggregate == "ssc":
-        top = spec.aggregate.top_k
-        constants |= {"TOP_K": top, "PLACES": 1 << (top - 1).bit_length()}
-    if meaning.linear:
-        found = defaults(spec.head.key_dim, spec.head.value_dim)
-        block, least = -(-BLOCK // (chunk or 1)) * (chunk or 1), tile(min(chunk or 1, LEAST_STEP))
-    else:
-        plan = passes.plan
-        found = plan.defaults
-        block, least = STREAMED_BLOCK, plan.least_rows
-        constants |= {"F": plan.hidden, "STATE": plan.total, "MEMORY": plan.memory, "ROWS": plan.between_loops}
-        constants |= {"SPAN": plan.span} if isinstance(plan, LayeredPlan) else {}
+    constants |= {"CHUNK": meaning.gradient_chunk} if meaning.gradient_chunk else {}
+    if chooses(meaning):
+        constants |= {"TOP_K": spec.aggregate.top_k, "PLACES": 1 << (spec.aggregate.top_k - 1).bit_length()}
     return Schedule(
-        passes.forward,
-        passes.backward,
-        passes.kernels,
-        passes.saved,
-        choices(meaning),
-        constants,
-        block,
-        meaning.chained,
-        least,
-        not meaning.linear,
-        spec.segment.size,
-        found,
+        forward=passes.forward,
+        backward=passes.backward,
+        kernels=passes.kernels,
+        saved=passes.saved,
+        choices=choices(meaning),
+        constants={**constants, **passes.constants},
+        block=passes.block,
+        chained=meaning.chained,
+        least_rows=passes.plan.least_rows,
+        flies=passes.flies,
+        segment=spec.segment.size,
+        defaults=passes.plan.defaults,
     )

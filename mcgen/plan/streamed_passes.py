@@ -41,6 +41,14 @@ class StreamedPasses:
     """The passes of one plan."""
 
     plan: StreamedPlan
+    block = 64
+    flies = True
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Numbers of hidden units, and of what lies in buffers."""
+        plan = self.plan
+        return {"F": plan.hidden, "STATE": plan.total, "MEMORY": plan.memory, "ROWS": plan.between_loops}
 
     def choices(self) -> Iterable[tuple[str, str, str]]:
         return self.plan.choices()

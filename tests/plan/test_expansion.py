@@ -68,9 +68,9 @@ def test_explain_names_the_launches_on_a_gpu(name: str, monkeypatch: pytest.Monk
     if hasattr(module, "_most_chains"):
         monkeypatch.setattr(module, "_most_chains", lambda device: target.sm_count // 2)
     monkeypatch.setattr(module, "_precision", lambda element: "tf32")
-    module._configurations.cache_clear()
+    module._configurations.cache_clear(), module._launching.cache_clear()
     made = launches(module, load(shipped()[name]), *PROBLEM)
-    module._configurations.cache_clear()
+    module._configurations.cache_clear(), module._launching.cache_clear()
     for way, happened in zip(("forward", "backward"), made, strict=True):
         assert [one["kernel"] for one in said[way]] == [one.kernel for one in happened]
         for one, real in zip(said[way], happened, strict=True):
