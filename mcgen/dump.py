@@ -13,9 +13,13 @@ VARIABLE = "MCGEN_DUMP"
 
 @dataclass
 class Dump:
-    """Writes texts to `folder`, 001-spec.txt, 002-recurrence.txt and so on; without a folder nothing is even made."""
+    """Writes texts to `folder`, 001-spec.txt, 002-recurrence.txt and so on; without a folder nothing is even made.
+
+    `last` is the file written last.
+    """
 
     folder: Path | None
+    last: Path | None = field(default=None, init=False)
     _count: int = field(default=0, repr=False)
 
     @classmethod
@@ -38,8 +42,8 @@ class Dump:
         self._count += 1
         self.folder.mkdir(parents=True, exist_ok=True)
         name = re.sub(r"[^A-Za-z0-9_.]+", "-", title).strip("-")
-        path = self.folder / f"{self._count:03}-{name}.txt"
-        path.write_text(text().rstrip() + "\n", encoding="utf-8", errors="backslashreplace")
+        self.last = self.folder / f"{self._count:03}-{name}.txt"
+        self.last.write_text(text().rstrip() + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def tabulated(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from mcgen.dump import Dump, tabulated
 from mcgen.emit.module.file import module_source
 from mcgen.emit.torch.path import CHUNK, READS, REWRITES, TorchPath
+from mcgen.errors import InternalError
 from mcgen.ir import aggregate
 from mcgen.ir.program import Program
 from mcgen.ir.step import step, step_vjp
@@ -88,12 +89,21 @@ def _dump_symbolic(dump: Dump, meaning: Meaning) -> None:
 
 def _dump_programs(dump: Dump, meaning: Meaning) -> None:
     for program in tile_programs(meaning) if dump.folder else ():
-        stages = list(history(program, REWRITES))
-        for stage in stages:
+        stages = list(_dumped(dump, program))
+        dump(f"{program.name} rewrites", partial(_table, stages))
+
+
+def _dumped(dump: Dump, program: Program) -> Iterator[Stage]:
+    """A program's history, every stage of it dumped before the next is made, which may find it at fault."""
+    try:
+        for stage in history(program, REWRITES):
             if stage.used or not stage.rule:
                 after = f"after {stage.rule.name}" if stage.rule else "as built"
                 dump(f"{program.name} {after}", partial(str, stage.program))
-        dump(f"{program.name} rewrites", partial(_table, stages))
+            yield stage
+    except InternalError as error:
+        error.dump = str(dump.last)
+        raise
 
 
 def _table(stages: list[Stage]) -> str:

@@ -26,12 +26,13 @@ def is_on() -> bool:
 
 @dataclass(frozen=True)
 class Check:
-    """The check of the values of one program, each once. `program` is what that is called.
+    """The check of the values of one program, each once: what the program is called, and its outputs if there are any.
 
     Methods take when they check, as the beginning of a sentence, and raise InternalError where a row does not hold.
     """
 
     program: str
+    outputs: Sequence[Node] = ()
     sound: set[Node] = field(default_factory=set, repr=False)
 
     def value(self, when: str, root: Node) -> None:
@@ -65,14 +66,15 @@ class Check:
 
     def fault(self, when: str, says: str, node: Node, old: Node | None = None) -> InternalError:
         """The error that a node, which may stand for an old one, is against the table."""
-        name = {one: f"%{i}" for i, one in enumerate(topological([node, *([old] if old else [])]))}
+        found = topological([*self.outputs, node, *([old] if old else [])])
+        name = {one: f"%{i}" for i, one in enumerate(found)}
         text = f"{line(node, name)} for {line(old, name)}" if old else line(node, name)
         operands = [f"  {line(operand, name)}" for operand in dict.fromkeys(node.operands)]
         return InternalError("\n".join([f"{when}, in {self.program}: {says}: {text}", *operands]), STAGE)
 
 
 def passed(
-    by: Sequence[str], before: Program, after: Program, new: Mapping[Node, Node], given: Collection[str]
+    by: Sequence[str], before: Program, after: Program, new: Mapping[Node, Node], given: Collection[str] = ()
 ) -> None:
     """Checks what a pass was given and what it made of that.
 
@@ -90,9 +92,9 @@ def passed(
         if node in made:
             check.replaced(when, old, node)
     check.whole(when, PASS, before, after, given)
-    for name in AFTER.keys() & set(by):
+    for name in filter(AFTER.__contains__, by):
         for node in kept:
-            check.rows(when if name == by[0] else f'{when} by "{name}"', [AFTER[name]], node)
+            check.rows(when if name == by[0] else f'{when} with "{name}"', [AFTER[name]], node)
 
 
 def hoisted(carried: Collection[str], ahead: Program, rest: Program) -> None:
@@ -111,12 +113,12 @@ def ordered(program: Program, order: Sequence[Node]) -> None:
     Raises:
         InternalError: the table does not hold.
     """
-    Check(program.name).whole("after scheduled", ORDER, program, order)
+    Check(program.name, [*program.outputs.values()]).whole("after scheduled", ORDER, program, order)
 
 
 def _program(when: str, program: Program) -> Check:
-    check = Check(program.name)
-    for node in program.outputs.values():
+    check = Check(program.name, [*program.outputs.values()])
+    for node in check.outputs:
         check.value(when, node)
     check.whole(when, PROGRAM, program)
     return check

@@ -9,7 +9,10 @@ from mcgen.ir.rebuild import rebuilt, rewritten
 
 
 def cut(program: Program, at: Mapping[Node, str]) -> Program:
-    """The program with the given nodes read as inputs of those names; what only they needed is left behind."""
+    """The program with the given nodes read as inputs of those names; what only they needed is left behind.
+
+    A value and its renamings may go by one name: the input is the value then, and is renamed as that was.
+    """
 
     def make(b: Builder, node: Node, new: Mapping[Node, Node]) -> Node:
         is_read = node in at and not (isinstance(node, Rename) and at.get(node.operand) == at[node])

@@ -127,7 +127,7 @@ class Reduce(Node):
 
 @dataclass(frozen=True, eq=False)
 class Rename(Node):
-    """The same values along another token axis."""
+    """The same values along another axis as long: tokens along tokens, keys along values or the other way round."""
 
     operand: Node
     old: str

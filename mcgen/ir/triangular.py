@@ -17,7 +17,19 @@ from enum import IntEnum
 
 import sympy
 
-from mcgen.ir.program import Contract, Decay, Input, Iota, Map, Node, Rename, Solve, placeholder
+from mcgen.ir.program import (
+    TOKEN_AXES,
+    Contract,
+    Decay,
+    Input,
+    Iota,
+    Map,
+    Node,
+    Rename,
+    Solve,
+    is_constant,
+    placeholder,
+)
 
 FAR = 1 << 20
 """As far as tokens of a chunk may be apart: masks compare how far they are, so the nearest and the farthest tell."""
@@ -47,10 +59,12 @@ class _Triangles:
         return self._known[key]
 
     def _of(self, node: Node, row: str, column: str) -> Triangle:
+        if not {row, column} <= set(node.axes):
+            return Triangle.STRICT if is_constant(node, 0) else Triangle.NONE
         match node:
-            case Input(axes):
-                return Triangle.STRICT if {row, column} <= set(axes) else Triangle.NONE
-            case Decay(_, _, begin, end, exclusive) if (begin, end) == (row, column):
+            case Input():
+                return Triangle.STRICT
+            case Decay(_, _, ends, begins, exclusive) if (ends, begins) == (row, column):
                 return Triangle.STRICT if exclusive else Triangle.LOWER
             case Rename(_, operand, old, new):
                 before = {new: old}
@@ -66,7 +80,7 @@ class _Triangles:
     def _products(self, node: Contract, row: str, column: str) -> Iterator[Triangle]:
         yield from (self.of(side, row, column) for side in node.operands)
         for left, right in (node.operands, node.operands[::-1]):
-            for axis in node.over:
+            for axis in TOKEN_AXES.intersection(node.over):
                 parts = self.of(left, row, axis), self.of(right, axis, column)
                 yield max(parts) if min(parts) else Triangle.NONE
 

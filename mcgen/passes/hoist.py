@@ -27,8 +27,9 @@ def hoist(program: Program, carried: Collection[str], label: Callable[[Node], st
     waiting = reached(program, carried)
     passed = {node: label(node) for node in program.nodes if not (node in waiting or _is_at_hand(node))}
     rest = cut(program, passed)
-    given = {name: node for node, name in reversed(passed.items())}
-    ahead = Program(f"{program.name}_ahead", {name: given[name] for name in passed.values() if name in rest.inputs})
+    read = rest.inputs
+    first = {name: node for node, name in reversed(passed.items())}  # a value comes before its renamings
+    ahead = Program(f"{program.name}_ahead", {name: first[name] for name in passed.values() if name in read})
     if check.is_on():
         check.hoisted(carried, ahead, rest)
     return ahead, rest

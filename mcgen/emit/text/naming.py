@@ -8,6 +8,7 @@ from functools import cached_property
 
 import sympy
 
+from mcgen.ir import check
 from mcgen.ir.program import (
     Builder,
     Contract,
@@ -50,7 +51,11 @@ def _relabelled(programs: Sequence[Program], label: Callable[[Node], Label | Non
     b, new = Builder(), {}
     for node in _whole(programs).nodes:
         new[node] = b.call(rebuilt(b, node, new), label(node))
-    return [Program(p.name, {name: new[node] for name, node in p.outputs.items()}) for p in programs]
+    found = [Program(p.name, {name: new[node] for name, node in p.outputs.items()}) for p in programs]
+    if check.is_on():
+        for before, after in zip(programs, found, strict=True):
+            check.passed(["named"], before, after, new)
+    return found
 
 
 def _whole(programs: Sequence[Program]) -> Program:
