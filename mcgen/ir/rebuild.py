@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from mcgen.ir.check import check, is_on
 from mcgen.ir.program import Builder, Contract, Decay, Map, Node, Program, Reduce, Rename, Solve, placeholder
 
 Make = Callable[[Builder, Node, Mapping[Node, Node]], Node]
@@ -16,7 +17,10 @@ def rewritten(program: Program, make: Make, b: Builder | None = None) -> Program
     b, new = b or Builder(), {}
     for node in program.nodes:
         new[node] = b.call(make(b, node, new), node.label)
-    return Program(program.name, {name: spread(b, new[node], node.axes) for name, node in program.outputs.items()})
+    made = Program(program.name, {name: spread(b, new[node], node.axes) for name, node in program.outputs.items()})
+    if is_on():
+        check(program, made, make.__qualname__.partition(".<locals>")[0])
+    return made
 
 
 def is_constant(node: Node, value: int | None = None) -> bool:

@@ -7,10 +7,11 @@ values comes with rebuilding, since a Builder keeps one node a value; what no ou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 
+from mcgen.ir.check import check_node, is_on
 from mcgen.ir.program import (
     Builder,
     Contract,
@@ -102,6 +103,7 @@ RULES = (
 
 def simplify(program: Program, rules: tuple[Rule, ...] = RULES) -> Program:
     """The program after the rewrites, with equal values shared and nothing that no output reaches."""
+    rules = tuple(map(_checked, rules)) if is_on() else rules
     return rewritten(program, lambda b, node, new: _settled(b, rebuilt(b, node, new), rules))
 
 
@@ -111,6 +113,18 @@ def _settled(b: Builder, node: Node, rules: tuple[Rule, ...]) -> Node:
         if changed is None:
             return node
         node = changed
+
+
+def _checked(rule: Rule) -> Rule:
+    """A rule whose every result is checked."""
+
+    def apply(b: Builder, node: Node) -> Node | None:
+        result = rule.apply(b, node)
+        if result is not None:
+            check_node(result, rule.name)
+        return result
+
+    return replace(rule, apply=apply)
 
 
 def select(program: Program, outputs: Mapping[str, str] | list[str], name: str) -> Program:
