@@ -102,6 +102,12 @@ OF_KIND: Mapping[type[Node], Table] = {
     },
 }
 """What must hold of a node by its kind, its operands given."""
+IN_PLACE: Mapping[str, Callable[[Node, Node], bool]] = {
+    "it has the axes of the value in whose place it stands, or is a number": lambda node, value: (
+        node.axes == value.axes or (isinstance(node, Map) and not node.values and not node.axes)
+    )
+}
+"""What must hold of the result of a rule."""
 AFTER: Mapping[str, Mapping[str, Callable[[Program, Program], bool]]] = {
     "": {
         "outputs keep their names and axes": lambda before, program: _outputs(before) == _outputs(program),
@@ -137,10 +143,13 @@ def check(before: Program, program: Program, rewrite: str) -> None:
             raise InternalError(f"after {rewrite}, not of program {program.name}: {words}", stage="ir")
 
 
-def check_node(node: Node, rewrite: str) -> None:
-    """Raises InternalError where something does not hold of a node, with the name of the rewrite that made it."""
-    for words, holds in {**EVERY, **OF_KIND[type(node)]}.items():
-        if not holds(node):
+def check_node(node: Node, rewrite: str, instead_of: Node | None = None) -> None:
+    """Raises InternalError where something does not hold of a node, with the name of the rewrite that made it.
+
+    `instead_of` is the value in whose place it stands.
+    """
+    for words, holds in {**EVERY, **OF_KIND[type(node)], **(IN_PLACE if instead_of else {})}.items():
+        if not (holds(node, instead_of) if words in IN_PLACE else holds(node)):
             operands = {operand: f"x{n}[{' '.join(operand.axes)}]" for n, operand in enumerate(node.operands)}
             text = f"[{' '.join(node.axes)}] = {describe(node, operands)}"
             raise InternalError(f"after {rewrite}, not of {text}: {words}", stage="ir")

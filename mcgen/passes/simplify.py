@@ -121,7 +121,7 @@ def _checked(rule: Rule) -> Rule:
     def apply(b: Builder, node: Node) -> Node | None:
         result = rule.apply(b, node)
         if result is not None:
-            check_node(result, rule.name)
+            check_node(result, rule.name, node)
         return result
 
     return replace(rule, apply=apply)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mcgen.errors import InternalError
-from mcgen.ir.check import AFTER, EVERY, OF_KIND, VARIABLE, check, check_node
+from mcgen.ir.check import AFTER, EVERY, IN_PLACE, OF_KIND, VARIABLE, check, check_node
 from mcgen.ir.program import (
     Builder,
     Contract,
@@ -62,7 +62,14 @@ def test_a_row_of_the_table_finds_what_breaks_it(words: str) -> None:
     assert str(caught.value).endswith(words)
 
 
+def test_a_result_stands_for_what_it_replaces() -> None:
+    with pytest.raises(InternalError, match="axes of the value in whose place it stands, or is a number"):
+        check_node(Q, "a rewrite", K)
+    check_node(B.constant(2), "a rewrite", K)
+
+
 def test_every_row_is_tried() -> None:
+    assert len(IN_PLACE) == 1
     assert BROKEN.keys() == EVERY.keys() | {words for table in OF_KIND.values() for words in table}
 
 
