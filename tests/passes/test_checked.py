@@ -25,6 +25,7 @@ from mcgen.ir.step import state_axes, step_with_vjp
 from mcgen.passes import hoist, narrow, schedule, simplify, solves
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import Rule
+from mcgen.plan import matrix
 from mcgen.spec import Spec, load
 from mcgen.spec.shipped import shipped
 from mcgen.symbolic.meaning import meaning
@@ -113,6 +114,12 @@ def test_a_rule_that_does_something_wrong_is_told_what(apply: Callable, says: st
 def test_a_rule_is_not_blamed_for_what_was_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simplify, "rebuilt", breaking)
     assert fault(lambda: simplify.simplify(program())).startswith(f"before any rule, in step: {LOST}: %")
+
+
+def test_a_build_stops_at_a_rule_that_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Rule("wrong", "x", "y", losing)
+    monkeypatch.setattr(matrix, "FACTORS", (wrong,))
+    assert fault(lambda: pipeline.source(load(shipped()["retnet_none"]))).startswith('after "wrong", in ')
 
 
 # Passes.
