@@ -14,6 +14,7 @@ RETNET = {"steps": ["M = alpha*M + outer(v, k)"], "gates": {"alpha": {"per_head"
 SLOTS = {"steps": ["A = lam*A + outer(v, k[-2])", "M = alpha*M + A + beta*outer(v[-1], k)"]}
 GATED = {"rule": "gated_delta"}
 TITANS = {"rule": "titans", "gradient": {"chunk": 4}}
+BY_HEAD = {**TITANS, "gates": {"alpha": {"per_head": "1 - 2**(-3 - h)"}, "beta": {"per_head": "h/4"}}}
 MANY_STEPS = {"rule": "titans", "gradient": {"chunk": 1}}
 DLA = {"rule": "dla", "gradient": {"chunk": 7}}
 LONG = {"rule": "titans", "gradient": {"chunk": 40}}
@@ -100,6 +101,7 @@ FAMILIES = {
     "a soup of deep memories": [
         (spec(TITANS, "soup", (5, 5), {"norm": "layernorm", "expansion": 4}), 18),
         (spec(DLA, {"kind": "soup", "connector": "q"}, (5, 5), {"layers": 3, "activation": "silu"}, **CHAIN), 9),
+        (spec(BY_HEAD, "soup", (4, 4), {"expansion": 1}, size=5), 12),
     ],
     "gradient chunks of several steps": [(spec(LONG, "soup", (4, 4), {"expansion": 1}, size=36), 43)],
     "long gradient chunks": [(spec(LONG, "grm", (5, 5), {}, size=50), 57)],

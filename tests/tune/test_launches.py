@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from mcgen import pipeline
+from mcgen.spec import load
+from mcgen.spec.shipped import shipped
+from mcgen.tune.launches import specialisations
+from mcgen.tune.offline import load_kernels
+
 ROOT = Path(__file__).parents[2]
 COMPILE = """\
 import sys
@@ -60,3 +66,13 @@ def test_kernels_compile(name: str, target: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert len(lines) > 1 and all(line.endswith("_kernel True") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["swla_ssc", "dla_ssc", "titans_chunk_grm"])
+def test_kernels_serve_every_length(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.py"
+    path.write_text(pipeline.source(load(shipped()[name])), encoding="utf-8")
+    kernels = load_kernels(path)
+    for one in specialisations(path, "bfloat16"):
+        numbers = {argument for argument, type in one.signature.items() if type == "i32"}
+        assert numbers == {p.name for p in kernels[one.kernel].params if p.do_not_specialize}, one.kernel

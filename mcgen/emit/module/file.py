@@ -9,6 +9,7 @@ from mcgen.emit.module.arguments import arguments_source
 from mcgen.emit.module.layer import layer_source
 from mcgen.emit.module.reference import reference_source
 from mcgen.emit.say.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
+from mcgen.emit.text.called import called, definitions
 from mcgen.emit.text.layout import laid_out
 from mcgen.emit.text.literal import docstring_lines, literal
 from mcgen.emit.text.private_names import privately
@@ -44,13 +45,7 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
     spec = meaning.spec
     private = privately(spec)
     lowered = meaning if private is spec else meaning_of(private)
-    first = [
-        arguments_source(spec),
-        reference_source(spec),
-        _constants(meaning),
-        render("sizes.py.jinja", segment_size=spec.segment.size),
-        torch_source(lowered),
-    ]
+    first = [arguments_source(spec), reference_source(spec), _constants(meaning)]
     last = [
         render(
             "finite.py.jinja",
@@ -60,7 +55,9 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
         _operator(lowered, meaning.inputs),
         layer_source(spec),
     ]
-    parts = [*map(without_unused, first), triton_source(lowered, tuned), *map(without_unused, last)]
+    paths = [without_unused(torch_source(lowered)), triton_source(lowered, tuned), *map(without_unused, last)]
+    sizes = called(definitions(render("sizes.py.jinja", segment_size=spec.segment.size)), "\n".join(paths))
+    parts = [*map(without_unused, first), *sizes, *paths]
     body = laid_out("\n\n\n".join(part.strip("\n") for part in parts if part.strip()))
     return render(
         "module.py.jinja",

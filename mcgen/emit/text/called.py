@@ -8,6 +8,11 @@ from collections.abc import Iterable
 DEFINED = re.compile(r"^(?:def (\w+)|([A-Z_]+) =)", re.MULTILINE)
 
 
+def definitions(text: str) -> list[str]:
+    """The pieces of a text, with two empty lines between them: functions, and constants that stand together."""
+    return text.strip().split("\n\n\n")
+
+
 def called(pieces: Iterable[str], by: str) -> list[str]:
     """The pieces that define something which a text reads, or one of them that is needed itself; in their order."""
     left, found, texts = list(pieces), [], [by]

@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Iterable
 
-from mcgen.emit.text.called import called
+from mcgen.emit.text.called import called, definitions
 from mcgen.emit.text.rendering import render
 from mcgen.emit.triton.launching import Launching, by_type
 from mcgen.plan import tokens
@@ -83,7 +83,7 @@ def _constants(schedule: Schedule) -> str:
 
 
 def _functions(schedule: Schedule, known: Launching) -> list[str]:
-    """All functions that host code may call, in the order of a file."""
+    """All functions that host code may call, in the order of a file, and the constants that they read."""
     kernels = schedule.kernels.values()
     values = {
         "chained": schedule.chained,
@@ -102,8 +102,8 @@ def _functions(schedule: Schedule, known: Launching) -> list[str]:
     }
     launch = "launch_in_flight" if schedule.flies else "launch_on_grid"
     first, *names = (launch if name == "launch" else name for name in PIECES)
-    printed = lambda name: render(f"triton/host/{name}.py.jinja", **values).strip()  # noqa: E731
-    return [printed(first), *functions_of_tokens(), *map(printed, names)]
+    printed = lambda name: definitions(render(f"triton/host/{name}.py.jinja", **values))  # noqa: E731
+    return [*printed(first), *functions_of_tokens(), *(piece for name in names for piece in printed(name))]
 
 
 def _choices(schedule: Schedule) -> list[str]:

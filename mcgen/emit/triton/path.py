@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mcgen.emit.text.called import called
+from mcgen.emit.text.called import called, definitions
 from mcgen.emit.text.rendering import render
 from mcgen.emit.text.unused import without_unused
 from mcgen.emit.triton.host import host_source
@@ -46,6 +46,6 @@ def kernels_source(passes: Passes) -> str:
     """The kernels of a plan, and the functions that they call."""
     kernels = KERNELS[type(passes)](passes)
     texts = list(kernels.texts().values())
-    functions = render("triton/functions.py.jinja").split("\n\n\n")
+    functions = definitions(render("triton/functions.py.jinja"))
     parts = [kernels.header(), *called(functions, "\n".join(texts)), *texts]
     return without_unused("\n\n\n".join(part.strip() for part in parts) + "\n")

@@ -192,8 +192,9 @@ class StreamedKernels:
 
     @property
     def _advanced(self) -> list[str]:
-        """The tensors that a step of the state alone reads."""
-        return self.passes.tensors.behind(self.plan.programs["advance"].inputs)
+        """The tensors that a step of the state alone reads, and which head it is of where gates follow from that."""
+        inputs = self.plan.programs["advance"].inputs
+        return [*self.passes.tensors.behind(inputs), *(["i_h"] if "head" in inputs else [])]
 
     @property
     def _advance_call(self) -> str:
