@@ -133,6 +133,47 @@ def _check_tensor(name, x, q, shape=None):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
 
 
+def _sequence_lengths(cu_seqlens, x):
+    """The tokens of each sequence in x (1, T, ...), by where each begins and the last ends; None where that is None.
+
+    Raises TypeError or ValueError, saying what is wrong, unless these are whole numbers from 0 to T that never fall.
+    """
+    if cu_seqlens is None:
+        return None
+    if isinstance(cu_seqlens, torch.Tensor):
+        if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1:
+            raise TypeError(
+                f"cu_seqlens must be int32 or int64 and have one axis, got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+            )
+        cu_seqlens = cu_seqlens.tolist()
+    borders = list(cu_seqlens)
+    if not all(type(border) is int for border in borders):
+        raise TypeError("cu_seqlens must be whole numbers: where each sequence begins, and where the last one ends")
+    if x.shape[0] != 1:
+        raise ValueError(f"packed sequences lie one behind another in a batch of 1, got a batch of {x.shape[0]}")
+    if not borders or borders[0] != 0 or borders[-1] != x.shape[1] or borders != sorted(borders):
+        raise ValueError(f"cu_seqlens must go from 0 to T = {x.shape[1]} and never fall, got {borders}")
+    return [end - begin for begin, end in itertools.pairwise(borders)]
+
+
+def _one_by_one(function, lengths, *tensors):
+    """What a function gives for the sequences in tensors (1, T, ...), each by itself, one behind another again.
+
+    Where lengths is None, a row of tensors (B, T, ...) is one sequence.
+    """
+    if lengths is None:
+        return function(*tensors)
+    parts = zip(*(t.split(lengths, 1) for t in tensors), strict=True)
+    found = [function(*part) for part, length in zip(parts, lengths, strict=True) if length]
+    return torch.cat(found, 1) if found else function(*tensors)
+
+
+def _of_sequences(function, lengths, q, k, v, u, gates):
+    """What `op` or `reference` gives for packed sequences."""
+    given = {name: t for name, t in {"q": q, "k": k, "v": v, "u": u, **gates}.items() if t is not None}
+    return _one_by_one(lambda *parts: function(**dict(zip(given, parts, strict=True))), lengths, *given.values())
+
+
 def _segments(T):
     """Borders (begin, end) of the segments of T tokens."""
     return [(begin, min(begin + 256, T)) for begin in range(0, T, 256)]
@@ -163,8 +204,10 @@ def _gradient(M, k, v):
         return torch.autograd.grad(objective.sum(), M, create_graph=create_graph)
 
 
-def reference(q, k, v, u=None, *, theta=None, **gates):
+def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
     """One token at a time, in float32 or wider, differentiable: the definition that `op` is held against.
+
+    Sequences that are packed one behind another run each by itself; cu_seqlens is as in `op`.
 
     memory     M(x) = x + LN(W_2 gelu(W_1 x))
     objective  sum(sqrt(1 + (p - v)**2)), p = M(k_t); grad at M as it stands where its chunk of 16 began
@@ -178,6 +221,8 @@ def reference(q, k, v, u=None, *, theta=None, **gates):
                theta: (H, 256, 64), (H, 64, 256)
     """
     _check(q, k, v, u, theta, gates)
+    if (lengths := _sequence_lengths(cu_seqlens, q)) is not None:
+        return _of_sequences(functools.partial(reference, theta=theta), lengths, q, k, v, u, gates)
     dtype, y_dtype = torch.float32, v.dtype
     for x in (q, k, v, u, *theta, *gates.values()):
         dtype = torch.promote_types(dtype, x.dtype)
@@ -4153,23 +4198,41 @@ def _nth(tensors, dims, n):
     return [t if dim is None else t.select(dim, n) for t, dim in zip(tensors, dims, strict=True)]
 
 
-def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens=None, backend=None, **gates):
+def op(
+    q,
+    k,
+    v,
+    u=None,
+    *,
+    theta=None,
+    state=None,
+    return_state=False,
+    cu_seqlens=None,
+    cu_seqlens_cpu=None,
+    backend=None,
+    **gates,
+):
     """y (B, T, H, 64), in v's type, of the memory in this file's header, differentiable in every argument.
 
     The header has the shapes. backend: "torch" (chunked, any device and float type), "triton", or None for triton on a
     GPU and torch elsewhere.
 
+    cu_seqlens: for sequences one behind another in a batch of 1, where each begins and where the last one ends, int32
+    or int64: the result is that of each by itself. It is read on the host, for which a GPU is waited for, unless
+    cu_seqlens_cpu has the same numbers there. Sequences run one after another.
+
     Raises:
         TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
         ValueError: an argument has the wrong shape or lies on another device; it is named.
-        UnsupportedError: state, return_state, cu_seqlens or a forward-mode derivative is asked for, which this version
-            does not lower.
+        UnsupportedError: state, return_state or a forward-mode derivative is asked for, which this version does not
+            lower.
     """
     _check(q, k, v, u, theta, gates, backend)
     if state is not None or return_state:
         raise UnsupportedError("state= and return_state= are not lowered yet; pass the whole sequence in one call")
-    if cu_seqlens is not None:
-        raise UnsupportedError("cu_seqlens= is not lowered yet; run the sequences one by one, or pad them into a batch")
+    lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, q)
+    if lengths is not None:
+        return _of_sequences(functools.partial(op, theta=theta, backend=backend), lengths, q, k, v, u, gates)
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
     if backend == "triton":
@@ -4352,26 +4415,31 @@ class TitansHuberGrm(torch.nn.Module):
             "alpha": torch.sigmoid(alpha + self.alpha_bias),
         }
 
-    def forward(self, x, state=None, return_state=False, cu_seqlens=None, backend=None):
-        """y (B, T, d_model) of x (B, T, d_model), B and T 0 too; `backend` is that of `op`.
+    def forward(self, x, state=None, return_state=False, cu_seqlens=None, cu_seqlens_cpu=None, backend=None):
+        """y (B, T, d_model) of x (B, T, d_model), B and T 0 too; `backend`, `cu_seqlens` and `cu_seqlens_cpu` are those
+        of `op`, convolutions begin anew with every sequence too.
 
         Raises:
-            ValueError: x has another shape.
-            UnsupportedError: state, return_state or cu_seqlens is asked for.
+            TypeError: cu_seqlens are no whole numbers.
+            ValueError: x has another shape, or cu_seqlens do not go from 0 to T.
+            UnsupportedError: state or return_state is asked for.
         """
-        if state is not None or return_state or cu_seqlens is not None:
-            raise UnsupportedError("state=, return_state= and cu_seqlens= are not lowered yet; pass whole sequences")
+        if state is not None or return_state:
+            raise UnsupportedError("state= and return_state= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         dtype = _stream_type(x)
         q, k, v = (_project(x, linear).to(dtype) for linear in (self.q_proj, self.k_proj, self.v_proj))
+        lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, x)
         if self.conv_size:
-            q, k, v = self.q_conv1d(q), self.k_conv1d(k), self.v_conv1d(v)
+            pairs = ((self.q_conv1d, q), (self.k_conv1d, k), (self.v_conv1d, v))
+            q, k, v = (_one_by_one(convolution, lengths, h) for convolution, h in pairs)
         q, k, v = (h.unflatten(-1, (self.heads, -1)) for h in (q, k, v))
         if self.qk_norm == "l2":
             q, k = _l2(q), _l2(k)
         u = _project(x, self.u_proj).to(dtype).unflatten(-1, (self.heads, -1))
-        y = op(q, k, v, u, theta=list(self.theta), backend=backend, **self.gates(x))
+        borders = None if lengths is None else list(itertools.accumulate(lengths, initial=0))
+        y = op(q, k, v, u, theta=list(self.theta), backend=backend, **self.gates(x), cu_seqlens_cpu=borders)
         if self.output_norm == "rms":
             y = self.o_norm(_fitted(y, self.o_norm)).to(dtype)
         y = y.flatten(-2)

@@ -47,7 +47,8 @@ def launches(module: ModuleType, spec: Spec, batch: int, length: int, heads: int
     wide = {**dict.fromkeys("qku", head.key_dim), "v": head.value_dim}
     new = lambda name: torch.empty(*sizes, wide[name], dtype=torch.bfloat16) if name in wide else torch.empty(sizes)  # noqa: E731
     tensors = [new(name) for name in module.INPUTS]
-    tensors += [torch.empty(heads, *shape) for shape in weight_shapes(spec)]
+    if spec.memory.kind == "mlp":
+        tensors += [torch.empty(heads, *shape) for shape in weight_shapes(spec)]
     with caught() as forward:
         y, *saved = module._run_forward_triton(tensors)
     kept = [y, *saved] if module.OPERATORS["triton"][2] == 0 else saved

@@ -9,7 +9,8 @@ from difflib import get_close_matches
 
 from mcgen.spec.grammar import CONSTANTS, FUNCTIONS, STRUCTURAL
 
-OP_ARGUMENTS = ("q", "k", "v", "u", "theta", "state", "backend", "return_state", "cu_seqlens", "group")
+TENSORS = ("q", "k", "v", "u", "theta")
+OP_ARGUMENTS = (*TENSORS, "state", "backend", "return_state", "cu_seqlens", "cu_seqlens_cpu", "group")
 """Arguments of `op`, which no gate can share."""
 
 RESERVED = ("M", "grad", "outer", *OP_ARGUMENTS, "p", "x", "h")

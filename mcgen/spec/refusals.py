@@ -198,14 +198,8 @@ STATE = Refusal(
     "pass the whole sequence in one call",
     "op(q, k, v, u, return_state=True)",
 )
-PACKED = Refusal(
-    "cu_seqlens=",
-    "is not lowered yet",
-    "run the sequences one by one, or pad them into a batch",
-    "op(q, k, v, u, cu_seqlens=borders)",
-)
 LAYER_STATE = Refusal(
-    "state=, return_state= and cu_seqlens=",
+    "state= and return_state=",
     "are not lowered yet",
     "pass whole sequences",
     "layer(x, return_state=True)",
@@ -255,7 +249,7 @@ LANGUAGE = (
     ROUTER,
 )
 LOWERING = (TOKEN_GRADIENTS_OF_AN_MLP, TOKEN_GRADIENTS_NOT_AFFINE, FLAT_ACTIVATION, SCALE_ZERO, NOTHING_WRITTEN)
-GENERATED = (STATE, PACKED, LAYER_STATE, SECOND_DERIVATIVES, FORWARD_MODE, FLOAT64_ON_TRITON, LENGTH_IN_A_GRAPH)
+GENERATED = (STATE, LAYER_STATE, SECOND_DERIVATIVES, FORWARD_MODE, FLOAT64_ON_TRITON, LENGTH_IN_A_GRAPH)
 
 GROUPS: dict[str, tuple[str, tuple[Refusal, ...]]] = {
     "language": ("Not in the language: refused by every command that reads a spec", LANGUAGE),

@@ -16,6 +16,7 @@ from mcgen.spec import Spec, loads
 
 HEADER = '''\
 import contextlib
+import functools
 import itertools
 import math
 import types

@@ -9,14 +9,14 @@ from mcgen.spec import Spec
 
 
 def arguments_source(spec: Spec) -> str:
-    """The text that defines `_check(q, k, v, u, theta, gates, backend=None)`.
+    """The text that defines `_check(q, k, v, u, theta, gates, backend=None)`, and what packed sequences need.
 
     It refuses, naming the argument: what is no tensor or not floating point, missing, extra (TypeError), of the wrong
     shape or on another device than q (ValueError). Types may be mixed: each of q, k, v, u, theta and the gates may have
     its own. `u` is looked at only where the aggregate routes by it. T = 0 is allowed.
     """
     shapes = [f"(H, {out}, {into})" for out, into in weight_shapes(spec)]
-    return render(
+    check = render(
         "arguments.py.jinja",
         deep=spec.memory.kind == "mlp",
         key_dim=spec.head.key_dim,
@@ -26,3 +26,4 @@ def arguments_source(spec: Spec) -> str:
         layers=len(shapes),
         theta_shapes=listed("shapes = [", shapes, "]", 4),
     )
+    return f"{check.rstrip()}\n\n\n{render('packed.py.jinja')}"

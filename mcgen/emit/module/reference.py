@@ -30,13 +30,14 @@ from mcgen.emit.text.rendering import render
 from mcgen.spec import Gate, Spec, Step
 from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Number, Unary, walk
 
-HELPERS = ("_segments", "_read", "_outer", "_lag", "_error", "_gradient", "_chosen", "_check")
-"""Private names the text may define or call; `_check` comes from `arguments_source`."""
+OF_ARGUMENTS = ("_check", "_sequence_lengths", "_of_sequences")
+HELPERS = ("_segments", "_read", "_outer", "_lag", "_error", "_gradient", "_chosen", *OF_ARGUMENTS)
+"""Private names the text may define or call; some come from `arguments_source`."""
 
 LOCALS = """
     q k v u x theta gates dtype y_dtype y y_t B T H K h W M M_0 M_chunk zero cached pools pool key key_sum begin end
     t q_t k_t v_t u_t grad p e r w i memory mixed layer layers torch F math reference op Layer UnsupportedError SPEC
-    l O I
+    lengths cu_seqlens functools l O I
 """
 """Names the text uses for itself, and three a linter takes for digits: a slot or gate so called gets another one."""
 
