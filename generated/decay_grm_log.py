@@ -57,7 +57,8 @@ SPEC_HASH = "afc2704bf36783ffd665dd47f7b58f59aae2856587924f9cac56b90093554c6f"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
+    counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
+    integers = ("T", "H", "BH", "group", *counts)
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -2089,11 +2090,6 @@ def _cdiv(a, b):
 def _tile(n):
     """The power of two, 16 at least, that holds n."""
     return max(16, 1 << (n - 1).bit_length())
-
-
-def _rows_at_once(kernel, x):
-    """Tokens that a kernel takes at once."""
-    return _configuration(kernel, x)[0]["BT"]
 
 
 def _n_tiles(kernel, x):

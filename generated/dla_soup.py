@@ -63,7 +63,8 @@ SPEC_HASH = "bac3f53e53b35e43898c39546163216d0d6808dffa569133e0505a4ef7b01787"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
+    counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
+    integers = ("T", "H", "BH", "group", *counts)
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -247,12 +248,6 @@ def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
         cached.append(M)
         pools.append(pool)
     return (torch.stack(y, 1) if T else v).to(y_dtype)
-
-
-def _pieces(T, size):
-    """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
-    full, rest = T // 256, T % 256
-    return full * ((256 + size - 1) // size) + (rest + size - 1) // size
 
 
 def _segment_count(T):
@@ -3344,10 +3339,6 @@ def _precision(element):
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16} if triton else {}
 
 
-def _cdiv(a, b):
-    return -(-a // b)
-
-
 def _tile(n):
     """The power of two, 16 at least, that holds n."""
     return max(16, 1 << (n - 1).bit_length())
@@ -3356,12 +3347,6 @@ def _tile(n):
 def _rows_at_once(kernel, x):
     """Tokens that a kernel takes at once."""
     return _configuration(kernel, x)[0]["BT"]
-
-
-def _n_tiles(kernel, x):
-    """How many tiles a kernel takes its axis in."""
-    axis = AXES[kernel].upper()
-    return _cdiv(CONSTANTS[axis], _configuration(kernel, x)[0][f"B{axis}"]) if axis else 1
 
 
 def _new(x, *shape, dtype=torch.float32):
@@ -3400,11 +3385,6 @@ def _launching(kernel, element, device):
     tiles["BT"] = max(BT, LEAST_ROWS)
     constants = {**CONSTANTS, **tiles, "IN": _TYPES[element], "PREC": _precision(element)}
     return constants, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-
-
-def _columns(kernel, x):
-    """Hidden units that a kernel takes at once."""
-    return _configuration(kernel, x)[0]["BF"]
 
 
 @functools.lru_cache(maxsize=16)

@@ -66,7 +66,8 @@ SPEC_HASH = "ea65fae59ea36942c2527937055a1d6b8fdd6368b4b42a8dba1c0e898d393e18"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
+    counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
+    integers = ("T", "H", "BH", "group", *counts)
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -235,12 +236,6 @@ def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
 
 
 TOP_K = 2
-
-
-def _pieces(T, size):
-    """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
-    full, rest = T // 256, T % 256
-    return full * ((256 + size - 1) // size) + (rest + size - 1) // size
 
 
 def _segment_count(T):

@@ -55,7 +55,8 @@ SPEC_HASH = "1d86a4855e186c910f286e8d954baee09785f2fd7df39c822e9cb5d042e30988"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
+    counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
+    integers = ("T", "H", "BH", "group", *counts)
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -213,12 +214,6 @@ def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
 
 
 TOP_K = 2
-
-
-def _pieces(T, size):
-    """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
-    full, rest = T // 256, T % 256
-    return full * ((256 + size - 1) // size) + (rest + size - 1) // size
 
 
 def _segment_count(T):

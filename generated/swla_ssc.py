@@ -61,7 +61,8 @@ SPEC_HASH = "56a4309b1cc9d03746c2913a8ad6b5c367dc021261143ec9197c536f24b598bc"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
+    counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
+    integers = ("T", "H", "BH", "group", *counts)
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -233,12 +234,6 @@ def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
 
 
 TOP_K = 2
-
-
-def _pieces(T, size):
-    """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
-    full, rest = T // 256, T % 256
-    return full * ((256 + size - 1) // size) + (rest + size - 1) // size
 
 
 def _segment_count(T):

@@ -68,7 +68,8 @@ SPEC_HASH = "bf92404db6c75d67920584fac5301483e7d99070a07af52e02211273bf89bba4"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
+    counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
+    integers = ("T", "H", "BH", "group", *counts)
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -257,12 +258,6 @@ def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
         cached.append(M)
         pools.append(pool)
     return (torch.stack(y, 1) if T else v).to(y_dtype)
-
-
-def _pieces(T, size):
-    """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
-    full, rest = T // 512, T % 512
-    return full * ((512 + size - 1) // size) + (rest + size - 1) // size
 
 
 def _segment_count(T):

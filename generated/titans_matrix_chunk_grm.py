@@ -67,7 +67,8 @@ SPEC_HASH = "428712b5549fb141c95691ca373a2efc53235292032197e26aa030afc442794b"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
+    counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
+    integers = ("T", "H", "BH", "group", *counts)
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -230,12 +231,6 @@ def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
         cached.append(M)
         pools.append(pool)
     return (torch.stack(y, 1) if T else v).to(y_dtype)
-
-
-def _pieces(T, size):
-    """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
-    full, rest = T // 256, T % 256
-    return full * ((256 + size - 1) // size) + (rest + size - 1) // size
 
 
 def _segment_count(T):
@@ -2760,11 +2755,6 @@ def _cdiv(a, b):
 def _tile(n):
     """The power of two, 16 at least, that holds n."""
     return max(16, 1 << (n - 1).bit_length())
-
-
-def _rows_at_once(kernel, x):
-    """Tokens that a kernel takes at once."""
-    return _configuration(kernel, x)[0]["BT"]
 
 
 def _n_tiles(kernel, x):

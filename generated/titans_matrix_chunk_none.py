@@ -66,7 +66,8 @@ SPEC_HASH = "bfa4b3c80e1871440fb6428fae48fc195de913bb104aa3a28babb553a53dcbdc"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
+    counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
+    integers = ("T", "H", "BH", "group", *counts)
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -2298,11 +2299,6 @@ def _cdiv(a, b):
 def _tile(n):
     """The power of two, 16 at least, that holds n."""
     return max(16, 1 << (n - 1).bit_length())
-
-
-def _rows_at_once(kernel, x):
-    """Tokens that a kernel takes at once."""
-    return _configuration(kernel, x)[0]["BT"]
 
 
 def _n_tiles(kernel, x):

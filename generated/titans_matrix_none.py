@@ -66,7 +66,8 @@ SPEC_HASH = "24c200ab78031d707874992ab69dbddc619b7ed34c890822edebd9e25057d9e4"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
+    counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
+    integers = ("T", "H", "BH", "group", *counts)
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -222,11 +223,6 @@ def _pieces(T, size):
     """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
     full, rest = T // 256, T % 256
     return full * ((256 + size - 1) // size) + (rest + size - 1) // size
-
-
-def _segment_count(T):
-    """The number of segments of T tokens; T may be symbolic."""
-    return (T + 255) // 256
 
 
 def _room(shape):
@@ -2507,11 +2503,6 @@ def _cdiv(a, b):
 def _tile(n):
     """The power of two, 16 at least, that holds n."""
     return max(16, 1 << (n - 1).bit_length())
-
-
-def _rows_at_once(kernel, x):
-    """Tokens that a kernel takes at once."""
-    return _configuration(kernel, x)[0]["BT"]
 
 
 def _n_tiles(kernel, x):

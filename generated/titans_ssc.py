@@ -68,7 +68,8 @@ SPEC_HASH = "daf755d93e169549b97c3812c025cbb7c3b08a93100e78588ce65fe6413593f5"
 
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
-    integers = ("T", "H", "BH", "n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "group", "n_rows")
+    counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
+    integers = ("T", "H", "BH", "group", *counts)
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -267,12 +268,6 @@ def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
 
 
 TOP_K = 2
-
-
-def _pieces(T, size):
-    """Into how many pieces of at most `size` tokens the segments of T tokens fall; T may be symbolic."""
-    full, rest = T // 256, T % 256
-    return full * ((256 + size - 1) // size) + (rest + size - 1) // size
 
 
 def _segment_count(T):
@@ -4629,12 +4624,6 @@ def _rows_at_once(kernel, x):
     return _configuration(kernel, x)[0]["BT"]
 
 
-def _n_tiles(kernel, x):
-    """How many tiles a kernel takes its axis in."""
-    axis = AXES[kernel].upper()
-    return _cdiv(CONSTANTS[axis], _configuration(kernel, x)[0][f"B{axis}"]) if axis else 1
-
-
 def _new(x, *shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device=x.device)
 
@@ -4671,11 +4660,6 @@ def _launching(kernel, element, device):
     tiles["BT"] = max(BT, LEAST_ROWS)
     constants = {**CONSTANTS, **tiles, "IN": _TYPES[element], "PREC": _precision(element)}
     return constants, {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-
-
-def _columns(kernel, x):
-    """Hidden units that a kernel takes at once."""
-    return _configuration(kernel, x)[0]["BF"]
 
 
 @functools.lru_cache(maxsize=16)
