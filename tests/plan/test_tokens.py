@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcgen.plan import tokens
@@ -22,6 +22,7 @@ def test_segments() -> None:
     assert tokens.sequences([4, 3], partial(tokens.constant_segments, size=2)) == [[(0, 2), (2, 4)], [(4, 6), (6, 7)]]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(LENGTHS, SEGMENTS, st.booleans(), st.integers(1, 40), st.one_of(st.none(), st.integers(1, 50)))
 def test_pieces_cover_every_token_once(lengths: list, segments, chained: bool, size: int, chunk: int | None) -> None:
     own = tokens.sequences(lengths, segments)
@@ -39,6 +40,7 @@ def test_pieces_cover_every_token_once(lengths: list, segments, chained: bool, s
     assert [last - begin for begin, last in rows] == [*map(len, chains)]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(LENGTHS, SEGMENTS, st.integers(1, 40))
 def test_lags_reach_to_the_sequence_or_the_segment(lengths: list, segments, size: int) -> None:
     own = tokens.sequences(lengths, segments)
@@ -48,6 +50,7 @@ def test_lags_reach_to_the_sequence_or_the_segment(lengths: list, segments, size
             assert border == (max(one for one in starts if one <= start) if chained else begin)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(LENGTHS, SEGMENTS, st.booleans(), st.integers(1, 40))
 def test_spans_are_the_chains_side_by_side(lengths: list, segments, chained: bool, size: int) -> None:
     chains = tokens.chains(tokens.sequences(lengths, segments), chained, size)
