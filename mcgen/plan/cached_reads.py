@@ -49,24 +49,24 @@ def where_chosen(
 class Choosing:
     """The statements of a pass where rows choose segments.
 
-    room    numbers that a program has as scratch, if it has any
+    room    numbers that a kernel's programs have as scratch, if they have any
     tiled   whether kernels that read or write values have their tiles on the grid, and each a part of sums over values
     """
 
     kernels: Mapping[str, Kernel]
     tensors: PassTensors
-    room: str | None
+    room: Callable[[str], str | None]
     tiled: bool = False
 
     def read(self) -> list[Statement]:
         """The forward pass from cached states on."""
         return [
             Make((Buffer("r_chosen", CHOSEN),)),
-            Launch(self.kernels["route"], UNITS, room=self.room, apart=not self.tiled),
+            Launch(self.kernels["route"], UNITS, room=self.room("route"), apart=not self.tiled),
             *self._grouped(),
             Make((Buffer("o_chosen", (*CHOSEN, "V")),)),
             self._of_choices("chosen_reads", self.tiled),
-            Launch(self.kernels["read_chosen"], UNITS, self._tiles("read_chosen"), self.room),
+            self._launch("read_chosen", UNITS, self.tiled),
         ]
 
     def reverse(self) -> list[Statement]:
@@ -86,7 +86,7 @@ class Choosing:
             *sums,
             Compute("x.d_r = -x.d_r_chosen.sum(3)", (Buffer("d_r", ROWS),), ("d_r_chosen",)),
             Make(self.tensors.d_cached),
-            Launch(self.kernels["chosen_segments"], "x.n_groups", self._tiles("chosen_segments"), self.room, parts),
+            self._launch("chosen_segments", "x.n_groups", self.tiled, parts),
         ]
 
     def _grouped(self) -> list[Statement]:
@@ -98,10 +98,10 @@ class Choosing:
 
     def _of_choices(self, kernel: str, tiled: bool = False) -> Launch:
         units = f'_cdiv(x.n_choices, _rows_at_once("{kernel}", x))'
-        return Launch(self.kernels[kernel], units, self._tiles(kernel) if tiled else "", self.room)
+        return self._launch(kernel, units, tiled)
 
-    def _tiles(self, kernel: str) -> str:
-        return tiles_of(kernel) if self.tiled else ""
+    def _launch(self, kernel: str, units: str, tiled: bool, parts: tuple[Part, ...] = ()) -> Launch:
+        return Launch(self.kernels[kernel], units, tiles_of(kernel) if tiled else "", self.room(kernel), parts)
 
 
 def tiles_of(kernel: str) -> str:

@@ -178,7 +178,7 @@ class LayeredPasses(StreamedPasses):
 
     def _steps(self, kernel: str, *first: Statement) -> list[Statement]:
         """A kernel for all steps of a span of the chains in flight, after what needs their number."""
-        room = "ROWS" if kernel in self.plan.phased else None
+        room = self.rows_of(self.plan.programs[kernel]) if kernel in self.plan.phased else None
         steps = Let("x.n_steps", f'_cdiv(x.tokens, _rows_at_once("{kernel}", x))')
         return [steps, *first, Launch(self.kernels[kernel], "x.n_flight * x.n_steps", room=room)]
 

@@ -156,7 +156,7 @@ class MatrixPasses:
 
     @property
     def _choosing(self) -> Choosing:
-        return Choosing(self.kernels, self.tensors, room=None, tiled=True)
+        return Choosing(self.kernels, self.tensors, room=lambda kernel: None, tiled=True)
 
     def _launch(self, kernel: str, units: str = UNITS, tiled: bool = True, parts: tuple[Part, ...] = ()) -> Launch:
         return Launch(self.kernels[kernel], units, tiles_of(kernel) if tiled else "", parts=parts)

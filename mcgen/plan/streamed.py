@@ -119,6 +119,10 @@ class StreamedPlan:
         """Numbers that a kernel's buffer has room for, of what passes between its loops."""
         return max(self._between_loops(self.programs[name]) for name in self.phased)
 
+    def keeps_rows(self, program: Program) -> bool:
+        """Whether anything passes between a program's loops."""
+        return self._between_loops(program) > 0
+
     def _between_loops(self, program: Program) -> int:
         head, phases = self.meaning.spec.head, Phases(program)
         widths = {"k": tile(head.key_dim), "v": tile(head.value_dim)}

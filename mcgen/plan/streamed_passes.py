@@ -154,7 +154,23 @@ class StreamedPasses:
 
     @property
     def choosing(self) -> Choosing:
-        return Choosing(self.kernels, self.tensors, room="ROWS")
+        return Choosing(self.kernels, self.tensors, self._scratch)
+
+    @cached_property
+    def _through_cached(self) -> Mapping[str, Program]:
+        """The programs of the kernels that go through cached states, by kernel."""
+        programs = self.plan.programs
+        rows, segment = programs["rows"], programs["segment"]
+        reads = {"read": programs["read_segment"], "chosen_reads": self.plan.only_read("o_cached")}
+        return {**reads, "rows": rows, "chosen_rows": rows, "segments": segment, "chosen_segments": segment}
+
+    def _scratch(self, kernel: str) -> str:
+        """Numbers of scratch of a program that has to do with cached states; none where it goes through no state."""
+        return self.rows_of(self._through_cached[kernel]) if kernel in self._through_cached else "0"
+
+    def rows_of(self, program: Program) -> str:
+        """Numbers of what passes between a program's loops: room for the most that any has, or none."""
+        return "ROWS" if self.plan.keeps_rows(program) else "0"
 
     @cached_property
     def forward(self) -> Pass:
@@ -170,7 +186,8 @@ class StreamedPasses:
 
     def walk(self) -> list[Statement]:
         """The chains forward."""
-        return self._stepping("walk", "ROWS" if self.plan.resident else TO_AND_FRO)
+        room = self.rows_of(self.plan.programs["walk"]) if self.plan.resident else TO_AND_FRO
+        return self._stepping("walk", room)
 
     def _read(self) -> list[Statement]:
         if self.plan.soup:
@@ -179,12 +196,15 @@ class StreamedPasses:
             return []
         return where_chosen(self.tensors, self.choosing.read, [self._launch("read")])
 
-    def _launch(self, kernel: str, units: str = UNITS, room: str = "ROWS") -> Launch:
-        return Launch(self.kernels[kernel], units, room=room)
+    def _launch(self, kernel: str, units: str = UNITS) -> Launch:
+        return Launch(self.kernels[kernel], units, room=self._scratch(kernel))
 
     def _stepping(self, kernel: str, room: str = TO_AND_FRO) -> list[Statement]:
         """A kernel that goes step by step, of as many rows as it takes."""
-        return [Let("x.steps, x.chains, x.group", f'_steps("{kernel}", x)'), self._launch(kernel, CHAINS, room)]
+        return [
+            Let("x.steps, x.chains, x.group", f'_steps("{kernel}", x)'),
+            Launch(self.kernels[kernel], CHAINS, room=room),
+        ]
 
     @cached_property
     def backward(self) -> Pass:

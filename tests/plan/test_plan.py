@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from typing import Any
 
 import pytest
 
+from mcgen.emit.triton.path import kernels_source
 from mcgen.plan.explanation import plan_text
 from mcgen.plan.host import launches
+from mcgen.plan.kernels import SUFFIX
 from mcgen.plan.layered import LayeredPlan
 from mcgen.plan.layered_passes import LayeredPasses
 from mcgen.plan.matrix import TILES, MatrixPlan
+from mcgen.plan.plan import planned
 from mcgen.spec import load, loads
 from mcgen.spec.shipped import shipped
 from mcgen.symbolic.meaning import Meaning, meaning
@@ -88,3 +92,13 @@ def test_a_kernel_that_takes_in_several_gates_stays_small() -> None:
                 if walk.parts and len(walk.wanted) > 1:
                     alone = max(plan._tiles((gate,)) for gate in walk.wanted)
                     assert plan._tiles(walk.wanted) <= max(TILES, 1.1**2 * alone), name
+
+
+@pytest.mark.parametrize("name", ["titans_ssc", "dla_grm", "titans_soup", "dla_residual", "titans_chunk_grm"])
+def test_programs_have_scratch_where_they_use_it(name: str) -> None:
+    passes = planned(of(name))
+    kernels = {node.name: node for node in ast.parse(kernels_source(passes)).body if isinstance(node, ast.FunctionDef)}
+    for one in (passes.forward, passes.backward):
+        for launch in launches(one.body):
+            named = {node.id for node in ast.walk(kernels[launch.kernel.name + SUFFIX]) if isinstance(node, ast.Name)}
+            assert (launch.room not in (None, "0")) == ("work" in named), launch.kernel.name
