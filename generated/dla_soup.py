@@ -3494,7 +3494,7 @@ def _run_backward_triton(tensors, saved, d_y):
     x.d_u_rows = _new(x, x.B, x.T, x.H, 64)
     x.d_cached = _new(x, x.B, x.H, x.n_segments, MEMORY)
     x.d_pools = _new(x, x.B, x.H, x.n_segments, 64)
-    _launch(rows_kernel, x, x.n_blocks * x.BH, room=ROWS)
+    _launch(rows_kernel, x, x.n_blocks * x.BH, room=0)
     _launch(segments_kernel, x, x.n_segments * x.BH, room=ROWS)
     x.d_q = _new(x, x.B, x.T, x.H, 64, dtype=x.q.dtype)
     x.d_k = _new(x, x.B, x.T, x.H, 64, dtype=x.k.dtype)

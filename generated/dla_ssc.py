@@ -3907,14 +3907,14 @@ def _run_forward_triton(tensors):
     _launch(walk_kernel, x, x.n_chains * x.BH, room=2 * STATE + ROWS)
     if x.n_segments - 1 > TOP_K:
         x.r_chosen = _new(x, x.B, x.T, x.H, TOP_K)
-        _launch(route_kernel, x, x.n_blocks * x.BH, room=ROWS, apart=True)
+        _launch(route_kernel, x, x.n_blocks * x.BH, room=0, apart=True)
         x.n_groups, x.n_choices = x.BH * x.n_segments, x.BH * x.T * TOP_K
         x.order, x.groups, x.bounds = _group(x.chosen, x.n_segments)
         x.o_chosen = _new(x, x.B, x.T, x.H, TOP_K, 64)
-        _launch(chosen_reads_kernel, x, _cdiv(x.n_choices, _rows_at_once("chosen_reads", x)), room=ROWS)
-        _launch(read_chosen_kernel, x, x.n_blocks * x.BH, room=ROWS)
+        _launch(chosen_reads_kernel, x, _cdiv(x.n_choices, _rows_at_once("chosen_reads", x)), room=0)
+        _launch(read_chosen_kernel, x, x.n_blocks * x.BH, room=0)
     else:
-        _launch(read_kernel, x, x.n_blocks * x.BH, room=ROWS)
+        _launch(read_kernel, x, x.n_blocks * x.BH, room=0)
     return [x.y, *saved]
 
 

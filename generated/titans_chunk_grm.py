@@ -5404,7 +5404,7 @@ def _run_forward_triton(tensors):
             _through_span(x, reads=True, advances=True)
             x.n_steps = _cdiv(x.tokens, _rows_at_once("online", x))
             _launch(online_kernel, x, x.n_flight * x.n_steps)
-    _launch(read_kernel, x, x.n_blocks * x.BH, room=ROWS)
+    _launch(read_kernel, x, x.n_blocks * x.BH, room=0)
     return [x.y, *saved]
 
 

@@ -3642,7 +3642,7 @@ def _run_forward_triton(tensors):
     x.o = _new(x, x.B, x.T, x.H, 64)
     x.steps, x.chains, x.group = _steps("walk", x)
     _launch(walk_kernel, x, x.n_chains * x.BH, room=2 * STATE + ROWS)
-    _launch(read_kernel, x, x.n_blocks * x.BH, room=ROWS)
+    _launch(read_kernel, x, x.n_blocks * x.BH, room=0)
     return [x.y, *saved]
 
 
