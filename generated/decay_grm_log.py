@@ -15,6 +15,7 @@ shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64)
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import itertools
@@ -446,6 +447,11 @@ class _Panel:
         self.i, self.j, self.first, self.last = i, j, first, last
         self.offset, self.length, self.chunk = offset, (last - first) // max(j - i, 1), chunk
 
+    def after(self, skip):
+        """The panel, which lies in one segment where tokens before `skip` are left out, without them."""
+        cut = max(skip - self.first, 0)
+        return _Panel(self.i, self.j, self.first + cut, self.last, self.offset + cut, self.chunk)
+
 
 def _panel_size(heads):
     """Tokens of a panel, a whole number of TOKENS; `heads`, which is B * H, may be symbolic."""
@@ -466,8 +472,10 @@ def _spans_of_segment(first, last, size):
     return [*parts, (whole, last)] if whole < last else parts
 
 
-def _panels(T, heads):
+def _panels(T, heads, offset=0, before=0):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
+
+    The first token is the one at `offset` of its segment, which has so many before it.
 
     The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
@@ -475,15 +483,15 @@ def _panels(T, heads):
     size, walk, spans, i = _panel_size(heads), [], _segments(T), 0
     while i < len(spans):
         first, last = spans[i]
-        length, j = last - first, i + 1
+        length, j, at = last - first, i + 1, offset if i == 0 else 0
         chunk = _even_chunk(length)
         if not chunk or length > size:
             panels = [(a, b, min(b - a, TOKENS)) for a, b in _spans_of_segment(first, last, size)]
         else:
-            while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
+            while not at and j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
                 j += 1
             panels = [(first, spans[j - 1][1], chunk)]
-        walk.append([_Panel(i, j, a, b, a - first, chunk) for a, b, chunk in panels])
+        walk.append([_Panel(before + i, before + j, a, b, a - first + at, chunk) for a, b, chunk in panels])
         i = j
     return walk
 
@@ -522,6 +530,11 @@ def _nothing(tensors, lanes, dtype):
     q = tensors[INPUTS.index("q")]
     shapes = {"M": (64, 64), "pool": (64,)}
     return {name: q.new_zeros(q.shape[0], q.shape[2], lanes, *shape, dtype=dtype) for name, shape in shapes.items()}
+
+
+def _begun(given):
+    """The state that a pass goes on from, by the names of its parts; empty where it has none."""
+    return dict(zip(PARTS, given)) if given else {}
 
 
 def _fresh(tensors, lanes, dtype):
@@ -586,63 +599,73 @@ def _blocks(panel, heads, width):
 
 
 def _until(bank, s):
-    """The states of the first s segments."""
+    """The states and pooled keys of the first s segments."""
     return {name: t[:, :, :s] for name, t in bank.items()}
 
 
-def _blend_forward(x, bank, pools, panel):
+def _blend_forward(x, bank, panel):
     """y of a panel's rows, each reading every state before its segment, weighted by the softmax of their logits."""
     y = x["o"].clone()
     for s, a, b in _blocks(panel, y.shape[0] * y.shape[1], WIDTH):
         rows = {name: t[:, :, a:b] for name, t in x.items()}
-        y[:, :, a:b] = _blend(**rows, **_until(bank, s), pools=pools[:, :, :s])["y"]
+        y[:, :, a:b] = _blend(**rows, **_until(bank, s))["y"]
     return y
 
 
-def _blend_backward(x, bank, pools, d_bank, d_pools, panel):
-    """The reverse of `_blend_forward`: adds to d_bank and d_pools, and returns the gradients of the rows' inputs."""
+def _blend_backward(x, bank, d_bank, panel):
+    """The reverse of `_blend_forward`: adds to d_bank, and returns the gradients of the rows' inputs."""
     d = {name: torch.zeros_like(x[name]) for name in ("q", "u", "r")} | {"o": x["d_y"].clone()}
     for s, a, b in _blocks(panel, x["o"].shape[0] * x["o"].shape[1], WIDTH):
         rows = {name: t[:, :, a:b] for name, t in x.items()}
-        out = _blend_vjp(**rows, **_until(bank, s), pools=pools[:, :, :s])
+        out = _blend_vjp(**rows, **_until(bank, s))
         for name, t in d.items():
             t[:, :, a:b] = out[f"d_{name}"]
         for name, t in d_bank.items():
             t[:, :, :s] += out[f"d_{name}"]
-        d_pools[:, :, :s] += out["d_pools"]
     return d
 
 
 _read_forward, _read_backward = _blend_forward, _blend_backward
 
 
-def _rooms_torch(B, T, H):
+def _copied(T, offset, before):
+    """How many cached states from before a pass are copied in front of its own: none where it has one segment."""
+    return before if before and _segment_count(T + offset) > 1 else 0
+
+
+def _rooms_torch(B, T, H, offset=0, copied=0):
     """The shapes of what the forward pass saves in a buffer, by name; all sizes may be symbolic."""
-    N = _segment_count(T)
-    P = _inner(T, B * H)
+    N = _segment_count(T + offset)
+    P = _inner(T + offset, B * H)
     return {
         "o": (B, H, T, 64),  # online read-outs
         "r": (B, H, T),  # online logits
-        "kept_M": (B, H, N, 64, 64),  # M at the ends of segments
+        "kept_M": (B, H, copied + N, 64, 64),  # M at the ends of segments
         "inner_M": (B, H, P, 64, 64),  # M before panels inside segments
         "inner_pool": (B, H, P, 64),  # pool before panels inside segments
-        "pools": (B, H, N, 64),  # pooled keys
+        "pools": (B, H, copied + N, 64),  # pooled keys
     }
 
 
-def _saved_torch(tensors):
+def _saved_torch(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    buffer = _buffer(_rooms_torch(B, T, H), q, _compute_type(tensors))
+    offset, before, _ = place or WHOLE
+    copied = _copied(T, offset, before)
+    buffer = _buffer(_rooms_torch(B, T, H, offset, copied), q, _compute_type(tensors))
     return [buffer]
 
 
-def _run_forward_torch(tensors):
-    """y, and what the backward pass needs of it."""
-    v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
+def _run_forward_torch(tensors, place=()):
+    """y, the state after it where there is a place in a longer sequence, and what the backward pass needs."""
+    saved, dtype, (offset, before, skip) = _saved_torch(tensors, place), _compute_type(tensors), place or WHOLE
+    tensors, given, cached = _divided(tensors, before)
+    v = tensors[INPUTS.index("v")]
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    _clear_between(saved[0], _rooms_torch(B, T, H))
+    copied = _copied(T, offset, before)
+    shift = before - copied
+    _clear_between(saved[0], _rooms_torch(B, T, H, offset, copied))
     (
         o,
         r,
@@ -650,28 +673,37 @@ def _run_forward_torch(tensors):
         inner_M,
         inner_pool,
         pools,
-    ) = _parted(saved[0], _rooms_torch(B, T, H))
-    bank = {"cached": kept_M}
+    ) = _parted(saved[0], _rooms_torch(B, T, H, offset, copied))
+    own = {"cached": kept_M, "pools": pools}
+    bank = own if copied or not before else dict(zip(own, cached, strict=True))
+    if copied:
+        for kept, t in zip(own.values(), cached, strict=True):
+            kept[:, :, :copied] = t
     at = 0
-    for panel in [panel for run in _panels(T, B * H) for panel in run]:
-        i, j = panel.i, panel.j
-        if panel.offset == 0:
-            state = _fresh(tensors, panel.j - panel.i, dtype)
-        if panel.offset:
-            inner_M[:, :, at : at + 1] = state["M"]
-            inner_pool[:, :, at : at + 1] = state["pool"]
-            at += 1
-        x = _load(tensors, panel, dtype)
-        before, ends, state = _walk(x, state, 1)
-        if ends:
-            kept_M[:, :, i:j] = torch.cat([end["M"] for end in ends], 2)
-            pools[:, :, i:j] = torch.cat([end["pool"] for end in ends], 2) / (panel.offset + panel.length)
-        x |= before
-        x |= _read_online(**x)
-        rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
-        o[:, :, panel.first : panel.last] = rows["o"]
-        r[:, :, panel.first : panel.last] = rows["r"]
-        y[:, panel.first : panel.last] = _read_forward(rows, bank, pools, panel).transpose(1, 2)
+    for run in _panels(T, B * H, offset, before):
+        state, given = _begun(given) or _fresh(tensors, run[0].j - run[0].i, dtype), ()
+        for panel in run:
+            i, j = panel.i, panel.j
+            if panel is not run[0]:
+                inner_M[:, :, at : at + 1] = state["M"]
+                inner_pool[:, :, at : at + 1] = state["pool"]
+                at += 1
+            x = _load(tensors, panel, dtype)
+            earlier, ends, state = _walk(x, state, 1)
+            if ends:
+                kept_M[:, :, i - shift : j - shift] = torch.cat([end["M"] for end in ends], 2)
+                pools[:, :, i - shift : j - shift] = torch.cat([end["pool"] for end in ends], 2) / (
+                    panel.offset + panel.length
+                )
+            x |= earlier
+            x |= _read_online(**x)
+            rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
+            o[:, :, panel.first : panel.last] = rows["o"]
+            r[:, :, panel.first : panel.last] = rows["r"]
+            if skip < panel.last:
+                read = panel.after(skip)
+                rows = {name: t[:, :, read.first - panel.first :] for name, t in rows.items()}
+                y[:, read.first : read.last] = _read_forward(rows, bank, read).transpose(1, 2)
     for inner in (
         inner_M,
         inner_pool,
@@ -680,9 +712,12 @@ def _run_forward_torch(tensors):
     return [y, *saved]
 
 
-def _run_backward_torch(tensors, saved, d_y):
-    """The gradient of every input."""
-    dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
+def _run_backward_torch(tensors, saved, d_y, d_after=(), place=()):
+    """The gradient of every input, and of the state that the pass went on from."""
+    dtype, (B, T, H, _), (offset, before, _) = _compute_type(tensors), d_y.shape, place or WHOLE
+    types = [t.dtype for t in tensors]
+    tensors, given, cached = _divided(tensors, before)
+    copied = _copied(T, offset, before)
     (
         o,
         r,
@@ -690,17 +725,26 @@ def _run_backward_torch(tensors, saved, d_y):
         inner_M,
         inner_pool,
         pools,
-    ) = _parted(saved[0], _rooms_torch(B, T, H))
+    ) = _parted(saved[0], _rooms_torch(B, T, H, offset, copied))
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
-    bank = {"cached": kept_M}
-    d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
-    d_pools = torch.zeros_like(pools)
-    walk = _panels(T, B * H)
+    own = {"cached": kept_M, "pools": pools}
+    bank = own if copied or not before else dict(zip(own, cached, strict=True))
+    d_bank = {name: t.new_zeros(B, H, max(t.shape[2], before + 1), *t.shape[3:]) for name, t in own.items()}
+    walk = _panels(T, B * H, offset, before)
+    d_slots = dict(zip(PARTS, d_after))
+    if place:  # what is owed to the last segment's sum of keys comes with what is owed to its pool
+        d_bank["pools"][:, :, -1:] += d_slots.pop("pool") * (walk[-1][-1].offset + walk[-1][-1].length)
+    for t, owed in zip(d_bank.values(), d_after[len(PARTS) :], strict=False):
+        t[:, :, before : before + owed.shape[2]] += owed
     at = sum(len(run) - 1 for run in walk)
     for run in reversed(walk):
         i, j = run[0].i, run[0].j
-        states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
+        begun = _begun(given if run is walk[0] else ())
+        states = [begun or _fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
+        while d_slots:
+            name, owed = d_slots.popitem()
+            d_state[name][:, :, -1:] = owed
         at -= len(run) - 1
         for p in range(at, at + len(run) - 1):
             states.append({"M": inner_M[:, :, p : p + 1], "pool": inner_pool[:, :, p : p + 1]})
@@ -709,12 +753,12 @@ def _run_backward_torch(tensors, saved, d_y):
             d_rows = _rows(d_y, panel, dtype)
             rows = {name: x[name].flatten(2, 4) for name in ("q", "u")}
             rows |= {"o": o[:, :, panel.first : panel.last], "r": r[:, :, panel.first : panel.last], "d_y": d_rows}
-            owed = _read_backward(rows, bank, pools, d_bank, d_pools, panel)
+            owed = _read_backward(rows, bank, d_bank, panel)
             owed = {name: t.unflatten(2, x["q"].shape[2:5]) for name, t in owed.items()}
             x |= {"d_o": owed.pop("o"), "d_r": owed.pop("r")}
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M": d_bank["cached"][:, :, i:j]}
-            d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            d_ends["pool"] = d_bank["pools"][:, :, i:j] / (panel.offset + panel.length)
             x |= _pulls(**x)
             after, d_state = _walk_back(x, d_state, d_ends if panel is run[-1] else None, 1)
             out = _inputs_vjp(**x, **after)
@@ -722,7 +766,13 @@ def _run_backward_torch(tensors, saved, d_y):
                 out[f"d_{name}"] = out[f"d_{name}"] + t
             for name, t in zip(INPUTS, d, strict=True):
                 t[:, panel.first : panel.last] = out[f"d_{name}"].expand_as(x[name]).flatten(2, 4).transpose(1, 2)
-    return d
+    d_before = []
+    if given:
+        d_before += [d_state[name] for name in PARTS]
+    if before:
+        d_before += [t[:, :, :before].clone() for t in d_bank.values()]
+    d += d_before
+    return [g.to(dtype) for g, dtype in zip(d, types, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2249,7 +2299,7 @@ def _finite(tensors):
 
     No rows, None, where all are finite as a CPU can tell by their sums; a GPU is not waited for.
     """
-    written = {name: t for name, t in zip(INPUTS, tensors, strict=True) if name not in ("q", "u")}
+    written = {name: t for name, t in zip(INPUTS, tensors, strict=False) if name not in ("q", "u")}
     if tensors[0].is_cpu and all(math.isfinite(t.sum(dtype=_compute_type([t]))) for t in written.values()):
         return tensors, None
     bad = torch.zeros(tensors[0].shape[:3], dtype=torch.int32, device=tensors[0].device)
@@ -2265,8 +2315,10 @@ def _replace_torch(t, bad, by):
     return t.where(finite, by)
 
 
-def _spoil(y, late):
-    """Makes the rows of y NaN that a number which is not finite reaches."""
+def _spoil(y, late, after=()):
+    """Makes the rows of y NaN that a number which is not finite reaches, and the state (B, H, ...) after them."""
+    for t in after:
+        t.masked_fill_(late[:, -1].view(*t.shape[:2], *[1] * (t.dim() - 2)), math.nan)
     if y.is_cuda and triton:
         _by_rows(spoil_rows, y, late)
     else:
@@ -2315,6 +2367,15 @@ def spoil_rows(y, late, n_rows, WIDTH: tl.constexpr, BT: tl.constexpr, BW: tl.co
 INPUTS = ("q", "k", "v", "u", "alpha")
 FORWARD_MODE = "forward-mode derivatives of op are not lowered; take those of `reference` instead"
 TWICE = "second derivatives of op are not lowered; differentiate `reference` twice instead"
+PARTS = ("M", "pool")  # of the state that goes from token to token
+BANK = ("cached", "pools")  # of what is cached at the ends of segments
+WHOLE = (0, 0, 0)  # the place of a whole sequence
+
+
+def _divided(tensors, before):
+    """An operator's tensors: inputs, the state that they go on from, and what is cached before."""
+    first, last = len(INPUTS), len(tensors) - (len(BANK) if before else 0)
+    return tensors[:first], tensors[first:last], tensors[last:]
 
 
 def _on_device(x):
@@ -2325,6 +2386,10 @@ def _on_device(x):
 def _define(backend, forward, backward, saved, first=1):
     """The operator of one backend; a module imported again, or a copy of it, has operators of its own.
 
+    Its `place` is empty for a whole sequence, else (tokens of the segment before the first, segments before that,
+    tokens at the beginning whose read-outs are not wanted): the operator then takes the state and what is cached behind
+    the inputs, and gives those after the last token behind y.
+
     Defined by schema, since what `torch.library.custom_op` wraps around a function imports torch.compile at its first
     call. Under autocast the arithmetic stays what the tensors' types say. Outputs from `first` on are kept for the
     backward pass: 0 for y too. Returns the operator, its reverse, and `first`.
@@ -2334,49 +2399,58 @@ def _define(backend, forward, backward, saved, first=1):
         number += 1
     names = [f"{library.name}::{backend}_{way}_{number}" for way in ("forward", "backward")]
     tags = torch.Tag.pt2_compliant_tag
-    torch.library.define(names[0], "(Tensor[] tensors) -> Tensor[]", tags=tags)
-    torch.library.define(names[1], "(Tensor[] tensors, Tensor[] saved, Tensor d_y) -> Tensor[]", tags=tags)
+    torch.library.define(names[0], "(Tensor[] tensors, SymInt[] place) -> Tensor[]", tags=tags)
+    back = "(Tensor[] tensors, Tensor[] saved, Tensor d_y, Tensor[] d_after, SymInt[] place) -> Tensor[]"
+    torch.library.define(names[1], back, tags=tags)
 
     @torch.library.register_fake(names[0])
-    def nothing(tensors):
-        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
+    def nothing(tensors, place):
+        y = torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format)
+        return [y, *_after(tensors, place), *saved(tensors, *([place] if place else []))]
 
     @torch.library.impl(names[0], "default")
-    def run(tensors):
+    def run(tensors, place):
         if tensors[0].numel() == 0:
-            return nothing(tensors)
+            return nothing(tensors, place)
         with _on_device(tensors[0]), torch.autocast(tensors[0].device.type, enabled=False):
             clean, late = _finite(tensors)
-            y, *saved = forward(clean)
+            y, *others = forward(clean, *([place] if place else []))
             if late is not None:
-                _spoil(y, late)
-            return [y, *saved]
+                _spoil(y, late, others[: len(PARTS + BANK)] if place else ())
+            return [y, *others]
 
     @torch.library.impl(names[1], "default")
-    def run_backward(tensors, saved, d_y):
+    def run_backward(tensors, saved, d_y, d_after, place):
         if d_y.numel() == 0:
             return [torch.zeros_like(t) for t in tensors]
         with _on_device(d_y), torch.autocast(d_y.device.type, enabled=False):
-            return backward(tensors, saved, d_y)
+            return backward(tensors, saved, d_y, *([d_after, place] if place else []))
 
     @torch.library.register_fake(names[1])
-    def fake_backward(tensors, saved, d_y):
+    def fake_backward(tensors, saved, d_y, d_after, place):
         return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
 
     def keep(ctx, inputs, output):
-        ctx.count = len(inputs[0])
-        ctx.save_for_backward(*inputs[0], *output[first:])
-        ctx.mark_non_differentiable(*output[1:])
+        tensors, ctx.place = inputs
+        ctx.count, last = len(tensors), 1 + (len(PARTS + BANK) if ctx.place else 0)
+        ctx.after = [(t.shape, t.dtype) for t in output[1:last]]
+        ctx.save_for_backward(*tensors, *output[first:1], *output[last:])
+        ctx.mark_non_differentiable(*output[last:])
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx, gradients):
-        if gradients[0] is None:
-            return [None] * ctx.count
+        d_y, *d_after = gradients[: 1 + len(ctx.after)]
+        of_place = None if ctx.place else []  # torch takes an empty list for one of tensors
+        if d_y is None and all(t is None for t in d_after):
+            return [None] * ctx.count, of_place
         kept = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
-        tensors, saved = kept[: ctx.count], kept[ctx.count :]
-        return getattr(library, f"{backend}_backward_{number}")(list(tensors), list(saved), gradients[0])
+        tensors, saved = list(kept[: ctx.count]), list(kept[ctx.count :])
+        d_y = torch.zeros_like(tensors[INPUTS.index("v")]) if d_y is None else d_y
+        nothing = [d_y.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.after]
+        d_after = [t if owed is None else owed for t, owed in zip(nothing, d_after, strict=True)]
+        return getattr(library, f"{backend}_backward_{number}")(tensors, saved, d_y, d_after, ctx.place), of_place
 
-    def refuse(ctx, gradients):
+    def refuse(ctx, *gradients):
         raise UnsupportedError(TWICE)
 
     torch.library.register_autograd(names[0], differentiate, setup_context=keep)
@@ -2408,7 +2482,7 @@ class _Mapped(torch.autograd.Function):
 
     @staticmethod
     def forward(operators, *tensors):
-        return operators[0](list(tensors))[0]
+        return operators[0](list(tensors), [])[0]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -2435,7 +2509,7 @@ class _MappedBackward(torch.autograd.Function):
     @staticmethod
     def forward(operators, d_y, *tensors):
         run, run_backward, first = operators
-        return tuple(run_backward(list(tensors), run(list(tensors))[first:], d_y))
+        return tuple(run_backward(list(tensors), run(list(tensors), [])[first:], d_y, [], []))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -2489,12 +2563,13 @@ def op(
     Raises:
         TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
         ValueError: an argument has the wrong shape or lies on another device; it is named.
-        UnsupportedError: state, return_state or a forward-mode derivative is asked for, which this version does not
-            lower.
+        UnsupportedError: a forward-mode derivative is asked for, or a state.
     """
     _check(q, k, v, u, theta, gates, backend)
     if state is not None or return_state:
-        raise UnsupportedError("state= and return_state= are not lowered yet; pass the whole sequence in one call")
+        raise UnsupportedError(
+            "state= and return_state= need segments that do not depend on T; set segment: {mode: constant}"
+        )
     lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, q)
     if lengths is not None:
         return _of_sequences(functools.partial(op, theta=theta, backend=backend), lengths, q, k, v, u, gates)
@@ -2507,9 +2582,8 @@ def op(
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
         raise UnsupportedError(FORWARD_MODE)
     operators = OPERATORS[backend]
-    if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
-        return _Mapped.apply(operators, *tensors)
-    return operators[0](tensors)[0]
+    mapped = not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
+    return _Mapped.apply(operators, *tensors) if mapped else operators[0](tensors, [])[0]
 
 
 def _widen(x):
@@ -2549,10 +2623,13 @@ class _ShortConvolution(torch.nn.Conv1d):
     def __init__(self, channels, size, **factory):
         super().__init__(channels, channels, size, groups=channels, bias=False, **factory)
 
-    def forward(self, x):
+    def forward(self, x, before=None):
+        """The rows of x; `before` are rows before its first, if there are any."""
+        n = 0 if before is None else before.shape[1]
+        rows = torch.cat([before, x], 1) if n else x
         # One zero more than the kernel needs, and its output dropped: torch convolves nothing of length 0.
-        padded = F.pad(_operand(x, self).mT, (*self.kernel_size, 0))
-        return F.silu(super().forward(padded)[..., 1:].mT).to(x.dtype)
+        padded = F.pad(_operand(rows, self).mT, (*self.kernel_size, 0))
+        return F.silu(super().forward(padded)[..., 1 + n :].mT).to(x.dtype)
 
 
 def _l2(x):
@@ -2671,15 +2748,18 @@ class DecayGrmLog(torch.nn.Module):
             UnsupportedError: state or return_state is asked for.
         """
         if state is not None or return_state:
-            raise UnsupportedError("state= and return_state= are not lowered yet; pass whole sequences")
+            raise UnsupportedError(
+                "state= and return_state= need segments that do not depend on T; set segment: {mode: constant}"
+            )
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
+        lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, x)
         dtype = _stream_type(x)
         q, k, v = (_project(x, linear).to(dtype) for linear in (self.q_proj, self.k_proj, self.v_proj))
-        lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, x)
         if self.conv_size:
-            pairs = ((self.q_conv1d, q), (self.k_conv1d, k), (self.v_conv1d, v))
-            q, k, v = (_one_by_one(convolution, lengths, h) for convolution, h in pairs)
+            convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+            parts = zip(convolutions, (q, k, v), strict=True)
+            q, k, v = (_one_by_one(convolution, lengths, h) for convolution, h in parts)
         q, k, v = (h.unflatten(-1, (self.heads, -1)) for h in (q, k, v))
         if self.qk_norm == "l2":
             q, k = _l2(q), _l2(k)

@@ -17,7 +17,9 @@ shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64)
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
 import functools
 import importlib.util
 import itertools
@@ -175,9 +177,9 @@ def _of_sequences(function, lengths, q, k, v, u, gates):
     return _one_by_one(lambda *parts: function(**dict(zip(given, parts, strict=True))), lengths, *given.values())
 
 
-def _segments(T):
-    """Borders (begin, end) of the segments of T tokens."""
-    return [(begin, min(begin + 256, T)) for begin in range(0, T, 256)]
+def _segments(T, offset=0):
+    """Borders (begin, end) of the segments of T tokens, of which the first is the one at `offset` of its segment."""
+    return [(max(begin, 0), min(begin + 256, T)) for begin in range(-offset, T, 256)]
 
 
 def _read(M, x):
@@ -748,6 +750,11 @@ class _Panel:
         self.i, self.j, self.first, self.last = i, j, first, last
         self.offset, self.length, self.chunk = offset, (last - first) // max(j - i, 1), chunk
 
+    def after(self, skip):
+        """The panel, which lies in one segment where tokens before `skip` are left out, without them."""
+        cut = max(skip - self.first, 0)
+        return _Panel(self.i, self.j, self.first + cut, self.last, self.offset + cut, self.chunk)
+
 
 def _panel_size(heads):
     """Tokens of a panel, a whole number of TOKENS; `heads`, which is B * H, may be symbolic."""
@@ -767,24 +774,26 @@ def _spans_of_segment(first, last, size):
     return [*parts, (whole, last)] if whole < last else parts
 
 
-def _panels(T, heads):
+def _panels(T, heads, offset=0, before=0):
     """The walk over T tokens, `heads` being B * H: a list of panels for each run of segments, in order.
+
+    The first token is the one at `offset` of its segment, which has so many before it.
 
     The states before all panels are held for the backward pass, and in it those before the chunks of one panel: panels
     of a long segment are longer, so that neither is many. A chunk's rows take about eight times its state's memory.
     """
-    size, walk, spans, i = _panel_size(heads), [], _segments(T), 0
+    size, walk, spans, i = _panel_size(heads), [], _segments(T, offset), 0
     while i < len(spans):
         first, last = spans[i]
-        length, j = last - first, i + 1
+        length, j, at = last - first, i + 1, offset if i == 0 else 0
         chunk = _even_chunk(length)
         if not chunk or length > size:
             panels = [(a, b, min(b - a, TOKENS)) for a, b in _spans_of_segment(first, last, size)]
         else:
-            while j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
+            while not at and j < len(spans) and spans[j][1] - spans[j][0] == length and spans[j][1] - first <= size:
                 j += 1
             panels = [(first, spans[j - 1][1], chunk)]
-        walk.append([_Panel(i, j, a, b, a - first, chunk) for a, b, chunk in panels])
+        walk.append([_Panel(before + i, before + j, a, b, a - first + at, chunk) for a, b, chunk in panels])
         i = j
     return walk
 
@@ -823,6 +832,11 @@ def _nothing(tensors, lanes, dtype):
     q = tensors[INPUTS.index("q")]
     shapes = {"S_1": (64, 256), "S_2": (256, 64), "M_1": (64, 256), "M_2": (256, 64), "pool": (64,)}
     return {name: q.new_zeros(q.shape[0], q.shape[2], lanes, *shape, dtype=dtype) for name, shape in shapes.items()}
+
+
+def _begun(given):
+    """The state that a pass goes on from, by the names of its parts; empty where it has none."""
+    return dict(zip(PARTS, given)) if given else {}
 
 
 def _fresh(tensors, lanes, dtype):
@@ -891,45 +905,49 @@ def _blocks(panel, heads, width):
 
 
 def _until(bank, s):
-    """The states of the first s segments."""
+    """The states and pooled keys of the first s segments."""
     return {name: t[:, :, :s] for name, t in bank.items()}
 
 
-def _blend_forward(x, bank, pools, panel):
+def _blend_forward(x, bank, panel):
     """y of a panel's rows, each reading every state before its segment, weighted by the softmax of their logits."""
     y = x["o"].clone()
     for s, a, b in _blocks(panel, y.shape[0] * y.shape[1], WIDTH):
         rows = {name: t[:, :, a:b] for name, t in x.items()}
-        y[:, :, a:b] = _blend(**rows, **_until(bank, s), pools=pools[:, :, :s])["y"]
+        y[:, :, a:b] = _blend(**rows, **_until(bank, s))["y"]
     return y
 
 
-def _blend_backward(x, bank, pools, d_bank, d_pools, panel):
-    """The reverse of `_blend_forward`: adds to d_bank and d_pools, and returns the gradients of the rows' inputs."""
+def _blend_backward(x, bank, d_bank, panel):
+    """The reverse of `_blend_forward`: adds to d_bank, and returns the gradients of the rows' inputs."""
     d = {name: torch.zeros_like(x[name]) for name in ("q", "u", "r")} | {"o": x["d_y"].clone()}
     for s, a, b in _blocks(panel, x["o"].shape[0] * x["o"].shape[1], WIDTH):
         rows = {name: t[:, :, a:b] for name, t in x.items()}
-        out = _blend_vjp(**rows, **_until(bank, s), pools=pools[:, :, :s])
+        out = _blend_vjp(**rows, **_until(bank, s))
         for name, t in d.items():
             t[:, :, a:b] = out[f"d_{name}"]
         for name, t in d_bank.items():
             t[:, :, :s] += out[f"d_{name}"]
-        d_pools[:, :, :s] += out["d_pools"]
     return d
 
 
 _read_forward, _read_backward = _blend_forward, _blend_backward
 
 
-def _rooms_torch(B, T, H):
+def _copied(T, offset, before):
+    """How many cached states from before a pass are copied in front of its own: none where it has one segment."""
+    return before if before and _segment_count(T + offset) > 1 else 0
+
+
+def _rooms_torch(B, T, H, offset=0, copied=0):
     """The shapes of what the forward pass saves in a buffer, by name; all sizes may be symbolic."""
-    N = _segment_count(T)
-    P = _inner(T, B * H)
+    N = _segment_count(T + offset)
+    P = _inner(T + offset, B * H)
     return {
         "o": (B, H, T, 64),  # online read-outs
         "r": (B, H, T),  # online logits
-        "kept_M_1": (B, H, N, 64, 256),  # M_1 at the ends of segments
-        "kept_M_2": (B, H, N, 256, 64),  # M_2 at the ends of segments
+        "kept_M_1": (B, H, copied + N, 64, 256),  # M_1 at the ends of segments
+        "kept_M_2": (B, H, copied + N, 256, 64),  # M_2 at the ends of segments
         "rows_q_pre_1": (B, H, T, 256),  # q_pre_1 of every chunk
         "rows_q_hidden_1_M_2": (B, H, T, 64),  # q_hidden_1_M_2 of every chunk
         "rows_q_hidden_1_S_2": (B, H, T, 64),  # q_hidden_1_S_2 of every chunk
@@ -938,23 +956,29 @@ def _rooms_torch(B, T, H):
         "inner_M_1": (B, H, P, 64, 256),  # M_1 before panels inside segments
         "inner_M_2": (B, H, P, 256, 64),  # M_2 before panels inside segments
         "inner_pool": (B, H, P, 64),  # pool before panels inside segments
-        "pools": (B, H, N, 64),  # pooled keys
+        "pools": (B, H, copied + N, 64),  # pooled keys
     }
 
 
-def _saved_torch(tensors):
+def _saved_torch(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    buffer = _buffer(_rooms_torch(B, T, H), q, _compute_type(tensors))
+    offset, before, _ = place or WHOLE
+    copied = _copied(T, offset, before)
+    buffer = _buffer(_rooms_torch(B, T, H, offset, copied), q, _compute_type(tensors))
     return [buffer]
 
 
-def _run_forward_torch(tensors):
-    """y, and what the backward pass needs of it."""
-    v, dtype, saved = tensors[INPUTS.index("v")], _compute_type(tensors), _saved_torch(tensors)
+def _run_forward_torch(tensors, place=()):
+    """y, the state after it where there is a place in a longer sequence, and what the backward pass needs."""
+    saved, dtype, (offset, before, skip) = _saved_torch(tensors, place), _compute_type(tensors), place or WHOLE
+    tensors, given, cached = _divided(tensors, before)
+    v = tensors[INPUTS.index("v")]
     B, T, H, _ = v.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
-    _clear_between(saved[0], _rooms_torch(B, T, H))
+    copied = _copied(T, offset, before)
+    shift = before - copied
+    _clear_between(saved[0], _rooms_torch(B, T, H, offset, copied))
     (
         o,
         r,
@@ -969,35 +993,44 @@ def _run_forward_torch(tensors):
         inner_M_2,
         inner_pool,
         pools,
-    ) = _parted(saved[0], _rooms_torch(B, T, H))
-    bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
+    ) = _parted(saved[0], _rooms_torch(B, T, H, offset, copied))
+    own = {"cached_1": kept_M_1, "cached_2": kept_M_2, "pools": pools}
+    bank = own if copied or not before else dict(zip(own, cached, strict=True))
+    if copied:
+        for kept, t in zip(own.values(), cached, strict=True):
+            kept[:, :, :copied] = t
     at = 0
-    for panel in [panel for run in _panels(T, B * H) for panel in run]:
-        i, j = panel.i, panel.j
-        if panel.offset == 0:
-            state = _fresh(tensors, panel.j - panel.i, dtype)
-        if panel.offset:
-            inner_S_1[:, :, at : at + 1] = state["S_1"]
-            inner_S_2[:, :, at : at + 1] = state["S_2"]
-            inner_M_1[:, :, at : at + 1] = state["M_1"]
-            inner_M_2[:, :, at : at + 1] = state["M_2"]
-            inner_pool[:, :, at : at + 1] = state["pool"]
-            at += 1
-        x = _load(tensors, panel, dtype)
-        before, ends, state = _walk(x, state, 1)
-        if ends:
-            kept_M_1[:, :, i:j] = torch.cat([end["M_1"] for end in ends], 2)
-            kept_M_2[:, :, i:j] = torch.cat([end["M_2"] for end in ends], 2)
-            pools[:, :, i:j] = torch.cat([end["pool"] for end in ends], 2) / (panel.offset + panel.length)
-        x |= before
-        x |= _read_online(**x)
-        rows_q_pre_1[:, :, panel.first : panel.last] = x["q_pre_1"].flatten(2, 4)
-        rows_q_hidden_1_M_2[:, :, panel.first : panel.last] = x["q_hidden_1_M_2"].flatten(2, 4)
-        rows_q_hidden_1_S_2[:, :, panel.first : panel.last] = x["q_hidden_1_S_2"].flatten(2, 4)
-        rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
-        o[:, :, panel.first : panel.last] = rows["o"]
-        r[:, :, panel.first : panel.last] = rows["r"]
-        y[:, panel.first : panel.last] = _read_forward(rows, bank, pools, panel).transpose(1, 2)
+    for run in _panels(T, B * H, offset, before):
+        state, given = _begun(given) or _fresh(tensors, run[0].j - run[0].i, dtype), ()
+        for panel in run:
+            i, j = panel.i, panel.j
+            if panel is not run[0]:
+                inner_S_1[:, :, at : at + 1] = state["S_1"]
+                inner_S_2[:, :, at : at + 1] = state["S_2"]
+                inner_M_1[:, :, at : at + 1] = state["M_1"]
+                inner_M_2[:, :, at : at + 1] = state["M_2"]
+                inner_pool[:, :, at : at + 1] = state["pool"]
+                at += 1
+            x = _load(tensors, panel, dtype)
+            earlier, ends, state = _walk(x, state, 1)
+            if ends:
+                kept_M_1[:, :, i - shift : j - shift] = torch.cat([end["M_1"] for end in ends], 2)
+                kept_M_2[:, :, i - shift : j - shift] = torch.cat([end["M_2"] for end in ends], 2)
+                pools[:, :, i - shift : j - shift] = torch.cat([end["pool"] for end in ends], 2) / (
+                    panel.offset + panel.length
+                )
+            x |= earlier
+            x |= _read_online(**x)
+            rows_q_pre_1[:, :, panel.first : panel.last] = x["q_pre_1"].flatten(2, 4)
+            rows_q_hidden_1_M_2[:, :, panel.first : panel.last] = x["q_hidden_1_M_2"].flatten(2, 4)
+            rows_q_hidden_1_S_2[:, :, panel.first : panel.last] = x["q_hidden_1_S_2"].flatten(2, 4)
+            rows = {name: x[name].flatten(2, 4) for name in ("q", "u", "o", "r")}
+            o[:, :, panel.first : panel.last] = rows["o"]
+            r[:, :, panel.first : panel.last] = rows["r"]
+            if skip < panel.last:
+                read = panel.after(skip)
+                rows = {name: t[:, :, read.first - panel.first :] for name, t in rows.items()}
+                y[:, read.first : read.last] = _read_forward(rows, bank, read).transpose(1, 2)
     for inner in (
         inner_S_1,
         inner_S_2,
@@ -1006,12 +1039,21 @@ def _run_forward_torch(tensors):
         inner_pool,
     ):
         inner[:, :, at:] = 0  # room that was not needed
-    return [y, *saved]
+    if not place:
+        return [y, *saved]
+    y[:, :skip] = 0
+    after = [t[:, :, -1:].clone() for t in state.values()]
+    finished = slice(copied, copied + (offset + T) // SEGMENT)
+    after += [t[:, :, finished].clone() for t in own.values()]
+    return [y, *after, *saved]
 
 
-def _run_backward_torch(tensors, saved, d_y):
-    """The gradient of every input."""
-    dtype, (B, T, H, _) = _compute_type(tensors), d_y.shape
+def _run_backward_torch(tensors, saved, d_y, d_after=(), place=()):
+    """The gradient of every input, and of the state that the pass went on from."""
+    dtype, (B, T, H, _), (offset, before, _) = _compute_type(tensors), d_y.shape, place or WHOLE
+    types = [t.dtype for t in tensors]
+    tensors, given, cached = _divided(tensors, before)
+    copied = _copied(T, offset, before)
     (
         o,
         r,
@@ -1026,19 +1068,28 @@ def _run_backward_torch(tensors, saved, d_y):
         inner_M_2,
         inner_pool,
         pools,
-    ) = _parted(saved[0], _rooms_torch(B, T, H))
+    ) = _parted(saved[0], _rooms_torch(B, T, H, offset, copied))
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     d = d[: len(INPUTS)]
     d_theta = [torch.zeros_like(t, dtype=dtype) for t in tensors[len(INPUTS) :]]
-    bank = {"cached_1": kept_M_1, "cached_2": kept_M_2}
-    d_bank = {name: torch.zeros_like(t) for name, t in bank.items()}
-    d_pools = torch.zeros_like(pools)
-    walk = _panels(T, B * H)
+    own = {"cached_1": kept_M_1, "cached_2": kept_M_2, "pools": pools}
+    bank = own if copied or not before else dict(zip(own, cached, strict=True))
+    d_bank = {name: t.new_zeros(B, H, max(t.shape[2], before + 1), *t.shape[3:]) for name, t in own.items()}
+    walk = _panels(T, B * H, offset, before)
+    d_slots = dict(zip(PARTS, d_after))
+    if place:  # what is owed to the last segment's sum of keys comes with what is owed to its pool
+        d_bank["pools"][:, :, -1:] += d_slots.pop("pool") * (walk[-1][-1].offset + walk[-1][-1].length)
+    for t, owed in zip(d_bank.values(), d_after[len(PARTS) :], strict=False):
+        t[:, :, before : before + owed.shape[2]] += owed
     at = sum(len(run) - 1 for run in walk)
     for run in reversed(walk):
         i, j = run[0].i, run[0].j
-        states = [_fresh(tensors, run[0].j - run[0].i, dtype)]
+        begun = _begun(given if run is walk[0] else ())
+        states = [begun or _fresh(tensors, run[0].j - run[0].i, dtype)]
         d_state = _nothing(tensors, run[0].j - run[0].i, dtype)
+        while d_slots:
+            name, owed = d_slots.popitem()
+            d_state[name][:, :, -1:] = owed
         at -= len(run) - 1
         for p in range(at, at + len(run) - 1):
             states.append(
@@ -1055,12 +1106,12 @@ def _run_backward_torch(tensors, saved, d_y):
             d_rows = _rows(d_y, panel, dtype)
             rows = {name: x[name].flatten(2, 4) for name in ("q", "u")}
             rows |= {"o": o[:, :, panel.first : panel.last], "r": r[:, :, panel.first : panel.last], "d_y": d_rows}
-            owed = _read_backward(rows, bank, pools, d_bank, d_pools, panel)
+            owed = _read_backward(rows, bank, d_bank, panel)
             owed = {name: t.unflatten(2, x["q"].shape[2:5]) for name, t in owed.items()}
             x |= {"d_o": owed.pop("o"), "d_r": owed.pop("r")}
             x |= _walk(x, states.pop(), 1)[0]
             d_ends = {"M_1": d_bank["cached_1"][:, :, i:j], "M_2": d_bank["cached_2"][:, :, i:j]}
-            d_ends["pool"] = d_pools[:, :, i:j] / (panel.offset + panel.length)
+            d_ends["pool"] = d_bank["pools"][:, :, i:j] / (panel.offset + panel.length)
             x["q_pre_1"] = rows_q_pre_1[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
             x["q_hidden_1_M_2"] = rows_q_hidden_1_M_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
             x["q_hidden_1_S_2"] = rows_q_hidden_1_S_2[:, :, panel.first : panel.last].unflatten(2, x["q"].shape[2:5])
@@ -1071,9 +1122,15 @@ def _run_backward_torch(tensors, saved, d_y):
                 out[f"d_{name}"] = out[f"d_{name}"] + t
             for name, t in zip(INPUTS, d, strict=True):
                 t[:, panel.first : panel.last] = out[f"d_{name}"].expand_as(x[name]).flatten(2, 4).transpose(1, 2)
-        for name, g in zip(("M_1", "M_2"), d_theta, strict=True):
+        for name, g in zip(("M_1", "M_2"), d_theta if not begun else (), strict=False):
             g += d_state[name].sum((0, 2)).mT
-    return [g.to(t.dtype) for g, t in zip([*d, *d_theta], tensors, strict=True)]
+    d_before = []
+    if given:
+        d_before += [d_state[name] for name in PARTS]
+    if before:
+        d_before += [t[:, :, :before].clone() for t in d_bank.values()]
+    d += d_theta + d_before
+    return [g.to(dtype) for g, dtype in zip(d, types, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3983,8 +4040,10 @@ def _replace_torch(t, bad, by):
     return t.where(finite, by)
 
 
-def _spoil(y, late):
-    """Makes the rows of y NaN that a number which is not finite reaches."""
+def _spoil(y, late, after=()):
+    """Makes the rows of y NaN that a number which is not finite reaches, and the state (B, H, ...) after them."""
+    for t in after:
+        t.masked_fill_(late[:, -1].view(*t.shape[:2], *[1] * (t.dim() - 2)), math.nan)
     if y.is_cuda and triton:
         _by_rows(spoil_rows, y, late)
     else:
@@ -4033,6 +4092,16 @@ def spoil_rows(y, late, n_rows, WIDTH: tl.constexpr, BT: tl.constexpr, BW: tl.co
 INPUTS = ("q", "k", "v", "u", "beta", "eta", "alpha")
 FORWARD_MODE = "forward-mode derivatives of op are not lowered; take those of `reference` instead"
 TWICE = "second derivatives of op are not lowered; differentiate `reference` twice instead"
+PARTS = ("S_1", "S_2", "M_1", "M_2", "pool")  # of the state that goes from token to token
+BANK = ("cached_1", "cached_2", "pools")  # of what is cached at the ends of segments
+WHOLE = (0, 0, 0)  # the place of a whole sequence
+SEGMENT = 256  # tokens of a segment
+
+
+def _divided(tensors, before):
+    """An operator's tensors: inputs and weights, the state that they go on from, and what is cached before."""
+    first, last = len(INPUTS) + 2, len(tensors) - (len(BANK) if before else 0)
+    return tensors[:first], tensors[first:last], tensors[last:]
 
 
 def _on_device(x):
@@ -4043,6 +4112,10 @@ def _on_device(x):
 def _define(backend, forward, backward, saved, first=1):
     """The operator of one backend; a module imported again, or a copy of it, has operators of its own.
 
+    Its `place` is empty for a whole sequence, else (tokens of the segment before the first, segments before that,
+    tokens at the beginning whose read-outs are not wanted): the operator then takes the state and what is cached behind
+    the inputs, and gives those after the last token behind y.
+
     Defined by schema, since what `torch.library.custom_op` wraps around a function imports torch.compile at its first
     call. Under autocast the arithmetic stays what the tensors' types say. Outputs from `first` on are kept for the
     backward pass: 0 for y too. Returns the operator, its reverse, and `first`.
@@ -4052,49 +4125,58 @@ def _define(backend, forward, backward, saved, first=1):
         number += 1
     names = [f"{library.name}::{backend}_{way}_{number}" for way in ("forward", "backward")]
     tags = torch.Tag.pt2_compliant_tag
-    torch.library.define(names[0], "(Tensor[] tensors) -> Tensor[]", tags=tags)
-    torch.library.define(names[1], "(Tensor[] tensors, Tensor[] saved, Tensor d_y) -> Tensor[]", tags=tags)
+    torch.library.define(names[0], "(Tensor[] tensors, SymInt[] place) -> Tensor[]", tags=tags)
+    back = "(Tensor[] tensors, Tensor[] saved, Tensor d_y, Tensor[] d_after, SymInt[] place) -> Tensor[]"
+    torch.library.define(names[1], back, tags=tags)
 
     @torch.library.register_fake(names[0])
-    def nothing(tensors):
-        return [torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format), *saved(tensors)]
+    def nothing(tensors, place):
+        y = torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format)
+        return [y, *_after(tensors, place), *saved(tensors, *([place] if place else []))]
 
     @torch.library.impl(names[0], "default")
-    def run(tensors):
+    def run(tensors, place):
         if tensors[0].numel() == 0:
-            return nothing(tensors)
+            return nothing(tensors, place)
         with _on_device(tensors[0]), torch.autocast(tensors[0].device.type, enabled=False):
             clean, late = _finite(tensors)
-            y, *saved = forward(clean)
+            y, *others = forward(clean, *([place] if place else []))
             if late is not None:
-                _spoil(y, late)
-            return [y, *saved]
+                _spoil(y, late, others[: len(PARTS + BANK)] if place else ())
+            return [y, *others]
 
     @torch.library.impl(names[1], "default")
-    def run_backward(tensors, saved, d_y):
+    def run_backward(tensors, saved, d_y, d_after, place):
         if d_y.numel() == 0:
             return [torch.zeros_like(t) for t in tensors]
         with _on_device(d_y), torch.autocast(d_y.device.type, enabled=False):
-            return backward(tensors, saved, d_y)
+            return backward(tensors, saved, d_y, *([d_after, place] if place else []))
 
     @torch.library.register_fake(names[1])
-    def fake_backward(tensors, saved, d_y):
+    def fake_backward(tensors, saved, d_y, d_after, place):
         return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
 
     def keep(ctx, inputs, output):
-        ctx.count = len(inputs[0])
-        ctx.save_for_backward(*inputs[0], *output[first:])
-        ctx.mark_non_differentiable(*output[1:])
+        tensors, ctx.place = inputs
+        ctx.count, last = len(tensors), 1 + (len(PARTS + BANK) if ctx.place else 0)
+        ctx.after = [(t.shape, t.dtype) for t in output[1:last]]
+        ctx.save_for_backward(*tensors, *output[first:1], *output[last:])
+        ctx.mark_non_differentiable(*output[last:])
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx, gradients):
-        if gradients[0] is None:
-            return [None] * ctx.count
+        d_y, *d_after = gradients[: 1 + len(ctx.after)]
+        of_place = None if ctx.place else []  # torch takes an empty list for one of tensors
+        if d_y is None and all(t is None for t in d_after):
+            return [None] * ctx.count, of_place
         kept = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
-        tensors, saved = kept[: ctx.count], kept[ctx.count :]
-        return getattr(library, f"{backend}_backward_{number}")(list(tensors), list(saved), gradients[0])
+        tensors, saved = list(kept[: ctx.count]), list(kept[ctx.count :])
+        d_y = torch.zeros_like(tensors[INPUTS.index("v")]) if d_y is None else d_y
+        nothing = [d_y.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.after]
+        d_after = [t if owed is None else owed for t, owed in zip(nothing, d_after, strict=True)]
+        return getattr(library, f"{backend}_backward_{number}")(tensors, saved, d_y, d_after, ctx.place), of_place
 
-    def refuse(ctx, gradients):
+    def refuse(ctx, *gradients):
         raise UnsupportedError(TWICE)
 
     torch.library.register_autograd(names[0], differentiate, setup_context=keep)
@@ -4126,7 +4208,7 @@ class _Mapped(torch.autograd.Function):
 
     @staticmethod
     def forward(operators, *tensors):
-        return operators[0](list(tensors))[0]
+        return operators[0](list(tensors), [])[0]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -4153,7 +4235,7 @@ class _MappedBackward(torch.autograd.Function):
     @staticmethod
     def forward(operators, d_y, *tensors):
         run, run_backward, first = operators
-        return tuple(run_backward(list(tensors), run(list(tensors))[first:], d_y))
+        return tuple(run_backward(list(tensors), run(list(tensors), [])[first:], d_y, [], []))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -4197,6 +4279,11 @@ def op(
     The header has the shapes. backend: "torch" (chunked, any device and float type), "triton", or None for triton on a
     GPU and torch elsewhere.
 
+    state: the `State` that the tokens before have left, for the tokens after them; None before the first. With
+    return_state the result is (y, state), the state after the last token: whatever calls a sequence is split into, the
+    values are the same, and gradients flow from call to call unless the state is detached. With cu_seqlens it is a list
+    of a state, or None, a sequence.
+
     cu_seqlens: for sequences one behind another in a batch of 1, where each begins and where the last one ends, int32
     or int64: the result is that of each by itself. It is read on the host, for which a GPU is waited for, unless
     cu_seqlens_cpu has the same numbers there. Sequences run one after another.
@@ -4204,14 +4291,17 @@ def op(
     Raises:
         TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
         ValueError: an argument has the wrong shape or lies on another device; it is named.
-        UnsupportedError: state, return_state or a forward-mode derivative is asked for, which this version does not
-            lower.
+        UnsupportedError: a forward-mode derivative is asked for, or a state on Triton or under torch.func's transforms.
     """
     _check(q, k, v, u, theta, gates, backend)
-    if state is not None or return_state:
-        raise UnsupportedError("state= and return_state= are not lowered yet; pass the whole sequence in one call")
     lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, q)
     if lengths is not None:
+        if state is not None or return_state:
+            run = functools.partial(op, theta=theta, return_state=True, backend=backend)
+            given = {"q": q, "k": k, "v": v, "u": u, **gates}
+            given = {name: t for name, t in given.items() if t is not None}
+            y, states = _of_sequences_from(run, lengths, state, given)
+            return (y, states) if return_state else y
         return _of_sequences(functools.partial(op, theta=theta, backend=backend), lengths, q, k, v, u, gates)
     if backend is None:
         backend = "triton" if q.is_cuda else "torch"
@@ -4222,9 +4312,392 @@ def op(
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
         raise UnsupportedError(FORWARD_MODE)
     operators = OPERATORS[backend]
-    if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
-        return _Mapped.apply(operators, *tensors)
-    return operators[0](tensors)[0]
+    mapped = not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
+    if state is not None or return_state:
+        if backend == "triton":
+            raise UnsupportedError('state= and return_state= are not lowered to Triton yet; pass backend="torch"')
+        if mapped:
+            raise UnsupportedError(
+                "state= and return_state= are not lowered under torch.func's transforms; use autograd and a batch"
+            )
+        y, state = _go_on(operators[0], dict(zip(INPUTS, tensors, strict=False)), tensors[len(INPUTS) :], state)
+        return (y, state) if return_state else y
+    return _Mapped.apply(operators, *tensors) if mapped else operators[0](tensors, [])[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The state: a checkpoint and the inputs since. What comes after is computed again from there, as the chunks that it
+# lies in would be in one call, so that it makes no difference where calls begin.
+# ---------------------------------------------------------------------------------------------------------------------
+
+CHECKPOINT = 16  # tokens from one point that a state can go on from to the next, counted from a segment's first
+ROWS = ("k", "v", "beta", "eta", "alpha")  # the inputs that states are made of
+LAG = 0  # how far tokens look back at earlier keys and values
+SHAPES = {
+    "S_1": (64, 256),
+    "S_2": (256, 64),
+    "M_1": (64, 256),
+    "M_2": (256, 64),
+    "pool": (64,),
+    "cached_1": (64, 256),
+    "cached_2": (256, 64),
+    "pools": (64,),
+}  # of parts of the state and of what is cached, behind (B, H, 1)
+_Checkpoint = collections.namedtuple("_Checkpoint", ("position", "parts"))
+
+
+class _Bank:
+    """What is cached at the ends of segments, in order: tensors (B, H, room, ·) of which the first `count` are filled.
+
+    States that share a bank see as much of it as was there when they were made. The one that has seen all of it adds to
+    it in place, another to a copy.
+    """
+
+    def __init__(self, tensors, count, owned=None):
+        self.tensors, self.count = tensors, count
+        self.filled = [
+            count if owned is None else owned
+        ]  # shared by all states that see these tensors; -1: not to be written
+
+    def until(self, count):
+        """What is cached of the first segments."""
+        if torch.is_grad_enabled():
+            self.filled[0] = -1  # a graph may keep them
+        return [t[:, :, :count] for t in self.tensors]
+
+    def joined(self, count, more, room):
+        """The bank of its first `count` segments and more, (B, H, n, ·) each, with room for so many if there is any."""
+        last = count + more[0].shape[2]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (*self.tensors, *more)):
+            before = self.until(count)
+            return _Bank([torch.cat(pair, 2) for pair in zip(before, more, strict=True)] if count else more, last, -1)
+        bank, free = copy.copy(self), bool(self.tensors) and last <= self.tensors[0].shape[2]
+        if not free or self.filled[0] != count or self.tensors[0].is_inference() != torch.is_inference_mode_enabled():
+            room = max(room, last)
+            bank.tensors = [m.new_empty(*m.shape[:2], room, *m.shape[3:]) for m in more]
+            for t, old in zip(bank.tensors, self.tensors, strict=False):
+                t[:, :, :count] = old[:, :, :count]
+            bank.filled = [last]
+        bank.count = bank.filled[0] = last
+        for t, m in zip(bank.tensors, more, strict=True):
+            t[:, :, count:last] = m.detach()
+        return bank
+
+
+class State:
+    """What the memory knows of a sequence after `position` tokens, for `op` and the layer to go on from.
+
+    It holds the memory at a checkpoint, every 16 tokens of a segment, and the keys, values and gates since: these
+    are run again with what follows. Nothing in it changes when it is used, so it may be used twice.
+
+    Attributes:
+        position: how many tokens it has seen.
+        checkpoints: the positions that it holds the memory at, the latest last.
+
+    Args:
+        slots: the memory before the first token, by the names of its slots, lists of (B, H, out, in) or without B;
+            what is not named starts as in `op`.
+        checkpoints: how many are kept, for `rollback` and `at`, with all inputs since the first of them.
+        capacity: tokens that there is room for from the beginning, so that what is cached never moves; more are an
+            error.
+
+    Raises:
+        TypeError, ValueError: an argument is none of these.
+    """
+
+    spec_hash = SPEC_HASH
+
+    def __init__(self, slots=None, *, checkpoints=1, capacity=None):
+        if type(checkpoints) is not int or checkpoints < 1:
+            raise ValueError(f"checkpoints must be a whole number from 1, got {checkpoints!r}")
+        if capacity is not None and (type(capacity) is not int or capacity < 1):
+            raise ValueError(f"capacity must be a whole number of tokens or None, got {capacity!r}")
+        self.position, self.keep, self.capacity = 0, checkpoints, capacity
+        self._given = _slot_parts(slots or {})  # until the first call
+        self._points = [_Checkpoint(0, ())]
+        self._rows = {}  # the inputs since the first checkpoint, and those before that tokens look back at
+        self._streams = {}  # a layer's: what it convolves, as far back
+        self._bank = _Bank([], 0)
+
+    def __repr__(self):
+        return f"State(position={self.position}, checkpoints={self.checkpoints}, nbytes={self.nbytes})"
+
+    @property
+    def checkpoints(self):
+        return [point.position for point in self._points]
+
+    @property
+    def nbytes(self):
+        """Bytes of all its tensors, room that is not filled yet included."""
+        return sum(t.nbytes for t in self._tensors())
+
+    def to(self, *args, **kwargs):
+        """The state on another device or for inputs of another type, as `torch.Tensor.to` takes them."""
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        wide = dtype and torch.promote_types(dtype, torch.float32)
+        state = self._mapped(lambda t: t.to(device, wide, non_blocking))
+        for name in ("_rows", "_streams"):
+            rows = {key: t.to(device, dtype, non_blocking) for key, t in getattr(self, name).items()}
+            setattr(state, name, rows)
+        return state
+
+    def detach(self):
+        """The state without its history: gradients flow no further back."""
+        return self._mapped(torch.Tensor.detach)
+
+    def clone(self):
+        """A copy that shares no memory with it."""
+        return self._mapped(torch.Tensor.clone)
+
+    def select(self, indices):
+        """The state of these sequences of the batch, (n,) indices: the beams that go on, for instance."""
+        return self._mapped(lambda t: t.index_select(0, torch.as_tensor(indices, device=t.device)))
+
+    def rollback(self, tokens):
+        """The state so many tokens earlier.
+
+        Raises:
+            ValueError: that is before the first checkpoint that it keeps.
+        """
+        return self.at(self.position - tokens)
+
+    def at(self, position):
+        """The state after so many tokens; those after it are forgotten.
+
+        Raises:
+            ValueError: that is before the first checkpoint that it keeps, or after its last token.
+        """
+        first = self._points[0].position
+        if not first <= position <= self.position:
+            raise ValueError(
+                f"the state has tokens {first} to {self.position}, got {position}: State(checkpoints=n) keeps n "
+                "checkpoints to go back to"
+            )
+        state, cut = copy.copy(self), self.position - position
+        state.position = position
+        state._points = [point for point in self._points if point.position <= position]
+        state._rows = {name: t[:, : t.shape[1] - cut] for name, t in self._rows.items()}
+        state._streams = {name: t[:, : t.shape[1] - cut] for name, t in self._streams.items()}
+        return state
+
+    def state_dict(self):
+        """Its tensors and numbers as plain objects, which `torch.save` takes and `load_state_dict` gives back."""
+        tensors, context = _flattened(self)
+        return {"spec": SPEC_HASH, "tensors": [t.detach().clone() for t in tensors], "context": context}
+
+    def load_state_dict(self, found):
+        """Becomes the state that `state_dict` was asked of.
+
+        Raises:
+            ValueError: that was a state of another spec.
+        """
+        if found.get("spec") != SPEC_HASH:
+            raise ValueError(f"the state is of another spec: {found.get('spec')}, not {SPEC_HASH}")
+        self.__dict__.update(_unflattened(found["tensors"], found["context"]).__dict__)
+
+    def _keep_streams(self, earlier, streams, reach):
+        """Keeps what a layer convolved: since the first checkpoint, and what its first token there looks back at."""
+        count = self.position - self._points[0].position + reach
+        self._streams = {name: _last(torch.cat([earlier[name], h], 1), count).clone() for name, h in streams.items()}
+
+    def _tensors(self):
+        return _flattened(self)[0]
+
+    def _mapped(self, change):
+        tensors, context = _flattened(self)
+        return _unflattened([change(t) for t in tensors], context)
+
+
+def _flattened(state):
+    """The tensors of a state, and what it is besides."""
+    points = [(point.position, len(point.parts)) for point in state._points]
+    tensors = [t for point in state._points for t in point.parts]
+    tensors += state._bank.tensors
+    named = {name: getattr(state, name) for name in ("_rows", "_streams", "_given")}
+    tensors += itertools.chain.from_iterable(of.values() for of in named.values())
+    context = {
+        "numbers": (state.position, state.keep, state.capacity),
+        "points": points,
+        "cached": (len(state._bank.tensors), state._bank.count),
+        "named": {name: list(of) for name, of in named.items()},
+    }
+    return tensors, context
+
+
+def _unflattened(tensors, context):
+    """The state of these tensors, which is `_flattened`'s reverse."""
+    state, left = State(), iter(tensors)
+    state.position, state.keep, state.capacity = context["numbers"]
+    state._points = [_Checkpoint(position, tuple(itertools.islice(left, n))) for position, n in context["points"]]
+    n, count = context["cached"]
+    state._bank = _Bank(list(itertools.islice(left, n)), count, -1)
+    for name, keys in context["named"].items():
+        setattr(state, name, {key: next(left) for key in keys})
+    return state
+
+
+torch.utils._pytree.register_pytree_node(State, _flattened, _unflattened)
+
+
+def _slot_parts(slots):
+    """The parts of a state, (B or 1, H, 1, ·), that slots (B, H, out, in) or without B are."""
+    known = {"S": ("S_1", "S_2"), "M": ("M_1", "M_2")}
+    if extra := [name for name in slots if name not in known]:
+        raise ValueError(f"no slot is called {extra[0]!r}: the slots are {', '.join(known)}")
+    parts = {}
+    for name, weights in slots.items():
+        if len(weights) != len(known[name]):
+            raise ValueError(f"{name} must have {len(known[name])} weights, got {len(weights)}")
+        for part, t in zip(known[name], weights, strict=True):
+            shape = SHAPES[part][::-1]
+            if not isinstance(t, torch.Tensor) or t.dim() not in (3, 4) or t.shape[-2:] != shape:
+                raise ValueError(f"{name} must be of shape (H, {shape[0]}, {shape[1]}), or with B before, got {t!r}")
+            parts[part] = t.mT.unsqueeze(-3).expand(*[1] * (4 - t.dim()), *t.shape[:-2], 1, *shape[::-1])
+    return parts
+
+
+def _after(tensors, place):
+    """Empty tensors for what an operator gives of the state after its last token and of what it has cached."""
+    if not place:
+        return []
+    B, T, H, _ = tensors[0].shape
+    rooms = [(name, 1) for name in PARTS] + [(name, (place[0] + T) // SEGMENT) for name in BANK]
+    return [tensors[0].new_empty(B, H, n, *SHAPES[name], dtype=_compute_type(tensors)) for name, n in rooms]
+
+
+def _points_to(begin, end, keep):
+    """The last points at most so many, after `begin` and up to `end`, that a state can go on from."""
+    points = []
+    while len(points) < keep:
+        point = end - end % SEGMENT % CHECKPOINT
+        if point <= begin:
+            break
+        points.append(point)
+        end = point - 1
+    return points[::-1]
+
+
+def _go_on(run, inputs, theta, state):
+    """y of the inputs, by name, that come after a state, or first where it is None; and the state after them.
+
+    `run` is the operator. It runs the tokens since the checkpoint again with the new ones, in parts: to the end of
+    the segment, so that what is cached is read where it lies; to each point where the state is kept; and what is left.
+    """
+    state = copy.copy(_checked(state, inputs))
+    T = inputs["v"].shape[1]
+    if T == 0:
+        return torch.empty_like(inputs["v"]), state
+    point, position, end = state._points[-1], state.position, state.position + T
+    rows = {name: torch.cat([state._rows[name], inputs[name]], 1) if state._rows else inputs[name] for name in ROWS}
+    points, y = _points_to(point.position, end, state.keep), []
+    cuts = {point.position, *points, end}
+    if position or state._given:  # not beside later segments
+        cuts.add(min(end, (point.position // SEGMENT + 1) * SEGMENT))
+    for begin, stop in itertools.pairwise(sorted(cuts)):
+        place = [begin % SEGMENT, begin // SEGMENT, max(position - begin, 0)]
+        found = {name: t[:, begin - end + t.shape[1] : stop - end + t.shape[1]] for name, t in rows.items()}
+        for name in INPUTS:
+            if name not in found:
+                t = inputs[name][:, max(begin - position, 0) : stop - position]
+                found[name] = torch.cat([t.new_zeros(t.shape[0], place[2], *t.shape[2:]), t], 1) if place[2] else t
+        tensors = [*(found[name] for name in INPUTS), *theta]
+        parts = _begun_parts(point.parts, state._given, tensors)
+        cached = state._bank.until(place[1]) if place[1] else []
+        out = run([*tensors, *parts, *cached], place)
+        y.append(out[0][:, place[2] :])
+        parts, more = tuple(out[1 : 1 + len(PARTS)]), out[1 + len(PARTS) : 1 + len(PARTS + BANK)]
+        if more[0].shape[2]:
+            state._bank = state._bank.joined(place[1], more, _segments_of_room(stop, state.capacity))
+        parts = parts if stop % SEGMENT else ()
+        point, state._given = _Checkpoint(stop, parts), {}
+        state._points = [*state._points, point] if stop in points else state._points
+    state._points, state.position = state._points[-state.keep :], end
+    kept = end - state._points[0].position
+    state._rows = {name: _last(t, kept).clone() for name, t in rows.items()}
+    return y[0] if len(y) == 1 else torch.cat(y, 1), state
+
+
+def _last(rows, count):
+    """The last rows (B, T, ...), at most so many."""
+    return rows[:, max(rows.shape[1] - count, 0) :]
+
+
+def _known(state):
+    """The state, a new one for None; raises TypeError or ValueError unless it is one of this spec."""
+    if state is None:
+        return State()
+    if not hasattr(state, "spec_hash"):
+        raise TypeError(f"state must be a State of this file, or None, got {type(state).__name__}")
+    if state.spec_hash != SPEC_HASH:
+        raise ValueError(f"the state is of another spec: {state.spec_hash}, not {SPEC_HASH}")
+    return state
+
+
+def _checked(state, inputs):
+    """The state; raises TypeError or ValueError, with a remedy, unless these inputs may follow it."""
+    state = _known(state)
+    if state.capacity is not None and state.position + inputs["v"].shape[1] > state.capacity:
+        raise ValueError(f"the state has room for {state.capacity} tokens: State(capacity=...) makes one for more")
+    for name, t in state._rows.items():
+        new = inputs[name]
+        if t.device != new.device or t.dtype != new.dtype:
+            raise ValueError(
+                f"the state holds {name} as {t.dtype} on {t.device}, got {new.dtype} on {new.device}: "
+                "state.to(...) moves it"
+            )
+        if t.shape[0] != new.shape[0] or t.shape[2:] != new.shape[2:]:
+            raise ValueError(
+                f"the state is of a batch of {t.shape[0]} and {t.shape[2]} heads, got {name} {tuple(new.shape)}: "
+                "state.select(indices) takes sequences of its batch"
+            )
+    return state
+
+
+def _begun_parts(parts, given, tensors):
+    """The parts of the state at a point; at the first one, where slots are given, those and what others begin with."""
+    if not given:
+        return parts
+    v, dtype = tensors[INPUTS.index("v")], _compute_type(tensors)
+    begun = {name: W.mT[:, None] for name, W in zip(("M_1", "M_2"), tensors[len(INPUTS) :], strict=True)} | given
+    shapes = {name: (v.shape[0], v.shape[2], 1, *SHAPES[name]) for name in PARTS}
+    try:
+        whole = {name: t.to(v.device, dtype).expand(shapes[name]) for name, t in begun.items()}
+    except RuntimeError as error:
+        raise ValueError(f"the slots of the state do not fit B = {v.shape[0]} and H = {v.shape[2]}: {error}") from None
+    return [whole[name] if name in whole else v.new_zeros(shapes[name], dtype=dtype) for name in PARTS]
+
+
+def _segments_of_room(tokens, capacity):
+    """Segments to make room for, when so many tokens' are cached: some more, so that few of them are ever moved."""
+    return tokens // SEGMENT * 9 // 8 + 8 if capacity is None else capacity // SEGMENT
+
+
+def _of_sequences_from(run, lengths, states, given):
+    """What is given for packed sequences, by name, that each go on from a state or None; and the states after them."""
+    states = [None] * len(lengths) if states is None else states
+    if not isinstance(states, (list, tuple)) or len(states) != len(lengths):
+        raise ValueError(f"with cu_seqlens, state must be a list of {len(lengths)} states, one a sequence, or None")
+    parts = {name: t.split(lengths, 1) for name, t in given.items()}
+    found = [run(**{name: t[n] for name, t in parts.items()}, state=state) for n, state in enumerate(states)]
+    y = [y for y, _ in found] or [run(**given)[0]]
+    return torch.cat(y, 1), [state for _, state in found]
+
+
+def _streams_before(state, streams):
+    """What a layer convolved of a sequence before these streams (B, T, channels), by name.
+
+    Raises TypeError or ValueError unless the state is one that a layer like this gave.
+    """
+    before = _known(state)._streams
+    if state is None or state.position == 0:
+        return {name: h[:, :0] for name, h in streams.items()}
+    if not before:
+        raise ValueError("the state has nothing to convolve: it is of `op`, or of a layer without convolutions")
+    for name, h in streams.items():
+        held, given = ((*t.shape[::2], t.dtype, t.device) for t in (before[name], h))
+        if held != given:
+            raise ValueError(f"the state is of a layer whose {name} (B, channels, type, device) is {held}, not {given}")
+    return before
 
 
 def _widen(x):
@@ -4264,10 +4737,13 @@ class _ShortConvolution(torch.nn.Conv1d):
     def __init__(self, channels, size, **factory):
         super().__init__(channels, channels, size, groups=channels, bias=False, **factory)
 
-    def forward(self, x):
+    def forward(self, x, before=None):
+        """The rows of x; `before` are rows before its first, if there are any."""
+        n = 0 if before is None else before.shape[1]
+        rows = torch.cat([before, x], 1) if n else x
         # One zero more than the kernel needs, and its output dropped: torch convolves nothing of length 0.
-        padded = F.pad(_operand(x, self).mT, (*self.kernel_size, 0))
-        return F.silu(super().forward(padded)[..., 1:].mT).to(x.dtype)
+        padded = F.pad(_operand(rows, self).mT, (*self.kernel_size, 0))
+        return F.silu(super().forward(padded)[..., 1 + n :].mT).to(x.dtype)
 
 
 def _l2(x):
@@ -4399,33 +4875,57 @@ class TitansHuberGrm(torch.nn.Module):
         """y (B, T, d_model) of x (B, T, d_model), B and T 0 too; `backend`, `cu_seqlens` and `cu_seqlens_cpu` are those
         of `op`, convolutions begin anew with every sequence too.
 
+        state, return_state: as those of `op`; the state that a layer gives also has what it convolves.
+
         Raises:
-            TypeError: cu_seqlens are no whole numbers.
-            ValueError: x has another shape, or cu_seqlens do not go from 0 to T.
-            UnsupportedError: state or return_state is asked for.
+            TypeError: cu_seqlens are no whole numbers, or state is none.
+            ValueError: x has another shape, or cu_seqlens do not go from 0 to T, or the state is of another layer.
+            UnsupportedError: as `op`.
         """
-        if state is not None or return_state:
-            raise UnsupportedError("state= and return_state= are not lowered yet; pass whole sequences")
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
+        lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, x)
+        stateful = state is not None or return_state
+        if stateful and lengths is not None:
+            run = functools.partial(self.forward, return_state=True, backend=backend)
+            y, states = _of_sequences_from(run, lengths, state, {"x": x})
+            return (y, states) if return_state else y
         dtype = _stream_type(x)
         q, k, v = (_project(x, linear).to(dtype) for linear in (self.q_proj, self.k_proj, self.v_proj))
-        lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, x)
         if self.conv_size:
-            pairs = ((self.q_conv1d, q), (self.k_conv1d, k), (self.v_conv1d, v))
-            q, k, v = (_one_by_one(convolution, lengths, h) for convolution, h in pairs)
+            convolutions, streams = (self.q_conv1d, self.k_conv1d, self.v_conv1d), {"q": q, "k": k, "v": v}
+            earlier = _streams_before(state, streams) if stateful else {}
+            before = [(_last(h, self.conv_size - 1),) for h in earlier.values()] or [()] * 3
+            parts = zip(convolutions, streams.values(), before, strict=True)
+            q, k, v = (_one_by_one(convolution, lengths, h, *rows) for convolution, h, rows in parts)
         q, k, v = (h.unflatten(-1, (self.heads, -1)) for h in (q, k, v))
         if self.qk_norm == "l2":
             q, k = _l2(q), _l2(k)
         u = _project(x, self.u_proj).to(dtype).unflatten(-1, (self.heads, -1))
         borders = None if lengths is None else list(itertools.accumulate(lengths, initial=0))
-        y = op(q, k, v, u, theta=list(self.theta), backend=backend, **self.gates(x), cu_seqlens_cpu=borders)
+        y = op(
+            q,
+            k,
+            v,
+            u,
+            theta=list(self.theta),
+            backend=backend,
+            **self.gates(x),
+            cu_seqlens_cpu=borders,
+            state=state,
+            return_state=stateful,
+        )
+        if stateful:
+            y, state = y
+            if self.conv_size:
+                state._keep_streams(earlier, streams, self.conv_size - 1)
         if self.output_norm == "rms":
             y = self.o_norm(_fitted(y, self.o_norm)).to(dtype)
         y = y.flatten(-2)
         if self.output_gate:
             y = y * F.silu(_project(x, self.g_proj)).to(dtype)
-        return _project(y, self.o_proj).to(dtype)
+        y = _project(y, self.o_proj).to(dtype)
+        return (y, state) if return_state else y
 
     def extra_repr(self):
         return (

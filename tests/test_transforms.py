@@ -84,15 +84,15 @@ def test_fake_operators_promise_what_real_ones_give(name: str, generated: Callab
     for T in (1, 2, 65, 200):
         tensors = [x.detach() for x in module_inputs(module, arguments_of(name, T, B=1, H=2))]
         run, run_backward, first = module.OPERATORS["torch"]
-        real = run(tensors)
+        real = run(tensors, [])
         with torch._subclasses.FakeTensorMode() as mode:
             fakes = [mode.from_tensor(x) for x in tensors]
             for backend, (operator, *_) in module.OPERATORS.items():
-                fake = operator(fakes)
+                fake = operator(fakes, [])
                 assert fake[0].shape == real[0].shape
                 if backend == "torch":
                     assert [x.shape for x in fake] == [x.shape for x in real]
-        d = run_backward(tensors, real[first:], torch.ones_like(real[0]))
+        d = run_backward(tensors, real[first:], torch.ones_like(real[0]), [], [])
         assert [x.shape for x in d] == [x.shape for x in tensors]
 
 

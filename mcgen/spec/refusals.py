@@ -192,17 +192,23 @@ NOTHING_WRITTEN = Refusal(
     'update: {steps: ["M = alpha*M"]}',
 )
 
-STATE = Refusal(
+STATE_OF_LOGARITHMIC_SEGMENTS = Refusal(
     "state= and return_state=",
-    "are not lowered yet",
-    "pass the whole sequence in one call",
-    "op(q, k, v, u, return_state=True)",
+    "need segments that do not depend on T",
+    "set segment: {mode: constant}",
+    "op(q, k, v, u, return_state=True) of a spec with segment: {mode: logarithmic}",
 )
-LAYER_STATE = Refusal(
+STATE_ON_TRITON = Refusal(
     "state= and return_state=",
-    "are not lowered yet",
-    "pass whole sequences",
-    "layer(x, return_state=True)",
+    "are not lowered to Triton yet",
+    'pass backend="torch"',
+    'op(q, k, v, u, return_state=True, backend="triton")',
+)
+STATE_IN_A_TRANSFORM = Refusal(
+    "state= and return_state=",
+    "are not lowered under torch.func's transforms",
+    "use autograd and a batch",
+    "torch.func.vmap(functools.partial(op, return_state=True))(q, k, v, u)",
 )
 SECOND_DERIVATIVES = Refusal(
     "second derivatives of op",
@@ -249,7 +255,15 @@ LANGUAGE = (
     ROUTER,
 )
 LOWERING = (TOKEN_GRADIENTS_OF_AN_MLP, TOKEN_GRADIENTS_NOT_AFFINE, FLAT_ACTIVATION, SCALE_ZERO, NOTHING_WRITTEN)
-GENERATED = (STATE, LAYER_STATE, SECOND_DERIVATIVES, FORWARD_MODE, FLOAT64_ON_TRITON, LENGTH_IN_A_GRAPH)
+GENERATED = (
+    STATE_OF_LOGARITHMIC_SEGMENTS,
+    STATE_ON_TRITON,
+    STATE_IN_A_TRANSFORM,
+    SECOND_DERIVATIVES,
+    FORWARD_MODE,
+    FLOAT64_ON_TRITON,
+    LENGTH_IN_A_GRAPH,
+)
 
 GROUPS: dict[str, tuple[str, tuple[Refusal, ...]]] = {
     "language": ("Not in the language: refused by every command that reads a spec", LANGUAGE),

@@ -8,6 +8,7 @@ from mcgen import __version__
 from mcgen.emit.module.arguments import arguments_source
 from mcgen.emit.module.layer import layer_source
 from mcgen.emit.module.reference import reference_source
+from mcgen.emit.module.state import state_parts, state_source
 from mcgen.emit.say.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
 from mcgen.emit.text.called import called, definitions
 from mcgen.emit.text.layout import laid_out
@@ -23,7 +24,9 @@ from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.meaning import meaning as meaning_of
 
 LIBRARY = (
+    "collections",
     "contextlib",
+    "copy",
     "functools",
     "importlib.util",
     "itertools",
@@ -47,12 +50,9 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
     lowered = meaning if private is spec else meaning_of(private)
     first = [arguments_source(spec), reference_source(spec), _constants(meaning)]
     last = [
-        render(
-            "finite.py.jinja",
-            deep=not meaning.linear,
-            within_segment=not meaning.chained and not meaning.reads_cached,
-        ),
+        render("finite.py.jinja", deep=not meaning.linear, within_segment=_forgets(meaning)),
         _operator(lowered, meaning.inputs),
+        state_source(lowered, meaning.recurrence.slots),
         layer_source(spec),
     ]
     paths = [without_unused(torch_source(lowered)), triton_source(lowered, tuned), *map(without_unused, last)]
@@ -81,6 +81,11 @@ def _constants(meaning: Meaning) -> str:
     return f"TOP_K = {meaning.spec.aggregate.top_k}" if meaning.aggregate == "ssc" else ""
 
 
+def _forgets(meaning: Meaning) -> bool:
+    """Whether nothing of a segment reaches the next."""
+    return not meaning.chained and not meaning.reads_cached
+
+
 def _operator(meaning: Meaning, arguments: list[str]) -> str:
     spec, inputs = meaning.spec, meaning.inputs
     return render(
@@ -93,4 +98,7 @@ def _operator(meaning: Meaning, arguments: list[str]) -> str:
         deep=not meaning.linear,
         keeps_y=keeps_y(meaning),
         flops=flops(meaning),
+        segment_size=spec.segment.size,
+        within_segment=_forgets(meaning),
+        **state_parts(meaning),
     )

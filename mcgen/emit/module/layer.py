@@ -68,6 +68,7 @@ class _Layer:
             ],
             gates=[line for gate in self.gates for line in _entry(gate.name, self.made(gate))],
             arguments=self.arguments,
+            keeps_state=spec.segment.size is not None,
         )
 
     @cached_property

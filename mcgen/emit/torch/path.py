@@ -295,14 +295,15 @@ class TorchPath:
         if self.meaning.routes and by_row:
             saved["r"] = "(B, H, T)", "online logits"
         for slot in self.kept:
-            saved[f"kept_{slot}"] = f"(B, H, N, {self.shapes[slot]})", f"{slot} at the ends of segments"
+            room = "copied + N" if slot in self.banked else "N"
+            saved[f"kept_{slot}"] = f"(B, H, {room}, {self.shapes[slot]})", f"{slot} at the ends of segments"
         size = sizes(self.meaning.spec)
         for node, name in self._remembered.items():
             saved[f"rows_{name}"] = f"(B, H, T, {size[node.axes[1]]})", f"{name} of every chunk"
         for slot in self.held:
             saved[f"inner_{slot}"] = f"(B, H, P, {self.shapes[slot]})", f"{slot} before panels inside segments"
         if self.meaning.routes:
-            saved["pools"] = f"(B, H, N, {self.shapes['pool']})", "pooled keys"
+            saved["pools"] = f"(B, H, copied + N, {self.shapes['pool']})", "pooled keys"
         return saved
 
     @property
@@ -310,8 +311,23 @@ class TorchPath:
         """The statement that gives what was saved its names."""
         names = ", ".join(self.saved)
         if self.meaning.aggregate == "ssc":
-            return f"({names}), chosen = _parted(saved[0], _rooms_torch(B, T, H)), saved[1]"
-        return f"({names},) = _parted(saved[0], _rooms_torch(B, T, H))"
+            return f"({names}), chosen = _parted(saved[0], {self._rooms}), saved[1]"
+        return f"({names},) = _parted(saved[0], {self._rooms})"
+
+    @property
+    def _rooms(self) -> str:
+        """The call that gives the shapes of what is saved."""
+        return f"_rooms_torch(B, T, H, offset{', copied' if self.banked else ''})"
+
+    @cached_property
+    def banked(self) -> tuple[str, ...]:
+        """The slots whose states at the ends of segments are read one by one."""
+        return tuple(self.memory.values()) if self.meaning.reads_cached and self.reading != "sums" else ()
+
+    def _kept_at(self, slot: str, first: str, last: str) -> str:
+        """Where a slot lies that is kept at the ends of segments first to last, counted as panels count them."""
+        shift = (" - shift" if slot in self.banked else " - before") if self.banked else ""
+        return f"{first}{shift} : {last}{shift}" if shift else f"{first}:{last}"
 
     @cached_property
     def tags(self) -> dict[str, str]:
@@ -328,6 +344,8 @@ class TorchPath:
         printed = [function(program, f"_{program.name}", _doc(program.name), self.tags) for program in self.programs]
         sums, deep = self.reading == "sums", not meaning.linear
         d_ends = {name: f'd_bank["{cached}"][:, :, i:j]' for cached, name in self.memory.items()}
+        bank = {cached: f"kept_{name}" for cached, name in self.memory.items()}
+        read = ["sums", *(["before"] if kind == "mean" else [])] if sums else ["bank", *chosen]
         return {
             "chunk": meaning.step(CHUNK),
             "gradient": meaning.gradient_chunk,
@@ -359,8 +377,12 @@ class TorchPath:
             "state_names": _tuple(list(self.state)),
             "theta": _tuple(list(self.memory.values())) if deep else "",
             "summed": sums,
-            "banked": meaning.reads_cached and not sums,
-            "bank": _dict({cached: f"kept_{name}" for cached, name in self.memory.items()}),
+            "banked": bool(self.banked),
+            "bank": _dict({**bank, **({"pools": "pools"} if meaning.routes else {})}),
+            "rooms": self._rooms,
+            "kept_at": {slot: self._kept_at(slot, "i", "j") for slot in self.kept},
+            "kept_before": {slot: self._kept_at(slot, "i - 1", "i") for slot in self.kept},
+            "sources": _tuple(sorted({source for _, source, _ in lagged_inputs(meaning)})),
             "d_ends": _dict({MEMORY: "d_bank[:, :, i:j]"} if sums else d_ends),
             "read_slots": _tuple(list(self.memory.values())),
             "width": max(sizes(meaning.spec).values()),
@@ -375,8 +397,8 @@ class TorchPath:
             "row_inputs": _tuple([*queries, *(["r"] if meaning.routes else [])]),
             "row_queries": _tuple(queries),
             "read_inputs": _tuple([*(queries if meaning.reads_cached else []), *self.online]),
-            "read_arguments": "sums" if sums else ", ".join(["bank", *(["pools"] if meaning.routes else []), *chosen]),
-            "owed_arguments": "d_sums, d_bank" if sums else "d_bank, d_pools" if meaning.routes else "d_bank",
+            "read_arguments": ", ".join(read),
+            "owed_arguments": "d_sums, d_bank" if sums else "d_bank",
         }
 
 
