@@ -15,7 +15,6 @@ shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64)
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import importlib.util
 import itertools
@@ -534,7 +533,7 @@ def _nothing(tensors, lanes, dtype):
 
 def _begun(given):
     """The state that a pass goes on from, by the names of its parts; empty where it has none."""
-    return dict(zip(PARTS, given)) if given else {}
+    return dict(zip(PARTS, given, strict=False)) if given else {}
 
 
 def _fresh(tensors, lanes, dtype):
@@ -650,7 +649,7 @@ def _rooms_torch(B, T, H, offset=0, copied=0):
 def _saved_torch(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    offset, before, _ = place or WHOLE
+    offset, before, _ = place or WHOLE_SEQUENCE
     copied = _copied(T, offset, before)
     buffer = _buffer(_rooms_torch(B, T, H, offset, copied), q, _compute_type(tensors))
     return [buffer]
@@ -658,7 +657,7 @@ def _saved_torch(tensors, place=()):
 
 def _run_forward_torch(tensors, place=()):
     """y, the state after it where there is a place in a longer sequence, and what the backward pass needs."""
-    saved, dtype, (offset, before, skip) = _saved_torch(tensors, place), _compute_type(tensors), place or WHOLE
+    saved, dtype, (offset, before, skip) = _saved_torch(tensors, place), _compute_type(tensors), place or WHOLE_SEQUENCE
     tensors, given, cached = _divided(tensors, before)
     v = tensors[INPUTS.index("v")]
     B, T, H, _ = v.shape
@@ -714,7 +713,7 @@ def _run_forward_torch(tensors, place=()):
 
 def _run_backward_torch(tensors, saved, d_y, d_after=(), place=()):
     """The gradient of every input, and of the state that the pass went on from."""
-    dtype, (B, T, H, _), (offset, before, _) = _compute_type(tensors), d_y.shape, place or WHOLE
+    dtype, (B, T, H, _), (offset, before, _) = _compute_type(tensors), d_y.shape, place or WHOLE_SEQUENCE
     types = [t.dtype for t in tensors]
     tensors, given, cached = _divided(tensors, before)
     copied = _copied(T, offset, before)
@@ -731,7 +730,7 @@ def _run_backward_torch(tensors, saved, d_y, d_after=(), place=()):
     bank = own if copied or not before else dict(zip(own, cached, strict=True))
     d_bank = {name: t.new_zeros(B, H, max(t.shape[2], before + 1), *t.shape[3:]) for name, t in own.items()}
     walk = _panels(T, B * H, offset, before)
-    d_slots = dict(zip(PARTS, d_after))
+    d_slots = dict(zip(PARTS, d_after, strict=False))
     if place:  # what is owed to the last segment's sum of keys comes with what is owed to its pool
         d_bank["pools"][:, :, -1:] += d_slots.pop("pool") * (walk[-1][-1].offset + walk[-1][-1].length)
     for t, owed in zip(d_bank.values(), d_after[len(PARTS) :], strict=False):
@@ -2369,7 +2368,7 @@ FORWARD_MODE = "forward-mode derivatives of op are not lowered; take those of `r
 TWICE = "second derivatives of op are not lowered; differentiate `reference` twice instead"
 PARTS = ("M", "pool")  # of the state that goes from token to token
 BANK = ("cached", "pools")  # of what is cached at the ends of segments
-WHOLE = (0, 0, 0)  # the place of a whole sequence
+WHOLE_SEQUENCE = (0, 0, 0)  # the place of a whole sequence
 
 
 def _divided(tensors, before):
@@ -2406,7 +2405,7 @@ def _define(backend, forward, backward, saved, first=1):
     @torch.library.register_fake(names[0])
     def nothing(tensors, place):
         y = torch.empty_like(tensors[INPUTS.index("v")], memory_format=torch.contiguous_format)
-        return [y, *_after(tensors, place), *saved(tensors, *([place] if place else []))]
+        return [y, *saved(tensors, *([place] if place else []))]
 
     @torch.library.impl(names[0], "default")
     def run(tensors, place):
@@ -2724,7 +2723,7 @@ class DecayGrmLog(torch.nn.Module):
         """The names of the parameters that weight decay is not for: biases and rates of gates, the norm's scale.
 
         `reset_parameters` marks each of them `_no_weight_decay` too; a mark is lost where a parameter is copied or
-        replaced (copy.deepcopy, to_empty, load_state_dict(assign=True), fully_shard), a name is not.
+        replaced (deepcopy, to_empty, load_state_dict(assign=True), fully_shard), a name is not.
         """
         names = {
             "alpha_bias",

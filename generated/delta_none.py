@@ -437,7 +437,7 @@ def _nothing(tensors, lanes, dtype):
 
 def _begun(given):
     """The state that a pass goes on from, by the names of its parts; empty where it has none."""
-    return dict(zip(PARTS, given)) if given else {}
+    return dict(zip(PARTS, given, strict=False)) if given else {}
 
 
 def _fresh(tensors, lanes, dtype):
@@ -496,14 +496,14 @@ def _rooms_torch(B, T, H, offset=0, copied=0):
 def _saved_torch(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    offset, _, _ = place or WHOLE
+    offset, _, _ = place or WHOLE_SEQUENCE
     buffer = _buffer(_rooms_torch(B, T, H, offset), q, _compute_type(tensors))
     return [buffer]
 
 
 def _run_forward_torch(tensors, place=()):
     """y, the state after it where there is a place in a longer sequence, and what the backward pass needs."""
-    saved, dtype, (offset, before, skip) = _saved_torch(tensors, place), _compute_type(tensors), place or WHOLE
+    saved, dtype, (offset, before, _) = _saved_torch(tensors, place), _compute_type(tensors), place or WHOLE_SEQUENCE
     tensors, given, _ = _divided(tensors, before)
     v = tensors[INPUTS.index("v")]
     B, T, H, _ = v.shape
@@ -532,13 +532,13 @@ def _run_forward_torch(tensors, place=()):
 
 def _run_backward_torch(tensors, saved, d_y, d_after=(), place=()):
     """The gradient of every input, and of the state that the pass went on from."""
-    dtype, (B, T, H, _), (offset, before, _) = _compute_type(tensors), d_y.shape, place or WHOLE
+    dtype, (B, T, H, _), (offset, before, _) = _compute_type(tensors), d_y.shape, place or WHOLE_SEQUENCE
     types = [t.dtype for t in tensors]
     tensors, given, _ = _divided(tensors, before)
     (kept_M,) = _parted(saved[0], _rooms_torch(B, T, H, offset))
     d = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     walk = _panels(T, B * H, offset)
-    d_slots = dict(zip(PARTS, d_after))
+    d_slots = dict(zip(PARTS, d_after, strict=False))
     d_state = _nothing(tensors, 1, dtype) | d_slots
     for run in reversed(walk):
         i = run[0].i
@@ -1759,7 +1759,7 @@ FORWARD_MODE = "forward-mode derivatives of op are not lowered; take those of `r
 TWICE = "second derivatives of op are not lowered; differentiate `reference` twice instead"
 PARTS = ("M",)  # of the state that goes from token to token
 BANK = ()  # of what is cached at the ends of segments
-WHOLE = (0, 0, 0)  # the place of a whole sequence
+WHOLE_SEQUENCE = (0, 0, 0)  # the place of a whole sequence
 SEGMENT = 256  # tokens of a segment
 
 
@@ -1998,7 +1998,7 @@ def op(
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHECKPOINT = 64  # tokens from one point that a state can go on from to the next, counted from the first
-ROWS = ("k", "v", "eta")  # the inputs that states are made of
+WRITTEN = ("k", "v", "eta")  # the inputs that states are made of
 LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {"M": (64, 64)}  # of parts of the state and of what is cached, behind (B, H, 1)
 _Checkpoint = collections.namedtuple("_Checkpoint", ("position", "parts"))
@@ -2202,7 +2202,7 @@ def _go_on(run, inputs, theta, state):
     if T == 0:
         return torch.empty_like(inputs["v"]), state
     point, position, end = state._points[-1], state.position, state.position + T
-    rows = {name: torch.cat([state._rows[name], inputs[name]], 1) if state._rows else inputs[name] for name in ROWS}
+    rows = {name: torch.cat([state._rows[name], inputs[name]], 1) if state._rows else inputs[name] for name in WRITTEN}
     points, y = _points_to(point.position, end, state.keep), []
     cuts = {point.position, *points, end}
     for begin, stop in itertools.pairwise(sorted(cuts)):
@@ -2439,7 +2439,7 @@ class DeltaNone(torch.nn.Module):
         """The names of the parameters that weight decay is not for: biases and rates of gates, the norm's scale.
 
         `reset_parameters` marks each of them `_no_weight_decay` too; a mark is lost where a parameter is copied or
-        replaced (copy.deepcopy, to_empty, load_state_dict(assign=True), fully_shard), a name is not.
+        replaced (deepcopy, to_empty, load_state_dict(assign=True), fully_shard), a name is not.
         """
         names = {
             "eta_bias",

@@ -684,7 +684,7 @@ def _nothing(tensors, lanes, dtype):
 
 def _begun(given):
     """The state that a pass goes on from, by the names of its parts; empty where it has none."""
-    return dict(zip(PARTS, given)) if given else {}
+    return dict(zip(PARTS, given, strict=False)) if given else {}
 
 
 def _fresh(tensors, lanes, dtype):
@@ -807,7 +807,7 @@ def _rooms_torch(B, T, H, offset=0, copied=0):
 def _saved_torch(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    offset, before, _ = place or WHOLE
+    offset, before, _ = place or WHOLE_SEQUENCE
     copied = _copied(T, offset, before)
     buffer = _buffer(_rooms_torch(B, T, H, offset, copied), q, _compute_type(tensors))
     return [buffer]
@@ -815,7 +815,7 @@ def _saved_torch(tensors, place=()):
 
 def _run_forward_torch(tensors, place=()):
     """y, the state after it where there is a place in a longer sequence, and what the backward pass needs."""
-    saved, dtype, (offset, before, skip) = _saved_torch(tensors, place), _compute_type(tensors), place or WHOLE
+    saved, dtype, (offset, before, skip) = _saved_torch(tensors, place), _compute_type(tensors), place or WHOLE_SEQUENCE
     tensors, given, cached = _divided(tensors, before)
     v = tensors[INPUTS.index("v")]
     B, T, H, _ = v.shape
@@ -884,7 +884,7 @@ def _run_forward_torch(tensors, place=()):
 
 def _run_backward_torch(tensors, saved, d_y, d_after=(), place=()):
     """The gradient of every input, and of the state that the pass went on from."""
-    dtype, (B, T, H, _), (offset, before, _) = _compute_type(tensors), d_y.shape, place or WHOLE
+    dtype, (B, T, H, _), (offset, before, _) = _compute_type(tensors), d_y.shape, place or WHOLE_SEQUENCE
     types = [t.dtype for t in tensors]
     tensors, given, cached = _divided(tensors, before)
     copied = _copied(T, offset, before)
@@ -906,7 +906,7 @@ def _run_backward_torch(tensors, saved, d_y, d_after=(), place=()):
     bank = own if copied or not before else dict(zip(own, cached, strict=True))
     d_bank = {name: t.new_zeros(B, H, max(t.shape[2], before + 1), *t.shape[3:]) for name, t in own.items()}
     walk = _panels(T, B * H, offset, before)
-    d_slots = dict(zip(PARTS, d_after))
+    d_slots = dict(zip(PARTS, d_after, strict=False))
     if place:  # what is owed to the last segment's sum of keys comes with what is owed to its pool
         d_bank["pools"][:, :, -1:] += d_slots.pop("pool") * (walk[-1][-1].offset + walk[-1][-1].length)
     for t, owed in zip(d_bank.values(), d_after[len(PARTS) :], strict=False):
@@ -3212,7 +3212,7 @@ FORWARD_MODE = "forward-mode derivatives of op are not lowered; take those of `r
 TWICE = "second derivatives of op are not lowered; differentiate `reference` twice instead"
 PARTS = ("M_1", "M_2", "pool")  # of the state that goes from token to token
 BANK = ("cached_1", "cached_2", "pools")  # of what is cached at the ends of segments
-WHOLE = (0, 0, 0)  # the place of a whole sequence
+WHOLE_SEQUENCE = (0, 0, 0)  # the place of a whole sequence
 SEGMENT = 256  # tokens of a segment
 
 
@@ -3449,7 +3449,7 @@ def op(
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHECKPOINT = 16  # tokens from one point that a state can go on from to the next, counted from a segment's first
-ROWS = ("k", "v", "eta")  # the inputs that states are made of
+WRITTEN = ("k", "v", "eta")  # the inputs that states are made of
 LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {
     "M_1": (64, 256),
@@ -3704,7 +3704,7 @@ def _go_on(run, inputs, theta, state):
     if T == 0:
         return torch.empty_like(inputs["v"]), state
     point, position, end = state._points[-1], state.position, state.position + T
-    rows = {name: torch.cat([state._rows[name], inputs[name]], 1) if state._rows else inputs[name] for name in ROWS}
+    rows = {name: torch.cat([state._rows[name], inputs[name]], 1) if state._rows else inputs[name] for name in WRITTEN}
     points, y = _points_to(point.position, end, state.keep), []
     cuts = {point.position, *points, end}
     if position or state._given:  # not beside later segments
@@ -3959,7 +3959,7 @@ class DlaGrm(torch.nn.Module):
         """The names of the parameters that weight decay is not for: biases and rates of gates, the norm's scale.
 
         `reset_parameters` marks each of them `_no_weight_decay` too; a mark is lost where a parameter is copied or
-        replaced (copy.deepcopy, to_empty, load_state_dict(assign=True), fully_shard), a name is not.
+        replaced (deepcopy, to_empty, load_state_dict(assign=True), fully_shard), a name is not.
         """
         names = {
             "eta_bias",

@@ -638,7 +638,7 @@ def _nothing(tensors, lanes, dtype):
 
 def _begun(given):
     """The state that a pass goes on from, by the names of its parts; empty where it has none."""
-    return dict(zip(PARTS, given)) if given else {}
+    return dict(zip(PARTS, given, strict=False)) if given else {}
 
 
 def _fresh(tensors, lanes, dtype):
@@ -757,7 +757,7 @@ def _rooms_torch(B, T, H, offset=0, copied=0):
 def _saved_torch(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    offset, before, _ = place or WHOLE
+    offset, before, _ = place or WHOLE_SEQUENCE
     copied = _copied(T, offset, before)
     buffer = _buffer(_rooms_torch(B, T, H, offset, copied), q, _compute_type(tensors))
     return [buffer]
@@ -765,7 +765,7 @@ def _saved_torch(tensors, place=()):
 
 def _run_forward_torch(tensors, place=()):
     """y, the state after it where there is a place in a longer sequence, and what the backward pass needs."""
-    saved, dtype, (offset, before, skip) = _saved_torch(tensors, place), _compute_type(tensors), place or WHOLE
+    saved, dtype, (offset, before, skip) = _saved_torch(tensors, place), _compute_type(tensors), place or WHOLE_SEQUENCE
     tensors, given, cached = _divided(tensors, before)
     v = tensors[INPUTS.index("v")]
     B, T, H, _ = v.shape
@@ -825,7 +825,7 @@ def _run_forward_torch(tensors, place=()):
 
 def _run_backward_torch(tensors, saved, d_y, d_after=(), place=()):
     """The gradient of every input, and of the state that the pass went on from."""
-    dtype, (B, T, H, _), (offset, before, _) = _compute_type(tensors), d_y.shape, place or WHOLE
+    dtype, (B, T, H, _), (offset, before, _) = _compute_type(tensors), d_y.shape, place or WHOLE_SEQUENCE
     types = [t.dtype for t in tensors]
     tensors, given, cached = _divided(tensors, before)
     copied = _copied(T, offset, before)
@@ -844,7 +844,7 @@ def _run_backward_torch(tensors, saved, d_y, d_after=(), place=()):
     bank = own if copied or not before else dict(zip(own, cached, strict=True))
     d_bank = {name: t.new_zeros(B, H, max(t.shape[2], before + 1), *t.shape[3:]) for name, t in own.items()}
     walk = _panels(T, B * H, offset, before)
-    d_slots = dict(zip(PARTS, d_after))
+    d_slots = dict(zip(PARTS, d_after, strict=False))
     for t, owed in zip(d_bank.values(), d_after[len(PARTS) :], strict=False):
         t[:, :, before : before + owed.shape[2]] += owed
     at = sum(len(run) - 1 for run in walk)
@@ -2963,7 +2963,7 @@ FORWARD_MODE = "forward-mode derivatives of op are not lowered; take those of `r
 TWICE = "second derivatives of op are not lowered; differentiate `reference` twice instead"
 PARTS = ("M_1", "M_2")  # of the state that goes from token to token
 BANK = ("cached_1", "cached_2")  # of what is cached at the ends of segments
-WHOLE = (0, 0, 0)  # the place of a whole sequence
+WHOLE_SEQUENCE = (0, 0, 0)  # the place of a whole sequence
 SEGMENT = 256  # tokens of a segment
 
 
@@ -3200,7 +3200,7 @@ def op(
 # ---------------------------------------------------------------------------------------------------------------------
 
 CHECKPOINT = 16  # tokens from one point that a state can go on from to the next, counted from a segment's first
-ROWS = ("k", "v", "eta")  # the inputs that states are made of
+WRITTEN = ("k", "v", "eta")  # the inputs that states are made of
 LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {
     "M_1": (64, 256),
@@ -3453,7 +3453,7 @@ def _go_on(run, inputs, theta, state):
     if T == 0:
         return torch.empty_like(inputs["v"]), state
     point, position, end = state._points[-1], state.position, state.position + T
-    rows = {name: torch.cat([state._rows[name], inputs[name]], 1) if state._rows else inputs[name] for name in ROWS}
+    rows = {name: torch.cat([state._rows[name], inputs[name]], 1) if state._rows else inputs[name] for name in WRITTEN}
     points, y = _points_to(point.position, end, state.keep), []
     cuts = {point.position, *points, end}
     if position or state._given:  # not beside later segments
@@ -3706,7 +3706,7 @@ class DlaResidual(torch.nn.Module):
         """The names of the parameters that weight decay is not for: biases and rates of gates, the norm's scale.
 
         `reset_parameters` marks each of them `_no_weight_decay` too; a mark is lost where a parameter is copied or
-        replaced (copy.deepcopy, to_empty, load_state_dict(assign=True), fully_shard), a name is not.
+        replaced (deepcopy, to_empty, load_state_dict(assign=True), fully_shard), a name is not.
         """
         names = {
             "eta_bias",

@@ -15,7 +15,9 @@ from mcgen.emit.module.reference import reference_source
 from mcgen.spec import Spec, loads
 
 HEADER = '''\
+import collections
 import contextlib
+import copy
 import functools
 import itertools
 import math

@@ -13,10 +13,11 @@ import torch
 import torch.utils.checkpoint
 
 from mcgen.emit.module.arguments import arguments_source
+from mcgen.emit.module.operator import forgets, operator_source
 from mcgen.emit.module.reference import reference_source
+from mcgen.emit.module.state import state_source
 from mcgen.emit.text.rendering import render
-from mcgen.emit.torch.path import lagged_inputs, torch_source
-from mcgen.symbolic.cost import flops
+from mcgen.emit.torch.path import torch_source
 from mcgen.symbolic.meaning import meaning
 from tests.emit.fragments import difference, gradients, inputs, run, source, spec_of
 
@@ -42,22 +43,10 @@ def spec(update: dict[str, Any], **sections: Any) -> Any:
 def torch_module(parsed: Any) -> str:
     """A module with the torch path alone: what the kernels take most of the time to print for."""
     found = meaning(parsed)
-    names = found.inputs
-    inputs = ", ".join(f'"{name}"' for name in names)
-    operator = render(
-        "op.py.jinja",
-        inputs=inputs,
-        arguments=inputs,
-        lagged=lagged_inputs(found),
-        key_dim=parsed.head.key_dim,
-        value_dim=parsed.head.value_dim,
-        deep=False,
-        keeps_y=False,
-        flops=flops(found),
-    )
+    operator = operator_source(found, found.inputs) + "\n\n\n" + state_source(found, found.recurrence.slots)
     sizes = render("sizes.py.jinja", segment_size=parsed.segment.size)
-    whole = {"within_segment": not found.chained and not found.reads_cached}
-    sizes += "\n\n" + render("finite.py.jinja", deep=False, **whole).partition("def _replace_triton")[0]
+    finite = render("finite.py.jinja", deep=False, within_segment=forgets(found))
+    sizes += "\n\n" + finite.partition("def _replace_triton")[0]
     sizes = sizes.replace("_by_rows(spoil_rows, y, late)", "raise AssertionError")
     constants = f"triton = None\nSPEC_HASH = {parsed.digest()!r}\nTOP_K = {parsed.aggregate.top_k}"
     constants += "\n_run_forward_triton = _run_backward_triton = _saved_triton = None"
@@ -245,10 +234,14 @@ def test_operators_are_registered_as_torch_wants_them(aggregate: str) -> None:
     order = module.op.__globals__["INPUTS"]
     tensors = [arguments[name] for name in order]
     forward, reverse, _ = module.op.__globals__["OPERATORS"]["torch"]
-    torch.library.opcheck(forward.default, (tensors,))
+    names = module.op.__globals__
     detached = [x.detach() for x in tensors]
-    y, *saved = forward(detached)
-    torch.library.opcheck(reverse.default, (detached, saved, torch.randn_like(y)))
+    for place in ([], [0, 0, 0]):
+        torch.library.opcheck(forward.default, (tensors, place))
+        y, *others = forward(detached, place)
+        last = len(names["PARTS"] + names["BANK"]) if place else 0
+        after = [torch.randn_like(t) for t in others[:last]]
+        torch.library.opcheck(reverse.default, (detached, others[last:], torch.randn_like(y), after, place))
 
 
 def test_compiles_into_one_graph(decay: tuple, monkeypatch: pytest.MonkeyPatch) -> None:

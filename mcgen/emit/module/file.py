@@ -7,8 +7,9 @@ import re
 from mcgen import __version__
 from mcgen.emit.module.arguments import arguments_source
 from mcgen.emit.module.layer import layer_source
+from mcgen.emit.module.operator import forgets, operator_source
 from mcgen.emit.module.reference import reference_source
-from mcgen.emit.module.state import state_parts, state_source
+from mcgen.emit.module.state import state_source
 from mcgen.emit.say.mathematics import DOCSTRING_WIDTH, mathematics, shapes_text
 from mcgen.emit.text.called import called, definitions
 from mcgen.emit.text.layout import laid_out
@@ -16,10 +17,8 @@ from mcgen.emit.text.literal import docstring_lines, literal
 from mcgen.emit.text.private_names import privately
 from mcgen.emit.text.rendering import render
 from mcgen.emit.text.unused import without_unused
-from mcgen.emit.torch.path import lagged_inputs, torch_source
+from mcgen.emit.torch.path import torch_source
 from mcgen.emit.triton.path import triton_source
-from mcgen.plan.pass_tensors import keeps_y
-from mcgen.symbolic.cost import flops
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.meaning import meaning as meaning_of
 
@@ -50,8 +49,8 @@ def module_source(meaning: Meaning, tuned: bool = False) -> str:
     lowered = meaning if private is spec else meaning_of(private)
     first = [arguments_source(spec), reference_source(spec), _constants(meaning)]
     last = [
-        render("finite.py.jinja", deep=not meaning.linear, within_segment=_forgets(meaning)),
-        _operator(lowered, meaning.inputs),
+        render("finite.py.jinja", deep=not meaning.linear, within_segment=forgets(meaning)),
+        operator_source(lowered, meaning.inputs),
         state_source(lowered, meaning.recurrence.slots),
         layer_source(spec),
     ]
@@ -79,26 +78,3 @@ def _uses(text: str, module: str) -> bool:
 
 def _constants(meaning: Meaning) -> str:
     return f"TOP_K = {meaning.spec.aggregate.top_k}" if meaning.aggregate == "ssc" else ""
-
-
-def _forgets(meaning: Meaning) -> bool:
-    """Whether nothing of a segment reaches the next."""
-    return not meaning.chained and not meaning.reads_cached
-
-
-def _operator(meaning: Meaning, arguments: list[str]) -> str:
-    spec, inputs = meaning.spec, meaning.inputs
-    return render(
-        "op.py.jinja",
-        inputs=", ".join(f'"{name}"' for name in inputs),
-        arguments=", ".join(f'"{name}"' for name in arguments),
-        lagged=lagged_inputs(meaning),
-        key_dim=spec.head.key_dim,
-        value_dim=spec.head.value_dim,
-        deep=not meaning.linear,
-        keeps_y=keeps_y(meaning),
-        flops=flops(meaning),
-        segment_size=spec.segment.size,
-        within_segment=_forgets(meaning),
-        **state_parts(meaning),
-    )
