@@ -1808,6 +1808,16 @@ def _segment_rows(sequences):
     return rows
 
 
+def _later_segments(rows, lead, offset, cached, summed):
+    """Rows of segments that follow others, those of the `cached` ones in front: these end where the new tokens begin.
+
+    What is cached of those is no sum over their tokens, so they have one.
+    """
+    last = max((end for *_, end in rows), default=0) + lead
+    own = [(begin + lead - (0 if s else offset), end + lead, 0, last) for s, (begin, end, _, _) in enumerate(rows)]
+    return [(lead - 1, lead, 0, last)] * cached + own if (lead, offset, cached) != (0, 0, 0) else list(rows)
+
+
 def _chains(sequences, chained, size, chunk=None):
     """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
 
@@ -1825,21 +1835,36 @@ def _chains(sequences, chained, size, chunk=None):
     return found
 
 
+def _going_on(chains, lead, offset, cached, summed):
+    """Pieces of tokens that follow others, `lead` of which stand in front: the first is at `offset` of its segment.
+
+    Of segments before that one `cached` have places of their own, and the sum of `summed` is as one.
+    """
+    return [
+        [
+            (start + lead, end + lead, s + cached, first + lead - (0 if s else offset), last + lead, of - summed, fresh)
+            for start, end, s, first, last, of, fresh in chain
+        ]
+        for chain in chains
+    ]
+
+
 def _chain_rows(chains):
     """A row a chain: its first piece, and the one after its last, of the pieces of all."""
     ends = list(itertools.accumulate(map(len, chains)))
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _block_rows(chains, chained):
+def _block_rows(chains, chained, lead=0):
     """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
-    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+    return [(*piece[:6], chain[0][0] - lead if chained else piece[3], 0) for chain in chains for piece in chain]
 
 
-def _tables(sequences, chained, size):
+def _tables(sequences, chained, size, place):
     """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
-    own = _chains(sequences, chained, size)
-    return {"blocks": _block_rows(own, chained), "chains": _chain_rows(own), "segments": _segment_rows(sequences)}
+    own = _going_on(_chains(sequences, chained, size), *place)
+    segments = _later_segments(_segment_rows(sequences), *place)
+    return {"blocks": _block_rows(own, chained, place[0]), "chains": _chain_rows(own), "segments": segments}
 
 
 CHAINED = False  # whether a segment goes on from the one before
@@ -1847,12 +1872,17 @@ BLOCK = 256  # tokens of a block, at most
 
 
 @_by_length
-def _layout(T, device):
-    """Where T tokens lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
-    tables = _tables(_sequences([T], _segments), CHAINED, BLOCK)
+def _layout(T, place, device):
+    """Where T rows lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
+    tables = _tables(*_placed(T, place, BLOCK))
     lengths = {f"n_{name}": len(rows) for name, rows in tables.items()}
     longest = max(end - start for start, end, *_ in tables["blocks"])
     return {name: _table(rows, device) for name, rows in tables.items()} | lengths | {"longest": longest}
+
+
+def _placed(T, place, *how):
+    """What tables are made of: the segments of T rows, how they are cut, and their place in a longer sequence."""
+    return _sequences([T], _segments), CHAINED, *how, (0, 0, 0, 0)
 
 
 def _table(rows, device):
@@ -2205,7 +2235,7 @@ def _given(tensors):
     x.element, x.device = _element(tensors), tensors[0].device
     x.B, x.T, x.H, _ = x.q.shape
     x.BH = x.B * x.H
-    vars(x).update(_layout(x.T, x.device))
+    vars(x).update(_layout(x.T, (), x.device))
     return x
 
 

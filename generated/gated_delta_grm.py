@@ -997,6 +997,10 @@ def states_kernel(
     cached,
     pools,
     error_0,
+    begin_M,
+    begin_pool,
+    after_M,
+    after_pool,
     blocks,
     chains,
     T,
@@ -1024,6 +1028,12 @@ def states_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
+    if begin_M is not None:
+        if i_c == 0:
+            b_M = tl.load(begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
+    if begin_pool is not None:
+        if i_c == 0:
+            b_pool = tl.load(begin_pool + i_bh.to(tl.int64) * K + o_k, mask=m_k, other=0.0)
     i_first, i_last = _chain(chains, i_c)
     for i_n in range(i_first, i_last):
         start, end, i_s, segment_start, segment_end, _, _ = _block(blocks, i_n)
@@ -1086,6 +1096,12 @@ def states_kernel(
             tl.store(cached + i_cached * K * V + o_kv, b_M, mask=m_kv)
             if i_v == 0:
                 tl.store(pools + i_cached * K + o_k, b_pool / (segment_end - segment_start), mask=m_k)
+    if after_M is not None:
+        if i_last == n_blocks:
+            tl.store(after_M + i_bh.to(tl.int64) * (K * V) + o_kv, b_M, mask=m_kv)
+    if after_pool is not None:
+        if (i_last == n_blocks) & (i_v == 0):
+            tl.store(after_pool + i_bh.to(tl.int64) * K + o_k, b_pool, mask=m_k)
 
 
 @_jit
@@ -1101,6 +1117,8 @@ def read_kernel(
     lse,
     online,
     y,
+    begin_M,
+    begin_pool,
     blocks,
     T,
     H,
@@ -1124,9 +1142,16 @@ def read_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     start, end, i_s, segment_start, _, first, _ = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
+    if begin_M is not None:
+        if i_n == 0:
+            b_M = tl.load(begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
+    if begin_pool is not None:
+        if i_n == 0:
+            b_pool = tl.load(begin_pool + i_bh.to(tl.int64) * K + o_k, mask=m_k, other=0.0)
     for i_step in range(tl.cdiv(end - start, BT)):
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
@@ -1223,6 +1248,8 @@ def queries_kernel(
     d_u_rows,
     d_q,
     d_u,
+    begin_M,
+    begin_pool,
     blocks,
     T,
     H,
@@ -1246,9 +1273,16 @@ def queries_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     start, end, _, segment_start, _, _, _ = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
+    if begin_M is not None:
+        if i_n == 0:
+            b_M = tl.load(begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
+    if begin_pool is not None:
+        if i_n == 0:
+            b_pool = tl.load(begin_pool + i_bh.to(tl.int64) * K + o_k, mask=m_k, other=0.0)
     for i_step in range(tl.cdiv(end - start, BT)):
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
@@ -1339,6 +1373,8 @@ def keys_kernel(
     d_cached,
     d_pools,
     d_k,
+    begin_M,
+    d_after_M,
     blocks,
     T,
     H,
@@ -1367,9 +1403,15 @@ def keys_kernel(
     start, end, i_s, segment_start, _, _, _ = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     b_d_pool_next = tl.load(d_pools + (i_bh.to(tl.int64) * n_segments + i_s) * K + o_k, mask=m_k, other=0.0)
+    if d_after_M is not None:
+        if i_n == n_blocks - 1:
+            b_d_M_next += tl.load(d_after_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
         b_M = tl.zeros([BK, BV], tl.float32)
+        if begin_M is not None:
+            if i_n == 0:
+                b_M = tl.load(begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
         for i_step in range(n_steps - 1 - i_back):
             i_t = start + i_step * BT
             m_t = i_t + o_t < end
@@ -1554,6 +1596,8 @@ def gates_kernel(
     d_cached,
     d_alpha,
     d_eta,
+    begin_M,
+    d_after_M,
     blocks,
     T,
     H,
@@ -1581,9 +1625,15 @@ def gates_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     start, end, i_s, _, _, _, _ = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    if d_after_M is not None:
+        if i_n == n_blocks - 1:
+            b_d_M_next += tl.load(d_after_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
         b_M = tl.zeros([BK, BV], tl.float32)
+        if begin_M is not None:
+            if i_n == 0:
+                b_M = tl.load(begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
         for i_step in range(n_steps - 1 - i_back):
             i_t = start + i_step * BT
             m_t = i_t + o_t < end
@@ -1908,6 +1958,9 @@ def retreat_kernel(
     pull_0,
     d_cached,
     d_pools,
+    d_after_M,
+    d_begin_M,
+    d_begin_pool,
     blocks,
     chains,
     T,
@@ -1936,6 +1989,9 @@ def retreat_kernel(
     b_d_M_next = tl.zeros([BK, BV], tl.float32)
     b_d_pool_next = tl.zeros([BK], tl.float32)
     i_first, i_last = _chain(chains, i_c)
+    if d_after_M is not None:
+        if i_last == n_blocks:
+            b_d_M_next += tl.load(d_after_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
     for i_back in range(i_last - i_first):
         i_n = i_last - 1 - i_back
         start, end, i_s, segment_start, segment_end, _, _ = _block(blocks, i_n)
@@ -2019,6 +2075,12 @@ def retreat_kernel(
             b_d_M = _tile_dot_add(b_d_M_2, tl.trans(b_k.to(tl.float32)), b_d_k_M, one, PREC)
             b_d_M_next = b_d_M
             b_d_pool_next = b_d_pool
+    if d_begin_M is not None:
+        if i_c == 0:
+            tl.store(d_begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, b_d_M_next, mask=m_kv)
+    if d_begin_pool is not None:
+        if (i_c == 0) & (i_v == 0):
+            tl.store(d_begin_pool + i_bh.to(tl.int64) * K + o_k, b_d_pool_next, mask=m_k)
 
 
 def _by_length(make):
@@ -2064,6 +2126,16 @@ def _segment_rows(sequences):
     return rows
 
 
+def _later_segments(rows, lead, offset, cached, summed):
+    """Rows of segments that follow others, those of the `cached` ones in front: these end where the new tokens begin.
+
+    What is cached of those is no sum over their tokens, so they have one.
+    """
+    last = max((end for *_, end in rows), default=0) + lead
+    own = [(begin + lead - (0 if s else offset), end + lead, 0, last) for s, (begin, end, _, _) in enumerate(rows)]
+    return [(lead - 1, lead, 0, last)] * cached + own if (lead, offset, cached) != (0, 0, 0) else list(rows)
+
+
 def _chains(sequences, chained, size, chunk=None):
     """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
 
@@ -2081,21 +2153,36 @@ def _chains(sequences, chained, size, chunk=None):
     return found
 
 
+def _going_on(chains, lead, offset, cached, summed):
+    """Pieces of tokens that follow others, `lead` of which stand in front: the first is at `offset` of its segment.
+
+    Of segments before that one `cached` have places of their own, and the sum of `summed` is as one.
+    """
+    return [
+        [
+            (start + lead, end + lead, s + cached, first + lead - (0 if s else offset), last + lead, of - summed, fresh)
+            for start, end, s, first, last, of, fresh in chain
+        ]
+        for chain in chains
+    ]
+
+
 def _chain_rows(chains):
     """A row a chain: its first piece, and the one after its last, of the pieces of all."""
     ends = list(itertools.accumulate(map(len, chains)))
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _block_rows(chains, chained):
+def _block_rows(chains, chained, lead=0):
     """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
-    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+    return [(*piece[:6], chain[0][0] - lead if chained else piece[3], 0) for chain in chains for piece in chain]
 
 
-def _tables(sequences, chained, size):
+def _tables(sequences, chained, size, place):
     """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
-    own = _chains(sequences, chained, size)
-    return {"blocks": _block_rows(own, chained), "chains": _chain_rows(own), "segments": _segment_rows(sequences)}
+    own = _going_on(_chains(sequences, chained, size), *place)
+    segments = _later_segments(_segment_rows(sequences), *place)
+    return {"blocks": _block_rows(own, chained, place[0]), "chains": _chain_rows(own), "segments": segments}
 
 
 CHAINED = False  # whether a segment goes on from the one before
@@ -2103,12 +2190,22 @@ BLOCK = 256  # tokens of a block, at most
 
 
 @_by_length
-def _layout(T, device):
-    """Where T tokens lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
-    tables = _tables(_sequences([T], _segments), CHAINED, BLOCK)
+def _layout(T, place, device):
+    """Where T rows lie: tables of blocks, their chains and segments, with their lengths, and the longest block's.
+
+    Where tokens follow others, the longest is that of a long sequence, so that kernels take the same rows at once.
+    """
+    tables = _tables(*_placed(T, place, BLOCK))
     lengths = {f"n_{name}": len(rows) for name, rows in tables.items()}
-    longest = max(end - start for start, end, *_ in tables["blocks"])
+    longest = min(BLOCK, SEGMENT) if place else max(end - start for start, end, *_ in tables["blocks"])
     return {name: _table(rows, device) for name, rows in tables.items()} | lengths | {"longest": longest}
+
+
+def _placed(T, place, *how):
+    """What tables are made of: the segments of T rows, how they are cut, and their place in a longer sequence."""
+    lead, offset, before = place or (0, 0, 0)
+    sequences = _sequences([T - lead], functools.partial(_segments, offset=offset))
+    return sequences, CHAINED, *how, (lead, offset, before, 0)
 
 
 def _table(rows, device):
@@ -2140,100 +2237,20 @@ AXES = {
 # values in registers where that matters. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
-        "bfloat16": {
-            "states": (64, 32, 8, 1),
-            "read": (64, 64, 8, 1),
-            "queries": (64, 64, 8, 1),
-            "keys": (32, 64, 8, 1),
-            "values": (64, 64, 8, 1),
-            "gates": (32, 64, 8, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
-            "retreat": (64, 32, 8, 1),
-        },
-        "float32": {
-            "states": (32, 64, 8, 1),
-            "read": (32, 64, 8, 1),
-            "queries": (32, 64, 8, 1),
-            "keys": (32, 32, 8, 1),
-            "values": (32, 64, 4, 1),
-            "gates": (32, 32, 8, 1),
-            "rows": (32, 64, 8, 1),
-            "segments": (32, 64, 8, 1),
-            "retreat": (32, 64, 8, 1),
-        },
+        "bfloat16": {"values": (64, 64, 8, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "float32": {"values": (32, 64, 4, 1), "rows": (32, 64, 8, 1), "segments": (32, 64, 8, 1)},
     },
     "sm90": {
-        "bfloat16": {
-            "states": (64, 16, 8, 1),
-            "read": (64, 64, 8, 1),
-            "queries": (32, 64, 8, 1),
-            "keys": (32, 64, 8, 1),
-            "values": (64, 64, 8, 1),
-            "gates": (16, 64, 4, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
-            "retreat": (32, 64, 8, 1),
-        },
-        "float32": {
-            "states": (32, 64, 8, 1),
-            "read": (32, 64, 8, 1),
-            "queries": (32, 64, 8, 1),
-            "keys": (32, 64, 8, 1),
-            "values": (32, 64, 4, 1),
-            "gates": (32, 32, 8, 1),
-            "rows": (32, 64, 8, 1),
-            "segments": (32, 64, 8, 1),
-            "retreat": (32, 64, 8, 1),
-        },
+        "bfloat16": {"values": (64, 64, 8, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "float32": {"values": (32, 64, 4, 1), "rows": (32, 64, 8, 1), "segments": (32, 64, 8, 1)},
     },
     "sm100": {
-        "bfloat16": {
-            "states": (64, 16, 8, 1),
-            "read": (64, 64, 8, 1),
-            "queries": (64, 64, 8, 1),
-            "keys": (32, 64, 8, 1),
-            "values": (64, 64, 8, 1),
-            "gates": (32, 64, 8, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
-            "retreat": (32, 64, 8, 1),
-        },
-        "float32": {
-            "states": (32, 64, 8, 1),
-            "read": (32, 64, 8, 1),
-            "queries": (32, 64, 8, 1),
-            "keys": (32, 64, 8, 1),
-            "values": (32, 64, 4, 1),
-            "gates": (32, 32, 8, 1),
-            "rows": (32, 64, 8, 1),
-            "segments": (32, 64, 4, 1),
-            "retreat": (32, 64, 8, 1),
-        },
+        "bfloat16": {"values": (64, 64, 8, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "float32": {"values": (32, 64, 4, 1), "rows": (32, 64, 8, 1), "segments": (32, 64, 4, 1)},
     },
     "gfx942": {
-        "bfloat16": {
-            "states": (64, 64, 4, 1),
-            "read": (64, 64, 4, 1),
-            "queries": (64, 64, 4, 1),
-            "keys": (64, 64, 4, 1),
-            "values": (64, 64, 4, 1),
-            "gates": (32, 32, 4, 1),
-            "rows": (64, 64, 4, 1),
-            "segments": (64, 64, 4, 1),
-            "retreat": (64, 64, 4, 1),
-        },
-        "float32": {
-            "states": (32, 64, 4, 1),
-            "read": (32, 64, 4, 1),
-            "queries": (32, 64, 4, 1),
-            "keys": (32, 32, 4, 1),
-            "values": (32, 64, 4, 1),
-            "gates": (32, 16, 4, 1),
-            "rows": (32, 64, 4, 1),
-            "segments": (32, 64, 4, 1),
-            "retreat": (32, 64, 4, 1),
-        },
+        "bfloat16": {"values": (64, 64, 4, 1), "rows": (64, 64, 4, 1), "segments": (64, 64, 4, 1)},
+        "float32": {"values": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
 }
 
@@ -2247,15 +2264,15 @@ DEFAULTS = {
 
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
-    "states": "8bd117986af32d4c4bb2861b1e454af76fbaa2aab9d9c9d755161045cb1a51b0",
-    "read": "0d80bed72a0c3f77060687a9a2e20a21a448a490d99de790933b9cdcbfc4a10e",
-    "queries": "10fe0608ca1472d10d683c3f51668c7cbb5b257da52ca1d45d65d804e3b16bfc",
-    "keys": "f8c0398e8b91e062d8668471d5da70bf4fe551ecd8c3ca5df8bcd02b8a7b46b7",
+    "states": "55543bf795538d7e647649e3f9f1cdbc0d19a15a88b888da924a4430c820142b",
+    "read": "9e680ea7bf0a1412b769cc8eeccd765553ffbfccafd4b1f94a9cf482b8a77bac",
+    "queries": "f2511ce919e067f90da35089acd62ea8b7da23f62c37afff27a477259de817f4",
+    "keys": "2216aa0503120f63bb7c8ab7f712129236a7057a2fe272f6487f305e2077aafa",
     "values": "f1db14f745efd239fbbd87f09af5faf530bc363c1c76e781e9e2827838c4ad1d",
-    "gates": "1a2257bb7411bc36863672782f9e1bc2b1221c213ab83613762168859ba063ab",
+    "gates": "89df8c561e7b951509816515b5ca5f774e1d391030099ef11bd33f65268e13ba",
     "rows": "0f3e2176384ae5bc3020e7f518129c0929e118ac4654b9c89c748bc97e7f3df3",
     "segments": "e4cbffa496446a825c6747b686e1f1abf5f8569a289151ebf48eefe44a540c80",
-    "retreat": "c2b8766842783e30dcb236fd923deda64c8ced38639903eddd49399272f263c0",
+    "retreat": "4bd0fb2da20a5ed4bad34fb9a3aa8c4c1b1e35f1390f58e86716f8a0d0370216",
 }
 STEPPING = ()  # of these, tables tell apart how many rows they take at once
 
@@ -2454,20 +2471,45 @@ def _launch(kernel, x, units, tiles=1, parts=()):
     _add_up_parts(x, own, parts)
 
 
-def _given(tensors):
-    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
-    inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
-    x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
-    x.element, x.device = _element(tensors), tensors[0].device
+def _given(tensors, place=()):
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have.
+
+    `place` is that of `_define`: where it is not empty, the pass goes on from a state, and leaves one.
+    """
+    own, begun, cached = _divided(tensors, place[1] if place else 0)
+    x = types.SimpleNamespace(place=_triton_place(tensors, place), begun=bool(begun), earlier=cached)
+    inputs = [t.contiguous() for t in tensors[: len(INPUTS)]]
+    vars(x).update(zip(INPUTS, inputs, strict=True))
+    x.element, x.device = _element(own), tensors[0].device
     x.B, x.T, x.H, _ = x.q.shape
     x.BH = x.B * x.H
-    vars(x).update(_layout(x.T, x.device))
+    vars(x).update(_layout(x.T, x.place, x.device))
+    _begin(x, begun)
     return x
 
 
-def _rooms_triton(B, T, H):
+def _triton_place(tensors, place):
+    """Rows in front of the first token, tokens of its segment before it, and segments before that; () for a whole
+    sequence."""
+    if not place:
+        return ()
+    return 0, place[0], place[1]
+
+
+def _begin(x, begun):
+    """Names what a pass goes on from and what it leaves, None in one of a whole sequence."""
+    given = dict(zip(PARTS, begun, strict=False))
+    for name in PARTS:
+        part = given.get(name)
+        found = {"begin": None if part is None else part.float().contiguous(), "d_after": None, "d_begin": None}
+        found["after"] = _new(x, x.B, x.H, 1, *SHAPES[name]) if x.place else None
+        vars(x).update({f"{what}_{name}": t for what, t in found.items()})
+
+
+def _rooms_triton(B, T, H, place=()):
     """The shapes of what the forward kernels leave for the backward pass, by name; all sizes may be symbolic."""
-    n_segments = _segment_count(T)
+    lead, offset, before = place or (0, 0, 0)
+    n_segments = before + _segment_count(T - lead + offset)
     return {
         "cached": (B, H, n_segments, 64, 64),
         "pools": (B, H, n_segments, 64),
@@ -2477,17 +2519,76 @@ def _rooms_triton(B, T, H):
     }
 
 
-def _saved_triton(tensors):
+def _saved_triton(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer, and the segments that rows choose, where they do."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    return [_buffer(_rooms_triton(B, T, H), q, torch.float32)]
+    place = _triton_place(tensors, place)
+    T += place[0] if place else 0
+    return [_buffer(_rooms_triton(B, T, H, place), q, torch.float32)]
 
 
 def _recall(x, names, saved):
     """Names what the forward pass saves, the parts of its buffer too."""
     vars(x).update(zip(names, saved, strict=True))
-    rooms = _rooms_triton(x.B, x.T, x.H)
+    rooms = _rooms_triton(x.B, x.T, x.H, x.place)
     vars(x).update(zip(rooms, _parted(x.buffer, rooms), strict=True))
+
+
+def _finished(x):
+    """How many segments end in a pass that goes on from a state."""
+    return (x.place[1] + x.T - x.place[0]) // SEGMENT
+
+
+def _copy_earlier(x):
+    """The states of earlier segments in front of those that a pass makes."""
+    if x.earlier:
+        for name, t in zip(BANK, x.earlier, strict=True):
+            getattr(x, name)[:, :, : x.place[2]] = t
+
+
+def _results(x, saved):
+    """What the forward pass gives: y, the state after the last token where it goes on from one, and what it saves."""
+    if not x.place:
+        return [x.y, *saved]
+    y = x.y
+    after = [getattr(x, f"after_{name}") for name in PARTS]
+    own = slice(x.place[2], x.place[2] + _finished(x))
+    after += [getattr(x, name)[:, :, own].clone() for name in BANK]
+    return [y, *after, *saved]
+
+
+def _owe(x, d_after):
+    """Names what is owed to the state after the last token and to what is cached, and makes room for what is owed to
+    the state that the pass goes on from."""
+    if not x.place:
+        return
+    x.owed = dict(zip((*PARTS, *BANK), d_after, strict=True))
+    for name in PARTS:
+        vars(x)[f"d_after_{name}"] = x.owed[name].contiguous()
+        vars(x)[f"d_begin_{name}"] = torch.zeros_like(x.owed[name]) if x.begun else None
+
+
+def _owe_cached(x):
+    """Adds what is owed to segments' states by what comes after the pass; of pooled keys to the sums of keys."""
+    if not x.place:
+        return
+    before = x.place[2]
+    own = slice(before, before + _finished(x))
+    x.d_cached[:, :, own] += x.owed["cached"]
+    x.d_earlier = [x.d_cached[:, :, :before].clone()]
+    x.d_pools[:, :, own] += x.owed["pools"] / SEGMENT
+    x.d_pools[:, :, -1:] += x.owed["pool"]
+    x.d_earlier.append(x.d_pools[:, :, :before].clone())
+
+
+def _of_begun(x):
+    """The gradients of what a pass goes on from, in the order of the operator's tensors."""
+    found = []
+    if x.begun:
+        found += [getattr(x, f"d_begin_{name}") for name in PARTS]
+        if x.place[1] == 0:
+            found[PARTS.index("pool")].zero_()  # a segment's keys are summed up from its first on
+    return found + (x.d_earlier if x.earlier else [])
 
 
 def _gradients(x, tensors):
@@ -2495,21 +2596,23 @@ def _gradients(x, tensors):
     return [getattr(x, f"d_{name}").to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
 
 
-def _run_forward_triton(tensors):
+def _run_forward_triton(tensors, place=()):
     """y, and what the backward pass needs of it."""
-    x = _given(tensors)
-    saved = _saved_triton(tensors)
-    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))
+    x = _given(tensors, place)
+    saved = _saved_triton(tensors, place)
+    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H, x.place))
     _recall(x, ["buffer"], saved)
+    _copy_earlier(x)
     x.y = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
     _launch(states_kernel, x, x.n_chains * x.BH, _n_tiles("states", x))
     _launch(read_kernel, x, x.n_blocks * x.BH, _n_tiles("read", x))
-    return [x.y, *saved]
+    return _results(x, saved)
 
 
-def _run_backward_triton(tensors, saved, d_y):
+def _run_backward_triton(tensors, saved, d_y, d_after=(), place=()):
     """The gradients of all inputs, from that of y and what the forward pass saved."""
-    x = _given(tensors)
+    x = _given(tensors, place)
+    _owe(x, d_after)
     _recall(x, ["y", "buffer"], saved)
     x.d_y = d_y.contiguous()
     x.delta = _new(x, x.B, x.T, x.H)
@@ -2526,6 +2629,7 @@ def _run_backward_triton(tensors, saved, d_y):
         _n_tiles("segments", x),
         parts=(("d_pools", _n_tiles("segments", x), 0),),
     )
+    _owe_cached(x)
     x.pull_0 = _new(x, x.B, x.T, x.H, 64)
     _launch(retreat_kernel, x, x.n_chains * x.BH, _n_tiles("retreat", x))
     x.d_q = _new(x, x.B, x.T, x.H, 64, dtype=x.q.dtype)
@@ -2547,7 +2651,7 @@ def _run_backward_triton(tensors, saved, d_y):
             ("d_eta", _n_tiles("gates", x), 0),
         ),
     )
-    return _gradients(x, tensors)
+    return _gradients(x, tensors) + _of_begun(x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2831,7 +2935,7 @@ def op(
     Raises:
         TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
         ValueError: an argument has the wrong shape or lies on another device; it is named.
-        UnsupportedError: a forward-mode derivative is asked for, or a state on Triton or under torch.func's transforms.
+        UnsupportedError: a forward-mode derivative is asked for, or a state under torch.func's transforms.
     """
     _check(q, k, v, u, theta, gates, backend)
     lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, q)
@@ -2854,8 +2958,6 @@ def op(
     operators = OPERATORS[backend]
     mapped = not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
     if state is not None or return_state:
-        if backend == "triton":
-            raise UnsupportedError('state= and return_state= are not lowered to Triton yet; pass backend="torch"')
         if mapped:
             raise UnsupportedError(
                 "state= and return_state= are not lowered under torch.func's transforms; use autograd and a batch"
@@ -2870,7 +2972,7 @@ def op(
 # lies in would be in one call, so that it makes no difference where calls begin.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHECKPOINT = 64  # tokens from one point that a state can go on from to the next, counted from a segment's first
+CHECKPOINT = 64  # tokens of a segment from one point that a state can go on from to the next
 WRITTEN = ("k", "v", "alpha", "eta")  # the inputs that states are made of
 LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {

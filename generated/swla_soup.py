@@ -948,6 +948,10 @@ def states_kernel(
     lam,
     cached,
     pools,
+    begin_M,
+    begin_pool,
+    after_M,
+    after_pool,
     blocks,
     chains,
     T,
@@ -975,6 +979,12 @@ def states_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
+    if begin_M is not None:
+        if i_c == 0:
+            b_M = tl.load(begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
+    if begin_pool is not None:
+        if i_c == 0:
+            b_pool = tl.load(begin_pool + i_bh.to(tl.int64) * K + o_k, mask=m_k, other=0.0)
     i_first, i_last = _chain(chains, i_c)
     for i_n in range(i_first, i_last):
         start, end, i_s, segment_start, segment_end, _, border = _block(blocks, i_n)
@@ -1026,6 +1036,12 @@ def states_kernel(
             tl.store(cached + i_cached * K * V + o_kv, b_M, mask=m_kv)
             if i_v == 0:
                 tl.store(pools + i_cached * K + o_k, b_pool / (segment_end - segment_start), mask=m_k)
+    if after_M is not None:
+        if i_last == n_blocks:
+            tl.store(after_M + i_bh.to(tl.int64) * (K * V) + o_kv, b_M, mask=m_kv)
+    if after_pool is not None:
+        if (i_last == n_blocks) & (i_v == 0):
+            tl.store(after_pool + i_bh.to(tl.int64) * K + o_k, b_pool, mask=m_k)
 
 
 @_jit
@@ -1042,6 +1058,8 @@ def read_kernel(
     lse,
     online,
     y,
+    begin_M,
+    begin_pool,
     blocks,
     T,
     H,
@@ -1065,9 +1083,16 @@ def read_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     start, end, i_s, segment_start, _, first, border = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
+    if begin_M is not None:
+        if i_n == 0:
+            b_M = tl.load(begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
+    if begin_pool is not None:
+        if i_n == 0:
+            b_pool = tl.load(begin_pool + i_bh.to(tl.int64) * K + o_k, mask=m_k, other=0.0)
     for i_step in range(tl.cdiv(end - start, BT)):
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
@@ -1183,6 +1208,8 @@ def queries_kernel(
     d_u_rows,
     d_q,
     d_u,
+    begin_M,
+    begin_pool,
     blocks,
     T,
     H,
@@ -1206,9 +1233,16 @@ def queries_kernel(
     one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     start, end, _, segment_start, _, _, border = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
+    if begin_M is not None:
+        if i_n == 0:
+            b_M = tl.load(begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
+    if begin_pool is not None:
+        if i_n == 0:
+            b_pool = tl.load(begin_pool + i_bh.to(tl.int64) * K + o_k, mask=m_k, other=0.0)
     for i_step in range(tl.cdiv(end - start, BT)):
         i_t = start + i_step * BT
         m_t = i_t + o_t < end
@@ -1319,6 +1353,7 @@ def keys_kernel(
     d_pools,
     d_k_1,
     d_k,
+    d_after_M,
     blocks,
     T,
     H,
@@ -1347,6 +1382,9 @@ def keys_kernel(
     start, end, i_s, segment_start, _, _, border = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
     b_d_pool_next = tl.load(d_pools + (i_bh.to(tl.int64) * n_segments + i_s) * K + o_k, mask=m_k, other=0.0)
+    if d_after_M is not None:
+        if i_n == n_blocks - 1:
+            b_d_M_next += tl.load(d_after_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
         i_step = n_steps - 1 - i_back
@@ -1449,6 +1487,7 @@ def values_kernel(
     d_cached,
     d_v_1,
     d_v,
+    d_after_M,
     blocks,
     T,
     H,
@@ -1476,6 +1515,9 @@ def values_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     start, end, i_s, _, _, _, border = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    if d_after_M is not None:
+        if i_n == n_blocks - 1:
+            b_d_M_next += tl.load(d_after_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
         i_step = n_steps - 1 - i_back
@@ -1560,6 +1602,8 @@ def gates_kernel(
     d_alpha,
     d_beta,
     d_lam,
+    begin_M,
+    d_after_M,
     blocks,
     T,
     H,
@@ -1587,9 +1631,15 @@ def gates_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     start, end, i_s, _, _, _, border = _block(blocks, i_n)
     b_d_M_next = tl.load(d_cached + (i_bh.to(tl.int64) * n_segments + i_s) * K * V + o_kv, mask=m_kv, other=0.0)
+    if d_after_M is not None:
+        if i_n == n_blocks - 1:
+            b_d_M_next += tl.load(d_after_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
     n_steps = tl.cdiv(end - start, BT)
     for i_back in range(n_steps):
         b_M = tl.zeros([BK, BV], tl.float32)
+        if begin_M is not None:
+            if i_n == 0:
+                b_M = tl.load(begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
         for i_step in range(n_steps - 1 - i_back):
             i_t = start + i_step * BT
             m_t = i_t + o_t < end
@@ -1904,6 +1954,98 @@ def segments_kernel(
     tl.store(d_pools + i_part * K + o_k, s_pools / (end - start), mask=m_k)
 
 
+@_jit
+def retreat_kernel(
+    q,
+    u,
+    alpha,
+    d_y,
+    online,
+    d_r,
+    d_cached,
+    d_pools,
+    d_after_M,
+    d_begin_M,
+    d_begin_pool,
+    blocks,
+    chains,
+    T,
+    H,
+    BH,
+    n_blocks,
+    n_segments,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The gradient of the state at the end of every block, and of what passes through error rows.
+
+    One program walks a chain of blocks and a tile of V columns, in reverse.
+    """
+    i_c, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    one = tl.minimum(T, 1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    b_d_M_next = tl.zeros([BK, BV], tl.float32)
+    b_d_pool_next = tl.zeros([BK], tl.float32)
+    i_first, i_last = _chain(chains, i_c)
+    if d_after_M is not None:
+        if i_last == n_blocks:
+            b_d_M_next += tl.load(d_after_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
+    for i_back in range(i_last - i_first):
+        i_n = i_last - 1 - i_back
+        start, end, i_s, segment_start, segment_end, _, _ = _block(blocks, i_n)
+        if end == segment_end:
+            i_cached = i_bh.to(tl.int64) * n_segments + i_s
+            b_d_M_next += tl.load(d_cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
+            b_d_pool_next = tl.load(d_pools + i_cached * K + o_k, mask=m_k, other=0.0)
+        n_steps = tl.cdiv(end - start, BT)
+        for i_back in range(n_steps):
+            i_step = n_steps - 1 - i_back
+            i_t = start + i_step * BT
+            m_t = i_t + o_t < end
+            i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+            b_online = tl.load(online + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_d_y = tl.load(
+                d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
+            ).to(IN)
+            b_d_o = b_online[:, None] * b_d_y.to(tl.float32)
+            b_valid = m_t.to(tl.float32)
+            b_alpha = tl.load(alpha + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_M_keeps = tl.where(b_valid > 0, b_alpha, 1.0)
+            b_M_keeps_e, b_M_keeps_f, b_M_keeps_e1, b_M_keeps_f1 = _tile_runs(b_M_keeps)
+            b_M_keeps_run_t = _tile_product(b_M_keeps_e, b_M_keeps_f)
+            b_d_q_M = b_d_o * b_M_keeps_run_t[:, None]
+            b_M_keeps_run_all = _tile_product(tl.sum(b_M_keeps_e1, 0), tl.sum(b_M_keeps_f1, 0))
+            b_d_M_by_M_next = b_d_M_next * b_M_keeps_run_all
+            b_q = tl.load(
+                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_d_M = _tile_dot_add(b_d_M_by_M_next, tl.trans(b_q.to(tl.float32)), b_d_q_M, one, PREC)
+            b_u = tl.load(
+                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
+            ).to(IN)
+            b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
+            b_count = (i_t - segment_start + 1 + o_t).to(tl.float32)
+            b_d_r_over_count = b_d_r / b_count
+            b_d_pool_by_r = tl.sum(b_u.to(tl.float32) * b_d_r_over_count[:, None], 0)
+            b_d_pool = b_d_pool_next + b_d_pool_by_r
+            b_d_M_next = b_d_M
+            b_d_pool_next = b_d_pool
+    if d_begin_M is not None:
+        if i_c == 0:
+            tl.store(d_begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, b_d_M_next, mask=m_kv)
+    if d_begin_pool is not None:
+        if (i_c == 0) & (i_v == 0):
+            tl.store(d_begin_pool + i_bh.to(tl.int64) * K + o_k, b_d_pool_next, mask=m_k)
+
+
 def _by_length(make):
     """Remembers the tables of the last 64 lengths, and for good those that a CUDA graph was captured with.
 
@@ -1947,6 +2089,16 @@ def _segment_rows(sequences):
     return rows
 
 
+def _later_segments(rows, lead, offset, cached, summed):
+    """Rows of segments that follow others, those of the `cached` ones in front: these end where the new tokens begin.
+
+    What is cached of those is no sum over their tokens, so they have one.
+    """
+    last = max((end for *_, end in rows), default=0) + lead
+    own = [(begin + lead - (0 if s else offset), end + lead, 0, last) for s, (begin, end, _, _) in enumerate(rows)]
+    return [(lead - 1, lead, 0, last)] * cached + own if (lead, offset, cached) != (0, 0, 0) else list(rows)
+
+
 def _chains(sequences, chained, size, chunk=None):
     """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
 
@@ -1964,21 +2116,36 @@ def _chains(sequences, chained, size, chunk=None):
     return found
 
 
+def _going_on(chains, lead, offset, cached, summed):
+    """Pieces of tokens that follow others, `lead` of which stand in front: the first is at `offset` of its segment.
+
+    Of segments before that one `cached` have places of their own, and the sum of `summed` is as one.
+    """
+    return [
+        [
+            (start + lead, end + lead, s + cached, first + lead - (0 if s else offset), last + lead, of - summed, fresh)
+            for start, end, s, first, last, of, fresh in chain
+        ]
+        for chain in chains
+    ]
+
+
 def _chain_rows(chains):
     """A row a chain: its first piece, and the one after its last, of the pieces of all."""
     ends = list(itertools.accumulate(map(len, chains)))
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _block_rows(chains, chained):
+def _block_rows(chains, chained, lead=0):
     """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
-    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+    return [(*piece[:6], chain[0][0] - lead if chained else piece[3], 0) for chain in chains for piece in chain]
 
 
-def _tables(sequences, chained, size):
+def _tables(sequences, chained, size, place):
     """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
-    own = _chains(sequences, chained, size)
-    return {"blocks": _block_rows(own, chained), "chains": _chain_rows(own), "segments": _segment_rows(sequences)}
+    own = _going_on(_chains(sequences, chained, size), *place)
+    segments = _later_segments(_segment_rows(sequences), *place)
+    return {"blocks": _block_rows(own, chained, place[0]), "chains": _chain_rows(own), "segments": segments}
 
 
 CHAINED = False  # whether a segment goes on from the one before
@@ -1986,12 +2153,22 @@ BLOCK = 256  # tokens of a block, at most
 
 
 @_by_length
-def _layout(T, device):
-    """Where T tokens lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
-    tables = _tables(_sequences([T], _segments), CHAINED, BLOCK)
+def _layout(T, place, device):
+    """Where T rows lie: tables of blocks, their chains and segments, with their lengths, and the longest block's.
+
+    Where tokens follow others, the longest is that of a long sequence, so that kernels take the same rows at once.
+    """
+    tables = _tables(*_placed(T, place, BLOCK))
     lengths = {f"n_{name}": len(rows) for name, rows in tables.items()}
-    longest = max(end - start for start, end, *_ in tables["blocks"])
+    longest = min(BLOCK, SEGMENT) if place else max(end - start for start, end, *_ in tables["blocks"])
     return {name: _table(rows, device) for name, rows in tables.items()} | lengths | {"longest": longest}
+
+
+def _placed(T, place, *how):
+    """What tables are made of: the segments of T rows, how they are cut, and their place in a longer sequence."""
+    lead, offset, before = place or (0, 0, 0)
+    sequences = _sequences([T - lead], functools.partial(_segments, offset=offset))
+    return sequences, CHAINED, *how, (lead, offset, before, 0)
 
 
 def _table(rows, device):
@@ -2015,6 +2192,7 @@ AXES = {
     "gates": "v",
     "rows": "v",
     "segments": "v",
+    "retreat": "v",
 }
 
 # BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
@@ -2022,92 +2200,20 @@ AXES = {
 # values in registers where that matters. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
-        "bfloat16": {
-            "states": (64, 64, 8, 1),
-            "read": (64, 32, 8, 1),
-            "queries": (64, 64, 8, 1),
-            "keys": (64, 16, 8, 1),
-            "values": (64, 64, 8, 1),
-            "gates": (32, 64, 8, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
-        },
-        "float32": {
-            "states": (32, 64, 4, 1),
-            "read": (32, 64, 8, 1),
-            "queries": (32, 64, 8, 1),
-            "keys": (32, 64, 8, 1),
-            "values": (32, 64, 8, 1),
-            "gates": (32, 32, 8, 1),
-            "rows": (32, 64, 8, 1),
-            "segments": (32, 64, 8, 1),
-        },
+        "bfloat16": {"rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "float32": {"rows": (32, 64, 8, 1), "segments": (32, 64, 8, 1)},
     },
     "sm90": {
-        "bfloat16": {
-            "states": (64, 64, 8, 1),
-            "read": (32, 64, 4, 1),
-            "queries": (64, 16, 8, 1),
-            "keys": (32, 64, 8, 1),
-            "values": (64, 64, 8, 1),
-            "gates": (32, 64, 8, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
-        },
-        "float32": {
-            "states": (32, 64, 4, 1),
-            "read": (32, 64, 8, 1),
-            "queries": (32, 64, 8, 1),
-            "keys": (32, 64, 8, 1),
-            "values": (32, 64, 8, 1),
-            "gates": (32, 64, 8, 1),
-            "rows": (32, 64, 8, 1),
-            "segments": (32, 64, 8, 1),
-        },
+        "bfloat16": {"rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "float32": {"rows": (32, 64, 8, 1), "segments": (32, 64, 8, 1)},
     },
     "sm100": {
-        "bfloat16": {
-            "states": (64, 64, 8, 1),
-            "read": (64, 64, 8, 1),
-            "queries": (64, 64, 8, 1),
-            "keys": (64, 16, 8, 1),
-            "values": (64, 64, 8, 1),
-            "gates": (32, 64, 4, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
-        },
-        "float32": {
-            "states": (32, 64, 4, 1),
-            "read": (32, 64, 8, 1),
-            "queries": (32, 64, 8, 1),
-            "keys": (32, 64, 8, 1),
-            "values": (32, 64, 8, 1),
-            "gates": (32, 64, 8, 1),
-            "rows": (32, 64, 8, 1),
-            "segments": (32, 64, 4, 1),
-        },
+        "bfloat16": {"rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
+        "float32": {"rows": (32, 64, 8, 1), "segments": (32, 64, 4, 1)},
     },
     "gfx942": {
-        "bfloat16": {
-            "states": (64, 64, 4, 1),
-            "read": (64, 64, 4, 1),
-            "queries": (64, 64, 4, 1),
-            "keys": (64, 64, 4, 1),
-            "values": (64, 64, 4, 1),
-            "gates": (64, 64, 4, 1),
-            "rows": (64, 64, 4, 1),
-            "segments": (64, 64, 4, 1),
-        },
-        "float32": {
-            "states": (32, 64, 4, 1),
-            "read": (32, 64, 4, 1),
-            "queries": (32, 64, 4, 1),
-            "keys": (32, 64, 4, 1),
-            "values": (32, 64, 4, 1),
-            "gates": (32, 64, 4, 1),
-            "rows": (32, 64, 4, 1),
-            "segments": (32, 64, 4, 1),
-        },
+        "bfloat16": {"rows": (64, 64, 4, 1), "segments": (64, 64, 4, 1)},
+        "float32": {"rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
     },
 }
 
@@ -2121,14 +2227,15 @@ DEFAULTS = {
 
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
-    "states": "9d5075971a2c2b3b6732f9ad082fd699fdc39a65cc7cd5724efef8e59e61fb61",
-    "read": "e7e56a76b4e60af20815eddad1b77fbd48f15c8d98cf3971714cff1b977e33f2",
-    "queries": "24476a07f2b470f9f58b288befcd32a065fcca16398945b78c6bc9e0105e8a0e",
-    "keys": "8eb4063b5a3bb6917ef57e8467588026a88ab4c0f7f95ab6637a1143503446e6",
-    "values": "a202e38d7bad430c098fb6c432f8a48def8c1f04b5e8ac9aabbc6d828f9b4c60",
-    "gates": "c23bf27276a1614698909fc3e84f11d5501821a9a972ba494fe0994519489a22",
+    "states": "1766e95c646bf5bb2c86e6c71d429a472947138273cd6fb7716b61c80dd9944b",
+    "read": "55288cc135bb6c0a53b2ee8b08703411843ce2c6fde71ad7e580ebd1c11cfee2",
+    "queries": "26335e6c2cd124bcd25b058c377f82d07736ee413d26a97d4b059c3bae65bfc9",
+    "keys": "a57f42842bac5199be91756ff3ccae5258d32b93c5af89559b6b35c67fdea550",
+    "values": "bed11c1629f420b9c580bdbf0666f618f40b9b99de754930cee6c8d681076f32",
+    "gates": "1c08a1851616a55355ca3fc28cdb8fcd5c59f9fc3d308f96e19351013c3a9574",
     "rows": "0f3e2176384ae5bc3020e7f518129c0929e118ac4654b9c89c748bc97e7f3df3",
     "segments": "e4cbffa496446a825c6747b686e1f1abf5f8569a289151ebf48eefe44a540c80",
+    "retreat": "1f3f8dfe77a93b81c516811c9bf41b9fde8ee426e28d2f6d8d83d5582bcc1d29",
 }
 STEPPING = ()  # of these, tables tell apart how many rows they take at once
 
@@ -2327,20 +2434,64 @@ def _launch(kernel, x, units, tiles=1, parts=()):
     _add_up_parts(x, own, parts)
 
 
-def _given(tensors):
-    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
-    inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
-    x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
-    x.element, x.device = _element(tensors), tensors[0].device
+def _given(tensors, place=()):
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have.
+
+    `place` is that of `_define`: where it is not empty, the pass goes on from a state, and leaves one.
+    """
+    own, begun, cached = _divided(tensors, place[1] if place else 0)
+    x = types.SimpleNamespace(place=_triton_place(tensors, place), begun=bool(begun), earlier=cached)
+    history = dict(
+        zip(
+            (
+                "k",
+                "v",
+            ),
+            begun[len(PARTS) :],
+            strict=bool(begun),
+        )
+    )
+    inputs = [_led(x, t, history.get(name)) for name, t in zip(INPUTS, tensors, strict=False)]
+    vars(x).update(zip(INPUTS, inputs, strict=True))
+    x.element, x.device = _element(own), tensors[0].device
     x.B, x.T, x.H, _ = x.q.shape
     x.BH = x.B * x.H
-    vars(x).update(_layout(x.T, x.device))
+    vars(x).update(_layout(x.T, x.place, x.device))
+    _begin(x, begun)
     return x
 
 
-def _rooms_triton(B, T, H):
+def _triton_place(tensors, place):
+    """Rows in front of the first token, tokens of its segment before it, and segments before that; () for a whole
+    sequence."""
+    if not place:
+        return ()
+    return LAG if _divided(tensors, place[1])[1] else 0, place[0], place[1]
+
+
+def _led(x, t, before=None):
+    """t (B, T, ...) with the rows in front that a pass has which goes on from a state: those given, or zeros."""
+    if not x.place or not x.place[0]:
+        return t.contiguous()
+    return torch.cat(
+        [t.new_zeros(t.shape[0], x.place[0], *t.shape[2:]) if before is None else before.to(t.dtype), t], 1
+    )
+
+
+def _begin(x, begun):
+    """Names what a pass goes on from and what it leaves, None in one of a whole sequence."""
+    given = dict(zip(PARTS, begun, strict=False))
+    for name in PARTS:
+        part = given.get(name)
+        found = {"begin": None if part is None else part.float().contiguous(), "d_after": None, "d_begin": None}
+        found["after"] = _new(x, x.B, x.H, 1, *SHAPES[name]) if x.place else None
+        vars(x).update({f"{what}_{name}": t for what, t in found.items()})
+
+
+def _rooms_triton(B, T, H, place=()):
     """The shapes of what the forward kernels leave for the backward pass, by name; all sizes may be symbolic."""
-    n_segments = _segment_count(T)
+    lead, offset, before = place or (0, 0, 0)
+    n_segments = before + _segment_count(T - lead + offset)
     return {
         "cached": (B, H, n_segments, 64, 64),
         "pools": (B, H, n_segments, 64),
@@ -2349,46 +2500,131 @@ def _rooms_triton(B, T, H):
     }
 
 
-def _saved_triton(tensors):
+def _saved_triton(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer, and the segments that rows choose, where they do."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    return [_buffer(_rooms_triton(B, T, H), q, torch.float32)]
+    place = _triton_place(tensors, place)
+    T += place[0] if place else 0
+    return [_buffer(_rooms_triton(B, T, H, place), q, torch.float32)]
 
 
 def _recall(x, names, saved):
     """Names what the forward pass saves, the parts of its buffer too."""
     vars(x).update(zip(names, saved, strict=True))
-    rooms = _rooms_triton(x.B, x.T, x.H)
+    rooms = _rooms_triton(x.B, x.T, x.H, x.place)
     vars(x).update(zip(rooms, _parted(x.buffer, rooms), strict=True))
 
 
-def _add_unlagged(d, d_lagged, lag):
+def _finished(x):
+    """How many segments end in a pass that goes on from a state."""
+    return (x.place[1] + x.T - x.place[0]) // SEGMENT
+
+
+def _copy_earlier(x):
+    """The states of earlier segments in front of those that a pass makes."""
+    if x.earlier:
+        for name, t in zip(BANK, x.earlier, strict=True):
+            getattr(x, name)[:, :, : x.place[2]] = t
+
+
+def _results(x, saved):
+    """What the forward pass gives: y, the state after the last token where it goes on from one, and what it saves."""
+    if not x.place:
+        return [x.y, *saved]
+    y = x.y[:, x.place[0] :].contiguous()
+    after = [getattr(x, f"after_{name}") for name in PARTS]
+    own = slice(x.place[2], x.place[2] + _finished(x))
+    after += [getattr(x, name)[:, :, own].clone() for name in BANK]
+    return [y, *after, *saved]
+
+
+def _owe(x, d_after):
+    """Names what is owed to the state after the last token and to what is cached, and makes room for what is owed to
+    the state that the pass goes on from."""
+    if not x.place:
+        return
+    x.owed = dict(zip((*PARTS, *BANK), d_after, strict=True))
+    for name in PARTS:
+        vars(x)[f"d_after_{name}"] = x.owed[name].contiguous()
+        vars(x)[f"d_begin_{name}"] = torch.zeros_like(x.owed[name]) if x.begun else None
+
+
+def _owe_cached(x):
+    """Adds what is owed to segments' states by what comes after the pass; of pooled keys to the sums of keys."""
+    if not x.place:
+        return
+    before = x.place[2]
+    own = slice(before, before + _finished(x))
+    x.d_cached[:, :, own] += x.owed["cached"]
+    x.d_earlier = [x.d_cached[:, :, :before].clone()]
+    x.d_pools[:, :, own] += x.owed["pools"] / SEGMENT
+    x.d_pools[:, :, -1:] += x.owed["pool"]
+    x.d_earlier.append(x.d_pools[:, :, :before].clone())
+
+
+def _of_begun(x):
+    """The gradients of what a pass goes on from, in the order of the operator's tensors."""
+    found = []
+    if x.begun:
+        found += [getattr(x, f"d_begin_{name}") for name in PARTS]
+        if x.place[1] == 0:
+            found[PARTS.index("pool")].zero_()  # a segment's keys are summed up from its first on
+        found += [
+            getattr(x, f"d_{name}")[:, : x.place[0]].clone()
+            for name in (
+                "k",
+                "v",
+            )
+        ]
+    return found + (x.d_earlier if x.earlier else [])
+
+
+def _clear_front(x):
+    """Zeros the gradients of rows in front, which lags add to."""
+    for name in (
+        (
+            "k",
+            "v",
+        )
+        if x.place
+        else ()
+    ):
+        getattr(x, f"d_{name}")[:, : x.place[0]] = 0
+
+
+def _add_unlagged(x, d, d_lagged, lag):
     """Adds the gradient of a lagged view, (B, T, H, ·), to that of the tensor; rows before a border are zero in it."""
+    if x.place:
+        d_lagged[:, : x.place[0]] = 0  # kernels write none of these
     d[:, :-lag] += d_lagged[:, lag:]
 
 
 def _gradients(x, tensors):
     """The gradients of the inputs, in their types."""
-    return [getattr(x, f"d_{name}").to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
+    lead = x.place[0] if x.place else 0
+    return [getattr(x, f"d_{name}")[:, lead:].to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
 
 
-def _run_forward_triton(tensors):
+def _run_forward_triton(tensors, place=()):
     """y, and what the backward pass needs of it."""
-    x = _given(tensors)
-    saved = _saved_triton(tensors)
-    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))
+    x = _given(tensors, place)
+    saved = _saved_triton(tensors, place)
+    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H, x.place))
     _recall(x, ["buffer"], saved)
+    _copy_earlier(x)
     x.y = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
     _launch(states_kernel, x, x.n_chains * x.BH, _n_tiles("states", x))
     _launch(read_kernel, x, x.n_blocks * x.BH, _n_tiles("read", x))
-    return [x.y, *saved]
+    return _results(x, saved)
 
 
-def _run_backward_triton(tensors, saved, d_y):
+def _run_backward_triton(tensors, saved, d_y, d_after=(), place=()):
     """The gradients of all inputs, from that of y and what the forward pass saved."""
-    x = _given(tensors)
+    x = _given(tensors, place)
+    _owe(x, d_after)
     _recall(x, ["y", "buffer"], saved)
-    x.d_y = d_y.contiguous()
+    x.d_y = _led(x, d_y)
+    x.y = _led(x, x.y)
     x.delta = _new(x, x.B, x.T, x.H)
     x.d_r = _new(x, x.B, x.T, x.H)
     x.d_q_rows = _new(x, x.B, x.T, x.H, 64)
@@ -2403,12 +2639,16 @@ def _run_backward_triton(tensors, saved, d_y):
         _n_tiles("segments", x),
         parts=(("d_pools", _n_tiles("segments", x), 0),),
     )
+    _owe_cached(x)
+    if x.begun:
+        _launch(retreat_kernel, x, x.BH, _n_tiles("retreat", x))
     x.d_q = _new(x, x.B, x.T, x.H, 64, dtype=x.q.dtype)
     x.d_k_1 = _new(x, x.B, x.T, x.H, 64)
     x.d_v_1 = _new(x, x.B, x.T, x.H, 64)
     x.d_k = _new(x, x.B, x.T, x.H, 64)
     x.d_v = _new(x, x.B, x.T, x.H, 64)
     x.d_u = _new(x, x.B, x.T, x.H, 64, dtype=x.u.dtype)
+    _clear_front(x)
     _launch(queries_kernel, x, x.n_blocks * x.BH, _n_tiles("queries", x))
     _launch(keys_kernel, x, x.n_blocks * x.BH, _n_tiles("keys", x))
     _launch(values_kernel, x, x.n_blocks * x.BH, _n_tiles("values", x))
@@ -2426,9 +2666,9 @@ def _run_backward_triton(tensors, saved, d_y):
             ("d_lam", _n_tiles("gates", x), 0),
         ),
     )
-    _add_unlagged(x.d_k, x.d_k_1, 1)
-    _add_unlagged(x.d_v, x.d_v_1, 1)
-    return _gradients(x, tensors)
+    _add_unlagged(x, x.d_k, x.d_k_1, 1)
+    _add_unlagged(x, x.d_v, x.d_v_1, 1)
+    return _gradients(x, tensors) + _of_begun(x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2713,7 +2953,7 @@ def op(
     Raises:
         TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
         ValueError: an argument has the wrong shape or lies on another device; it is named.
-        UnsupportedError: a forward-mode derivative is asked for, or a state on Triton or under torch.func's transforms.
+        UnsupportedError: a forward-mode derivative is asked for, or a state under torch.func's transforms.
     """
     _check(q, k, v, u, theta, gates, backend)
     lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, q)
@@ -2736,8 +2976,6 @@ def op(
     operators = OPERATORS[backend]
     mapped = not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
     if state is not None or return_state:
-        if backend == "triton":
-            raise UnsupportedError('state= and return_state= are not lowered to Triton yet; pass backend="torch"')
         if mapped:
             raise UnsupportedError(
                 "state= and return_state= are not lowered under torch.func's transforms; use autograd and a batch"
@@ -2752,7 +2990,7 @@ def op(
 # lies in would be in one call, so that it makes no difference where calls begin.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHECKPOINT = 64  # tokens from one point that a state can go on from to the next, counted from a segment's first
+CHECKPOINT = 64  # tokens of a segment from one point that a state can go on from to the next
 WRITTEN = ("k", "v", "alpha", "beta", "lam")  # the inputs that states are made of
 LAG = 1  # how far tokens look back at earlier keys and values
 SHAPES = {

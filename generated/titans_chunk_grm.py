@@ -1219,6 +1219,8 @@ def logits_kernel(
     u,
     r,
     pools,
+    begin_pool,
+    after_pool,
     segments,
     T,
     H,
@@ -1248,7 +1250,10 @@ def logits_kernel(
         i_cached = i_bh.to(tl.int64) * n_segments + i_s
         segment_start, end, _, _ = _segment(segments, i_s)
         b_pool = tl.zeros([BK], tl.float32)
-        for i_t in range(segment_start, end, BT):
+        if begin_pool is not None:
+            if (segment_start < 0) & (end > 0):
+                b_pool = tl.load(begin_pool + i_bh.to(tl.int64) * K + o_k, mask=m_k, other=0.0)
+        for i_t in range(tl.maximum(segment_start, 0), end, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             m_t = i_t + o_t < end
             b_u = tl.load(
@@ -1269,7 +1274,11 @@ def logits_kernel(
             tl.store(r + i_row + o_t * H, b_r, mask=m_t)
             b_pool_next = b_pool + b_k_sum
             b_pool = b_pool_next
-        tl.store(pools + i_cached * K + o_k, b_pool / (end - segment_start), mask=m_k)
+        if end > 0:
+            tl.store(pools + i_cached * K + o_k, b_pool / (end - segment_start), mask=m_k)
+        if after_pool is not None:
+            if end == T:
+                tl.store(after_pool + i_bh.to(tl.int64) * K + o_k, b_pool, mask=m_k)
 
 
 @_jit
@@ -2263,6 +2272,8 @@ def reverse_logits_kernel(
     d_pools,
     d_u_rows,
     d_k_rows,
+    begin_pool,
+    d_begin_pool,
     segments,
     T,
     H,
@@ -2295,7 +2306,10 @@ def reverse_logits_kernel(
         i_cached = i_bh.to(tl.int64) * n_segments + i_s
         segment_start, end, _, _ = _segment(segments, i_s)
         b_pool = tl.zeros([BK], tl.float32)
-        for i_t in range(segment_start, end, BT):
+        if begin_pool is not None:
+            if (segment_start < 0) & (end > 0):
+                b_pool = tl.load(begin_pool + i_bh.to(tl.int64) * K + o_k, mask=m_k, other=0.0)
+        for i_t in range(tl.maximum(segment_start, 0), end, BT):
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             m_t = i_t + o_t < end
             b_at_t = o_t
@@ -2325,9 +2339,10 @@ def reverse_logits_kernel(
             b_pool_next = b_pool + b_k_sum
             b_pool = b_pool_next
         b_d_pool_next = tl.load(d_pools + i_cached * K + o_k, mask=m_k, other=0.0)
-        n_steps = tl.cdiv(end - segment_start, BT)
+        i_first = tl.maximum(segment_start, 0)
+        n_steps = tl.cdiv(end - i_first, BT)
         for i_back in range(n_steps):
-            i_t = segment_start + (n_steps - 1 - i_back) * BT
+            i_t = i_first + (n_steps - 1 - i_back) * BT
             i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
             m_t = i_t + o_t < end
             b_d_r = tl.load(d_r + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
@@ -2351,6 +2366,9 @@ def reverse_logits_kernel(
             b_d_pool_by_r = tl.sum(b_u.to(tl.float32) * b_d_r_over_count[:, None], 0)
             b_d_pool = b_d_pool_next + b_d_pool_by_r
             b_d_pool_next = b_d_pool
+        if d_begin_pool is not None:
+            if (segment_start < 0) & (end > 0):
+                tl.store(d_begin_pool + i_bh.to(tl.int64) * K + o_k, b_d_pool_next, mask=m_k)
 
 
 @_jit
@@ -4792,6 +4810,16 @@ def _segment_rows(sequences):
     return rows
 
 
+def _later_segments(rows, lead, offset, cached, summed):
+    """Rows of segments that follow others, those of the `cached` ones in front: these end where the new tokens begin.
+
+    What is cached of those is no sum over their tokens, so they have one.
+    """
+    last = max((end for *_, end in rows), default=0) + lead
+    own = [(begin + lead - (0 if s else offset), end + lead, 0, last) for s, (begin, end, _, _) in enumerate(rows)]
+    return [(lead - 1, lead, 0, last)] * cached + own if (lead, offset, cached) != (0, 0, 0) else list(rows)
+
+
 def _chains(sequences, chained, size, chunk=None):
     """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
 
@@ -4809,21 +4837,36 @@ def _chains(sequences, chained, size, chunk=None):
     return found
 
 
+def _going_on(chains, lead, offset, cached, summed):
+    """Pieces of tokens that follow others, `lead` of which stand in front: the first is at `offset` of its segment.
+
+    Of segments before that one `cached` have places of their own, and the sum of `summed` is as one.
+    """
+    return [
+        [
+            (start + lead, end + lead, s + cached, first + lead - (0 if s else offset), last + lead, of - summed, fresh)
+            for start, end, s, first, last, of, fresh in chain
+        ]
+        for chain in chains
+    ]
+
+
 def _chain_rows(chains):
     """A row a chain: its first piece, and the one after its last, of the pieces of all."""
     ends = list(itertools.accumulate(map(len, chains)))
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _block_rows(chains, chained):
+def _block_rows(chains, chained, lead=0):
     """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
-    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+    return [(*piece[:6], chain[0][0] - lead if chained else piece[3], 0) for chain in chains for piece in chain]
 
 
-def _tables(sequences, chained, size):
+def _tables(sequences, chained, size, place):
     """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
-    own = _chains(sequences, chained, size)
-    return {"blocks": _block_rows(own, chained), "chains": _chain_rows(own), "segments": _segment_rows(sequences)}
+    own = _going_on(_chains(sequences, chained, size), *place)
+    segments = _later_segments(_segment_rows(sequences), *place)
+    return {"blocks": _block_rows(own, chained, place[0]), "chains": _chain_rows(own), "segments": segments}
 
 
 def _spans(chains):
@@ -4866,12 +4909,22 @@ BLOCK = 64  # tokens of a block, at most
 
 
 @_by_length
-def _layout(T, device):
-    """Where T tokens lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
-    tables = _tables(_sequences([T], _segments), CHAINED, BLOCK)
+def _layout(T, place, device):
+    """Where T rows lie: tables of blocks, their chains and segments, with their lengths, and the longest block's.
+
+    Where tokens follow others, the longest is that of a long sequence, so that kernels take the same rows at once.
+    """
+    tables = _tables(*_placed(T, place, BLOCK))
     lengths = {f"n_{name}": len(rows) for name, rows in tables.items()}
-    longest = max(end - start for start, end, *_ in tables["blocks"])
+    longest = min(BLOCK, SEGMENT) if place else max(end - start for start, end, *_ in tables["blocks"])
     return {name: _table(rows, device) for name, rows in tables.items()} | lengths | {"longest": longest}
+
+
+def _placed(T, place, *how):
+    """What tables are made of: the segments of T rows, how they are cut, and their place in a longer sequence."""
+    lead, offset, before = place or (0, 0, 0)
+    sequences = _sequences([T - lead], functools.partial(_segments, offset=offset))
+    return sequences, CHAINED, *how, (lead, offset, before, 0)
 
 
 def _table(rows, device):
@@ -4880,13 +4933,14 @@ def _table(rows, device):
 
 def _in_flight(x, first, last):
     """The spans of the chains in flight: tokens of the longest, whether a gradient chunk begins, and a table."""
-    return _spans_of(_all_spans(x.T, x.device), x.BH, first, last)
+    return _spans_of(_all_spans(x.T, x.place, x.device), x.BH, first, last)
 
 
 @_by_length
-def _all_spans(T, device):
+def _all_spans(T, place, device):
     """The spans of all chains: tokens of each, whether a gradient chunk begins, and a table."""
-    found = _spans(_chains(_sequences([T], _segments), CHAINED, SPAN, CHUNK))
+    sequences, *how, place = _placed(T, place, SPAN, CHUNK)
+    found = _spans(_going_on(_chains(sequences, *how), *place))
     return [(tokens, begins, _table(rows, device)) for tokens, begins, rows in found]
 
 
@@ -4934,7 +4988,6 @@ AXES = {
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
-            "logits": (64, 64, 4, 1),
             "errors": (64, 64, 8, 1),
             "layer_1": (64, 32, 8, 1),
             "layer_2": (32, 64, 8, 1),
@@ -4942,7 +4995,6 @@ CONFIGURATIONS = {
             "read": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
-            "reverse_logits": (32, 64, 4, 1),
             "reverse_online": (64, 64, 4, 1),
             "queries_2": (32, 64, 8, 1),
             "gates_2_1": (32, 32, 8, 1),
@@ -4960,7 +5012,6 @@ CONFIGURATIONS = {
     },
     "sm90": {
         "bfloat16": {
-            "logits": (64, 64, 4, 1),
             "errors": (64, 64, 8, 1),
             "layer_1": (64, 32, 8, 1),
             "layer_2": (32, 64, 4, 1),
@@ -4968,7 +5019,6 @@ CONFIGURATIONS = {
             "read": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
-            "reverse_logits": (32, 64, 4, 1),
             "reverse_online": (64, 64, 4, 1),
             "queries_2": (32, 64, 8, 1),
             "gates_2_1": (32, 32, 8, 1),
@@ -4986,7 +5036,6 @@ CONFIGURATIONS = {
     },
     "sm100": {
         "bfloat16": {
-            "logits": (64, 64, 4, 1),
             "errors": (64, 64, 8, 1),
             "layer_1": (64, 32, 8, 1),
             "layer_2": (32, 64, 8, 1),
@@ -4994,7 +5043,6 @@ CONFIGURATIONS = {
             "read": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
-            "reverse_logits": (32, 64, 4, 1),
             "reverse_online": (64, 64, 4, 1),
             "queries_2": (32, 64, 8, 1),
             "gates_2_1": (32, 32, 8, 1),
@@ -5012,7 +5060,6 @@ CONFIGURATIONS = {
     },
     "gfx942": {
         "bfloat16": {
-            "logits": (64, 64, 4, 1),
             "errors": (64, 64, 4, 1),
             "layer_1": (64, 64, 4, 1),
             "layer_2": (64, 64, 4, 1),
@@ -5020,7 +5067,6 @@ CONFIGURATIONS = {
             "read": (64, 64, 4, 1),
             "rows": (64, 64, 4, 1),
             "segments": (64, 64, 4, 1),
-            "reverse_logits": (64, 64, 4, 1),
             "reverse_online": (64, 64, 4, 1),
             "queries_2": (64, 64, 4, 1),
             "gates_2_1": (64, 16, 4, 1),
@@ -5048,7 +5094,7 @@ DEFAULTS = {
 
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
-    "logits": "dce2accb0efa3fbab47637a0b5436d9352a8f8d76008d3645868387335fdec38",
+    "logits": "ae29d4f8da774e7c947b315fdb09a5828bd22ccfa63a8496d7b34d77279a5c9c",
     "errors": "f7b8b1984d61dda94e4dbad070e6aefbe057de7330dd3cda2398a6144fc11df3",
     "layer_1": "6c4d368854fe871b0d9b580cc64302eaa1843ef4cd242843597040927ea504ad",
     "layer_2": "93aa148b2cfa80b5f5197fb4edf24e21cf1d141591f7472b4cd9702a6bf0afef",
@@ -5056,7 +5102,7 @@ DIGESTS = {
     "read": "3f86557e0f3b9e0b97e0d91f634f9fff7e43d90cff497ecd2cfaed5b740910c4",
     "rows": "88942556d70912b190b1a5de49445987f69316417c9d673138520225cfe9fab6",
     "segments": "5c2ef2218683f20e38b95db8ad7bbac4ee182feaef1709a81d33e2045c80999d",
-    "reverse_logits": "edd28b31aab4c7a4016462010de7cc3d996b9a97e13f4b4342ac309138d6a37b",
+    "reverse_logits": "71de40d9f2d4158f15a1da0e7cfbeab042e4453ebd434ad08dae5cbe6f07d546",
     "reverse_online": "4a0b3b57ea2264e156591333cbb47a348e4cdf0eb99bbfbf9122977e35b1f406",
     "queries_2": "ddd232bf9ea5cfcb5a6fd7af81fef3a4d48c6e670926abcdca7205d33e03d27f",
     "gates_2_1": "5fe9a6c5ed61f679a9be0785551f3da0013b802ef1a6c109c960f65953e47eb4",
@@ -5288,20 +5334,46 @@ def _launch(kernel, x, units, room=None, parts=(), apart=False, **modes):
     _add_up_parts(x, own, parts)
 
 
-def _given(tensors):
-    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
-    inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
-    x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
-    x.element, x.device = _element(tensors), tensors[0].device
+def _given(tensors, place=()):
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have.
+
+    `place` is that of `_define`: where it is not empty, the pass goes on from a state, and leaves one.
+    """
+    own, begun, cached = _divided(tensors, place[1] if place else 0)
+    x = types.SimpleNamespace(place=_triton_place(tensors, place), begun=bool(begun), earlier=cached)
+    inputs = [t.contiguous() for t in tensors[: len(INPUTS)]]
+    vars(x).update(zip(INPUTS, inputs, strict=True))
+    x.weights = own[len(INPUTS) :]
+    x.element, x.device = _element(own), tensors[0].device
     x.B, x.T, x.H, _ = x.q.shape
     x.BH = x.B * x.H
-    vars(x).update(_layout(x.T, x.device))
+    vars(x).update(_layout(x.T, x.place, x.device))
+    _begin(x, begun)
     return x
 
 
-def _rooms_triton(B, T, H):
+def _triton_place(tensors, place):
+    """Rows in front of the first token, tokens of its segment before it, and segments before that; () for a whole
+    sequence."""
+    if not place:
+        return ()
+    return 0, place[0], place[1]
+
+
+def _begin(x, begun):
+    """Names what a pass goes on from and what it leaves, None in one of a whole sequence."""
+    x.begin = _state_row(x, begun) if begun else None
+    x.after = x.q.new_zeros(x.B, x.H, STATE, dtype=torch.float32) if x.place else None
+    x.d_after = x.d_begin = None
+    x.begin_pool = begun[PARTS.index("pool")].float().contiguous() if begun else None
+    x.after_pool = _new(x, x.B, x.H, 1, 64) if x.place else None
+    x.d_begin_pool = None
+
+
+def _rooms_triton(B, T, H, place=()):
     """The shapes of what the forward kernels leave for the backward pass, by name; all sizes may be symbolic."""
-    n_segments = _segment_count(T)
+    lead, offset, before = place or (0, 0, 0)
+    n_segments = before + _segment_count(T - lead + offset)
     return {
         "cached": (B, H, n_segments, MEMORY),
         "pools": (B, H, n_segments, 64),
@@ -5310,22 +5382,123 @@ def _rooms_triton(B, T, H):
     }
 
 
-def _saved_triton(tensors):
+def _saved_triton(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer, and the segments that rows choose, where they do."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    return [_buffer(_rooms_triton(B, T, H), q, torch.float32)]
+    place = _triton_place(tensors, place)
+    T += place[0] if place else 0
+    return [_buffer(_rooms_triton(B, T, H, place), q, torch.float32)]
 
 
 def _recall(x, names, saved):
     """Names what the forward pass saves, the parts of its buffer too."""
     vars(x).update(zip(names, saved, strict=True))
-    rooms = _rooms_triton(x.B, x.T, x.H)
+    rooms = _rooms_triton(x.B, x.T, x.H, x.place)
     vars(x).update(zip(rooms, _parted(x.buffer, rooms), strict=True))
+
+
+def _finished(x):
+    """How many segments end in a pass that goes on from a state."""
+    return (x.place[1] + x.T - x.place[0]) // SEGMENT
+
+
+def _copy_earlier(x):
+    """The states of earlier segments in front of those that a pass makes."""
+    if x.earlier:
+        x.cached[:, :, : x.place[2]] = _packed_states(x.earlier[:2])
+        x.pools[:, :, : x.place[2]] = x.earlier[-1]
+
+
+def _results(x, saved):
+    """What the forward pass gives: y, the state after the last token where it goes on from one, and what it saves."""
+    if not x.place:
+        return [x.y, *saved]
+    y = x.y
+    after = _state_parts(x.after, x.after_pool)
+    own = slice(x.place[2], x.place[2] + _finished(x))
+    after += _unpacked_states(x.cached[:, :, own])
+    after.append(x.pools[:, :, own].clone())
+    return [y, *after, *saved]
+
+
+def _owe(x, d_after):
+    """Names what is owed to the state after the last token and to what is cached, and makes room for what is owed to
+    the state that the pass goes on from."""
+    if not x.place:
+        return
+    x.owed = dict(zip((*PARTS, *BANK), d_after, strict=True))
+    x.d_after = _state_row(x, [x.owed[name] for name in PARTS])
+    x.d_begin = x.q.new_zeros(x.B, x.H, STATE, dtype=torch.float32) if x.begun else None
+    x.d_begin_pool = torch.zeros_like(x.begin_pool) if x.begun else None
+
+
+def _owe_cached(x):
+    """Adds what is owed to segments' states by what comes after the pass; of pooled keys to the sums of keys."""
+    if not x.place:
+        return
+    before = x.place[2]
+    own = slice(before, before + _finished(x))
+    x.d_cached[:, :, own] += _packed_states([x.owed[name] for name in BANK[:2]])
+    x.d_earlier = _unpacked_states(x.d_cached[:, :, :before])
+    x.d_pools[:, :, own] += x.owed["pools"] / SEGMENT
+    x.d_pools[:, :, -1:] += x.owed["pool"]
+    x.d_earlier.append(x.d_pools[:, :, :before].clone())
+
+
+def _of_begun(x):
+    """The gradients of what a pass goes on from, in the order of the operator's tensors."""
+    found = []
+    if x.begun:
+        found += _state_parts(x.d_begin, x.d_begin_pool)
+        if x.place[1] == 0:
+            found[PARTS.index("pool")].zero_()  # a segment's keys are summed up from its first on
+    return found + (x.d_earlier if x.earlier else [])
+
+
+PLACES = {
+    "M_1": 0,
+    "M_2": 16384,
+    "S_1": 32768,
+    "S_2": 49152,
+}  # of parts of the state in a row
+
+
+def _state_row(x, parts):
+    """Parts of the state, (B, H, 1, ·) each, as rows (B, H, STATE) of numbers; zeros where there is none."""
+    row, given = x.q.new_zeros(x.B, x.H, STATE, dtype=torch.float32), dict(zip(PARTS, parts, strict=False))
+    for name, at in PLACES.items():
+        part = given[name].flatten(2)
+        row[:, :, at : at + part.shape[2]] = part
+    return row
+
+
+def _state_parts(row, pool):
+    """The parts of the state in rows (B, H, STATE); the sum of keys is apart."""
+    sizes = {name: math.prod(SHAPES[name]) for name in PLACES}
+    found = {n: row[:, :, at : at + sizes[n]].reshape(*row.shape[:2], 1, *SHAPES[n]) for n, at in PLACES.items()}
+    return [{**found, "pool": pool}[name] for name in PARTS]
+
+
+def _packed_states(weights):
+    """Cached memories (B, H, n, in, out) as rows of MEMORY numbers."""
+    return torch.cat([w.flatten(3) for w in weights], 3)
+
+
+def _unpacked_states(packed):
+    """The reverse of `_packed_states`."""
+    shapes = [SHAPES[name] for name in BANK[:2]]
+    parts = packed.split([math.prod(shape) for shape in shapes], 3)
+    return [part.reshape(*part.shape[:3], *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _packed(theta):
     """The initial weights as rows of MEMORY numbers, one a head."""
     return torch.cat([w.mT.reshape(w.shape[0], -1) for w in theta], 1).float()
+
+
+def _of_weights(x):
+    """The gradients of the initial weights, which chains begin with but one that goes on from a state."""
+    return _unpacked(x.d_theta[int(x.begun) :].sum((0, 1)), x.weights)
 
 
 def _unpacked(packed, theta):
@@ -5335,10 +5508,41 @@ def _unpacked(packed, theta):
 
 
 def _records(x, first, last):
-    """The states that chains begin with: the initial weights, all else zero."""
+    """The states that chains begin with: the initial weights, all else zero; that of a first one the pass may go on from."""
     found = x.theta.new_zeros(last - first, STATE)
     found[:, :MEMORY] = x.theta[torch.arange(first, last, device=x.device) % len(x.theta)]
+    if x.begun and first < x.BH:
+        begun = x.begin.view(x.BH, STATE)[first:last]
+        found[: len(begun)] = begun
     return found
+
+
+def _last_chains(x, first, last):
+    """Of the chains first to last, those that the sequence ends with: in the flight, and of the B * H."""
+    begin = max(first, (x.n_chains - 1) * x.BH)
+    return slice(begin - first, max(last, begin) - first), slice(begin % x.BH, begin % x.BH + max(last - begin, 0))
+
+
+def _keep_after(x, first, last):
+    """Keeps the states of chains that the sequence ends with, in a pass that leaves one."""
+    if x.place:
+        chains, rows = _last_chains(x, first, last)
+        x.after.view(x.BH, STATE)[rows] = x.records[chains]
+
+
+def _take_owed(x, first, last):
+    """The gradients that chains begin their way back with: what is owed to the state after the last token, else zero."""
+    found = torch.zeros_like(x.records)
+    if x.place:
+        chains, rows = _last_chains(x, first, last)
+        found[chains] = x.d_after.view(x.BH, STATE)[rows]
+    return found
+
+
+def _leave_begun(x, first, last):
+    """Leaves what is owed to the state that a pass goes on from."""
+    if x.begun and first < x.BH:
+        x.d_begin.view(x.BH, STATE)[first:last] = x.d_records[: x.BH - first]
 
 
 def _most_chains(device):
@@ -5437,13 +5641,14 @@ def _reverse_span(x):
     x.d_records[:, STATE - MEMORY :] += x.d_anchors.sum(1)
 
 
-def _run_forward_triton(tensors):
+def _run_forward_triton(tensors, place=()):
     """y, and what the backward pass needs of it."""
-    x = _given(tensors)
-    x.theta = _packed(tensors[len(INPUTS) :])
-    saved = _saved_triton(tensors)
-    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))
+    x = _given(tensors, place)
+    x.theta = _packed(x.weights)
+    saved = _saved_triton(tensors, place)
+    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H, x.place))
     _recall(x, ["buffer"], saved)
+    _copy_earlier(x)
     x.y = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
     x.o = _new(x, x.B, x.T, x.H, 64)
     x.r = _new(x, x.B, x.T, x.H)
@@ -5461,14 +5666,16 @@ def _run_forward_triton(tensors):
             _through_span(x, reads=True, advances=True)
             x.n_steps = _cdiv(x.tokens, _rows_at_once("online", x))
             _launch(online_kernel, x, x.n_flight * x.n_steps)
+        _keep_after(x, first, last)
     _launch(read_kernel, x, x.n_blocks * x.BH, room=0)
-    return [x.y, *saved]
+    return _results(x, saved)
 
 
-def _run_backward_triton(tensors, saved, d_y):
+def _run_backward_triton(tensors, saved, d_y, d_after=(), place=()):
     """The gradients of all inputs, from that of y and what the forward pass saved."""
-    x = _given(tensors)
-    x.theta = _packed(tensors[len(INPUTS) :])
+    x = _given(tensors, place)
+    x.theta = _packed(x.weights)
+    _owe(x, d_after)
     _recall(x, ["y", "buffer"], saved)
     x.d_y = d_y.contiguous()
     x.delta = _new(x, x.B, x.T, x.H)
@@ -5479,6 +5686,7 @@ def _run_backward_triton(tensors, saved, d_y):
     x.d_pools = _new(x, x.B, x.H, x.n_segments, 64)
     _launch(rows_kernel, x, x.n_blocks * x.BH, room=ROWS)
     _launch(segments_kernel, x, x.n_segments * x.BH, room=ROWS)
+    _owe_cached(x)
     x.d_q = _new(x, x.B, x.T, x.H, 64, dtype=x.q.dtype)
     x.d_k = _new(x, x.B, x.T, x.H, 64, dtype=x.k.dtype)
     x.d_v = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
@@ -5510,7 +5718,7 @@ def _run_backward_triton(tensors, saved, d_y):
         x.d_alpha_layer_2 = _new(x, x.n_flight, SPAN)
         x.d_q_layer_1 = _new(x, x.n_flight, SPAN, 64)
         x.d_k_layer_1 = _new(x, x.n_flight, SPAN, 64)
-        x.d_records = torch.zeros_like(x.records)
+        x.d_records = _take_owed(x, first, last)
         groups = _groups(_in_flight(x, first, last), 8)
         kept = [x.records.clone()]
         for group in groups[:-1]:
@@ -5533,7 +5741,8 @@ def _run_backward_triton(tensors, saved, d_y):
                     x.d_records[:, :MEMORY] += x.d_records[:, STATE - MEMORY :]
                     x.d_records[:, STATE - MEMORY :] = 0
         x.d_theta.view(-1, MEMORY)[first:last] = x.d_records[:, :MEMORY]
-    return _gradients(x, tensors) + _unpacked(x.d_theta.sum((0, 1)), tensors[len(INPUTS) :])
+        _leave_begun(x, first, last)
+    return _gradients(x, tensors) + _of_weights(x) + _of_begun(x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5814,7 +6023,7 @@ def op(
     Raises:
         TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
         ValueError: an argument has the wrong shape or lies on another device; it is named.
-        UnsupportedError: a forward-mode derivative is asked for, or a state on Triton or under torch.func's transforms.
+        UnsupportedError: a forward-mode derivative is asked for, or a state under torch.func's transforms.
     """
     _check(q, k, v, u, theta, gates, backend)
     lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, q)
@@ -5837,8 +6046,6 @@ def op(
     operators = OPERATORS[backend]
     mapped = not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
     if state is not None or return_state:
-        if backend == "triton":
-            raise UnsupportedError('state= and return_state= are not lowered to Triton yet; pass backend="torch"')
         if mapped:
             raise UnsupportedError(
                 "state= and return_state= are not lowered under torch.func's transforms; use autograd and a batch"
@@ -5853,7 +6060,7 @@ def op(
 # lies in would be in one call, so that it makes no difference where calls begin.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHECKPOINT = 256  # tokens from one point that a state can go on from to the next, counted from a segment's first
+CHECKPOINT = 256  # tokens of a segment from one point that a state can go on from to the next
 WRITTEN = ("k", "v", "beta", "eta", "alpha")  # the inputs that states are made of
 LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {

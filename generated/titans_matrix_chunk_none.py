@@ -229,6 +229,12 @@ def _pieces(T, size):
     return full * ((256 + size - 1) // size) + (rest + size - 1) // size
 
 
+def _pieces_from(offset, T, size):
+    """Into how many pieces they fall where the first token is at `offset` of its segment."""
+    first = torch.sym_min(256 - offset, T)
+    return (first + size - 1) // size + _pieces(T - first, size)
+
+
 def _segment_count(T):
     """The number of segments of T tokens; T may be symbolic."""
     return (T + 255) // 256
@@ -800,6 +806,10 @@ def states_kernel(
     start_S,
     start_M,
     error_0,
+    begin_S,
+    begin_M,
+    after_S,
+    after_M,
     blocks,
     chains,
     T,
@@ -830,6 +840,12 @@ def states_kernel(
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
     b_S = tl.zeros([BK, BV], tl.float32)
     b_M = tl.zeros([BK, BV], tl.float32)
+    if begin_S is not None:
+        if i_c == 0:
+            b_S = tl.load(begin_S + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
+    if begin_M is not None:
+        if i_c == 0:
+            b_M = tl.load(begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
     i_first, i_last = _chain(chains, i_c)
     for i_n in range(i_first, i_last):
         start, end, _, _, _, _, _ = _block(blocks, i_n)
@@ -898,6 +914,12 @@ def states_kernel(
             b_S_next = _tile_dot_add(b_S_keeps_run_all_S, tl.trans(b_k.to(tl.float32)), b_S_writes, one, PREC)
             b_S = b_S_next
             b_M = b_M_next
+    if after_S is not None:
+        if i_last == n_blocks:
+            tl.store(after_S + i_bh.to(tl.int64) * (K * V) + o_kv, b_S, mask=m_kv)
+    if after_M is not None:
+        if i_last == n_blocks:
+            tl.store(after_M + i_bh.to(tl.int64) * (K * V) + o_kv, b_M, mask=m_kv)
 
 
 @_jit
@@ -1832,6 +1854,10 @@ def retreat_kernel(
     pull_0,
     d_end_S,
     d_end_M,
+    d_after_S,
+    d_after_M,
+    d_begin_S,
+    d_begin_M,
     blocks,
     chains,
     T,
@@ -1863,6 +1889,12 @@ def retreat_kernel(
     b_d_S_next = tl.zeros([BK, BV], tl.float32)
     b_d_M_next = tl.zeros([BK, BV], tl.float32)
     i_first, i_last = _chain(chains, i_c)
+    if d_after_S is not None:
+        if i_last == n_blocks:
+            b_d_S_next += tl.load(d_after_S + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
+    if d_after_M is not None:
+        if i_last == n_blocks:
+            b_d_M_next += tl.load(d_after_M + i_bh.to(tl.int64) * (K * V) + o_kv, mask=m_kv, other=0.0)
     for i_back in range(i_last - i_first):
         i_n = i_last - 1 - i_back
         start, end, _, _, _, _, _ = _block(blocks, i_n)
@@ -1953,6 +1985,12 @@ def retreat_kernel(
             b_d_M = b_d_M_2 + b_d_M_3
             b_d_S_next = b_d_S
             b_d_M_next = b_d_M
+    if d_begin_S is not None:
+        if i_c == 0:
+            tl.store(d_begin_S + i_bh.to(tl.int64) * (K * V) + o_kv, b_d_S_next, mask=m_kv)
+    if d_begin_M is not None:
+        if i_c == 0:
+            tl.store(d_begin_M + i_bh.to(tl.int64) * (K * V) + o_kv, b_d_M_next, mask=m_kv)
 
 
 CHUNK = 16  # tokens of a gradient chunk
@@ -2001,6 +2039,16 @@ def _segment_rows(sequences):
     return rows
 
 
+def _later_segments(rows, lead, offset, cached, summed):
+    """Rows of segments that follow others, those of the `cached` ones in front: these end where the new tokens begin.
+
+    What is cached of those is no sum over their tokens, so they have one.
+    """
+    last = max((end for *_, end in rows), default=0) + lead
+    own = [(begin + lead - (0 if s else offset), end + lead, 0, last) for s, (begin, end, _, _) in enumerate(rows)]
+    return [(lead - 1, lead, 0, last)] * cached + own if (lead, offset, cached) != (0, 0, 0) else list(rows)
+
+
 def _chains(sequences, chained, size, chunk=None):
     """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
 
@@ -2018,21 +2066,36 @@ def _chains(sequences, chained, size, chunk=None):
     return found
 
 
+def _going_on(chains, lead, offset, cached, summed):
+    """Pieces of tokens that follow others, `lead` of which stand in front: the first is at `offset` of its segment.
+
+    Of segments before that one `cached` have places of their own, and the sum of `summed` is as one.
+    """
+    return [
+        [
+            (start + lead, end + lead, s + cached, first + lead - (0 if s else offset), last + lead, of - summed, fresh)
+            for start, end, s, first, last, of, fresh in chain
+        ]
+        for chain in chains
+    ]
+
+
 def _chain_rows(chains):
     """A row a chain: its first piece, and the one after its last, of the pieces of all."""
     ends = list(itertools.accumulate(map(len, chains)))
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _block_rows(chains, chained):
+def _block_rows(chains, chained, lead=0):
     """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
-    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+    return [(*piece[:6], chain[0][0] - lead if chained else piece[3], 0) for chain in chains for piece in chain]
 
 
-def _tables(sequences, chained, size):
+def _tables(sequences, chained, size, place):
     """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
-    own = _chains(sequences, chained, size)
-    return {"blocks": _block_rows(own, chained), "chains": _chain_rows(own), "segments": _segment_rows(sequences)}
+    own = _going_on(_chains(sequences, chained, size), *place)
+    segments = _later_segments(_segment_rows(sequences), *place)
+    return {"blocks": _block_rows(own, chained, place[0]), "chains": _chain_rows(own), "segments": segments}
 
 
 CHAINED = True  # whether a segment goes on from the one before
@@ -2040,12 +2103,22 @@ BLOCK = 256  # tokens of a block, at most
 
 
 @_by_length
-def _layout(T, device):
-    """Where T tokens lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
-    tables = _tables(_sequences([T], _segments), CHAINED, BLOCK)
+def _layout(T, place, device):
+    """Where T rows lie: tables of blocks, their chains and segments, with their lengths, and the longest block's.
+
+    Where tokens follow others, the longest is that of a long sequence, so that kernels take the same rows at once.
+    """
+    tables = _tables(*_placed(T, place, BLOCK))
     lengths = {f"n_{name}": len(rows) for name, rows in tables.items()}
-    longest = max(end - start for start, end, *_ in tables["blocks"])
+    longest = min(BLOCK, SEGMENT) if place else max(end - start for start, end, *_ in tables["blocks"])
     return {name: _table(rows, device) for name, rows in tables.items()} | lengths | {"longest": longest}
+
+
+def _placed(T, place, *how):
+    """What tables are made of: the segments of T rows, how they are cut, and their place in a longer sequence."""
+    lead, offset, before = place or (0, 0, 0)
+    sequences = _sequences([T - lead], functools.partial(_segments, offset=offset))
+    return sequences, CHAINED, *how, (lead, offset, before, 0)
 
 
 def _table(rows, device):
@@ -2078,90 +2151,74 @@ AXES = {
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
-            "states": (64, 64, 8, 1),
             "read": (64, 64, 8, 1),
             "queries": (64, 64, 8, 1),
             "keys": (64, 32, 8, 1),
             "values": (64, 64, 8, 1),
             "gates_1": (32, 64, 8, 1),
             "gates_2": (32, 64, 8, 1),
-            "retreat": (64, 32, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 8, 1),
             "read": (32, 64, 8, 1),
             "queries": (32, 64, 8, 1),
             "keys": (32, 64, 8, 1),
             "values": (32, 64, 4, 1),
             "gates_1": (32, 32, 8, 1),
             "gates_2": (32, 32, 8, 1),
-            "retreat": (32, 64, 8, 1),
         },
     },
     "sm90": {
         "bfloat16": {
-            "states": (64, 64, 8, 1),
             "read": (64, 64, 8, 1),
             "queries": (32, 64, 8, 1),
             "keys": (32, 64, 8, 1),
             "values": (64, 64, 8, 1),
             "gates_1": (32, 64, 8, 1),
             "gates_2": (32, 32, 8, 1),
-            "retreat": (32, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 8, 1),
             "read": (32, 64, 8, 1),
             "queries": (32, 64, 8, 1),
             "keys": (32, 64, 8, 1),
             "values": (32, 64, 4, 1),
             "gates_1": (32, 32, 8, 1),
             "gates_2": (32, 32, 8, 1),
-            "retreat": (32, 64, 8, 1),
         },
     },
     "sm100": {
         "bfloat16": {
-            "states": (64, 64, 8, 1),
             "read": (64, 64, 8, 1),
             "queries": (32, 64, 8, 1),
             "keys": (32, 64, 8, 1),
             "values": (64, 64, 8, 1),
             "gates_1": (32, 64, 8, 1),
             "gates_2": (32, 32, 8, 1),
-            "retreat": (32, 64, 8, 1),
         },
         "float32": {
-            "states": (32, 64, 8, 1),
             "read": (32, 64, 8, 1),
             "queries": (32, 64, 8, 1),
             "keys": (32, 64, 8, 1),
             "values": (32, 64, 4, 1),
             "gates_1": (32, 32, 8, 1),
             "gates_2": (32, 32, 8, 1),
-            "retreat": (32, 64, 8, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
-            "states": (64, 64, 4, 1),
             "read": (64, 64, 4, 1),
             "queries": (64, 64, 4, 1),
             "keys": (64, 64, 4, 1),
             "values": (64, 64, 4, 1),
             "gates_1": (32, 32, 4, 1),
             "gates_2": (32, 16, 4, 1),
-            "retreat": (64, 64, 4, 1),
         },
         "float32": {
-            "states": (32, 64, 4, 1),
             "read": (32, 64, 4, 1),
             "queries": (32, 64, 4, 1),
             "keys": (32, 64, 4, 1),
             "values": (32, 64, 4, 1),
             "gates_1": (32, 32, 4, 1),
             "gates_2": (32, 16, 4, 1),
-            "retreat": (32, 64, 4, 1),
         },
     },
 }
@@ -2176,14 +2233,14 @@ DEFAULTS = {
 
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
-    "states": "ac200b532cca9adad06f81959dd3694c422cfa2f3cf09a7af94698f371655ecc",
+    "states": "0aeda7be80353800dfd6e9946ca52e42aa15b6b621d54cb4f6aacffeaacb9a7f",
     "read": "8d1ebe9331d492f6c734aec245a9d32fb07ba2d504b26661672edfaa6ee46640",
     "queries": "525a6af41e66e25c8a0920b0e47278bf287c480f41ca5b0da184d6b10ee78801",
     "keys": "f7a88d2e6380c9924795a2b0b70b9c18a0775ca19b0718e10062d9e6c7697b10",
     "values": "ba0c472d837409e23188b3a7294c24ed86cb58a7735a2697ad50991b45ea5411",
     "gates_1": "b8e4449da3bfe4cbcd22f8ec15ee1d50738e903cb87e38e1047725e4b0049f66",
     "gates_2": "a36aa4d94f83b25aff5a861fd8cac82d7714fe39f209e19c19e53d46381c00ad",
-    "retreat": "d3a0b4f9d183b130f121abd93fd2c60e29e43a82053a56eb19ebeb0e7f4a3732",
+    "retreat": "f15393dab549f892be3923934ce7cb63b34de13e2a5c01f8291b603fb43eafb6",
 }
 STEPPING = ()  # of these, tables tell apart how many rows they take at once
 
@@ -2382,20 +2439,45 @@ def _launch(kernel, x, units, tiles=1, parts=()):
     _add_up_parts(x, own, parts)
 
 
-def _given(tensors):
-    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
-    inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
-    x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
-    x.element, x.device = _element(tensors), tensors[0].device
+def _given(tensors, place=()):
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have.
+
+    `place` is that of `_define`: where it is not empty, the pass goes on from a state, and leaves one.
+    """
+    own, begun, cached = _divided(tensors, place[1] if place else 0)
+    x = types.SimpleNamespace(place=_triton_place(tensors, place), begun=bool(begun), earlier=cached)
+    inputs = [t.contiguous() for t in tensors[: len(INPUTS)]]
+    vars(x).update(zip(INPUTS, inputs, strict=True))
+    x.element, x.device = _element(own), tensors[0].device
     x.B, x.T, x.H, _ = x.q.shape
     x.BH = x.B * x.H
-    vars(x).update(_layout(x.T, x.device))
+    vars(x).update(_layout(x.T, x.place, x.device))
+    _begin(x, begun)
     return x
 
 
-def _rooms_triton(B, T, H):
+def _triton_place(tensors, place):
+    """Rows in front of the first token, tokens of its segment before it, and segments before that; () for a whole
+    sequence."""
+    if not place:
+        return ()
+    return 0, place[0], place[1]
+
+
+def _begin(x, begun):
+    """Names what a pass goes on from and what it leaves, None in one of a whole sequence."""
+    given = dict(zip(PARTS, begun, strict=False))
+    for name in PARTS:
+        part = given.get(name)
+        found = {"begin": None if part is None else part.float().contiguous(), "d_after": None, "d_begin": None}
+        found["after"] = _new(x, x.B, x.H, 1, *SHAPES[name]) if x.place else None
+        vars(x).update({f"{what}_{name}": t for what, t in found.items()})
+
+
+def _rooms_triton(B, T, H, place=()):
     """The shapes of what the forward kernels leave for the backward pass, by name; all sizes may be symbolic."""
-    n_blocks = _pieces(T, BLOCK)
+    lead, offset, _ = place or (0, 0, 0)
+    n_blocks = _pieces_from(offset, T - lead, BLOCK) if place else _pieces(T, BLOCK)
     return {
         "start_S": (B, H, n_blocks, 64, 64),
         "start_M": (B, H, n_blocks, 64, 64),
@@ -2403,17 +2485,47 @@ def _rooms_triton(B, T, H):
     }
 
 
-def _saved_triton(tensors):
+def _saved_triton(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer, and the segments that rows choose, where they do."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    return [_buffer(_rooms_triton(B, T, H), q, torch.float32)]
+    place = _triton_place(tensors, place)
+    T += place[0] if place else 0
+    return [_buffer(_rooms_triton(B, T, H, place), q, torch.float32)]
 
 
 def _recall(x, names, saved):
     """Names what the forward pass saves, the parts of its buffer too."""
     vars(x).update(zip(names, saved, strict=True))
-    rooms = _rooms_triton(x.B, x.T, x.H)
+    rooms = _rooms_triton(x.B, x.T, x.H, x.place)
     vars(x).update(zip(rooms, _parted(x.buffer, rooms), strict=True))
+
+
+def _results(x, saved):
+    """What the forward pass gives: y, the state after the last token where it goes on from one, and what it saves."""
+    if not x.place:
+        return [x.y, *saved]
+    y = x.y
+    after = [getattr(x, f"after_{name}") for name in PARTS]
+    return [y, *after, *saved]
+
+
+def _owe(x, d_after):
+    """Names what is owed to the state after the last token and to what is cached, and makes room for what is owed to
+    the state that the pass goes on from."""
+    if not x.place:
+        return
+    x.owed = dict(zip((*PARTS, *BANK), d_after, strict=True))
+    for name in PARTS:
+        vars(x)[f"d_after_{name}"] = x.owed[name].contiguous()
+        vars(x)[f"d_begin_{name}"] = torch.zeros_like(x.owed[name]) if x.begun else None
+
+
+def _of_begun(x):
+    """The gradients of what a pass goes on from, in the order of the operator's tensors."""
+    found = []
+    if x.begun:
+        found += [getattr(x, f"d_begin_{name}") for name in PARTS]
+    return found + (x.d_earlier if x.earlier else [])
 
 
 def _gradients(x, tensors):
@@ -2421,21 +2533,22 @@ def _gradients(x, tensors):
     return [getattr(x, f"d_{name}").to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
 
 
-def _run_forward_triton(tensors):
+def _run_forward_triton(tensors, place=()):
     """y, and what the backward pass needs of it."""
-    x = _given(tensors)
-    saved = _saved_triton(tensors)
-    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))
+    x = _given(tensors, place)
+    saved = _saved_triton(tensors, place)
+    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H, x.place))
     _recall(x, ["buffer"], saved)
     x.y = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
     _launch(states_kernel, x, x.n_chains * x.BH, _n_tiles("states", x))
     _launch(read_kernel, x, x.n_blocks * x.BH, _n_tiles("read", x))
-    return [x.y, *saved]
+    return _results(x, saved)
 
 
-def _run_backward_triton(tensors, saved, d_y):
+def _run_backward_triton(tensors, saved, d_y, d_after=(), place=()):
     """The gradients of all inputs, from that of y and what the forward pass saved."""
-    x = _given(tensors)
+    x = _given(tensors, place)
+    _owe(x, d_after)
     _recall(x, ["buffer"], saved)
     x.d_y = d_y.contiguous()
     x.pull_0 = _new(x, x.B, x.T, x.H, 64)
@@ -2464,7 +2577,7 @@ def _run_backward_triton(tensors, saved, d_y):
             ("d_eta", _n_tiles("gates_2", x), 0),
         ),
     )
-    return _gradients(x, tensors)
+    return _gradients(x, tensors) + _of_begun(x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2747,7 +2860,7 @@ def op(
     Raises:
         TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
         ValueError: an argument has the wrong shape or lies on another device; it is named.
-        UnsupportedError: a forward-mode derivative is asked for, or a state on Triton or under torch.func's transforms.
+        UnsupportedError: a forward-mode derivative is asked for, or a state under torch.func's transforms.
     """
     _check(q, k, v, u, theta, gates, backend)
     lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, q)
@@ -2770,8 +2883,6 @@ def op(
     operators = OPERATORS[backend]
     mapped = not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
     if state is not None or return_state:
-        if backend == "triton":
-            raise UnsupportedError('state= and return_state= are not lowered to Triton yet; pass backend="torch"')
         if mapped:
             raise UnsupportedError(
                 "state= and return_state= are not lowered under torch.func's transforms; use autograd and a batch"
@@ -2786,7 +2897,7 @@ def op(
 # lies in would be in one call, so that it makes no difference where calls begin.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHECKPOINT = 16  # tokens from one point that a state can go on from to the next, counted from a segment's first
+CHECKPOINT = 256  # tokens of a segment from one point that a state can go on from to the next
 WRITTEN = ("k", "v", "beta", "eta", "alpha")  # the inputs that states are made of
 LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {"S": (64, 64), "M": (64, 64)}  # of parts of the state and of what is cached, behind (B, H, 1)
@@ -2796,7 +2907,7 @@ _Checkpoint = collections.namedtuple("_Checkpoint", ("position", "parts"))
 class State:
     """What the memory knows of a sequence after `position` tokens, for `op` and the layer to go on from.
 
-    It holds the memory at a checkpoint, every 16 tokens of a segment, and the keys, values and gates since: these
+    It holds the memory at a checkpoint, every 256 tokens of a segment, and the keys, values and gates since: these
     are run again with what follows. Nothing in it changes when it is used, so it may be used twice.
 
     Attributes:

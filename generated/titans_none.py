@@ -1050,6 +1050,8 @@ def walk_kernel(
     y,
     theta,
     work,
+    begin,
+    after,
     steps,
     chains,
     T,
@@ -1088,6 +1090,10 @@ def walk_kernel(
         _copy(p_work, theta + i_h * MEMORY, MEMORY)
         _fill(p_work + MEMORY, STATE - MEMORY)
         tl.debug_barrier()
+        if begin is not None:
+            if i_c == 0:
+                _copy(p_work, begin + i_bh.to(tl.int64) * STATE, STATE)
+                tl.debug_barrier()
         for i_n in range(i_first, i_last):
             i_t, end, _, _, _, _, _ = _chunk_step(steps, i_n)
             m_t = i_t + o_t < end
@@ -1373,6 +1379,9 @@ def walk_kernel(
                     p_next + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2_next, mask=m_h1[:, None] & m_v[None, :]
                 )
             tl.debug_barrier()
+            if after is not None:
+                if end == T:
+                    _copy(after + i_bh.to(tl.int64) * STATE, p_next, STATE)
 
 
 @_jit
@@ -1581,6 +1590,9 @@ def reverse_kernel(
     theta,
     d_theta,
     work,
+    begin,
+    d_after,
+    d_begin,
     steps,
     chains,
     group,
@@ -1621,7 +1633,15 @@ def reverse_kernel(
         _copy(p_work, theta + i_h * MEMORY, MEMORY)
         _fill(p_work + MEMORY, STATE - MEMORY)
         tl.debug_barrier()
+        if begin is not None:
+            if i_c == 0:
+                _copy(p_work, begin + i_bh.to(tl.int64) * STATE, STATE)
+                tl.debug_barrier()
         _fill(p_d, 2 * STATE)
+        if d_after is not None:
+            if tl.load(steps + 8 * (i_last - 1) + 1) == T:
+                tl.debug_barrier()
+                _copy(p_d, d_after + i_bh.to(tl.int64) * STATE, STATE)
         tl.debug_barrier()
         n_groups = tl.cdiv(i_last - i_first, group)
         for i_back in range(n_groups):
@@ -2652,6 +2672,9 @@ def reverse_kernel(
                         mask=m_h1[:, None] & m_v[None, :],
                     )
                 tl.debug_barrier()
+        if d_begin is not None:
+            if i_c == 0:
+                _copy(d_begin + i_bh.to(tl.int64) * STATE, p_d + (i_last - i_first) % 2 * STATE, STATE)
         _copy(d_theta + (i_c.to(tl.int64) * BH + i_bh) * MEMORY, p_d + (i_last - i_first) % 2 * STATE, MEMORY)
         tl.debug_barrier()
 
@@ -2705,6 +2728,16 @@ def _segment_rows(sequences):
     return rows
 
 
+def _later_segments(rows, lead, offset, cached, summed):
+    """Rows of segments that follow others, those of the `cached` ones in front: these end where the new tokens begin.
+
+    What is cached of those is no sum over their tokens, so they have one.
+    """
+    last = max((end for *_, end in rows), default=0) + lead
+    own = [(begin + lead - (0 if s else offset), end + lead, 0, last) for s, (begin, end, _, _) in enumerate(rows)]
+    return [(lead - 1, lead, 0, last)] * cached + own if (lead, offset, cached) != (0, 0, 0) else list(rows)
+
+
 def _chains(sequences, chained, size, chunk=None):
     """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
 
@@ -2722,15 +2755,29 @@ def _chains(sequences, chained, size, chunk=None):
     return found
 
 
+def _going_on(chains, lead, offset, cached, summed):
+    """Pieces of tokens that follow others, `lead` of which stand in front: the first is at `offset` of its segment.
+
+    Of segments before that one `cached` have places of their own, and the sum of `summed` is as one.
+    """
+    return [
+        [
+            (start + lead, end + lead, s + cached, first + lead - (0 if s else offset), last + lead, of - summed, fresh)
+            for start, end, s, first, last, of, fresh in chain
+        ]
+        for chain in chains
+    ]
+
+
 def _chain_rows(chains):
     """A row a chain: its first piece, and the one after its last, of the pieces of all."""
     ends = list(itertools.accumulate(map(len, chains)))
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _block_rows(chains, chained):
+def _block_rows(chains, chained, lead=0):
     """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
-    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+    return [(*piece[:6], chain[0][0] - lead if chained else piece[3], 0) for chain in chains for piece in chain]
 
 
 def _step_rows(chains):
@@ -2738,15 +2785,16 @@ def _step_rows(chains):
     return [(*piece, 0) for chain in chains for piece in chain]
 
 
-def _tables(sequences, chained, size):
+def _tables(sequences, chained, size, place):
     """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
-    own = _chains(sequences, chained, size)
-    return {"blocks": _block_rows(own, chained), "chains": _chain_rows(own), "segments": _segment_rows(sequences)}
+    own = _going_on(_chains(sequences, chained, size), *place)
+    segments = _later_segments(_segment_rows(sequences), *place)
+    return {"blocks": _block_rows(own, chained, place[0]), "chains": _chain_rows(own), "segments": segments}
 
 
-def _step_tables(sequences, chained, size, chunk):
+def _step_tables(sequences, chained, size, chunk, place):
     """The rows of steps of at most `size` tokens and of their chains; of how many steps the states are kept at once."""
-    own = _chains(sequences, chained, size, chunk)
+    own = _going_on(_chains(sequences, chained, size, chunk), *place)
     return _step_rows(own), _chain_rows(own), _kept(max(map(len, own)))
 
 
@@ -2760,12 +2808,22 @@ BLOCK = 64  # tokens of a block, at most
 
 
 @_by_length
-def _layout(T, device):
-    """Where T tokens lie: tables of blocks, their chains and segments, with their lengths, and the longest block's."""
-    tables = _tables(_sequences([T], _segments), CHAINED, BLOCK)
+def _layout(T, place, device):
+    """Where T rows lie: tables of blocks, their chains and segments, with their lengths, and the longest block's.
+
+    Where tokens follow others, the longest is that of a long sequence, so that kernels take the same rows at once.
+    """
+    tables = _tables(*_placed(T, place, BLOCK))
     lengths = {f"n_{name}": len(rows) for name, rows in tables.items()}
-    longest = max(end - start for start, end, *_ in tables["blocks"])
+    longest = min(BLOCK, SEGMENT) if place else max(end - start for start, end, *_ in tables["blocks"])
     return {name: _table(rows, device) for name, rows in tables.items()} | lengths | {"longest": longest}
+
+
+def _placed(T, place, *how):
+    """What tables are made of: the segments of T rows, how they are cut, and their place in a longer sequence."""
+    lead, offset, before = place or (0, 0, 0)
+    sequences = _sequences([T - lead], functools.partial(_segments, offset=offset))
+    return sequences, CHAINED, *how, (lead, offset, before, 0)
 
 
 def _table(rows, device):
@@ -2774,12 +2832,12 @@ def _table(rows, device):
 
 def _steps(kernel, x):
     """Tables of the steps that a kernel takes and of their chains, and how many states are kept at once."""
-    return _steps_of(x.T, _rows_at_once(kernel, x), x.device)
+    return _steps_of(x.T, x.place, _rows_at_once(kernel, x), x.device)
 
 
 @_by_length
-def _steps_of(T, BT, device):
-    steps, chains, kept = _step_tables(_sequences([T], _segments), CHAINED, BT, CHUNK)
+def _steps_of(T, place, BT, device):
+    steps, chains, kept = _step_tables(*_placed(T, place, BT, CHUNK))
     return _table(steps, device), _table(chains, device), kept
 
 
@@ -2801,24 +2859,7 @@ AXES = {"walk": "f", "reverse": "f"}
 # BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
 # compiling for it, the first of a list of candidates, larger tiles first, that fits the shared memory and keeps all
 # values in registers where that matters. Those that `mcgen tune` found on this machine come before them.
-CONFIGURATIONS = {
-    "sm80": {
-        "bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
-        "float32": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
-    },
-    "sm90": {
-        "bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
-        "float32": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 8, 1)},
-    },
-    "sm100": {
-        "bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
-        "float32": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 8, 1)},
-    },
-    "gfx942": {
-        "bfloat16": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 4, 1)},
-        "float32": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 4, 1)},
-    },
-}
+CONFIGURATIONS = {}
 
 # BT, columns of a tile and num_warps where there is nothing better: of other GPUs, and of kernels not found above.
 DEFAULTS = {
@@ -2830,8 +2871,8 @@ DEFAULTS = {
 
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
-    "walk": "e126fe13474df5783916deb06a79acd9dc20e65a32a9461810a9dd73ecec15f0",
-    "reverse": "95554bef934e368d35233072548d2b37e087799e6b240978ab09404dc0f84d11",
+    "walk": "46bbfa0f5c70a49cbd679d7cf98724fb7f69cbe9adfc005758c8ef50ced6ba6d",
+    "reverse": "243ec9ebe6adf61faba6ec64eab0b1abcf8e6665ca768e52e3101451f4000ce1",
 }
 STEPPING = ("walk", "reverse")  # of these, tables tell apart how many rows they take at once
 
@@ -3036,38 +3077,118 @@ def _launch(kernel, x, units, room=None, parts=(), apart=False, **modes):
     _add_up_parts(x, own, parts)
 
 
-def _given(tensors):
-    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have."""
-    inputs = (t.contiguous() for t in tensors[: len(INPUTS)])
-    x = types.SimpleNamespace(**dict(zip(INPUTS, inputs, strict=True)))
-    x.element, x.device = _element(tensors), tensors[0].device
+def _given(tensors, place=()):
+    """The inputs of a pass, its sizes and where its tokens lie, by the names that kernels' arguments have.
+
+    `place` is that of `_define`: where it is not empty, the pass goes on from a state, and leaves one.
+    """
+    own, begun, cached = _divided(tensors, place[1] if place else 0)
+    x = types.SimpleNamespace(place=_triton_place(tensors, place), begun=bool(begun), earlier=cached)
+    inputs = [t.contiguous() for t in tensors[: len(INPUTS)]]
+    vars(x).update(zip(INPUTS, inputs, strict=True))
+    x.weights = own[len(INPUTS) :]
+    x.element, x.device = _element(own), tensors[0].device
     x.B, x.T, x.H, _ = x.q.shape
     x.BH = x.B * x.H
-    vars(x).update(_layout(x.T, x.device))
+    vars(x).update(_layout(x.T, x.place, x.device))
+    _begin(x, begun)
     return x
 
 
-def _rooms_triton(B, T, H):
+def _triton_place(tensors, place):
+    """Rows in front of the first token, tokens of its segment before it, and segments before that; () for a whole
+    sequence."""
+    if not place:
+        return ()
+    return 0, place[0], place[1]
+
+
+def _begin(x, begun):
+    """Names what a pass goes on from and what it leaves, None in one of a whole sequence."""
+    x.begin = _state_row(x, begun) if begun else None
+    x.after = x.q.new_zeros(x.B, x.H, STATE, dtype=torch.float32) if x.place else None
+    x.d_after = x.d_begin = None
+
+
+def _rooms_triton(B, T, H, place=()):
     """The shapes of what the forward kernels leave for the backward pass, by name; all sizes may be symbolic."""
     return {}
 
 
-def _saved_triton(tensors):
+def _saved_triton(tensors, place=()):
     """Empty tensors for what the forward pass saves: a buffer, and the segments that rows choose, where they do."""
     q, (B, T, H, _) = tensors[INPUTS.index("q")], tensors[INPUTS.index("q")].shape
-    return [_buffer(_rooms_triton(B, T, H), q, torch.float32)]
+    place = _triton_place(tensors, place)
+    T += place[0] if place else 0
+    return [_buffer(_rooms_triton(B, T, H, place), q, torch.float32)]
 
 
 def _recall(x, names, saved):
     """Names what the forward pass saves, the parts of its buffer too."""
     vars(x).update(zip(names, saved, strict=True))
-    rooms = _rooms_triton(x.B, x.T, x.H)
+    rooms = _rooms_triton(x.B, x.T, x.H, x.place)
     vars(x).update(zip(rooms, _parted(x.buffer, rooms), strict=True))
+
+
+def _results(x, saved):
+    """What the forward pass gives: y, the state after the last token where it goes on from one, and what it saves."""
+    if not x.place:
+        return [x.y, *saved]
+    y = x.y
+    after = _state_parts(x.after)
+    return [y, *after, *saved]
+
+
+def _owe(x, d_after):
+    """Names what is owed to the state after the last token and to what is cached, and makes room for what is owed to
+    the state that the pass goes on from."""
+    if not x.place:
+        return
+    x.owed = dict(zip((*PARTS, *BANK), d_after, strict=True))
+    x.d_after = _state_row(x, [x.owed[name] for name in PARTS])
+    x.d_begin = x.q.new_zeros(x.B, x.H, STATE, dtype=torch.float32) if x.begun else None
+
+
+def _of_begun(x):
+    """The gradients of what a pass goes on from, in the order of the operator's tensors."""
+    found = []
+    if x.begun:
+        found += _state_parts(x.d_begin)
+    return found + (x.d_earlier if x.earlier else [])
+
+
+PLACES = {
+    "M_1": 0,
+    "M_2": 16384,
+    "S_1": 32768,
+    "S_2": 49152,
+}  # of parts of the state in a row
+
+
+def _state_row(x, parts):
+    """Parts of the state, (B, H, 1, ·) each, as rows (B, H, STATE) of numbers; zeros where there is none."""
+    row, given = x.q.new_zeros(x.B, x.H, STATE, dtype=torch.float32), dict(zip(PARTS, parts, strict=False))
+    for name, at in PLACES.items():
+        part = given[name].flatten(2)
+        row[:, :, at : at + part.shape[2]] = part
+    return row
+
+
+def _state_parts(row):
+    """The parts of the state in rows (B, H, STATE)."""
+    sizes = {name: math.prod(SHAPES[name]) for name in PLACES}
+    found = {n: row[:, :, at : at + sizes[n]].reshape(*row.shape[:2], 1, *SHAPES[n]) for n, at in PLACES.items()}
+    return [found[name] for name in PARTS]
 
 
 def _packed(theta):
     """The initial weights as rows of MEMORY numbers, one a head."""
     return torch.cat([w.mT.reshape(w.shape[0], -1) for w in theta], 1).float()
+
+
+def _of_weights(x):
+    """The gradients of the initial weights, which chains begin with but one that goes on from a state."""
+    return _unpacked(x.d_theta[int(x.begun) :].sum((0, 1)), x.weights)
 
 
 def _unpacked(packed, theta):
@@ -3081,23 +3202,24 @@ def _gradients(x, tensors):
     return [getattr(x, f"d_{name}").to(t.dtype) for name, t in zip(INPUTS, tensors, strict=False)]
 
 
-def _run_forward_triton(tensors):
+def _run_forward_triton(tensors, place=()):
     """y, and what the backward pass needs of it."""
-    x = _given(tensors)
-    x.theta = _packed(tensors[len(INPUTS) :])
-    saved = _saved_triton(tensors)
-    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))
+    x = _given(tensors, place)
+    x.theta = _packed(x.weights)
+    saved = _saved_triton(tensors, place)
+    _clear_between(saved[0], _rooms_triton(x.B, x.T, x.H, x.place))
     _recall(x, ["buffer"], saved)
     x.y = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
     x.steps, x.chains, x.group = _steps("walk", x)
     _launch(walk_kernel, x, x.n_chains * x.BH, room=2 * STATE + ROWS)
-    return [x.y, *saved]
+    return _results(x, saved)
 
 
-def _run_backward_triton(tensors, saved, d_y):
+def _run_backward_triton(tensors, saved, d_y, d_after=(), place=()):
     """The gradients of all inputs, from that of y and what the forward pass saved."""
-    x = _given(tensors)
-    x.theta = _packed(tensors[len(INPUTS) :])
+    x = _given(tensors, place)
+    x.theta = _packed(x.weights)
+    _owe(x, d_after)
     _recall(x, ["buffer"], saved)
     x.d_y = d_y.contiguous()
     x.d_q = _new(x, x.B, x.T, x.H, 64, dtype=x.q.dtype)
@@ -3109,7 +3231,7 @@ def _run_backward_triton(tensors, saved, d_y):
     x.d_theta = _new(x, x.n_chains, x.B, x.H, MEMORY)
     x.steps, x.chains, x.group = _steps("reverse", x)
     _launch(reverse_kernel, x, x.n_chains * x.BH, room=(2 * x.group + 4) * STATE + ROWS)
-    return _gradients(x, tensors) + _unpacked(x.d_theta.sum((0, 1)), tensors[len(INPUTS) :])
+    return _gradients(x, tensors) + _of_weights(x) + _of_begun(x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3389,7 +3511,7 @@ def op(
     Raises:
         TypeError: an argument is missing, extra, or no floating-point tensor; it is named.
         ValueError: an argument has the wrong shape or lies on another device; it is named.
-        UnsupportedError: a forward-mode derivative is asked for, or a state on Triton or under torch.func's transforms.
+        UnsupportedError: a forward-mode derivative is asked for, or a state under torch.func's transforms.
     """
     _check(q, k, v, u, theta, gates, backend)
     lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, q)
@@ -3412,8 +3534,6 @@ def op(
     operators = OPERATORS[backend]
     mapped = not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
     if state is not None or return_state:
-        if backend == "triton":
-            raise UnsupportedError('state= and return_state= are not lowered to Triton yet; pass backend="torch"')
         if mapped:
             raise UnsupportedError(
                 "state= and return_state= are not lowered under torch.func's transforms; use autograd and a batch"
@@ -3428,7 +3548,7 @@ def op(
 # lies in would be in one call, so that it makes no difference where calls begin.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CHECKPOINT = 16  # tokens from one point that a state can go on from to the next, counted from a segment's first
+CHECKPOINT = 16  # tokens of a segment from one point that a state can go on from to the next
 WRITTEN = ("k", "v", "beta", "eta", "alpha")  # the inputs that states are made of
 LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {

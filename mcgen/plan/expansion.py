@@ -103,7 +103,7 @@ class _Expansion:
         self.schedule, self.problem, self.machine = schedule, problem, machine
         self.launched: list[Launched] = []
         self.buffers: dict[str, Tensor] = {}
-        self.x = SimpleNamespace(**problem.sizes, device=None)
+        self.x = SimpleNamespace(**problem.sizes, device=None, place=(), begun=False)
         self.names = {**schedule.constants, **self._functions(), "x": self.x}
         for name, rows in schedule.tables(problem.tokens).items():
             self._named(f"x.{name}", rows, {})

@@ -47,6 +47,7 @@ class Kernel:
     """What a kernel is handed, in the order of its arguments, and how its work falls to programs.
 
     operands   tensors; tables and sizes follow
+    going_on   tensors behind these that only a pass has that goes on from a state; None in one of a whole sequence
     takes      what a program takes of an axis of its operands, where that is not all: of tokens, a block of them
     axis       the one that it takes in tiles of its configuration's columns; none where it takes all whole
     rows       how many rows it must take at once, where a gradient chunk is one step
@@ -62,6 +63,7 @@ class Kernel:
     axis: str = ""
     rows: int | None = None
     whole: bool = False
+    going_on: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> list[str]:
@@ -70,7 +72,7 @@ class Kernel:
     @property
     def arguments(self) -> list[str]:
         """The names of all arguments, in order."""
-        return [*self.tensors, *self.tables, *self.numbers, *self.constants]
+        return [*self.tensors, *self.going_on, *self.tables, *self.numbers, *self.constants]
 
 
 def operands(names: Iterable[str], writes: Iterable[str], both: Iterable[str] = ()) -> tuple[Operand, ...]:

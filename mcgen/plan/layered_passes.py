@@ -30,7 +30,7 @@ from mcgen.plan.host import (
     operands,
 )
 from mcgen.plan.layered import LayeredPlan
-from mcgen.plan.pass_tensors import OF_SEQUENCE, ROWS
+from mcgen.plan.pass_tensors import OF_SEQUENCE, ROWS, goes_on
 from mcgen.plan.streamed_passes import SIZES, StreamedPasses, width_of
 
 IN_SPANS = (*SIZES[:-2], "SPAN", *SIZES[-2:])
@@ -146,7 +146,8 @@ class LayeredPasses(StreamedPasses):
         return self._in_span(name, tensors, {*owing, *work}, takes, sizes, (*both, *work))
 
     def _logits(self) -> Kernel:
-        return self._of_segment("logits", [*self._inputs("logits"), "r", "pools"], ["r", "pools"])
+        tensors, state = [*self._inputs("logits"), "r", "pools"], ("begin_pool", "after_pool")
+        return self._of_segment("logits", tensors, ["r", "pools"], state)
 
     def _reverse_logits(self) -> Kernel:
         query = query_name(self.plan.meaning)
@@ -155,13 +156,19 @@ class LayeredPasses(StreamedPasses):
         keys = select(whole, ["d_k", "d_pool"], "keys")
         rows = (f"d_{query}_rows",)
         tensors = [*self._with_rows([*queries.inputs, *keys.inputs]), "d_pools", *rows, "d_k_rows"]
-        return self._of_segment("reverse_logits", tensors, ["d_k_rows"], rows)
+        return self._of_segment("reverse_logits", tensors, ["d_k_rows"], ("begin_pool", "d_begin_pool"), rows)
 
     def _of_segment(
-        self, name: str, tensors: Sequence[str], writes: Sequence[str], both: tuple[str, ...] = ()
+        self,
+        name: str,
+        tensors: Sequence[str],
+        writes: Sequence[str],
+        state: tuple[str, ...],
+        both: tuple[str, ...] = (),
     ) -> Kernel:
         given, sizes = operands(tensors, writes, both), (*OF_SEQUENCE, "n_segments", "n_entries")
-        return Kernel(name, given, ("segments",), sizes, SIZES, SEGMENT, HIDDEN)
+        state = state if goes_on(self.plan.meaning) else ()
+        return Kernel(name, given, ("segments",), sizes, SIZES, SEGMENT, HIDDEN, going_on=state)
 
     def room(self, kernel: str) -> str | None:
         """Numbers of the states that a program keeps, one a step; None where it keeps none."""
@@ -234,7 +241,8 @@ class LayeredPasses(StreamedPasses):
         spans = Each("span", "_in_flight(x, first, last)", body)
         routed = self.plan.meaning.routes
         logits = [Launch(self.kernels["logits"], "x.n_segments * x.BH")] if routed else []
-        return [*logits, self._flights([self._empty_rows(back=False), spans])]
+        keep = [Compute("_keep_after(x, first, last)", (), ("records",))] if goes_on(self.plan.meaning) else []
+        return [*logits, self._flights([self._empty_rows(back=False), spans, *keep])]
 
     @cached_property
     def _reverse_span(self) -> Routine:
@@ -260,13 +268,16 @@ class LayeredPasses(StreamedPasses):
         back = Compute(
             f"x.d_theta.view(-1, MEMORY)[first:last] = x.d_records{PARAMETERS}", (), ("d_records",), ("d_theta",)
         )
+        begun, owed = goes_on(self.plan.meaning), "torch.zeros_like(x.records)"
+        owed = "_take_owed(x, first, last)" if begun else owed
         flight = [
             self._empty_rows(back=True),
-            Compute("x.d_records = torch.zeros_like(x.records)", (Buffer("d_records", STATE.shape),)),
+            Compute(f"x.d_records = {owed}", (Buffer("d_records", STATE.shape),)),
             Let("groups", f"_groups(_in_flight(x, first, last), {self.plan.group})"),
             *self._ahead(),
             Each("group", "reversed(groups)", tuple(self._group_back())),
             back,
+            *([Compute("_leave_begun(x, first, last)", (), ("d_records",))] if begun else []),
         ]
         return [*(self._logits_back() if routed else []), Make((d_theta,)), self._flights(flight)]
 

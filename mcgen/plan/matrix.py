@@ -19,9 +19,9 @@ from mcgen.passes.carried import carried
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.configurations import Defaults, defaults, tile
+from mcgen.plan.state import BLOCK
 from mcgen.symbolic.meaning import Meaning
 
-BLOCK = 256  # tokens of a block, or a few more so that gradient chunks are whole
 LEAST_STEP = 32  # tokens: gradient chunks up to this many are one step of a kernel
 TILES = 60  # values with two axes in a gates' kernel: more of them spilled in every configuration tried
 

@@ -9,7 +9,20 @@ from types import MappingProxyType
 
 from mcgen.ir.closed_form import lagged_names
 from mcgen.plan.cached_reads import UNITS, Choosing, choosing_kernels, tiles_of, where_chosen
-from mcgen.plan.host import BACKWARD, FORWARD, Buffer, Compute, Kernel, Launch, Make, Part, Pass, Statement, operands
+from mcgen.plan.host import (
+    BACKWARD,
+    FORWARD,
+    Buffer,
+    Compute,
+    Kernel,
+    Launch,
+    Make,
+    Part,
+    Pass,
+    Statement,
+    When,
+    operands,
+)
 from mcgen.plan.matrix import MatrixPlan, Walk
 from mcgen.plan.matrix_choices import Choice, choices
 from mcgen.plan.pass_tensors import (
@@ -23,8 +36,13 @@ from mcgen.plan.pass_tensors import (
     PassTensors,
     Y,
     chooses,
+    goes_on,
+    keeps_y,
+    led,
     of_tokens,
+    owe,
     recall,
+    result,
     save,
 )
 
@@ -76,10 +94,10 @@ class MatrixPasses:
     def kernels(self) -> Mapping[str, Kernel]:
         """All kernels by name, in the order of the file."""
         meaning, plan = self.plan.meaning, self.plan
-        found = [self._states()] if self.saved else []
+        found = [self._states()] if self.saved or self.goes_on else []
         found += [self._read(), *(self._walk(name, walk) for name, walk in plan.walks.items())]
         found += [self._rows(), self._segments()] if meaning.reads_cached else []
-        found += [self._retreat()] if plan.starts or plan.reverse.pulls else []
+        found += [self._retreat()] if self._retreats_always or self.goes_on else []
         if chooses(meaning):
             found += [*choosing_kernels(self.tensors, self._kernel), self._read("read_chosen", chooses=True)]
         return {kernel.name: kernel for kernel in found}
@@ -94,10 +112,34 @@ class MatrixPasses:
         sizes: tuple[str, ...] = (*OF_SEQUENCE, "n_blocks", "n_segments"),
         more: tuple[str, ...] = (),
         axis: str = "v",
+        going_on: Sequence[str] = (),
     ) -> Kernel:
         axis = "" if name == "route" else axis
         taken = {**takes, axis.upper(): "a tile"} if axis else takes
-        return Kernel(name, operands(tensors, writes), tables, sizes, (*SIZES, *more), taken, axis)
+        given = tuple(going_on) if self.goes_on else ()
+        return Kernel(name, operands(tensors, writes), tables, sizes, (*SIZES, *more), taken, axis, going_on=given)
+
+    @property
+    def goes_on(self) -> bool:
+        return goes_on(self.plan.meaning)
+
+    @property
+    def _retreats_always(self) -> bool:
+        """Whether gradients of whole sequences have to go from block to block."""
+        return self.plan.starts or bool(self.plan.reverse.pulls)
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the state that one call leaves for the next; the memory at a gradient chunk's start is none."""
+        return (*self.slots, *(["pool"] if self.plan.meaning.routes else []))
+
+    def _begun(self, names: Iterable[str]) -> list[str]:
+        """What of a state kernels begin with whose programs walk a block, where nothing is kept of blocks' starts."""
+        return [] if self.plan.starts else [f"begin_{name}" for name in names if name in self.parts]
+
+    def _owed(self, names: Iterable[str]) -> list[str]:
+        """What the state after the last token owes to a kernel; what it owes to pools comes with those."""
+        return [f"d_after_{name}" for name in names if name in self.slots]
 
     @property
     def _stepped(self) -> tuple[str, ...]:
@@ -106,14 +148,16 @@ class MatrixPasses:
     def _states(self) -> Kernel:
         kept = [buffer.name for buffer in self.saved if buffer.name not in ("lse", "online")]
         tensors, tables = [*self.tensors.of("states"), *kept], ("blocks", "chains")
-        return self._kernel("states", tensors, kept, CHAIN, tables, more=self._stepped)
+        going_on = [*(f"begin_{name}" for name in self.parts), *(f"after_{name}" for name in self.parts)]
+        return self._kernel("states", tensors, kept, CHAIN, tables, more=self._stepped, going_on=going_on)
 
     def _read(self, name: str = "read", chooses: bool = False) -> Kernel:
         parts = ["read", *(["read_segment"] if self.plan.meaning.reads_cached and not chooses else [])]
         unread = {"cached", "pools"} if chooses else set()
         left = [buffer.name for buffer in self.saved if buffer.name not in unread]
         tensors = [*self.tensors.of(*parts), *left, *(["r_chosen", "o_chosen"] if chooses else []), "y"]
-        return self._kernel(name, tensors, ["lse", "online", "y"], BLOCK, more=("TOP_K",) if chooses else ())
+        more, begun = ("TOP_K",) if chooses else (), self._begun(self.plan.state)
+        return self._kernel(name, tensors, ["lse", "online", "y"], BLOCK, more=more, going_on=begun)
 
     def _rows(self) -> Kernel:
         routed = self.plan.meaning.routes
@@ -137,7 +181,9 @@ class MatrixPasses:
         ends = [buffer.name for buffer in self._kept("d_end")]
         given = (["d_cached"] if meaning.reads_cached else []) + (["d_pools"] if meaning.routes else [])
         tensors = [*self.tensors.behind(inputs), *pulls, *starts, *ends, *given]
-        return self._kernel("retreat", tensors, [*pulls, *ends], CHAIN, ("blocks", "chains"), more=self._stepped)
+        going_on = [*self._begun(plan.retreat_state), *self._owed(self.slots), *(f"d_begin_{n}" for n in self.parts)]
+        written, tables = [*pulls, *ends], ("blocks", "chains")
+        return self._kernel("retreat", tensors, written, CHAIN, tables, more=self._stepped, going_on=going_on)
 
     def _walk(self, name: str, walk: Walk) -> Kernel:
         tensors = self.tensors.behind([*walk.program.inputs, *self.plan.advancing(walk.state).inputs])
@@ -150,7 +196,8 @@ class MatrixPasses:
         wanted = [f"d_{one}" for one in walk.wanted]
         constants = STEPPED if walk.stepped else ()
         axis = "" if walk.whole else walk.axis
-        return self._kernel(name, [*tensors, *wanted], wanted, BLOCK, more=constants, axis=axis)
+        going_on = [*self._begun(walk.state), *([] if self.plan.starts else self._owed(walk.d_state))]
+        return self._kernel(name, [*tensors, *wanted], wanted, BLOCK, more=constants, axis=axis, going_on=going_on)
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -165,31 +212,43 @@ class MatrixPasses:
     def forward(self) -> Pass:
         meaning = self.plan.meaning
         body: list[Statement] = [*save(meaning, self.saved), Make((Y,))]
+        states = self._launch("states", "x.n_chains * x.BH")
         if self.saved:
-            body.append(self._launch("states", "x.n_chains * x.BH"))
+            body.append(states)
+        elif self.goes_on:
+            body.append(When("x.place", (states,)))
         if self.plan.sums:
             line = "x.cached.copy_(x.cached.cumsum(2) - x.cached)  # for each segment, the sum of the states before it"
+            line = "_sum_cached(x)" if self.goes_on else line
             body.append(Compute(line, reads=("cached",), changes=("cached",)))
         body += where_chosen(self.tensors, self._choosing.read, [self._launch("read")])
-        return Pass("forward", FORWARD, self.tensors.given, tuple(body), "[x.y, *saved]")
+        return Pass("forward", FORWARD, self.tensors.given, tuple(body), result(meaning))
 
     @cached_property
     def backward(self) -> Pass:
         meaning = self.plan.meaning
         body: list[Statement] = [
+            *owe(meaning),
             recall(meaning, self.saved),
-            Compute("x.d_y = d_y.contiguous()", (of_tokens("d_y", "y", "v"),)),
+            Compute(f"x.d_y = {led(meaning, 'd_y')}", (of_tokens("d_y", "y", "v"),)),
         ]
+        if self.goes_on and keeps_y(meaning) and self.tensors.lagged:
+            body.append(Compute("x.y = _led(x, x.y)"))
         if meaning.reads_cached:
             body += where_chosen(self.tensors, self._choosing.reverse, self._reverse_reads())
+            if self.goes_on and not self.plan.sums:
+                body.append(Compute("_owe_cached(x)", changes=("d_cached",)))
         body += self._retreats()
         body.append(Make(tuple(self._gradients())))
+        if self.goes_on and self.tensors.lagged:
+            body.append(Compute("_clear_front(x)"))
         for name, walk in self.plan.walks.items():
             body += self._walked(name, walk)
         for name, (source, lag) in self.tensors.lagged.items():
-            line = f"_add_unlagged(x.d_{source}, x.d_{name}, {lag})"
+            line = f"_add_unlagged({'x, ' if self.goes_on else ''}x.d_{source}, x.d_{name}, {lag})"
             body.append(Compute(line, reads=(f"d_{source}", f"d_{name}"), changes=(f"d_{source}",)))
-        return Pass("backward", BACKWARD, self.tensors.given, tuple(body), "_gradients(x, tensors)")
+        begun = " + _of_begun(x)" if self.goes_on else ""
+        return Pass("backward", BACKWARD, self.tensors.given, tuple(body), f"_gradients(x, tensors){begun}")
 
     def _reverse_reads(self) -> list[Statement]:
         """The reverse of reads of every earlier segment."""
@@ -206,13 +265,14 @@ class MatrixPasses:
             line = (
                 "x.d_cached = x.d_cached.flip(2).cumsum(2).flip(2) - x.d_cached  # each state stands in every later sum"
             )
+            line = "_owe_cached(x)" if self.goes_on else line
             body.append(Compute(line, reads=("d_cached",), changes=("d_cached",)))
         return body
 
     def _retreats(self) -> list[Statement]:
         """The gradient of the state from block to block, and what passes through error rows."""
-        if "retreat" not in self.kernels:
-            return []
+        if not self._retreats_always:
+            return [When("x.begun", (self._launch("retreat", "x.BH"),))] if self.goes_on else []
         found = [of_tokens(name, "v") for name in self.plan.reverse.pulls]
         return [Make((*found, *self._kept("d_end"))), self._launch("retreat", "x.n_chains * x.BH")]
 

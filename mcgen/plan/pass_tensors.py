@@ -9,6 +9,7 @@ from functools import cached_property
 from mcgen.ir.backward import query_inputs
 from mcgen.ir.program import Program
 from mcgen.plan.host import INTEGER, Buffer, Compute, Statement
+from mcgen.plan.state import StateLayout
 from mcgen.symbolic.meaning import Meaning
 
 ROWS = ("B", "T", "H")
@@ -106,10 +107,33 @@ def choices(meaning: Meaning) -> tuple[Buffer, ...]:
     return (Buffer("chosen", (*ROWS, "TOP_K"), INTEGER),) if chooses(meaning) else ()
 
 
+def goes_on(meaning: Meaning) -> bool:
+    """Whether a pass may go on from a state: not where segments depend on the length of the whole sequence."""
+    return meaning.spec.segment.size is not None
+
+
 def save(meaning: Meaning, saved: Sequence[Buffer]) -> list[Statement]:
     """Room for what the forward pass saves; all of it is the same at every run, what lies between tensors too."""
-    clear = Compute("_clear_between(saved[0], _rooms_triton(x.B, x.T, x.H))")
-    return [Compute("saved = _saved_triton(tensors)"), clear, _recall((), saved, choices(meaning))]
+    state = StateLayout(meaning) if goes_on(meaning) else None
+    tensors, sizes = ("tensors, place", "x.B, x.T, x.H, x.place") if state else ("tensors", "x.B, x.T, x.H")
+    clear = Compute(f"_clear_between(saved[0], _rooms_triton({sizes}))")
+    earlier = [Compute("_copy_earlier(x)")] if state and state.banked else []
+    return [Compute(f"saved = _saved_triton({tensors})"), clear, _recall((), saved, choices(meaning)), *earlier]
+
+
+def result(meaning: Meaning) -> str:
+    """What the forward pass gives."""
+    return "_results(x, saved)" if goes_on(meaning) else "[x.y, *saved]"
+
+
+def owe(meaning: Meaning) -> list[Statement]:
+    """What is owed to the state after the last token, and room for what is to the one before."""
+    return [Compute("_owe(x, d_after)")] if goes_on(meaning) else []
+
+
+def led(meaning: Meaning, tensor: str) -> str:
+    """A tensor of tokens with the rows in front that lags look back at."""
+    return f"_led(x, {tensor})" if goes_on(meaning) and StateLayout(meaning).lag else f"{tensor}.contiguous()"
 
 
 def recall(meaning: Meaning, saved: Sequence[Buffer]) -> Compute:

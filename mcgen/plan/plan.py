@@ -8,6 +8,7 @@ from mcgen.plan.matrix import MatrixPlan
 from mcgen.plan.matrix_passes import MatrixPasses
 from mcgen.plan.pass_tensors import choices, chooses
 from mcgen.plan.schedule import Schedule
+from mcgen.plan.state import StateLayout
 from mcgen.plan.streamed import StreamedPlan
 from mcgen.plan.streamed_passes import StreamedPasses
 from mcgen.symbolic.meaning import Meaning
@@ -42,4 +43,7 @@ def scheduled(passes: Passes) -> Schedule:
         flies=passes.flies,
         segment=spec.segment.size,
         defaults=passes.plan.defaults,
+        state=StateLayout(meaning) if spec.segment.size else None,
+        places=getattr(passes.plan, "places", {}),
+        mean_pool=spec.aggregate.pool == "mean",
     )

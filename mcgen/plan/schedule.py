@@ -10,6 +10,7 @@ from typing import Any
 from mcgen.plan import tokens
 from mcgen.plan.configurations import Defaults
 from mcgen.plan.host import Buffer, Kernel, Pass
+from mcgen.plan.state import StateLayout
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Schedule:
     flies        whether as many programs are launched as go on at once, each of which takes unit after unit
     segment      tokens of a segment; none of them says that lengths are powers of two
     defaults     configurations for what no table has
+    state        what one call leaves for the next, where a sequence may be split into calls
+    places       where each part of the state lies in a row of numbers, where it does
+    mean_pool    whether a segment's pooled key is the mean of its keys, not their sum
     """
 
     forward: Pass
@@ -40,6 +44,9 @@ class Schedule:
     flies: bool
     segment: int | None
     defaults: Defaults
+    state: StateLayout | None
+    places: Mapping[str, int]
+    mean_pool: bool
 
     @property
     def passes(self) -> tuple[Pass, Pass]:
@@ -54,11 +61,11 @@ class Schedule:
 
     def tables(self, T: int) -> Mapping[str, Any]:
         """Where T tokens lie: rows of blocks, chains and segments."""
-        return tokens.tables(self._sequences(T), self.chained, self.block)
+        return tokens.tables(self._sequences(T), self.chained, self.block, tokens.WHOLE)
 
     def steps(self, T: int, rows: int) -> tokens.Steps:
         """Rows of steps of at most so many tokens and of their chains, and how many states are kept at once."""
-        return tokens.step_tables(self._sequences(T), self.chained, rows, self.constants["CHUNK"])
+        return tokens.step_tables(self._sequences(T), self.chained, rows, self.constants["CHUNK"], tokens.WHOLE)
 
     def spans(self, T: int) -> list[tuple]:
         """The spans of all chains, side by side."""

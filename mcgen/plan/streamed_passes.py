@@ -20,8 +20,11 @@ from mcgen.plan.pass_tensors import (
     PassTensors,
     Y,
     chooses,
+    goes_on,
     of_tokens,
+    owe,
     recall,
+    result,
     save,
 )
 from mcgen.plan.streamed import StreamedPlan
@@ -31,9 +34,9 @@ CHAINS = "x.n_chains * x.BH"
 STEPPING = ("walk", "read_soup", "through_layers", "reverse")
 """The kernels that go step by step: each takes the rows of a gradient chunk at once, unless it is several steps."""
 TO_AND_FRO = "2 * STATE + ROWS"
-WEIGHTS = Compute("x.theta = _packed(tensors[len(INPUTS) :])", (Buffer("theta", ("H", "MEMORY")),))
+WEIGHTS = Compute("x.theta = _packed(x.weights)", (Buffer("theta", ("H", "MEMORY")),))
 """The initial weights, a row a head."""
-RESULT = "_gradients(x, tensors) + _unpacked(x.d_theta.sum((0, 1)), tensors[len(INPUTS) :])"
+RESULT = "_gradients(x, tensors) + _of_weights(x)"
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,15 @@ class StreamedPasses:
         tables: tuple[str, ...] = ("blocks",),
         sizes: tuple[str, ...] = (*OF_SEQUENCE, "n_segments"),
         more: tuple[str, ...] = (),
+        going_on: tuple[str, ...] = (),
     ) -> Kernel:
         """A kernel whose programs take unit after unit, and the hidden units in tiles, with scratch of their own."""
         rows = self.plan.least_rows if name in STEPPING and not self.plan.anchored else None
         whole = name == "walk" and self.plan.resident
         constants = (*SIZES, *more)
         given = operands([*tensors, "work"], {*writes, "work"}, {"work"})
-        return Kernel(name, given, tables, (*sizes, "n_entries"), constants, takes, HIDDEN, rows, whole)
+        numbers, state = (*sizes, "n_entries"), going_on if goes_on(self.plan.meaning) else ()
+        return Kernel(name, given, tables, numbers, constants, takes, HIDDEN, rows, whole, state)
 
     def _walking(self) -> list[Kernel]:
         meaning = self.plan.meaning
@@ -98,7 +103,7 @@ class StreamedPasses:
         kept = (["cached"] if meaning.reads_cached else []) + (["pools"] if meaning.routes else [])
         written = [*([] if self.plan.soup else out), *kept]
         tensors = [*self.tensors.of("walk"), *written, "theta"]
-        return [self.kernel("walk", tensors, written, CHAIN, ("steps", "chains"))]
+        return [self.kernel("walk", tensors, written, CHAIN, ("steps", "chains"), going_on=("begin", "after"))]
 
     def _reading(self) -> list[Kernel]:
         meaning = self.plan.meaning
@@ -130,7 +135,7 @@ class StreamedPasses:
     def _soup(self, name: str, programs: Sequence[str], reads: list[str], writes: list[str]) -> Kernel:
         """A kernel that walks the chains again, for what is read of all segments at once."""
         tensors = [*self.tensors.of(*programs, "advance"), *reads, *writes, "theta"]
-        return self.kernel(name, tensors, writes, CHAIN, ("steps", "chains"))
+        return self.kernel(name, tensors, writes, CHAIN, ("steps", "chains"), going_on=("begin",))
 
     def _reverse_every(self) -> list[Kernel]:
         routed, found = self.plan.meaning.routes, [f"d_{name}_rows" for name in self.tensors.queries]
@@ -148,7 +153,8 @@ class StreamedPasses:
         found = [name for name in program.outputs if name.removeprefix("d_") not in self.plan.state]
         tensors = [*self.tensors.of("reverse", "advance"), *more, *found, "theta", "d_theta"]
         sizes = ("group", *OF_SEQUENCE, "n_segments")
-        return [self.kernel("reverse", tensors, [*found, "d_theta"], CHAIN, ("steps", "chains"), sizes)]
+        going_on, tables = ("begin", "d_after", "d_begin"), ("steps", "chains")
+        return [self.kernel("reverse", tensors, [*found, "d_theta"], CHAIN, tables, sizes, going_on=going_on)]
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -176,7 +182,7 @@ class StreamedPasses:
     def forward(self) -> Pass:
         rows = Make((Y, *self._online_rows()))
         body = [WEIGHTS, *save(self.plan.meaning, self.saved), rows, *self.walk(), *self._read()]
-        return Pass("forward", FORWARD, self.tensors.given, tuple(body), "[x.y, *saved]")
+        return Pass("forward", FORWARD, self.tensors.given, tuple(body), result(self.plan.meaning))
 
     def _online_rows(self) -> list[Buffer]:
         """What is read of the online memory, for the kernel that reads segments."""
@@ -209,16 +215,19 @@ class StreamedPasses:
     @cached_property
     def backward(self) -> Pass:
         shared = self.plan.meaning.aggregate == "mean"
-        d_y = "d_y.float() * _shares(x.T, x.device)" if shared else "d_y.contiguous()"
+        place = "x.place" if goes_on(self.plan.meaning) else "()"
+        d_y = f"d_y.float() * _shares(x.T, {place}, x.device)" if shared else "d_y.contiguous()"
         body = [
             WEIGHTS,
+            *owe(self.plan.meaning),
             recall(self.plan.meaning, self.saved),
             Compute(f"x.d_y = {d_y}", (of_tokens("d_y", "y", "float32" if shared else "v"),)),
             *self._reverse_reads(),
             Make(tuple(self.gradients())),
             *self.walk_back(),
         ]
-        return Pass("backward", BACKWARD, self.tensors.given, tuple(body), RESULT)
+        begun = " + _of_begun(x)" if goes_on(self.plan.meaning) else ""
+        return Pass("backward", BACKWARD, self.tensors.given, tuple(body), RESULT + begun)
 
     def gradients(self) -> list[Buffer]:
         """Those of the inputs; of gates in float32."""
@@ -228,7 +237,8 @@ class StreamedPasses:
     def _reverse_reads(self) -> list[Statement]:
         if not self.plan.meaning.reads_cached:
             return []
-        return where_chosen(self.tensors, self.choosing.reverse, self._reverse_every_read())
+        owed = [Compute("_owe_cached(x)", changes=("d_cached",))] if goes_on(self.plan.meaning) else []
+        return [*where_chosen(self.tensors, self.choosing.reverse, self._reverse_every_read()), *owed]
 
     def _reverse_every_read(self) -> list[Statement]:
         """The reverse of reads of every earlier segment."""

@@ -18,6 +18,9 @@ Segments = list[tuple[int, int]]
 Row = tuple[int, ...]
 Chains = list[list[Row]]
 Steps = tuple[list[Row], list[Row], int]
+Place = tuple[int, int, int, int]
+WHOLE: Place = (0, 0, 0, 0)
+"""The place of a whole sequence: what `going_on` takes besides chains."""
 
 
 def constant_segments(T: int, size: int) -> Segments:
@@ -46,6 +49,16 @@ def segment_rows(sequences: Sequence[Segments]) -> list[Row]:
     return rows
 
 
+def later_segments(rows: Sequence[Row], lead: int, offset: int, cached: int, summed: int) -> list[Row]:
+    """Rows of segments that follow others, those of the `cached` ones in front: these end where the new tokens begin.
+
+    What is cached of those is no sum over their tokens, so they have one.
+    """
+    last = max((end for *_, end in rows), default=0) + lead
+    own = [(begin + lead - (0 if s else offset), end + lead, 0, last) for s, (begin, end, _, _) in enumerate(rows)]
+    return [(lead - 1, lead, 0, last)] * cached + own if (lead, offset, cached) != (0, 0, 0) else list(rows)
+
+
 def chains(sequences: Sequence[Segments], chained: bool, size: int, chunk: int | None = None) -> Chains:
     """The pieces of at most `size` tokens of each chain; none reaches from one run of `chunk` tokens into the next.
 
@@ -63,15 +76,29 @@ def chains(sequences: Sequence[Segments], chained: bool, size: int, chunk: int |
     return found
 
 
+def going_on(chains: Chains, lead: int, offset: int, cached: int, summed: int) -> Chains:
+    """Pieces of tokens that follow others, `lead` of which stand in front: the first is at `offset` of its segment.
+
+    Of segments before that one `cached` have places of their own, and the sum of `summed` is as one.
+    """
+    return [
+        [
+            (start + lead, end + lead, s + cached, first + lead - (0 if s else offset), last + lead, of - summed, fresh)
+            for start, end, s, first, last, of, fresh in chain
+        ]
+        for chain in chains
+    ]
+
+
 def chain_rows(chains: Chains) -> list[Row]:
     """A row a chain: its first piece, and the one after its last, of the pieces of all."""
     ends = list(itertools.accumulate(map(len, chains)))
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def block_rows(chains: Chains, chained: bool) -> list[Row]:
+def block_rows(chains: Chains, chained: bool, lead: int = 0) -> list[Row]:
     """A row a block: start, end, segment, its start, its end, the sequence's first segment, the border of lags, 0."""
-    return [(*piece[:6], chain[0][0] if chained else piece[3], 0) for chain in chains for piece in chain]
+    return [(*piece[:6], chain[0][0] - lead if chained else piece[3], 0) for chain in chains for piece in chain]
 
 
 def step_rows(chains: Chains) -> list[Row]:
@@ -79,15 +106,16 @@ def step_rows(chains: Chains) -> list[Row]:
     return [(*piece, 0) for chain in chains for piece in chain]
 
 
-def tables(sequences: Sequence[Segments], chained: bool, size: int) -> dict[str, list[Row]]:
+def tables(sequences: Sequence[Segments], chained: bool, size: int, place: Place) -> dict[str, list[Row]]:
     """The rows of blocks of at most `size` tokens, of their chains, and of segments."""
-    own = chains(sequences, chained, size)
-    return {"blocks": block_rows(own, chained), "chains": chain_rows(own), "segments": segment_rows(sequences)}
+    own = going_on(chains(sequences, chained, size), *place)
+    segments = later_segments(segment_rows(sequences), *place)
+    return {"blocks": block_rows(own, chained, place[0]), "chains": chain_rows(own), "segments": segments}
 
 
-def step_tables(sequences: Sequence[Segments], chained: bool, size: int, chunk: int) -> Steps:
+def step_tables(sequences: Sequence[Segments], chained: bool, size: int, chunk: int, place: Place) -> Steps:
     """The rows of steps of at most `size` tokens and of their chains; of how many steps the states are kept at once."""
-    own = chains(sequences, chained, size, chunk)
+    own = going_on(chains(sequences, chained, size, chunk), *place)
     return step_rows(own), chain_rows(own), kept(max(map(len, own)))
 
 

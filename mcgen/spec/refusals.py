@@ -198,12 +198,6 @@ STATE_OF_LOGARITHMIC_SEGMENTS = Refusal(
     "set segment: {mode: constant}",
     "op(q, k, v, u, return_state=True) of a spec with segment: {mode: logarithmic}",
 )
-STATE_ON_TRITON = Refusal(
-    "state= and return_state=",
-    "are not lowered to Triton yet",
-    'pass backend="torch"',
-    'op(q, k, v, u, return_state=True, backend="triton")',
-)
 STATE_IN_A_TRANSFORM = Refusal(
     "state= and return_state=",
     "are not lowered under torch.func's transforms",
@@ -257,7 +251,6 @@ LANGUAGE = (
 LOWERING = (TOKEN_GRADIENTS_OF_AN_MLP, TOKEN_GRADIENTS_NOT_AFFINE, FLAT_ACTIVATION, SCALE_ZERO, NOTHING_WRITTEN)
 GENERATED = (
     STATE_OF_LOGARITHMIC_SEGMENTS,
-    STATE_ON_TRITON,
     STATE_IN_A_TRANSFORM,
     SECOND_DERIVATIVES,
     FORWARD_MODE,

@@ -54,7 +54,7 @@ def _specialisation(schedule: Schedule, kernel: Kernel, element: str) -> Special
     signature = {**tensors, **dict.fromkeys(kernel.tables, "*i32"), **dict.fromkeys(kernel.numbers, "i32")}
     (launch, *_) = (one for way in schedule.passes for one in launches(way.body) if one.kernel == kernel)
     known = {**schedule.constants, **dict.fromkeys(launch.modes, True), "IN": getattr(tl, element)}
-    constants = {name: known[name] for name in kernel.constants if name in known}
+    constants = {name: known[name] for name in kernel.constants if name in known} | dict.fromkeys(kernel.going_on)
     return Specialisation(kernel.name + SUFFIX, kernel.axis, signature, constants, kernel.rows, kernel.whole)
 
 

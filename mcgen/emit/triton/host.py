@@ -53,6 +53,7 @@ PIECES = (
     "launch",
     "given",
     "saved",
+    "going_on",
     "choices",
     "weights",
     "records",
@@ -62,6 +63,11 @@ PIECES = (
 """The templates of functions, in the order of the file."""
 LENGTHS = {"n_blocks": "_pieces(T, BLOCK)", "n_segments": "_segment_count(T)"}
 """Sizes of what is saved that follow from the length, which may be symbolic."""
+LENGTHS_FROM = {
+    "n_blocks": "_pieces_from(offset, T - lead, BLOCK) if place else _pieces(T, BLOCK)",
+    "n_segments": "_segment_count(T - lead + offset)",
+}
+"""The same where tokens may follow others."""
 REQUIRED = "_require_triton"
 """What the rest of the file calls besides the passes."""
 
@@ -84,8 +90,20 @@ def _constants(schedule: Schedule) -> str:
 
 def _functions(schedule: Schedule, known: Launching) -> list[str]:
     """All functions that host code may call, in the order of a file, and the constants that they read."""
-    kernels = schedule.kernels.values()
+    kernels, state = schedule.kernels.values(), schedule.state
+    lengths = LENGTHS if state is None else dict(LENGTHS_FROM)
+    if state and state.banked:
+        lengths["n_segments"] = f"before + {lengths['n_segments']}"
+    sizes = "B, T, H, place" if state else "B, T, H"
     values = {
+        "state": state,
+        "sources": _names(state.sources) if state else "",
+        "packed": schedule.flies,
+        "places": {name: at for name, at in schedule.places.items() if state and name in state.parts},
+        "pool_apart": bool(schedule.flies and state and "pool" in state.parts and "pool" not in schedule.places),
+        "layers": len(state.memory) if state else 0,
+        "pools": bool(state and "pools" in state.bank),
+        "mean_pool": schedule.mean_pool,
         "chained": schedule.chained,
         "block": schedule.block,
         "constants": {name: name if name in NAMED else repr(n) for name, n in schedule.constants.items()},
@@ -96,9 +114,9 @@ def _functions(schedule: Schedule, known: Launching) -> list[str]:
         "defaults": by_type(schedule.defaults),
         "digests": known.digests,
         "stepping": tuple(kernel.name for kernel in kernels if kernel.rows),
-        "lengths": [f"{name} = {n}" for name, n in LENGTHS.items() if any(name in one.shape for one in schedule.saved)],
+        "lengths": [f"{name} = {n}" for name, n in lengths.items() if any(name in one.shape for one in schedule.saved)],
         "rooms": {one.name: ", ".join(_length(schedule, size, "") for size in one.shape) for one in schedule.saved},
-        "saved": ["_buffer(_rooms_triton(B, T, H), q, torch.float32)", *_choices(schedule)],
+        "saved": [f"_buffer(_rooms_triton({sizes}), q, torch.float32)", *_choices(schedule)],
     }
     launch = "launch_in_flight" if schedule.flies else "launch_on_grid"
     first, *names = (launch if name == "launch" else name for name in PIECES)
@@ -136,9 +154,17 @@ def _without_annotations(function: str) -> str:
 
 
 def _printed(schedule: Schedule, one: Pass) -> str:
-    arguments = ", ".join(["tensors", *(["saved", "d_y"] if one.name == "backward" else [])])
-    body = ["x = _given(tensors)", *_lines(schedule, one.body), f"return {one.result}"]
+    back, goes_on = one.name == "backward", schedule.state is not None
+    names = ["tensors", *(["saved", "d_y"] if back else []), *(["d_after=()"] if back and goes_on else [])]
+    arguments = ", ".join([*names, *(["place=()"] if goes_on else [])])
+    given = f"x = _given(tensors{', place' if goes_on else ''})"
+    body = [given, *_lines(schedule, one.body), f"return {one.result}"]
     return _function(f"_run_{one.name}_triton({arguments})", one.doc, body)
+
+
+def _names(names: Iterable[str]) -> str:
+    """The inside of a tuple of names."""
+    return "".join(f'"{name}", ' for name in names).rstrip()
 
 
 def _routine(schedule: Schedule, routine: Routine) -> str:

@@ -22,6 +22,7 @@ from mcgen.passes.phases import HIDDEN
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.layered import LayeredPlan, LayerWalk
 from mcgen.plan.layered_passes import LayeredPasses
+from mcgen.plan.pass_tensors import goes_on
 from mcgen.plan.streamed import RULES
 from mcgen.plan.streamed_passes import width_of
 from mcgen.symbolic.meaning import Meaning
@@ -238,7 +239,24 @@ class LayeredKernels:
         store = {"r": number("r"), **discard(["pool_next"])}
         lines = carry(self._bind(self.plan.programs["logits"], ["pool"], store), "b_{}", "b_{}_next", ["pool"])
         pool = pooled(self.meaning, "b_pool", "segment_start", "end")
-        return self._render("logits", "logits", program=lines, pool=pool)
+        end = [f"tl.store(pools + i_cached * K + o_k, {pool}, mask=m_k)"]
+        if goes_on(self.meaning):  # of segments before the first token there is nothing to do
+            last = f"        tl.store(after_pool + {POOL}, b_pool, mask=m_k)"
+            end = ["if end > 0:", *(f"    {line}" for line in end)]
+            end += ["if after_pool is not None:", "    if end == T:", last]
+        return self._render("logits", "logits", program=lines, begun=self._begun_pool(), start=self._start, end=end)
+
+    @property
+    def _start(self) -> str:
+        """A segment's first token in the pass."""
+        return "tl.maximum(segment_start, 0)" if goes_on(self.meaning) else "segment_start"
+
+    def _begun_pool(self) -> list[str]:
+        """Statements that take the sum of the first segment's keys from the state that a pass goes on from."""
+        if not goes_on(self.meaning):
+            return []
+        load = f"b_pool = tl.load(begin_pool + {POOL}, mask=m_k, other=0.0)"
+        return ["if begin_pool is not None:", "    if (segment_start < 0) & (end > 0):", f"        {load}"]
 
     def _reverse_logits(self) -> str:
         query = query_name(self.meaning)
@@ -251,11 +269,22 @@ class LayeredKernels:
         return self._render(
             "reverse_logits",
             "reverse_logits",
+            begun=self._begun_pool(),
+            start=self._start,
+            end=LEFT_POOL if goes_on(self.meaning) else [],
             ahead=carry(there, "b_{}", "b_{}_next", ["pool"]),
             program=carry(back, "b_d_{}_next", "b_d_{}", ["pool"]),
         )
 
 
+POOL = "i_bh.to(tl.int64) * K + o_k"
+"""Where the sum of a sequence's last keys lies."""
+LEFT_POOL = [
+    "if d_begin_pool is not None:",
+    "    if (segment_start < 0) & (end > 0):",
+    f"        tl.store(d_begin_pool + {POOL}, b_d_pool_next, mask=m_k)",
+]
+"""Statements that leave what is owed to the sum of keys that a pass goes on from."""
 ROW = [
     "i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h",
     "m_t = i_t + o_t < end",

@@ -104,7 +104,45 @@ class MatrixKernels:
         return f"tl.load({place}, mask={mask}, other=0.0)"
 
     def _starts(self, names: Iterable[str]) -> list[str]:
-        return [f"b_{name} = {self._start(name)}" for name in names]
+        names = list(names)
+        lines = [f"b_{name} = {self._start(name)}" for name in names]
+        return lines if self.plan.starts else [*lines, *self._begun(names, "i_n == 0")]
+
+    def _begun(self, names: Iterable[str], first: str) -> list[str]:
+        """Statements that take parts of the state from the one that a pass goes on from, where it does."""
+        if not self.passes.goes_on:
+            return []
+        parts = [name for name in names if name in self.passes.parts]
+        return [line for name in parts for line in self._taken(f"begin_{name}", f"b_{name}", name, first)]
+
+    def _owed(self, names: Iterable[str], last: str) -> list[str]:
+        """Statements that take what the state after the last token owes, in a pass that leaves one."""
+        if not self.passes.goes_on:
+            return []
+        slots = [name for name in names if name in self.passes.slots]
+        return [line for name in slots for line in self._taken(f"d_after_{name}", f"b_d_{name}_next", name, last, "+=")]
+
+    def _of_state(self, tensor: str, name: str) -> tuple[str, str]:
+        """Where a part of a state (B, H, 1, ·) lies, and its mask."""
+        wide = len(self.state[name]) == 2
+        return f"{tensor} + i_bh.to(tl.int64) * {'(K * V) + o_kv' if wide else 'K + o_k'}", "m_kv" if wide else "m_k"
+
+    def _taken(self, tensor: str, tile: str, name: str, where: str, how: str = "=") -> list[str]:
+        place, mask = self._of_state(tensor, name)
+        load = f"{tile} {how} tl.load({place}, mask={mask}, other=0.0)"
+        return [f"if {tensor} is not None:", f"    if {where}:", f"        {load}"]
+
+    def _left(self, tensor: str, tile: str, name: str, where: str) -> list[str]:
+        """Statements that leave a part of a state, or its gradient, in a tensor if there is one; pooled keys once."""
+        place, mask = self._of_state(tensor, name)
+        test = where if len(self.state[name]) == 2 else f"({where}) & (i_v == 0)"
+        return [f"if {tensor} is not None:", f"    if {test}:", f"        tl.store({place}, {tile}, mask={mask})"]
+
+    def _leave(self, tensor: str, tile: str, where: str) -> list[str]:
+        if not self.passes.goes_on:
+            return []
+        names = self.passes.parts
+        return [line for n in names for line in self._left(tensor.format(n), tile.format(n), n, where)]
 
     def _keep(self, tensor: str, value: str) -> list[str]:
         """Statements that keep the state, or its gradient, at a block's border; pooled keys once."""
@@ -161,8 +199,9 @@ class MatrixKernels:
         return self.render(
             "matrix/states",
             "states",
-            begin=[f"b_{name} = {self._zeros(name)}" for name in self.state],
+            begin=[*(f"b_{name} = {self._zeros(name)}" for name in self.state), *self._begun(self.state, "i_c == 0")],
             at_block=[*at_block, *self._keep("start_{}", "b_{}")],
+            after=self._leave("after_{}", "b_{}", "i_last == n_blocks"),
             program=carry(lines, "b_{}", "b_{}_next", self.state),
             at_end=self._cache() if self.meaning.reads_cached else [],
             **self._steps(self.plan.stepped),
@@ -198,6 +237,8 @@ class MatrixKernels:
             "matrix/retreat",
             "retreat",
             begin=[f"b_d_{name}_next = {self._zeros(name)}" for name in self.state],
+            owed=self._owed(self.state, "i_last == n_blocks"),
+            after=self._leave("d_begin_{}", "b_d_{}_next", "i_c == 0"),
             at_block=[*self._share, *self._uncache(), *self._keep("d_end_{}", "b_d_{}_next")],
             again=self._made_again(again, self.plan.stepped),
             program=carry(lines, "b_d_{}_next", "b_d_{}", self.state),
@@ -233,7 +274,10 @@ class MatrixKernels:
         return self.render(
             "matrix/gradients_backwards",
             kernel,
-            ends=[f"b_d_{name}_next = {self._end(name)}" for name in walk.d_state],
+            ends=[
+                *(f"b_d_{name}_next = {self._end(name)}" for name in walk.d_state),
+                *([] if self.plan.starts else self._owed(walk.d_state, "i_n == n_blocks - 1")),
+            ],
             again=self._made_again(walk.state, walk.stepped),
             program=carry(lines, "b_d_{}_next", "b_d_{}", walk.d_state),
             **common,

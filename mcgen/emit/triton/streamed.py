@@ -17,6 +17,7 @@ from mcgen.emit.triton.printer import size
 from mcgen.emit.triton.tensors import OF_SEGMENT, Store, Tensors, discard, kernel_text, number
 from mcgen.ir.layers import sizes
 from mcgen.passes.phases import HIDDEN as HIDDEN_AXES
+from mcgen.plan.pass_tensors import goes_on
 from mcgen.plan.streamed import StreamedPlan
 from mcgen.plan.streamed_passes import StreamedPasses
 from mcgen.symbolic.meaning import Meaning
@@ -31,6 +32,26 @@ TO_AND_FRO = [
 """The two buffers between which a walk's state goes, and that of rows between loops."""
 INITIAL = ["_copy(p_work, theta + i_h * MEMORY, MEMORY)", "_fill(p_work + MEMORY, STATE - MEMORY)", BARRIER]
 """Statements that begin a chain in a buffer."""
+BEGUN = [
+    "if begin is not None:",
+    "    if i_c == 0:",
+    "        _copy(p_work, begin + i_bh.to(tl.int64) * STATE, STATE)",
+    f"        {BARRIER}",
+]
+"""Statements that begin the first chain with the state that a pass goes on from, where it does."""
+OWED = [
+    "if d_after is not None:",
+    "    if tl.load(steps + 8 * (i_last - 1) + 1) == T:",
+    f"        {BARRIER}",
+    "        _copy(p_d, d_after + i_bh.to(tl.int64) * STATE, STATE)",
+]
+"""Statements that begin the last chain's way back with what is owed to the state after the last token."""
+LEFT = [
+    "if d_begin is not None:",
+    "    if i_c == 0:",
+    "        _copy(d_begin + i_bh.to(tl.int64) * STATE, p_d + (i_last - i_first) % 2 * STATE, STATE)",
+]
+"""Statements that leave what is owed to the state that a pass goes on from."""
 OF_EARLIER = "i_cached = i_bh.to(tl.int64) * n_segments + i_c"
 ONLINE_SUM = [
     "b_higher = tl.maximum(b_top, b_r_cached)",
@@ -103,11 +124,27 @@ class StreamedKernels:
         there, back = "p_work + (i_n - i_first) % 2 * STATE", "p_work + (i_n - i_first + 1) % 2 * STATE"
         return {
             "begin": TO_AND_FRO,
-            "at_chain": INITIAL,
+            "at_chain": self._initial_state,
             "at_step": [f"p_state, p_next = {there}, {back}"],
             "program": program,
-            "at_end": [BARRIER, *self._at_segment(keep)],
+            "at_end": [BARRIER, *self._at_last(["_copy({row}, p_next, STATE)"]), *self._at_segment(keep)],
         }
+
+    @property
+    def _initial_state(self) -> list[str]:
+        """Statements that begin a chain in a buffer."""
+        return [*INITIAL, *BEGUN] if self._goes_on else INITIAL
+
+    @property
+    def _goes_on(self) -> bool:
+        return goes_on(self.meaning)
+
+    def _at_last(self, stores: list[str]) -> list[str]:
+        """Statements that leave the state after the last token, `row`, in a pass that leaves one."""
+        if not self._goes_on:
+            return []
+        lines = [store.format(row="after + i_bh.to(tl.int64) * STATE") for store in stores]
+        return ["if after is not None:", "    if end == T:", *(f"        {line}" for line in lines)]
 
     def _pools(self) -> list[str]:
         """Statements that keep a segment's pooled keys, and begin their sum anew."""
@@ -126,20 +163,33 @@ class StreamedKernels:
             keep += [f"tl.store(pools + i_cached * K + o_k, {pool}, mask=m_k)", "s_pool = tl.zeros([BK], tl.float32)"]
         return {
             "begin": [*offsets, "p_rows = work + tl.program_id(0).to(tl.int64) * ROWS"],
-            "at_chain": [f"s_{name} = {self._initial(name)}" for name in self._resident],
+            "at_chain": [*(f"s_{name} = {self._initial(name)}" for name in self._resident), *self._begun()],
             "at_step": [f"n_{name} = s_{name}" for name in self._resident],
             "program": program,
-            "at_end": [BARRIER, *(f"s_{name} = n_{name}" for name in self._resident), *self._at_segment(keep)],
+            "at_end": [
+                BARRIER,
+                *(f"s_{name} = n_{name}" for name in self._resident),
+                *self._at_last([self._stored(name, "{row}") for name in self._resident]),
+                *self._at_segment(keep),
+            ],
         }
+
+    def _begun(self) -> list[str]:
+        """Statements that take the state from the one that a pass goes on from, where it does."""
+        if not self._goes_on:
+            return []
+        parts = {name: self.buffers.part(name, "begin + i_bh.to(tl.int64) * STATE") for name in self._resident}
+        lines = (f"        s_{name} = {loaded(*part)}" for name, part in parts.items())
+        return ["if begin is not None:", "    if i_c == 0:", *lines]
 
     def _at_segment(self, keep: list[str]) -> list[str]:
         if not self.meaning.reads_cached:
             return []
         return ["if end == segment_end:", *(f"    {line}" for line in keep)]
 
-    def _stored(self, name: str) -> str:
-        place, mask = self.buffers.part(name)
-        return f"tl.store(cached + i_cached * MEMORY{place}, s_{name}, mask={mask})"
+    def _stored(self, name: str, row: str = "cached + i_cached * MEMORY") -> str:
+        place, mask = self.buffers.part(name, row)
+        return f"tl.store({place}, s_{name}, mask={mask})"
 
     def _initial(self, name: str) -> str:
         """A part of the state at a chain's start: the initial weights, or zeros."""
@@ -185,7 +235,7 @@ class StreamedKernels:
             kernel,
             doc=doc,
             begin=TO_AND_FRO,
-            initial=INITIAL,
+            initial=self._initial_state,
             program=program,
             advance=[self._advance_call, *self._fresh_pool(self.meaning.chained)],
         )
@@ -221,7 +271,9 @@ class StreamedKernels:
             advance=self.buffers.phased(advance, {name: keep(name) for name in advance.outputs}),
             advance_arguments=", ".join(self._advanced),
             advance_call=[self._advance_call, *self._fresh_pool(carried)],
-            initial=INITIAL,
+            initial=self._initial_state,
+            owed=OWED if self._goes_on else [],
+            begun=LEFT if self._goes_on else [],
             at_step=self._uncache(),
             program=self.buffers.phased(program, stores),
         )

@@ -137,5 +137,5 @@ def carry(lines: Sequence[str], to: str, source: str, names: Iterable[str]) -> l
 def kernel_text(template: str, kernel: Kernel, **values: object) -> str:
     """A kernel's definition, by its template."""
     constants = (f"{name}: tl.constexpr," for name in kernel.constants)
-    arguments = " ".join([*(f"{name}," for name in [*kernel.tensors, *kernel.tables, *kernel.numbers]), *constants])
+    arguments = " ".join([*(f"{name}," for name in kernel.arguments[: -len(kernel.constants)]), *constants])
     return render(f"triton/{template}.py.jinja", kernel=kernel.name, signature=arguments, **values)
