@@ -1561,7 +1561,7 @@ def layer_1_kernel(
                 p_record + K * F + F * V + (o_k[:, None] * F + o_h1[None, :]), b_S_1, mask=m_k[:, None] & m_h1[None, :]
             )
             tl.store(p_record + (o_k[:, None] * F + o_h1[None, :]), b_M_1, mask=m_k[:, None] & m_h1[None, :])
-        if READS and ADVANCES:  # noqa: SIM102  (known when compiled, what follows is not)
+        if READS and ADVANCES:  # known when compiled, what follows is not
             if is_last == 1:
                 i_cached = i_bh.to(tl.int64) * n_segments + i_s
                 tl.store(
@@ -1727,7 +1727,7 @@ def layer_2_kernel(
                 mask=m_h1[:, None] & m_v[None, :],
             )
             tl.store(p_record + K * F + (o_h1[:, None] * V + o_v[None, :]), b_M_2, mask=m_h1[:, None] & m_v[None, :])
-        if READS and ADVANCES:  # noqa: SIM102  (known when compiled, what follows is not)
+        if READS and ADVANCES:  # known when compiled, what follows is not
             if is_last == 1:
                 i_cached = i_bh.to(tl.int64) * n_segments + i_s
                 tl.store(
@@ -5508,7 +5508,7 @@ def _unpacked(packed, theta):
 
 
 def _records(x, first, last):
-    """The states that chains begin with: the initial weights, all else zero; that of a first one the pass may go on from."""
+    """The states that chains begin with: the initial weights, all else zero, or a given one."""
     found = x.theta.new_zeros(last - first, STATE)
     found[:, :MEMORY] = x.theta[torch.arange(first, last, device=x.device) % len(x.theta)]
     if x.begun and first < x.BH:
@@ -5531,7 +5531,7 @@ def _keep_after(x, first, last):
 
 
 def _take_owed(x, first, last):
-    """The gradients that chains begin their way back with: what is owed to the state after the last token, else zero."""
+    """The gradients that chains begin their way back with: zero, or what is owed to the state after the last token."""
     found = torch.zeros_like(x.records)
     if x.place:
         chains, rows = _last_chains(x, first, last)

@@ -146,7 +146,7 @@ class LayeredKernels:
         if not self.meaning.reads_cached:
             return []
         stores = [self._stored(n, "cached + i_cached * MEMORY", f"b_{n}") for n in slots if _is_learned(n)]
-        known = "if READS and ADVANCES:  # noqa: SIM102  (known when compiled, what follows is not)"
+        known = "if READS and ADVANCES:  # known when compiled, what follows is not"
         return [known, "    if is_last == 1:", *(f"        {line}" for line in [OF_SEGMENT, *stores])]
 
     def _walk(self, kernel: str, walk: LayerWalk) -> str:
