@@ -2813,20 +2813,68 @@ AXES = {"walk": "f", "read": "f", "rows": "f", "segments": "f", "reverse": "f"}
 # values in registers where that matters. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
-        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
-        "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {
+            "walk": (16, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
+        },
+        "float32": {
+            "walk": (16, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
+        },
     },
     "sm90": {
-        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
-        "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {
+            "walk": (16, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
+        },
+        "float32": {
+            "walk": (16, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
+        },
     },
     "sm100": {
-        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 8, 1), "segments": (64, 64, 8, 1)},
-        "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {
+            "walk": (16, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
+        },
+        "float32": {
+            "walk": (16, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
+        },
     },
     "gfx942": {
-        "bfloat16": {"read": (64, 64, 4, 1), "rows": (64, 64, 4, 1), "segments": (64, 64, 4, 1)},
-        "float32": {"read": (32, 64, 4, 1), "rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {
+            "walk": (16, 64, 4, 1),
+            "read": (64, 64, 4, 1),
+            "rows": (64, 64, 4, 1),
+            "segments": (64, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
+        },
+        "float32": {
+            "walk": (16, 64, 4, 1),
+            "read": (32, 64, 4, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
+        },
     },
 }
 

@@ -3617,6 +3617,7 @@ AXES = {
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
+            "walk": (16, 64, 4, 1),
             "read": (64, 64, 4, 1),
             "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
@@ -3625,8 +3626,10 @@ CONFIGURATIONS = {
             "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
         },
         "float32": {
+            "walk": (16, 64, 4, 1),
             "read": (32, 64, 4, 1),
             "read_chosen": (32, 64, 8, 1),
             "rows": (32, 64, 4, 1),
@@ -3635,10 +3638,12 @@ CONFIGURATIONS = {
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "sm90": {
         "bfloat16": {
+            "walk": (16, 64, 4, 1),
             "read": (64, 64, 4, 1),
             "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
@@ -3647,8 +3652,10 @@ CONFIGURATIONS = {
             "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
         },
         "float32": {
+            "walk": (16, 64, 4, 1),
             "read": (32, 64, 4, 1),
             "read_chosen": (32, 64, 8, 1),
             "rows": (32, 64, 4, 1),
@@ -3657,10 +3664,12 @@ CONFIGURATIONS = {
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "sm100": {
         "bfloat16": {
+            "walk": (16, 64, 4, 1),
             "read": (64, 64, 4, 1),
             "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
@@ -3669,8 +3678,10 @@ CONFIGURATIONS = {
             "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
         },
         "float32": {
+            "walk": (16, 64, 4, 1),
             "read": (32, 64, 4, 1),
             "read_chosen": (32, 64, 8, 1),
             "rows": (32, 64, 4, 1),
@@ -3679,10 +3690,12 @@ CONFIGURATIONS = {
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
+            "walk": (16, 64, 4, 1),
             "read": (64, 64, 4, 1),
             "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 4, 1),
@@ -3691,8 +3704,10 @@ CONFIGURATIONS = {
             "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 4, 1),
             "chosen_segments": (64, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
         },
         "float32": {
+            "walk": (16, 64, 4, 1),
             "read": (32, 64, 4, 1),
             "read_chosen": (32, 64, 4, 1),
             "rows": (32, 64, 4, 1),
@@ -3701,6 +3716,7 @@ CONFIGURATIONS = {
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
         },
     },
 }

@@ -4988,6 +4988,7 @@ AXES = {
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
+            "logits": (64, 64, 4, 1),
             "errors": (64, 64, 8, 1),
             "layer_1": (64, 32, 8, 1),
             "layer_2": (32, 64, 8, 1),
@@ -4995,6 +4996,7 @@ CONFIGURATIONS = {
             "read": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
+            "reverse_logits": (32, 64, 4, 1),
             "reverse_online": (64, 64, 4, 1),
             "queries_2": (32, 64, 8, 1),
             "gates_2_1": (32, 32, 8, 1),
@@ -5012,6 +5014,7 @@ CONFIGURATIONS = {
     },
     "sm90": {
         "bfloat16": {
+            "logits": (64, 64, 4, 1),
             "errors": (64, 64, 8, 1),
             "layer_1": (64, 32, 8, 1),
             "layer_2": (32, 64, 4, 1),
@@ -5019,6 +5022,7 @@ CONFIGURATIONS = {
             "read": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
+            "reverse_logits": (32, 64, 4, 1),
             "reverse_online": (64, 64, 4, 1),
             "queries_2": (32, 64, 8, 1),
             "gates_2_1": (32, 32, 8, 1),
@@ -5036,6 +5040,7 @@ CONFIGURATIONS = {
     },
     "sm100": {
         "bfloat16": {
+            "logits": (64, 64, 4, 1),
             "errors": (64, 64, 8, 1),
             "layer_1": (64, 32, 8, 1),
             "layer_2": (32, 64, 8, 1),
@@ -5043,6 +5048,7 @@ CONFIGURATIONS = {
             "read": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
             "segments": (64, 64, 8, 1),
+            "reverse_logits": (32, 64, 4, 1),
             "reverse_online": (64, 64, 4, 1),
             "queries_2": (32, 64, 8, 1),
             "gates_2_1": (32, 32, 8, 1),
@@ -5060,6 +5066,7 @@ CONFIGURATIONS = {
     },
     "gfx942": {
         "bfloat16": {
+            "logits": (64, 64, 4, 1),
             "errors": (64, 64, 4, 1),
             "layer_1": (64, 64, 4, 1),
             "layer_2": (64, 64, 4, 1),
@@ -5067,6 +5074,7 @@ CONFIGURATIONS = {
             "read": (64, 64, 4, 1),
             "rows": (64, 64, 4, 1),
             "segments": (64, 64, 4, 1),
+            "reverse_logits": (64, 64, 4, 1),
             "reverse_online": (64, 64, 4, 1),
             "queries_2": (64, 64, 4, 1),
             "gates_2_1": (64, 16, 4, 1),

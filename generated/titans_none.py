@@ -2859,7 +2859,24 @@ AXES = {"walk": "f", "reverse": "f"}
 # BT, columns of a tile, num_warps and num_stages of every kernel by architecture and type of products: found by
 # compiling for it, the first of a list of candidates, larger tiles first, that fits the shared memory and keeps all
 # values in registers where that matters. Those that `mcgen tune` found on this machine come before them.
-CONFIGURATIONS = {}
+CONFIGURATIONS = {
+    "sm80": {
+        "bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
+        "float32": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
+    },
+    "sm90": {
+        "bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
+        "float32": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 8, 1)},
+    },
+    "sm100": {
+        "bfloat16": {"walk": (16, 64, 8, 1), "reverse": (16, 64, 8, 1)},
+        "float32": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 8, 1)},
+    },
+    "gfx942": {
+        "bfloat16": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 4, 1)},
+        "float32": {"walk": (16, 64, 4, 1), "reverse": (16, 64, 4, 1)},
+    },
+}
 
 # BT, columns of a tile and num_warps where there is nothing better: of other GPUs, and of kernels not found above.
 DEFAULTS = {

@@ -4276,20 +4276,76 @@ AXES = {"walk": "f", "read_soup": "f", "through_layers": "f", "rows": "f", "segm
 # values in registers where that matters. Those that `mcgen tune` found on this machine come before them.
 CONFIGURATIONS = {
     "sm80": {
-        "bfloat16": {"rows": (64, 64, 8, 1), "segments": (64, 64, 4, 1)},
-        "float32": {"rows": (32, 64, 8, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {
+            "walk": (16, 64, 8, 1),
+            "read_soup": (16, 64, 8, 1),
+            "through_layers": (16, 64, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
+        },
+        "float32": {
+            "walk": (16, 64, 4, 1),
+            "read_soup": (16, 64, 8, 1),
+            "through_layers": (16, 64, 8, 1),
+            "rows": (32, 64, 8, 1),
+            "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
+        },
     },
     "sm90": {
-        "bfloat16": {"rows": (64, 64, 8, 1), "segments": (64, 64, 4, 1)},
-        "float32": {"rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {
+            "walk": (16, 64, 8, 1),
+            "read_soup": (16, 64, 8, 1),
+            "through_layers": (16, 64, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
+        },
+        "float32": {
+            "walk": (16, 64, 4, 1),
+            "read_soup": (16, 64, 8, 1),
+            "through_layers": (16, 64, 8, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
+        },
     },
     "sm100": {
-        "bfloat16": {"rows": (64, 64, 8, 1), "segments": (64, 64, 4, 1)},
-        "float32": {"rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {
+            "walk": (16, 64, 8, 1),
+            "read_soup": (16, 64, 8, 1),
+            "through_layers": (16, 64, 8, 1),
+            "rows": (64, 64, 8, 1),
+            "segments": (64, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
+        },
+        "float32": {
+            "walk": (16, 64, 4, 1),
+            "read_soup": (16, 64, 8, 1),
+            "through_layers": (16, 64, 8, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
+        },
     },
     "gfx942": {
-        "bfloat16": {"rows": (64, 64, 4, 1), "segments": (64, 64, 4, 1)},
-        "float32": {"rows": (32, 64, 4, 1), "segments": (32, 64, 4, 1)},
+        "bfloat16": {
+            "walk": (16, 64, 4, 1),
+            "read_soup": (16, 64, 4, 1),
+            "through_layers": (16, 64, 4, 1),
+            "rows": (64, 64, 4, 1),
+            "segments": (64, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
+        },
+        "float32": {
+            "walk": (16, 64, 4, 1),
+            "read_soup": (16, 64, 4, 1),
+            "through_layers": (16, 64, 4, 1),
+            "rows": (32, 64, 4, 1),
+            "segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
+        },
     },
 }
 

@@ -4474,6 +4474,7 @@ AXES = {
 CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
+            "walk": (16, 64, 8, 1),
             "read": (64, 64, 4, 1),
             "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
@@ -4482,8 +4483,10 @@ CONFIGURATIONS = {
             "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
         },
         "float32": {
+            "walk": (16, 64, 8, 1),
             "read": (32, 64, 4, 1),
             "read_chosen": (32, 64, 8, 1),
             "rows": (32, 64, 4, 1),
@@ -4492,10 +4495,12 @@ CONFIGURATIONS = {
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "sm90": {
         "bfloat16": {
+            "walk": (16, 64, 8, 1),
             "read": (64, 64, 4, 1),
             "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
@@ -4504,8 +4509,10 @@ CONFIGURATIONS = {
             "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
         },
         "float32": {
+            "walk": (16, 64, 8, 1),
             "read": (32, 64, 4, 1),
             "read_chosen": (32, 64, 8, 1),
             "rows": (32, 64, 4, 1),
@@ -4514,10 +4521,12 @@ CONFIGURATIONS = {
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "sm100": {
         "bfloat16": {
+            "walk": (16, 64, 8, 1),
             "read": (64, 64, 4, 1),
             "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 8, 1),
@@ -4526,8 +4535,10 @@ CONFIGURATIONS = {
             "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 8, 1),
             "chosen_segments": (64, 64, 8, 1),
+            "reverse": (16, 64, 8, 1),
         },
         "float32": {
+            "walk": (16, 64, 8, 1),
             "read": (32, 64, 4, 1),
             "read_chosen": (32, 64, 8, 1),
             "rows": (32, 64, 4, 1),
@@ -4536,10 +4547,12 @@ CONFIGURATIONS = {
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 8, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
+            "walk": (16, 64, 4, 1),
             "read": (64, 64, 4, 1),
             "read_chosen": (64, 64, 4, 1),
             "rows": (64, 64, 4, 1),
@@ -4548,8 +4561,10 @@ CONFIGURATIONS = {
             "chosen_reads": (64, 64, 4, 1),
             "chosen_rows": (64, 64, 4, 1),
             "chosen_segments": (64, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
         },
         "float32": {
+            "walk": (16, 64, 4, 1),
             "read": (32, 64, 4, 1),
             "read_chosen": (32, 64, 4, 1),
             "rows": (32, 64, 4, 1),
@@ -4558,6 +4573,7 @@ CONFIGURATIONS = {
             "chosen_reads": (32, 64, 4, 1),
             "chosen_rows": (32, 64, 4, 1),
             "chosen_segments": (32, 64, 4, 1),
+            "reverse": (16, 64, 4, 1),
         },
     },
 }
