@@ -34,7 +34,7 @@ import torch
 
 from mcgen import pipeline
 from mcgen.cli.output import in_progress, print_table
-from mcgen.spec import loads
+from mcgen.spec import Spec, loads
 from mcgen.tune.verification import imported
 
 BATCH, HEADS, DIM, SEGMENT = 1, 4, 64, 256
@@ -79,15 +79,8 @@ def memory(
     update: Mapping[str, Any], aggregate: Mapping[str, Any], size: int = SEGMENT, kind: str = "matrix"
 ) -> Subject:
     """The operator of a memory with this update and aggregate, in segments of `size`; deep ones have two layers."""
-    fields = {"mcgen": 1, "name": "subject", "memory": {"kind": kind}, "head": {"key_dim": DIM, "value_dim": DIM}}
-    spec = loads(json.dumps({**fields, "update": update, "aggregate": aggregate, "segment": {"size": size}}))
-
-    @functools.cache
-    def module() -> Any:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "subject.py"
-            path.write_text(pipeline.source(spec), encoding="utf-8")
-            return imported(path)
+    spec = spec_of(update, aggregate, size, kind)
+    module = functools.cache(lambda: module_of(spec))
 
     def subject(x: Tensors) -> torch.Tensor:
         deep = {"theta": [x["W_1"], x["W_2"]]} if kind == "mlp" else {}
@@ -95,6 +88,20 @@ def memory(
         return module().op(x["q"], x["k"], x["v"], x["u"], **deep, **gates, backend="torch")
 
     return subject
+
+
+def spec_of(update: Mapping[str, Any], aggregate: Mapping[str, Any], size: int, kind: str = "matrix") -> Spec:
+    """A spec with this update and aggregate, in segments of `size`."""
+    fields = {"mcgen": 1, "name": "subject", "memory": {"kind": kind}, "head": {"key_dim": DIM, "value_dim": DIM}}
+    return loads(json.dumps({**fields, "update": update, "aggregate": aggregate, "segment": {"size": size}}))
+
+
+def module_of(spec: Spec) -> ModuleType:
+    """A spec's module."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "subject.py"
+        path.write_text(pipeline.source(spec), encoding="utf-8")
+        return imported(path)
 
 
 def titans(chunk: int, aggregate: Mapping[str, Any], size: int = WHOLE) -> Subject:

@@ -60,7 +60,7 @@ def test_the_lines_of_each_memory_are_a_spec_without_warnings() -> None:
 
 
 def test_the_python_runs() -> None:
-    [program] = blocks("python")
+    program = "\n".join(blocks("python"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
