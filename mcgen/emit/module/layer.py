@@ -51,7 +51,7 @@ class _Layer:
 
     def source(self) -> str:
         spec = self.spec
-        return render(
+        layer = render(
             "layer.py.jinja",
             class_name=spec.class_name,
             layer=spec.layer,
@@ -69,6 +69,7 @@ class _Layer:
             gates=[line for gate in self.gates for line in _entry(gate.name, self.made(gate))],
             arguments=self.arguments,
         )
+        return f"{render('padded.py.jinja').strip()}\n\n\n{layer}"
 
     @cached_property
     def gates(self) -> tuple[Gate, ...]:
