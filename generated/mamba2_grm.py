@@ -7,7 +7,7 @@ update     M = alpha*M + dt*outer(v, k)
 segments   256 tokens; every slot restarts at each (init: independent)
 read-out   y_t = sum of w M(q_t) over the cached memories and the online one (eq. 9, 10)
            w = softmax(r), r = <u_t, mean of the segment's keys>, of those up to t for the online memory
-shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64)
+shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64); k and v may have fewer heads, dividing H
            alpha, dt (B, T, H)
 """
 
@@ -85,8 +85,8 @@ def _check(q, k, v, u, theta, gates, backend=None):
     if q.dim() != 4 or q.shape[-1] != 64:
         raise ValueError(f"q must have shape (B, T, H, 64), got {tuple(q.shape)}")
     B, T, H, _ = q.shape
-    _check_tensor("k", k, q, (B, T, H, 64))
-    _check_tensor("v", v, q, (B, T, H, 64))
+    _check_grouped("k", k, q, 64)
+    _check_grouped("v", v, q, 64)
     if u is None:
         raise TypeError("u is missing: the aggregate routes by it")
     _check_tensor("u", u, q, (B, T, H, 64))
@@ -114,6 +114,23 @@ def _check_tensor(name, x, q, shape=None):
         raise ValueError(f"{name} must be on q's device, {q.device}, got {x.device}")
     if shape is not None and x.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
+
+
+def _check_grouped(name, x, q, width):
+    """Raises as `_check_tensor` does, unless x is (B, T, H_kv, width), and H_kv divides the heads of q."""
+    _check_tensor(name, x, q)
+    B, T, H, _ = q.shape
+    heads = x.shape[2] if x.dim() == 4 else 0
+    divides = heads == H or (heads > 0 and H % heads == 0)
+    if not divides or x.shape != (B, T, heads, width):
+        raise ValueError(
+            f"{name} must have shape {(B, T, H, width)}, or fewer heads that divide {H}, got {tuple(x.shape)}"
+        )
+
+
+def _of_every_head(x, q):
+    """x (B, T, H_kv, ·) for each of q's H heads: head h has that of head h // (H / H_kv)."""
+    return x if x.shape[2] == q.shape[2] else x.repeat_interleave(q.shape[2] // x.shape[2], 2)
 
 
 def _sequence_lengths(cu_seqlens, x):
@@ -182,7 +199,7 @@ def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
     segments   256 tokens; every slot restarts at each (init: independent)
     read-out   y_t = sum of w M(q_t) over the cached memories and the online one (eq. 9, 10)
                w = softmax(r), r = <u_t, mean of the segment's keys>, of those up to t for the online memory
-    shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64)
+    shapes     q, k, u (B, T, H, 64); v and y (B, T, H, 64); k and v may have fewer heads, dividing H
                alpha, dt (B, T, H)
     """
     _check(q, k, v, u, theta, gates)
@@ -191,6 +208,7 @@ def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
     dtype, y_dtype = torch.float32, v.dtype
     for x in (q, k, v, u, *gates.values()):
         dtype = torch.promote_types(dtype, x.dtype)
+    k, v = _of_every_head(k, q), _of_every_head(v, q)
     q, k, v, u = q.to(dtype), k.to(dtype), v.to(dtype), u.to(dtype)
     B, T, H, K = q.shape
     alpha = gates["alpha"].to(dtype)[..., None, None]  # (B, T, H, 1, 1)
@@ -215,7 +233,9 @@ def reference(q, k, v, u=None, *, theta=None, cu_seqlens=None, **gates):
             y.append(y_t)
         cached.append(M)
         pools.append(pool)
-    return (torch.stack(y, 1) if T else v).to(y_dtype)
+    if not y:  # gradients are of zeros all the same
+        return (v * sum(x.sum() for x in (q, k, v, u, *gates.values()))).to(y_dtype)
+    return torch.stack(y, 1).to(y_dtype)
 
 
 def _segment_count(T):
@@ -2751,6 +2771,9 @@ def op(
     The header has the shapes. backend: "torch" (chunked, any device and float type), "triton", or None for triton on a
     GPU and torch elsewhere.
 
+    k and v may have fewer heads than q, each a number that divides H: H_kv heads serve H / H_kv of q's each, in order.
+    They are repeated for it, so they take the memory of H heads.
+
     state: the `State` that the tokens before have left, for the tokens after them; None before the first. With
     return_state the result is (y, state), the state after the last token: whatever calls a sequence is split into, the
     values are the same, and gradients flow from call to call unless the state is detached. With cu_seqlens it is a list
@@ -2779,7 +2802,7 @@ def op(
         backend = "triton" if q.is_cuda else "torch"
     if backend == "triton":
         _require_triton(q)
-    named = {"q": q, "k": k, "v": v, "u": u, **gates}
+    named = {"q": q, "k": _of_every_head(k, q), "v": _of_every_head(v, q), "u": u, **gates}
     tensors = [named[name] for name in ("q", "k", "v", "u", "alpha", "dt")]
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):  # else they would be lost
         raise UnsupportedError(FORWARD_MODE)
@@ -3165,6 +3188,47 @@ def _streams_before(state, streams):
     return before
 
 
+def _real_tokens(attention_mask, x):
+    """The places of tokens of x (B, T, ...) that are no padding, row after row, and how many each row has; on the host.
+
+    Raises TypeError or ValueError, saying what is wrong, unless those of a row follow one another.
+    """
+    if getattr(attention_mask, "dtype", None) not in (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64):
+        got = getattr(attention_mask, "dtype", type(attention_mask).__name__)
+        raise TypeError(f"attention_mask must be a tensor of booleans or of whole numbers 0 and 1, got {got}")
+    if attention_mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"attention_mask must have shape {tuple(x.shape[:2])}, a column for each token of x, "
+            f"got {tuple(attention_mask.shape)}"
+        )
+    mask = attention_mask.cpu()
+    real = mask != 0
+    if (mask[real] != 1).any():
+        raise ValueError(f"attention_mask must be 0 and 1 alone, got {mask[real & (mask != 1)][0]}")
+    begins = real & ~F.pad(real, (1, 0))[:, :-1]
+    if (again := begins & (begins.cumsum(1) > 1)).any():
+        row, token = again.nonzero()[0].tolist()
+        raise ValueError(
+            f"attention_mask must be 1 for one run of tokens in each row, but in row {row} another begins at token "
+            f"{token}: take what lies between out of x, or pack the runs as sequences of their own (cu_seqlens)"
+        )
+    return real.flatten().nonzero().squeeze(1), real.sum(1).tolist()
+
+
+def _of_padded(layer, attention_mask, x, stateful=False):
+    """What a layer gives for the rows of x (B, T, ·), each without its padding, which gets zeros."""
+    places, lengths = _real_tokens(attention_mask, x)
+    rows = x.flatten(0, 1)
+    if len(places) == len(rows) and not stateful:
+        return layer(x)
+    places = places.to(x.device)
+    packed = rows.index_select(0, places).unsqueeze(0)
+    y = layer(packed, cu_seqlens_cpu=list(itertools.accumulate(lengths, initial=0)))
+    y, *states = y if isinstance(y, tuple) else (y,)
+    y = y.new_zeros(len(rows), y.shape[-1]).index_copy(0, places, y.squeeze(0)).unflatten(0, x.shape[:2])
+    return (y, *states) if states else y
+
+
 def _widen(x):
     """x in float32, or wider if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -3248,6 +3312,7 @@ class Mamba2Grm(torch.nn.Module):
         conv_size: width of the causal convolution of q, k and v, followed by silu; 0 or None for neither.
         output_norm: "rms" normalises the read-out of each head, with a learned scale; "none" leaves it.
         output_gate: whether the read-out is multiplied by silu(x W_g).
+        num_kv_heads: number of heads of k and v, which divides `heads`: each serves as many of q's; None for as many.
         device, dtype: of the parameters.
 
     Parameters may come to differ in type, from one another and from x. Each part computes in its own, gates in float32
@@ -3266,24 +3331,26 @@ class Mamba2Grm(torch.nn.Module):
         conv_size=4,
         output_norm="rms",
         output_gate=True,
+        num_kv_heads=None,
         device=None,
         dtype=None,
     ):
         super().__init__()
-        self._check_options(d_model, heads, qk_norm, conv_size, output_norm)
+        num_kv_heads = heads if num_kv_heads is None else num_kv_heads
+        self._check_options(d_model, heads, num_kv_heads, qk_norm, conv_size, output_norm)
         factory = {"device": device, "dtype": dtype}
-        self.d_model, self.heads = d_model, heads
+        self.d_model, self.heads, self.num_kv_heads = d_model, heads, num_kv_heads
         self.qk_norm, self.conv_size = qk_norm, conv_size or 0
         self.output_norm, self.output_gate = output_norm, bool(output_gate)
 
         self.q_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
-        self.k_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
-        self.v_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
+        self.k_proj = torch.nn.Linear(d_model, num_kv_heads * 64, bias=False, **factory)
+        self.v_proj = torch.nn.Linear(d_model, num_kv_heads * 64, bias=False, **factory)
         self.u_proj = torch.nn.Linear(d_model, heads * 64, bias=False, **factory)
         if self.conv_size:
             self.q_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
-            self.k_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
-            self.v_conv1d = _ShortConvolution(heads * 64, self.conv_size, **factory)
+            self.k_conv1d = _ShortConvolution(num_kv_heads * 64, self.conv_size, **factory)
+            self.v_conv1d = _ShortConvolution(num_kv_heads * 64, self.conv_size, **factory)
         self.dt_proj = torch.nn.Linear(d_model, heads, bias=False, **factory)
         self.dt_bias = torch.nn.Parameter(torch.empty(heads, **factory))
         self.alpha_A_log = torch.nn.Parameter(torch.empty(heads, **factory))
@@ -3295,10 +3362,12 @@ class Mamba2Grm(torch.nn.Module):
         self.reset_parameters()
 
     @staticmethod
-    def _check_options(d_model, heads, qk_norm, conv_size, output_norm):
-        for name, value in (("d_model", d_model), ("heads", heads)):
+    def _check_options(d_model, heads, num_kv_heads, qk_norm, conv_size, output_norm):
+        for name, value in (("d_model", d_model), ("heads", heads), ("num_kv_heads", num_kv_heads)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+        if heads % num_kv_heads:
+            raise ValueError(f"num_kv_heads must divide heads, {heads}, got {num_kv_heads}")
         if conv_size is not None and (not isinstance(conv_size, int) or conv_size < 0):
             raise ValueError(f"conv_size must be a whole number or None, got {conv_size!r}")
         if qk_norm not in ("l2", "none"):
@@ -3337,19 +3406,31 @@ class Mamba2Grm(torch.nn.Module):
             "dt": F.softplus(dt + self.dt_bias, threshold=40.0),
         }
 
-    def forward(self, x, state=None, return_state=False, cu_seqlens=None, cu_seqlens_cpu=None, backend=None):
+    def forward(
+        self, x, state=None, return_state=False, cu_seqlens=None, cu_seqlens_cpu=None, backend=None, attention_mask=None
+    ):
         """y (B, T, d_model) of x (B, T, d_model), B and T 0 too; `backend`, `cu_seqlens` and `cu_seqlens_cpu` are those
         of `op`, convolutions begin anew with every sequence too.
 
         state, return_state: as those of `op`; the state that a layer gives also has what it convolves.
 
+        attention_mask: (B, T), True or 1 for the tokens of each row's sequence, False or 0 for padding before and
+        behind it. The result is that of each sequence by itself, and 0 at padding. It is read on the host, for which a
+        GPU is waited for, and unless all of it is 1 the sequences run packed; states are a list of one a row.
+
         Raises:
-            TypeError: cu_seqlens are no whole numbers, or state is none.
-            ValueError: x has another shape, or cu_seqlens do not go from 0 to T, or the state is of another layer.
+            TypeError: cu_seqlens, attention_mask or state are of another type, or both of the first are given.
+            ValueError: x or attention_mask has another shape, cu_seqlens do not go from 0 to T, tokens of a row of
+                attention_mask do not follow one another, or the state is of another layer.
             UnsupportedError: as `op`.
         """
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
+        if attention_mask is not None:
+            if cu_seqlens is not None or cu_seqlens_cpu is not None:
+                raise TypeError("attention_mask and cu_seqlens both say where sequences lie: give one of them")
+            run = functools.partial(self.forward, state=state, return_state=return_state, backend=backend)
+            return _of_padded(run, attention_mask, x, stateful=state is not None or return_state)
         lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, x)
         stateful = state is not None or return_state
         if stateful and lengths is not None:
@@ -3364,7 +3445,8 @@ class Mamba2Grm(torch.nn.Module):
             before = [(_last(h, self.conv_size - 1),) for h in earlier.values()] or [()] * 3
             parts = zip(convolutions, streams.values(), before, strict=True)
             q, k, v = (_one_by_one(convolution, lengths, h, *rows) for convolution, h, rows in parts)
-        q, k, v = (h.unflatten(-1, (self.heads, -1)) for h in (q, k, v))
+        q = q.unflatten(-1, (self.heads, -1))
+        k, v = (h.unflatten(-1, (self.num_kv_heads, -1)) for h in (k, v))
         if self.qk_norm == "l2":
             q, k = _l2(q), _l2(k)
         u = _project(x, self.u_proj).to(dtype).unflatten(-1, (self.heads, -1))
@@ -3386,7 +3468,7 @@ class Mamba2Grm(torch.nn.Module):
         return (
             f"d_model={self.d_model}, heads={self.heads}, key_dim=64, value_dim=64, "
             f"qk_norm={self.qk_norm}, conv_size={self.conv_size}, "
-            f"output_norm={self.output_norm}, output_gate={self.output_gate}"
+            f"output_norm={self.output_norm}, output_gate={self.output_gate}, num_kv_heads={self.num_kv_heads}"
         )
 
 

@@ -13,7 +13,8 @@ def arguments_source(spec: Spec) -> str:
 
     It refuses, naming the argument: what is no tensor or not floating point, missing, extra (TypeError), of the wrong
     shape or on another device than q (ValueError). Types may be mixed: each of q, k, v, u, theta and the gates may have
-    its own. `u` is looked at only where the aggregate routes by it. T = 0 is allowed.
+    its own. k and v may have fewer heads than q. `u` is looked at only where the aggregate routes by it. T = 0 is
+    allowed.
     """
     shapes = [f"(H, {out}, {into})" for out, into in weight_shapes(spec)]
     check = render(

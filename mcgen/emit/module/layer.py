@@ -51,7 +51,7 @@ class _Layer:
 
     def source(self) -> str:
         spec = self.spec
-        return render(
+        layer = render(
             "layer.py.jinja",
             class_name=spec.class_name,
             layer=spec.layer,
@@ -70,6 +70,8 @@ class _Layer:
             arguments=self.arguments,
             keeps_state=spec.segment.size is not None,
         )
+        padded = render("padded.py.jinja", keeps_state=spec.segment.size is not None)
+        return f"{padded.strip()}\n\n\n{layer}"
 
     @cached_property
     def gates(self) -> tuple[Gate, ...]:

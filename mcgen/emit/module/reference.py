@@ -30,7 +30,7 @@ from mcgen.emit.text.rendering import render
 from mcgen.spec import Gate, Spec, Step
 from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Number, Unary, walk
 
-OF_ARGUMENTS = ("_check", "_sequence_lengths", "_of_sequences")
+OF_ARGUMENTS = ("_check", "_sequence_lengths", "_of_sequences", "_of_every_head")
 HELPERS = ("_segments", "_read", "_outer", "_lag", "_error", "_gradient", "_chosen", *OF_ARGUMENTS)
 """Private names the text may define or call; some come from `arguments_source`."""
 

@@ -102,6 +102,7 @@ def shapes_text(spec: Spec) -> list[str]:
     """The shapes of the arguments and of y, wrapped for a docstring."""
     key, value = spec.head.key_dim, spec.head.value_dim
     rows = [f"{'q, k, u' if spec.routes_by_u else 'q, k'} (B, T, H, {key}); v and y (B, T, H, {value})"]
+    rows[0] += "; k and v may have fewer heads, dividing H"
     if spec.tensor_gates:
         rows.append(f"{', '.join(spec.tensor_gates)} (B, T, H)")
     if spec.memory.kind == "mlp":
