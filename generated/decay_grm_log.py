@@ -2851,16 +2851,13 @@ class DecayGrmLog(torch.nn.Module):
                 attention_mask do not follow one another.
             UnsupportedError: state or return_state is asked for.
         """
-        if state is not None or return_state:
-            raise UnsupportedError(
-                "state= and return_state= need segments that do not depend on T; set segment: {mode: constant}"
-            )
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape (B, T, {self.d_model}), got {tuple(x.shape)}")
         if attention_mask is not None:
             if cu_seqlens is not None or cu_seqlens_cpu is not None:
                 raise TypeError("attention_mask and cu_seqlens both say where sequences lie: give one of them")
-            return _of_padded(functools.partial(self.forward, backend=backend), attention_mask, x)
+            run = functools.partial(self.forward, state=state, return_state=return_state, backend=backend)
+            return _of_padded(run, attention_mask, x)
         lengths = _sequence_lengths(cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu, x)
         dtype = _stream_type(x)
         q, k, v = (_project(x, linear).to(dtype) for linear in (self.q_proj, self.k_proj, self.v_proj))
@@ -2874,7 +2871,8 @@ class DecayGrmLog(torch.nn.Module):
             q, k = _l2(q), _l2(k)
         u = _project(x, self.u_proj).to(dtype).unflatten(-1, (self.heads, -1))
         borders = None if lengths is None else list(itertools.accumulate(lengths, initial=0))
-        y = op(q, k, v, u, backend=backend, **self.gates(x), cu_seqlens_cpu=borders)
+        how = {"backend": backend, "cu_seqlens_cpu": borders, "state": state, "return_state": return_state}
+        y = op(q, k, v, u, **self.gates(x), **how)
         if self.output_norm == "rms":
             y = self.o_norm(_fitted(y, self.o_norm)).to(dtype)
         y = y.flatten(-2)

@@ -3656,7 +3656,6 @@ def op(
 
 CHECKPOINT = 16  # tokens of a segment from one point that a state can go on from to the next
 WRITTEN = ("k", "v", "eta")  # the inputs that states are made of
-LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {
     "M_1": (64, 256),
     "M_2": (256, 64),
@@ -4270,18 +4269,8 @@ class DlaGrm(torch.nn.Module):
             q, k = _l2(q), _l2(k)
         u = _project(x, self.u_proj).to(dtype).unflatten(-1, (self.heads, -1))
         borders = None if lengths is None else list(itertools.accumulate(lengths, initial=0))
-        y = op(
-            q,
-            k,
-            v,
-            u,
-            theta=list(self.theta),
-            backend=backend,
-            **self.gates(x),
-            cu_seqlens_cpu=borders,
-            state=state,
-            return_state=stateful,
-        )
+        how = {"backend": backend, "cu_seqlens_cpu": borders, "state": state, "return_state": stateful}
+        y = op(q, k, v, u, theta=list(self.theta), **self.gates(x), **how)
         if stateful:
             y, state = y
             if self.conv_size:

@@ -4294,7 +4294,8 @@ class FastslowGrm(torch.nn.Module):
             q, k = _l2(q), _l2(k)
         u = _project(x, self.u_proj).to(dtype).unflatten(-1, (self.heads, -1))
         borders = None if lengths is None else list(itertools.accumulate(lengths, initial=0))
-        y = op(q, k, v, u, backend=backend, **self.gates(x), cu_seqlens_cpu=borders, state=state, return_state=stateful)
+        how = {"backend": backend, "cu_seqlens_cpu": borders, "state": state, "return_state": stateful}
+        y = op(q, k, v, u, **self.gates(x), **how)
         if stateful:
             y, state = y
             if self.conv_size:

@@ -2178,7 +2178,6 @@ def op(
 
 CHECKPOINT = 64  # tokens of a segment from one point that a state can go on from to the next
 WRITTEN = ("k", "v", "alpha", "dt")  # the inputs that states are made of
-LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {"M": (64, 64)}  # of parts of the state and of what is cached, behind (B, H, 1)
 _Checkpoint = collections.namedtuple("_Checkpoint", ("position", "parts"))
 
@@ -2742,7 +2741,8 @@ class Mamba2None(torch.nn.Module):
         if self.qk_norm == "l2":
             q, k = _l2(q), _l2(k)
         borders = None if lengths is None else list(itertools.accumulate(lengths, initial=0))
-        y = op(q, k, v, backend=backend, **self.gates(x), cu_seqlens_cpu=borders, state=state, return_state=stateful)
+        how = {"backend": backend, "cu_seqlens_cpu": borders, "state": state, "return_state": stateful}
+        y = op(q, k, v, **self.gates(x), **how)
         if stateful:
             y, state = y
             if self.conv_size:

@@ -2938,7 +2938,6 @@ def op(
 
 CHECKPOINT = 256  # tokens of a segment from one point that a state can go on from to the next
 WRITTEN = ("k", "v", "beta", "eta", "alpha")  # the inputs that states are made of
-LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {"S": (64, 64), "M": (64, 64)}  # of parts of the state and of what is cached, behind (B, H, 1)
 _Checkpoint = collections.namedtuple("_Checkpoint", ("position", "parts"))
 
@@ -3498,7 +3497,8 @@ class TitansMatrixChunkNone(torch.nn.Module):
         if self.qk_norm == "l2":
             q, k = _l2(q), _l2(k)
         borders = None if lengths is None else list(itertools.accumulate(lengths, initial=0))
-        y = op(q, k, v, backend=backend, **self.gates(x), cu_seqlens_cpu=borders, state=state, return_state=stateful)
+        how = {"backend": backend, "cu_seqlens_cpu": borders, "state": state, "return_state": stateful}
+        y = op(q, k, v, **self.gates(x), **how)
         if stateful:
             y, state = y
             if self.conv_size:

@@ -3802,7 +3802,6 @@ def op(
 
 CHECKPOINT = 64  # tokens of a segment from one point that a state can go on from to the next
 WRITTEN = ("k", "v", "beta", "eta", "alpha")  # the inputs that states are made of
-LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {
     "S": (64, 64),
     "M": (64, 64),
@@ -4423,7 +4422,8 @@ class TitansMatrixGrm(torch.nn.Module):
             q, k = _l2(q), _l2(k)
         u = _project(x, self.u_proj).to(dtype).unflatten(-1, (self.heads, -1))
         borders = None if lengths is None else list(itertools.accumulate(lengths, initial=0))
-        y = op(q, k, v, u, backend=backend, **self.gates(x), cu_seqlens_cpu=borders, state=state, return_state=stateful)
+        how = {"backend": backend, "cu_seqlens_cpu": borders, "state": state, "return_state": stateful}
+        y = op(q, k, v, u, **self.gates(x), **how)
         if stateful:
             y, state = y
             if self.conv_size:

@@ -3590,7 +3590,6 @@ def op(
 
 CHECKPOINT = 16  # tokens of a segment from one point that a state can go on from to the next
 WRITTEN = ("k", "v", "beta", "eta", "alpha")  # the inputs that states are made of
-LAG = 0  # how far tokens look back at earlier keys and values
 SHAPES = {
     "S_1": (64, 256),
     "S_2": (256, 64),
@@ -4161,17 +4160,8 @@ class TitansNone(torch.nn.Module):
         if self.qk_norm == "l2":
             q, k = _l2(q), _l2(k)
         borders = None if lengths is None else list(itertools.accumulate(lengths, initial=0))
-        y = op(
-            q,
-            k,
-            v,
-            theta=list(self.theta),
-            backend=backend,
-            **self.gates(x),
-            cu_seqlens_cpu=borders,
-            state=state,
-            return_state=stateful,
-        )
+        how = {"backend": backend, "cu_seqlens_cpu": borders, "state": state, "return_state": stateful}
+        y = op(q, k, v, theta=list(self.theta), **self.gates(x), **how)
         if stateful:
             y, state = y
             if self.conv_size:

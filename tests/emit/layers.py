@@ -13,7 +13,7 @@ from mcgen.spec import Spec
 from tests.emit.fragments import run, source, spec_of
 
 OP = '''\
-def op(q, k, v, u=None, *, theta=None, cu_seqlens=None, cu_seqlens_cpu=None, backend=None, **gates):
+def op(q, k, v, u=None, *, theta=None, state=None, return_state=False, cu_seqlens_cpu=None, backend=None, **gates):
     """The reference."""
     return reference(q, k, v, u, theta=theta, cu_seqlens=cu_seqlens_cpu, **gates)
 '''

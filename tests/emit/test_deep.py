@@ -122,7 +122,7 @@ def test_the_triton_path_of_long_chunks_holds_few_states(tmp_path: Path, segment
     text = _spec("deep_spans", {}, {**LONG, "gradient": {"chunk": chunk}}, {"kind": "none"}, segment, (6, 6))
     importlib.import_module("triton")  # a file defines its kernels, and what launches them, where Triton is imported
     _, module = _module(tmp_path, text.replace("size: 16", "size: 524288"))
-    spans = module._all_spans(length, torch.device("cpu"))
+    spans = module._all_spans(length, (), torch.device("cpu"))
     covered = sum(int((table[:, 1] - table[:, 0]).sum()) for _, _, table in spans)
     assert covered == length
     groups = module._groups(spans, GROUP)

@@ -295,13 +295,6 @@ def test_wrong_shapes_are_named(shape: tuple[int, ...]) -> None:
         module(**SPECS["linear"]).Layer()(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("asked", [{"state": object()}, {"return_state": True}])
-def test_states_are_refused(asked: dict[str, Any]) -> None:
-    generated = module(**SPECS["linear"])
-    with pytest.raises(generated.UnsupportedError, match="state= and return_state="):
-        generated.Layer()(torch.zeros(1, 3, 10), **asked)
-
-
 def test_text_is_formatted_and_clean(tmp_path: Path) -> None:
     names = ["a_rather_long_name_for_a_gate", "another_rather_long_name"]
     long = {"steps": [f"M = {names[0]}*M + {names[1]}*outer(v, k)"]}

@@ -159,7 +159,7 @@ class _Layer:
     def arguments(self) -> str:
         tensors = ["q", "k", "v", *(["u"] if self.spec.routes_by_u else [])]
         theta = ["theta=list(self.theta)"] if self.shapes else []
-        return ", ".join([*tensors, *theta, "backend=backend", *(["**self.gates(x)"] if self.gates else [])])
+        return ", ".join([*tensors, *theta, *(["**self.gates(x)"] if self.gates else [])])
 
     @property
     def docstring(self) -> list[str]:
