@@ -177,10 +177,6 @@ class Phases:
         """Whether an operand lies along another hidden axis than the loop that reads it."""
         return hidden_axis(operand) not in (None, home(node)) and not isinstance(operand, Input)
 
-    def available(self, node: Node) -> int:
-        """The first level at which a value along no long axis can be read."""
-        return self.levels[node] + self._is_complete_later(node)
-
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """In order."""

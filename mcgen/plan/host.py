@@ -37,10 +37,6 @@ class Operand:
     reads: bool
     writes: bool
 
-    @property
-    def access(self) -> str:
-        return " and ".join(["reads"] * self.reads + ["writes"] * self.writes)
-
 
 @dataclass(frozen=True)
 class Kernel:
@@ -217,11 +213,6 @@ def routines(body: Iterable[Statement]) -> list[Routine]:
 
 def launches(body: Iterable[Statement]) -> list[Launch]:
     return [statement for statement in statements(body) if isinstance(statement, Launch)]
-
-
-def kernels(*passes: Pass) -> list[Kernel]:
-    """The kernels that passes launch, each once."""
-    return list({launch.kernel.name: launch.kernel for one in passes for launch in launches(one.body)}.values())
 
 
 def buffers(one: Pass) -> list[Buffer]:

@@ -29,6 +29,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcgen.errors import InternalError
+from mcgen.plan.configurations import user_folder
 from mcgen.plan.targets import Target
 from mcgen.tune import inspect
 from mcgen.tune.progress import in_steps
@@ -95,7 +96,7 @@ def compile_job(job: Job, cache: Path | None = None) -> Resources:
         raise ValueError(f"{job.path} has no kernel {job.kernel}")
     _require_compiler(fn)
     types = _types(fn, job)
-    kept = (cache or cache_folder()) / f"{_key(fn, types, job)}.json"
+    kept = (cache or user_folder("offline")) / f"{_key(fn, types, job)}.json"
     found = _read(kept)
     if found is None:
         found = _compile(fn, types, job)
@@ -146,13 +147,6 @@ def source_digest(fn: JITFunction) -> str:
     parts: dict[str, str] = {}
     _collect(fn, "", parts)
     return _sha256(json.dumps(parts, sort_keys=True))
-
-
-def cache_folder() -> Path:
-    """Where results are kept: `$MCGEN_CACHE_DIR`, or the user's cache folder for mcgen."""
-    import platformdirs
-
-    return Path(os.environ.get("MCGEN_CACHE_DIR") or platformdirs.user_cache_dir("mcgen")) / "offline"
 
 
 def _require_compiler(fn: JITFunction) -> None:
