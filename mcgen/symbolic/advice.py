@@ -14,7 +14,7 @@ import sympy
 
 from mcgen.errors import Diagnostic
 from mcgen.spec import Gate, Spec, Step
-from mcgen.spec.grammar import Call, Expression, Name, Number, Span, Unary, evaluate, unparse, walk
+from mcgen.spec.grammar import NOWHERE, Call, Expression, Name, Number, Span, Unary, evaluate, unparse, walk
 from mcgen.symbolic.expressions import symbol
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.reach import changes, stays_zero, unreached
@@ -43,8 +43,6 @@ WORTHWHILE = 1.1
 """A remedy brings what a slot keeps nearer to 1 by more than this factor."""
 
 ROUNDING = 1e-9
-
-NOWHERE = Span(0, 0)
 
 
 def advice(meaning: Meaning) -> tuple[Diagnostic, ...]:

@@ -21,6 +21,7 @@ from mcgen.spec.refusals import (
     Refusal,
 )
 from mcgen.spec.source import Position
+from mcgen.spec.spec import ROUTED
 from mcgen.symbolic.expressions import symbol, to_sympy
 from mcgen.symbolic.recurrence import (
     MEMORY,
@@ -33,8 +34,6 @@ from mcgen.symbolic.recurrence import (
     recurrence,
 )
 from mcgen.symbolic.text import text
-
-ROUTED = ("grm", "soup", "ssc")
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,12 @@ THETA = "theta[{}]"
 
 def inputs(meaning: Meaning) -> tuple[str, ...]:
     """What an operator can have gradients by: q, k, v, u where it routes, gates, a deep memory's initial weights."""
-    spec = meaning.spec
-    weights = [] if meaning.linear else [THETA.format(layer) for layer in range(spec.memory.layers)]
-    return ("q", "k", "v", *(["u"] if spec.routes_by_u else []), *spec.tensor_gates, *weights)
+    return (*meaning.inputs, *_weights(meaning))
+
+
+def _weights(meaning: Meaning) -> Iterable[str]:
+    """The initial weights of a deep memory."""
+    return () if meaning.linear else map(THETA.format, range(meaning.spec.memory.layers))
 
 
 def stays_zero(meaning: Meaning) -> bool:
@@ -98,7 +101,7 @@ class _Flow:
             case _MemoryAt(line) if found.chunk is None:
                 yield from self._of_form(found.memory_at[line])
             case _MemoryAt():
-                yield from (_State(MEMORY), *self._initial())
+                yield from (_State(MEMORY), *_weights(self.meaning))
             case Write(value=row):
                 yield from ("k", *(["v"] if changes(row, VALUE) else []))
             case GradientWrite():
@@ -111,7 +114,7 @@ class _Flow:
             yield from (gate for gate in self.meaning.spec.tensor_gates if changes(coefficient, symbol(gate)))
             yield _State(atom.name) if isinstance(atom, PreviousSlot) else atom
             if atom == PreviousSlot(MEMORY):
-                yield from self._initial()
+                yield from _weights(self.meaning)
 
     def _of_gradient(self, write: GradientWrite) -> Iterator[_Value]:
         """e kᵀ of a matrix; the layers' of an mlp, which its weights are in too."""
@@ -119,10 +122,6 @@ class _Flow:
         yield from ("k", *(["v"] if changes(row, VALUE) else []))
         if not self.meaning.linear or changes(row, PREDICTION):
             yield _MemoryAt(write.line)
-
-    def _initial(self) -> Iterable[_Value]:
-        """The initial weights."""
-        return () if self.meaning.linear else map(THETA.format, range(self.meaning.spec.memory.layers))
 
     def is_live(self, atom: PreviousSlot | Write | GradientWrite) -> bool:
         """Whether an atom can be other than 0: it can not before the first token, nor where an error row is 0."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mcgen.emit.say import mathematics
-from mcgen.emit.text.expressions import NOWHERE, TORCH_FUNCTIONS, Identifiers, Printer, constant, is_constant, names
+from mcgen.emit.text.expressions import TORCH_FUNCTIONS, Identifiers, Printer, constant, is_constant, names
 from mcgen.emit.text.rendering import render
 from mcgen.spec import Gate, Spec, Step
-from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Number, Unary, walk
+from mcgen.spec.grammar import NOWHERE, Binary, Call, Expression, Lag, Name, Number, Unary, walk
+from mcgen.spec.spec import ROUTED
 
 OF_ARGUMENTS = ("_check", "_sequence_lengths", "_of_sequences")
 HELPERS = ("_segments", "_read", "_outer", "_lag", "_error", "_gradient", "_chosen", *OF_ARGUMENTS)
@@ -82,7 +83,7 @@ class _Reference:
     def connector(self) -> str:
         """The vector that routes, or nothing where nothing is routed."""
         aggregate = self.spec.aggregate
-        return aggregate.connector if aggregate.kind in ("grm", "soup", "ssc") else ""
+        return aggregate.connector if aggregate.kind in ROUTED else ""
 
     @cached_property
     def slots(self) -> tuple[str, ...]:

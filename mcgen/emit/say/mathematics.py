@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from mcgen.emit.text.expressions import NOWHERE, constant, is_constant, names
+from mcgen.emit.text.expressions import constant, is_constant, names
 from mcgen.spec import Gate, Spec
-from mcgen.spec.grammar import Binary, Call, Expression, Name, Number, Unary, unparse
+from mcgen.spec.grammar import NOWHERE, Binary, Call, Expression, Name, Number, Unary, unparse
+from mcgen.spec.spec import ROUTED
 
 DOCSTRING_WIDTH = 112
 
@@ -75,7 +76,7 @@ def read_text(spec: Spec) -> list[str]:
     """The read-out, and how its weights are made."""
     aggregate = spec.aggregate
     rows = [READ_OUTS[aggregate.kind].format(top_k=aggregate.top_k)]
-    if aggregate.kind in ("grm", "soup", "ssc"):
+    if aggregate.kind in ROUTED:
         scale = f"{aggregate.scale!r} " if aggregate.scale != 1 else ""
         pooled = f"{aggregate.pool} of the segment's keys"
         rows.append(

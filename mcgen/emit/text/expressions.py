@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mcgen.errors import UnsupportedError
-from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Number, Span, Unary, evaluate, unparse, walk
+from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Number, Unary, evaluate, unparse, walk
 
 LINE_LENGTH = 120
-NOWHERE = Span(0, 0)
 
 SUM, PRODUCT, UNARY, POWER, ATOM = range(1, 6)
 PRECEDENCE = {"+": SUM, "-": SUM, "*": PRODUCT, "/": PRODUCT, "**": POWER}
