@@ -22,6 +22,13 @@ class Outcome:
     spec: Spec | None
     diagnostics: tuple[Diagnostic, ...]
 
+    def plain(self) -> dict[str, Any]:
+        """What every command says of it in JSON."""
+        found = {"name": self.spec.name if self.spec else None, "digest": self.spec.digest() if self.spec else None}
+        for severity in ("error", "warning"):
+            found[f"{severity}s"] = [asdict(one) for one in self.diagnostics if one.severity == severity]
+        return found
+
 
 @click.command()
 @click.argument("specs", nargs=-1, required=True)
@@ -38,16 +45,18 @@ def check(specs: tuple[str, ...], parse_only: bool, as_json: bool) -> int:
       mcgen check --json specs/*.yaml
       mcgen check --parse-only my_idea.yaml
     """
-    outcomes = [_checked(argument, lowered=not parse_only) for argument in specs]
+    outcomes = [checked(argument, lowered=not parse_only) for argument in specs]
     if as_json:
-        print_json([_plain(outcome) for outcome in outcomes])
+        files = ((click.format_filename(one.argument), one) for one in outcomes)
+        print_json([{"file": file, "ok": one.spec is not None, **one.plain()} for file, one in files])
     else:
         for outcome in outcomes:
             _show(outcome)
     return 0 if all(outcome.spec for outcome in outcomes) else USER_ERROR
 
 
-def _checked(argument: str, lowered: bool) -> Outcome:
+def checked(argument: str, lowered: bool = True) -> Outcome:
+    """A spec, by file or name, with all that is to be said of it; `lowered` as in `examined`."""
     from mcgen.symbolic.diagnosis import diagnosis, examined
 
     try:
@@ -75,17 +84,3 @@ def summary(spec: Spec) -> str:
     size = f" of {spec.segment.size}" if spec.segment.size else ""
     read = spec.aggregate.kind + (f" top {spec.aggregate.top_k}" if spec.aggregate.top_k else "")
     return f"{spec.name}, {spec.memory.kind}, {steps}, {read} over {spec.segment.mode} segments{size}"
-
-
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    spec, by_severity = outcome.spec, {"error": [], "warning": []}
-    for diagnostic in outcome.diagnostics:
-        by_severity[diagnostic.severity].append(asdict(diagnostic))
-    return {
-        "file": click.format_filename(outcome.argument),
-        "ok": spec is not None,
-        "name": spec.name if spec else None,
-        "digest": spec.digest() if spec else None,
-        "errors": by_severity["error"],
-        "warnings": by_severity["warning"],
-    }
