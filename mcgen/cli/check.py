@@ -16,15 +16,20 @@ from mcgen.spec.shipped import find
 
 @dataclass(frozen=True)
 class Outcome:
-    """What checking one file found; `spec` is None where there are errors."""
+    """What checking one file found; `spec` is None where it cannot be read."""
 
     argument: str
     spec: Spec | None
     diagnostics: tuple[Diagnostic, ...]
 
+    @property
+    def ok(self) -> bool:
+        return not any(diagnostic.severity == "error" for diagnostic in self.diagnostics)
+
     def plain(self) -> dict[str, Any]:
         """What every command says of it in JSON."""
-        found = {"name": self.spec.name if self.spec else None, "digest": self.spec.digest() if self.spec else None}
+        spec = self.spec if self.ok else None
+        found = {"name": spec.name if spec else None, "digest": spec.digest() if spec else None}
         for severity in ("error", "warning"):
             found[f"{severity}s"] = [asdict(one) for one in self.diagnostics if one.severity == severity]
         return found
@@ -48,11 +53,11 @@ def check(specs: tuple[str, ...], parse_only: bool, as_json: bool) -> int:
     outcomes = [checked(argument, lowered=not parse_only) for argument in specs]
     if as_json:
         files = ((click.format_filename(one.argument), one) for one in outcomes)
-        print_json([{"file": file, "ok": one.spec is not None, **one.plain()} for file, one in files])
+        print_json([{"file": file, "ok": one.ok, **one.plain()} for file, one in files])
     else:
         for outcome in outcomes:
             _show(outcome)
-    return 0 if all(outcome.spec for outcome in outcomes) else USER_ERROR
+    return 0 if all(outcome.ok for outcome in outcomes) else USER_ERROR
 
 
 def checked(argument: str, lowered: bool = True) -> Outcome:
@@ -63,15 +68,13 @@ def checked(argument: str, lowered: bool = True) -> Outcome:
         spec = load(find(argument))
     except SpecError as error:
         return Outcome(argument, None, diagnosis(error, lowered))
-    found = examined(spec, lowered)
-    wrong = any(diagnostic.severity == "error" for diagnostic in found)
-    return Outcome(argument, None if wrong else spec, found)
+    return Outcome(argument, spec, examined(spec, lowered))
 
 
 def _show(outcome: Outcome) -> None:
     show_diagnostics(outcome.diagnostics)
     name = click.format_filename(outcome.argument)
-    if outcome.spec:
+    if outcome.ok:
         click.echo(f"ok     {name}: {summary(outcome.spec)}")
     else:
         errors = sum(diagnostic.severity == "error" for diagnostic in outcome.diagnostics)

@@ -99,9 +99,13 @@ def report(error: Exception) -> int:
     """Show an exception on standard error and give its exit status."""
     if isinstance(error, SpecError | UnsupportedError):
         from mcgen.cli.output import show_diagnostics
-        from mcgen.symbolic.diagnosis import diagnosis
 
-        show_diagnostics(diagnosis(error) if isinstance(error, SpecError) else error.diagnostics)
+        found = error.diagnostics
+        if isinstance(error, SpecError):
+            from mcgen.symbolic.diagnosis import diagnosis
+
+            found = diagnosis(error)
+        show_diagnostics(found)
         return USER_ERROR
     if isinstance(error, OSError) and error.filename is not None:
         click.echo(f"error: {click.format_filename(error.filename)}: {error.strerror}", err=True)
