@@ -175,7 +175,7 @@ class Solve(Node):
 
 def name_of(node: Node) -> Label | None:
     """What a value is called: an input by its name, and what is another value along other axes as that is."""
-    if isinstance(node, Rename) or (isinstance(node, Map) and node.expression == placeholder(0)):
+    if isinstance(node, Rename) or is_spread(node):
         return name_of(node.operands[0]) or node.label
     return Label(node.name) if isinstance(node, Input) else node.label
 
@@ -185,9 +185,14 @@ def is_constant(node: Node, value: int | None = None) -> bool:
     return isinstance(node, Map) and not node.values and (value is None or node.expression == value)
 
 
+def is_spread(node: Node) -> bool:
+    """Whether a node is another's value, the same along further axes if it has any."""
+    return isinstance(node, Map) and node.expression == placeholder(0)
+
+
 def is_identity(node: Node) -> bool:
     """Whether a node gives another as it is."""
-    return isinstance(node, Map) and node.expression == placeholder(0) and node.axes == node.values[0].axes
+    return is_spread(node) and node.axes == node.operands[0].axes
 
 
 @dataclass(frozen=True)

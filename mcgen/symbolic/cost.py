@@ -285,7 +285,7 @@ def cost_table(found: Cost, what: str, problem: Mapping[sympy.Symbol, int]) -> t
     rows = []
     for part in parts:
         cells = [part.forward, part.backward] if both else [part.forward]
-        shown = [_formula(cell) if part.label != "together" else "" for cell in cells]
+        shown = [text(sympy.factor(cell)) if part.label != "together" else "" for cell in cells]
         rows.append(
             [
                 part.label,
@@ -294,11 +294,6 @@ def cost_table(found: Cost, what: str, problem: Mapping[sympy.Symbol, int]) -> t
         )
     heads = ["forward", "", "backward", ""] if both else ["numbers", ""]
     return [what, *heads], rows
-
-
-def _formula(expression: sympy.Expr) -> str:
-    """A polynomial as text, in factors."""
-    return text(sympy.factor(expression))
 
 
 UNITS = ("", " k", " M", " G", " T", " P", " E")

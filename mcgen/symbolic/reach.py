@@ -16,7 +16,7 @@ from mcgen.symbolic.expressions import symbol
 from mcgen.symbolic.functions import Larger, Sign, Step, Where
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.objective import PREDICTION, VALUE
-from mcgen.symbolic.recurrence import MEMORY, GradientWrite, LinearForm, PreviousSlot, Recurrence, Write
+from mcgen.symbolic.recurrence import MEMORY, GradientWrite, LinearForm, PreviousSlot, Write
 
 FLAT = (Sign, Step, Larger)
 """Functions whose derivative is 0; so is that of `Where` by its condition."""
@@ -39,12 +39,8 @@ def stays_zero(meaning: Meaning) -> bool:
     """Whether a matrix memory never leaves 0: gradients are 0 where p is, and no other write reaches a token."""
     found = meaning.recurrence
     live = [write for write in found.writes if _Flow(meaning).is_live(write)]
-    return meaning.linear and not any(isinstance(w, Write) or _at_zero(found) != 0 for w in live)
-
-
-def _at_zero(found: Recurrence) -> sympy.Expr:
-    """The error row where p is 0."""
-    return found.error.expression.subs(PREDICTION, 0)
+    moves = lambda write: isinstance(write, Write) or found.error.expression.subs(PREDICTION, 0) != 0  # noqa: E731
+    return meaning.linear and not any(map(moves, live))
 
 
 def unreached(meaning: Meaning) -> tuple[str, ...]:
