@@ -75,7 +75,6 @@ class Printer:
 
     names    the text of each name, an atom; a name not listed is printed as it is
     calls    a format string for each function
-    lags     a format string for a lagged name, of its name and lag
 
     Every name is a tensor. Functions of plain numbers, and numbers too big for a tensor operation, are printed as their
     value.
@@ -83,7 +82,6 @@ class Printer:
 
     names: Mapping[str, str] = field(default_factory=dict)
     calls: Mapping[str, str] = field(default_factory=lambda: TORCH_FUNCTIONS)
-    lags: str = "{}_{}"
 
     def text(self, expression: Expression) -> str:
         return self.print(expression).text
@@ -99,7 +97,7 @@ class Printer:
             case Name(id):
                 return Text(self.names.get(id, id))
             case Lag(name, lag):
-                return Text(self.lags.format(name, lag))
+                return Text(f"{name}_{lag}")
             case Unary("-", operand):
                 return Text("-" + self.print(operand).within(UNARY), UNARY)
             case Unary(_, operand):
