@@ -13,9 +13,10 @@ infers axes and keeps one node for one value: a common subexpression is the same
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
+from operator import attrgetter
 
 import sympy
 
@@ -215,19 +216,26 @@ class Program:
         return render(self)
 
 
-def topological(roots: Iterable[Node]) -> tuple[Node, ...]:
-    """Every node reachable from the roots, operands first, in the order a left-to-right walk meets them."""
+def topological(
+    roots: Iterable[Node],
+    operands: Callable[[Node], Iterable[Node]] = attrgetter("operands"),
+    done: Container[Node] = (),
+) -> tuple[Node, ...]:
+    """Every node reachable from the roots, operands first, in the order a left-to-right walk meets them.
+
+    `operands` says which to go on to from a node, where that is not all; nothing is sought behind those that are done.
+    """
     order: dict[Node, None] = {}
     stack = [(root, False) for root in reversed(list(roots))]
     while stack:
         node, expanded = stack.pop()
-        if node in order:
+        if node in order or node in done:
             continue
         if expanded:
             order[node] = None
         else:
             stack.append((node, True))
-            stack.extend((operand, False) for operand in reversed(node.operands))
+            stack.extend((operand, False) for operand in reversed(tuple(operands(node))))
     return tuple(order)
 
 
