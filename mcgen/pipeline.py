@@ -18,7 +18,7 @@ from mcgen.passes.report import Stage, history, report, rule_lines
 from mcgen.plan.explanation import plan_text
 from mcgen.spec import Spec
 from mcgen.spec.text import spec_text
-from mcgen.symbolic.cost import cost, cost_table, sizes
+from mcgen.symbolic.cost import Cost, cost_table, sizes
 from mcgen.symbolic.explanation import closed_form_lines, outcome_line, recurrence_lines
 from mcgen.symbolic.meaning import Meaning, lowerable, meaning
 
@@ -102,4 +102,4 @@ def _table(stages: list[Stage]) -> str:
 
 
 def _cost_tables(meaning: Meaning) -> list[str]:
-    return [tabulated(*cost_table(cost(meaning), what, sizes(meaning))) for what in ("flops", "traffic", "state")]
+    return [tabulated(*cost_table(Cost(meaning), what, sizes(meaning))) for what in ("flops", "traffic", "state")]

@@ -113,9 +113,9 @@ def _plan(meaning: Meaning, target: str) -> list[Block]:
 
 
 def _cost(meaning: Meaning, _: str) -> list[Block]:
-    from mcgen.symbolic.cost import cost, cost_table, sizes
+    from mcgen.symbolic.cost import Cost, cost_table, sizes
 
-    found, problem = cost(meaning), sizes(meaning)
+    found, problem = Cost(meaning), sizes(meaning)
     units = {"flops": "FLOPs", "traffic": "Bytes moved", "state": "Numbers carried from call to call, float32"}
     shown = ", ".join(f"{symbol} = {value}" for symbol, value in sorted(problem.items(), key=lambda pair: str(pair[0])))
     tables = [Rows(title, *cost_table(found, what, problem)) for what, title in units.items()]

@@ -42,20 +42,6 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """FLOPs, bytes moved, and numbers held (`state`: values that decoding carries along, in its `forward`)."""
-
-    flops: tuple[Part, ...]
-    traffic: tuple[Part, ...]
-    state: tuple[Part, ...]
-
-    def total(self, what: str) -> tuple[sympy.Expr, sympy.Expr]:
-        """The sums of a column of parts, forward and backward, multiplied out."""
-        parts: tuple[Part, ...] = getattr(self, what)
-        return sympy.expand(sum(p.forward for p in parts)), sympy.expand(sum(p.backward for p in parts))
-
-
-@dataclass(frozen=True)
 class Counts:
     """How much structure a recurrence has, which is what its cost depends on.
 
@@ -119,16 +105,21 @@ def _sources(recurrence: Recurrence, slot: str) -> list[str]:
     return [s for s in recurrence.slots if s != slot and recurrence.transition(slot, s) != 0]
 
 
-def cost(meaning: Meaning) -> Cost:
-    """The cost of a spec's operator."""
-    model = _Model(meaning, counts(meaning))
-    return Cost(model.flops, model.traffic, model.state)
-
-
 @dataclass(frozen=True)
-class _Model:
+class Cost:
+    """What a spec's operator costs: FLOPs, bytes moved (`traffic`), and numbers held (`state`: values that decoding
+    carries along, in its `forward`)."""
+
     meaning: Meaning
-    counts: Counts
+
+    def total(self, what: str) -> tuple[sympy.Expr, sympy.Expr]:
+        """The sums of a column of parts, forward and backward, multiplied out."""
+        parts: tuple[Part, ...] = getattr(self, what)
+        return sympy.expand(sum(p.forward for p in parts)), sympy.expand(sum(p.backward for p in parts))
+
+    @cached_property
+    def counts(self) -> Counts:
+        return counts(self.meaning)
 
     @cached_property
     def layers(self) -> list[tuple[sympy.Expr, sympy.Expr]]:
@@ -272,7 +263,7 @@ def sizes(meaning: Meaning, sample: Mapping[sympy.Symbol, int] = SAMPLE) -> dict
 def flops(meaning: Meaning) -> tuple[str, str]:
     """FLOPs forward and backward as Python, in B, H, T and N, with the spec's own sizes put in."""
     fixed = {size: sympy.Integer(value) for size, value in sizes(meaning).items() if size not in (B, H, T, C, N, TOP_K)}
-    parts = cost(meaning).flops
+    parts = Cost(meaning).flops
     both = sum(p.forward.xreplace(fixed) for p in parts), sum(p.backward.xreplace(fixed) for p in parts)
     most = f"min({meaning.spec.aggregate.top_k}, N - 1)"
     return tuple(str(sympy.factor(total)).replace("/", "//").replace("top_k", most) for total in both)
