@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import sympy
 
@@ -200,20 +200,17 @@ class Cost:
         gates, u = len(spec.tensor_gates), K if spec.routes_by_u else sympy.S.Zero
         tokens, written, queried = B * H * T * e, K + V + gates, K + u
         cached = self._held * STATE_BYTES if self.meaning.reads_cached else sympy.S.Zero
-        starts = B * H * T / L * self.counts.slots * self.parameters * STATE_BYTES if self.meaning.chained else 0
+        starts = (
+            B * H * T / L * self.counts.slots * self.parameters * STATE_BYTES if self.meaning.chained else sympy.S.Zero
+        )
+        again = 2 * tokens * (queried + V) if cached else sympy.S.Zero
         parts = [
             Part("k, v and gates, for the states", tokens * written, tokens * written),
             Part("all inputs, for the read-outs", tokens * (written + queried), tokens * (written + queried + V)),
             Part("y, or the gradients of the inputs", tokens * V, tokens * (written + queried)),
-            Part(
-                "q, u and dy, for the cached segments",
-                sympy.S.Zero,
-                2 * tokens * (queried + V) if cached else sympy.S.Zero,
-            ),
+            Part("q, u and dy, for the cached segments", sympy.S.Zero, again),
             Part("cached states and pooled keys, and their gradients", 2 * cached, 4 * cached),
-            Part(
-                "states at chunk starts", 2 * sympy.sympify(starts, strict=True), 3 * sympy.sympify(starts, strict=True)
-            ),
+            Part("states at chunk starts", 2 * starts, 3 * starts),
         ]
         return _present(parts)
 
@@ -276,13 +273,9 @@ def cost_table(found: Cost, what: str, problem: Mapping[sympy.Symbol, int]) -> t
     rows = []
     for part in parts:
         cells = [part.forward, part.backward] if both else [part.forward]
-        shown = [text(sympy.factor(cell)) if part.label != "together" else "" for cell in cells]
-        rows.append(
-            [
-                part.label,
-                *(text for cell, formula in zip(cells, shown, strict=True) for text in (formula, short(cell, problem))),
-            ]
-        )
+        formulas = [text(sympy.factor(cell)) if part.label != "together" else "" for cell in cells]
+        values = [short(cell, problem) for cell in cells]
+        rows.append([part.label, *chain(*zip(formulas, values, strict=True))])
     heads = ["forward", "", "backward", ""] if both else ["numbers", ""]
     return [what, *heads], rows
 

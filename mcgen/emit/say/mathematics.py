@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 
 from mcgen.emit.text.expressions import constant, is_constant, names
+from mcgen.ir.layers import layers, sizes
 from mcgen.spec import Gate, Spec
 from mcgen.spec.grammar import NOWHERE, Binary, Call, Expression, Name, Number, Unary, unparse
 from mcgen.spec.spec import ROUTED
@@ -27,11 +27,8 @@ READ_OUTS = {
 
 def weight_shapes(spec: Spec) -> list[tuple[int, int]]:
     """(out, in) of each weight of the memory, first to last."""
-    head, memory = spec.head, spec.memory
-    if memory.kind == "matrix":
-        return [(head.value_dim, head.key_dim)]
-    widths = [head.key_dim, *[memory.expansion * head.key_dim] * (memory.layers - 1), head.value_dim]
-    return [(out, into) for into, out in pairwise(widths)]
+    lengths = sizes(spec)
+    return [(lengths[layer.out], lengths[layer.into]) for layer in layers(spec)]
 
 
 def activation(spec: Spec) -> Expression:
