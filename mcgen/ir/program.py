@@ -94,10 +94,7 @@ class Map(Node):
 
     expression: sympy.Expr
     values: tuple[Node, ...]
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return self.values
+    operands = property(attrgetter("values"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +104,7 @@ class Contract(Node):
     left: Node
     right: Node
     over: tuple[str, ...]
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return self.left, self.right
+    operands = property(attrgetter("left", "right"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +114,7 @@ class Reduce(Node):
     operation: str
     operand: Node
     over: tuple[str, ...]
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return (self.operand,)
+    operands = property(lambda self: (self.operand,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +124,7 @@ class Rename(Node):
     operand: Node
     old: str
     new: str
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return (self.operand,)
+    operands = property(lambda self: (self.operand,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +140,7 @@ class Decay(Node):
     row: str | None
     column: str | None
     exclusive: bool
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return (self.gate,)
+    operands = property(lambda self: (self.gate,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,10 +153,7 @@ class Solve(Node):
     matrix: Node
     right: Node
     transposed: bool
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return self.matrix, self.right
+    operands = property(attrgetter("matrix", "right"))
 
 
 def name_of(node: Node) -> Label | None:
