@@ -128,17 +128,14 @@ def _default_tiles(argument: str, text: str, architectures: Sequence[str]) -> tu
 def _without_clashes(built: Sequence[Built]) -> list[Built]:
     """The same, specs that would overwrite an earlier one's file turned into errors."""
     first: dict[str, Built] = {}
-    return [_unless_taken(one, first) for one in built]
-
-
-def _unless_taken(one: Built, first: dict[str, Built]) -> Built:
-    if one.spec is None:
-        return one
-    other = first.setdefault(one.spec.name, one)
-    if other is one:
-        return one
-    message = f"two specs are called `{one.spec.name}`: this one and {other.argument}"
-    return Built(one.argument, None, (Diagnostic("error", message, one.argument, hint="rename one"),))
+    found = []
+    for one in built:
+        other = first.setdefault(one.spec.name, one) if one.spec else one
+        if other is not one:
+            message = f"two specs are called `{other.spec.name}`: this one and {other.argument}"
+            one = Built(one.argument, None, (Diagnostic("error", message, one.argument, hint="rename one"),))
+        found.append(one)
+    return found
 
 
 def _compared(one: Built) -> str:
