@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from mcgen.dump import Dump, tabulated
 from mcgen.emit.module.file import module_source
@@ -17,24 +16,11 @@ from mcgen.ir.program import Program
 from mcgen.ir.step import step, step_vjp
 from mcgen.passes.report import Stage, history, report, rule_lines
 from mcgen.plan.explanation import plan_text
-from mcgen.spec import Spec, load
+from mcgen.spec import Spec
 from mcgen.spec.text import spec_text
-from mcgen.symbolic.cost import cost, cost_table, sizes
+from mcgen.symbolic.cost import Cost, cost_table, sizes
 from mcgen.symbolic.explanation import closed_form_lines, outcome_line, recurrence_lines
 from mcgen.symbolic.meaning import Meaning, lowerable, meaning
-
-
-def build(path: str | Path, tuned: bool = False) -> tuple[Spec, str]:
-    """The spec in a file and the text of its module: of the spec and what comes with mcgen alone, unless `tuned`.
-
-    Where it is, launch configurations that `mcgen tune` left in the user's tables come first.
-
-    Raises:
-        SpecError: the file is not a spec; every fault in it is in the error.
-        UnsupportedError: the spec is valid but cannot be lowered; the message says what would be accepted.
-    """
-    spec = load(path)
-    return spec, source(spec, tuned)
 
 
 @contextmanager
@@ -51,9 +37,14 @@ def _uncollected() -> Iterator[None]:
 
 @_uncollected()
 def source(spec: Spec, tuned: bool = False) -> str:
-    """The text of a spec's module; `tuned` and what it raises are as in `build`.
+    """The text of a spec's module: of the spec and what comes with mcgen alone, unless `tuned`.
 
-    Every stage's output is dumped, if MCGEN_DUMP asks.
+    Where it is, launch configurations that `mcgen tune` left in the user's tables come first. Every stage's output is
+    dumped, if MCGEN_DUMP asks.
+
+    Raises:
+        SpecError: the rule is wrong; every fault in it is in the error.
+        UnsupportedError: the spec is valid but cannot be lowered; the message says what would be accepted.
     """
     dump = Dump.of(spec.name)
     dump("spec", lambda: spec_text(spec))
@@ -111,4 +102,4 @@ def _table(stages: list[Stage]) -> str:
 
 
 def _cost_tables(meaning: Meaning) -> list[str]:
-    return [tabulated(*cost_table(cost(meaning), what, sizes(meaning))) for what in ("flops", "traffic", "state")]
+    return [tabulated(*cost_table(Cost(meaning), what, sizes(meaning))) for what in ("flops", "traffic", "state")]

@@ -161,7 +161,7 @@ def test_the_flop_counter_counts_what_the_plan_reckons_with(name: str, generated
     if name == "decay_grm_log":
         size[costs.N] = bin(300).count("1")
     size[costs.TOP_K] = min(found.spec.aggregate.top_k or 0, size[costs.N] - 1)
-    forward, backward = (int(total.subs(size)) for total in costs.cost(found).total("flops"))
+    forward, backward = (int(total.subs(size)) for total in costs.Cost(found).total("flops"))
     with FlopCounterMode(display=False) as counter:
         y = module.op(**arguments)
         assert counter.get_total_flops() == forward

@@ -6,34 +6,30 @@ import difflib
 import os
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mcgen.cli.check import Outcome, checked
 from mcgen.cli.main import DOES_NOT_HOLD, DONE, USER_ERROR
 from mcgen.cli.output import in_progress, json_option, print_json, show_diagnostics
 from mcgen.errors import Diagnostic, SpecError, UnsupportedError, in_order
 from mcgen.plan import configurations
 from mcgen.plan.targets import lookup
-from mcgen.spec import Spec, load
-from mcgen.spec.shipped import find
 
 SHOWN_LINES = 20
 """Lines of a difference that `--check` shows."""
 
 
 @dataclass(frozen=True)
-class Built:
+class Built(Outcome):
     """What became of one spec; `text` is the module it gives, None where there are errors."""
 
-    argument: str
     path: Path | None = None
-    spec: Spec | None = None
     text: str | None = None
-    diagnostics: tuple[Diagnostic, ...] = ()
 
 
 @click.command()
@@ -83,7 +79,8 @@ def build(
     else:
         outcomes = [_compared(one) for one in built] if check else _written(built)
     if as_json:
-        print_json([_plain(one, outcome, folder) for one, outcome in zip(built, outcomes, strict=True)])
+        tables = str(folder) if folder else None
+        print_json([_plain(one, outcome, tables) for one, outcome in zip(built, outcomes, strict=True)])
     else:
         for one in built:
             show_diagnostics(one.diagnostics)
@@ -104,19 +101,17 @@ def _tuned_folder() -> Path:
 
 def _built(argument: str, output: Path, architectures: Sequence[str], tuned: bool) -> Built:
     from mcgen import pipeline
-    from mcgen.symbolic.diagnosis import diagnosis, examined
 
-    try:
-        spec = load(find(argument))
-    except SpecError as error:
-        return Built(argument, diagnostics=diagnosis(error))
-    found = examined(spec)
+    outcome = checked(argument)
+    spec, found = outcome.spec, outcome.diagnostics
+    if spec is None:
+        return Built(argument, None, found)
     try:
         text = pipeline.source(spec, tuned)
     except (SpecError, UnsupportedError) as error:
-        return Built(argument, diagnostics=in_order(found, error.diagnostics))
+        return Built(argument, None, in_order(found, error.diagnostics))
     warnings = (*found, *_default_tiles(argument, text, architectures))
-    return Built(argument, output / f"{spec.name}.py", spec, text, warnings)
+    return Built(argument, spec, warnings, output / f"{spec.name}.py", text)
 
 
 def _default_tiles(argument: str, text: str, architectures: Sequence[str]) -> tuple[Diagnostic, ...]:
@@ -133,17 +128,14 @@ def _default_tiles(argument: str, text: str, architectures: Sequence[str]) -> tu
 def _without_clashes(built: Sequence[Built]) -> list[Built]:
     """The same, specs that would overwrite an earlier one's file turned into errors."""
     first: dict[str, Built] = {}
-    return [_unless_taken(one, first) for one in built]
-
-
-def _unless_taken(one: Built, first: dict[str, Built]) -> Built:
-    if one.spec is None:
-        return one
-    other = first.setdefault(one.spec.name, one)
-    if other is one:
-        return one
-    message = f"two specs are called `{one.spec.name}`: this one and {other.argument}"
-    return Built(one.argument, diagnostics=(Diagnostic("error", message, one.argument, hint="rename one"),))
+    found = []
+    for one in built:
+        other = first.setdefault(one.spec.name, one) if one.spec else one
+        if other is not one:
+            message = f"two specs are called `{other.spec.name}`: this one and {other.argument}"
+            one = Built(one.argument, None, (Diagnostic("error", message, one.argument, hint="rename one"),))
+        found.append(one)
+    return found
 
 
 def _compared(one: Built) -> str:
@@ -191,16 +183,6 @@ def _difference(one: Built) -> list[str]:
     return [*shown[:SHOWN_LINES], "…\n"] if len(shown) > SHOWN_LINES else shown
 
 
-def _plain(one: Built, outcome: str, tuned: Path | None) -> dict[str, Any]:
-    errors = [asdict(d) for d in one.diagnostics if d.severity == "error"]
-    warnings = [asdict(d) for d in one.diagnostics if d.severity == "warning"]
-    return {
-        "spec": click.format_filename(one.argument),
-        "status": outcome,
-        "file": str(one.path) if one.path else None,
-        "name": one.spec.name if one.spec else None,
-        "digest": one.spec.digest() if one.spec else None,
-        "tuned": str(tuned) if tuned else None,
-        "errors": errors,
-        "warnings": warnings,
-    }
+def _plain(one: Built, outcome: str, tuned: str | None) -> dict[str, Any]:
+    file = str(one.path) if one.path else None
+    return {"spec": click.format_filename(one.argument), "status": outcome, "file": file, "tuned": tuned, **one.plain()}

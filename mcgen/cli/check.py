@@ -16,11 +16,23 @@ from mcgen.spec.shipped import find
 
 @dataclass(frozen=True)
 class Outcome:
-    """What checking one file found; `spec` is None where there are errors."""
+    """What checking one file found; `spec` is None where it cannot be read."""
 
     argument: str
     spec: Spec | None
     diagnostics: tuple[Diagnostic, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not any(diagnostic.severity == "error" for diagnostic in self.diagnostics)
+
+    def plain(self) -> dict[str, Any]:
+        """What every command says of it in JSON."""
+        spec = self.spec if self.ok else None
+        found = {"name": spec.name if spec else None, "digest": spec.digest() if spec else None}
+        for severity in ("error", "warning"):
+            found[f"{severity}s"] = [asdict(one) for one in self.diagnostics if one.severity == severity]
+        return found
 
 
 @click.command()
@@ -38,31 +50,31 @@ def check(specs: tuple[str, ...], parse_only: bool, as_json: bool) -> int:
       mcgen check --json specs/*.yaml
       mcgen check --parse-only my_idea.yaml
     """
-    outcomes = [_checked(argument, lowered=not parse_only) for argument in specs]
+    outcomes = [checked(argument, lowered=not parse_only) for argument in specs]
     if as_json:
-        print_json([_plain(outcome) for outcome in outcomes])
+        files = ((click.format_filename(one.argument), one) for one in outcomes)
+        print_json([{"file": file, "ok": one.ok, **one.plain()} for file, one in files])
     else:
         for outcome in outcomes:
             _show(outcome)
-    return 0 if all(outcome.spec for outcome in outcomes) else USER_ERROR
+    return 0 if all(outcome.ok for outcome in outcomes) else USER_ERROR
 
 
-def _checked(argument: str, lowered: bool) -> Outcome:
+def checked(argument: str, lowered: bool = True) -> Outcome:
+    """A spec, by file or name, with all that is to be said of it; `lowered` as in `examined`."""
     from mcgen.symbolic.diagnosis import diagnosis, examined
 
     try:
         spec = load(find(argument))
     except SpecError as error:
         return Outcome(argument, None, diagnosis(error, lowered))
-    found = examined(spec, lowered)
-    wrong = any(diagnostic.severity == "error" for diagnostic in found)
-    return Outcome(argument, None if wrong else spec, found)
+    return Outcome(argument, spec, examined(spec, lowered))
 
 
 def _show(outcome: Outcome) -> None:
     show_diagnostics(outcome.diagnostics)
     name = click.format_filename(outcome.argument)
-    if outcome.spec:
+    if outcome.ok:
         click.echo(f"ok     {name}: {summary(outcome.spec)}")
     else:
         errors = sum(diagnostic.severity == "error" for diagnostic in outcome.diagnostics)
@@ -75,17 +87,3 @@ def summary(spec: Spec) -> str:
     size = f" of {spec.segment.size}" if spec.segment.size else ""
     read = spec.aggregate.kind + (f" top {spec.aggregate.top_k}" if spec.aggregate.top_k else "")
     return f"{spec.name}, {spec.memory.kind}, {steps}, {read} over {spec.segment.mode} segments{size}"
-
-
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    spec, by_severity = outcome.spec, {"error": [], "warning": []}
-    for diagnostic in outcome.diagnostics:
-        by_severity[diagnostic.severity].append(asdict(diagnostic))
-    return {
-        "file": click.format_filename(outcome.argument),
-        "ok": spec is not None,
-        "name": spec.name if spec else None,
-        "digest": spec.digest() if spec else None,
-        "errors": by_severity["error"],
-        "warnings": by_severity["warning"],
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,19 +49,8 @@ class Data:
 Block = str | Rows | Data
 
 
-@dataclass(frozen=True)
-class Section:
-    """One stage of the compiler: texts and tables, in order."""
-
-    stage: str
-    blocks: Sequence[Block]
-
-    def plain(self) -> dict[str, Any]:
-        """The section as plain data."""
-        texts = [block for block in self.blocks if isinstance(block, str)]
-        tables = [block.plain() for block in self.blocks if isinstance(block, Rows)]
-        data = {name: value for block in self.blocks if isinstance(block, Data) for name, value in block.values.items()}
-        return {"title": STAGES[self.stage][0], "text": texts, "tables": tables, **data}
+Sections = Mapping[str, Sequence[Block]]
+"""Texts and tables, in order, by the stage of the compiler that they are of."""
 
 
 def _spec(meaning: Meaning, _: str) -> list[Block]:
@@ -124,9 +113,9 @@ def _plan(meaning: Meaning, target: str) -> list[Block]:
 
 
 def _cost(meaning: Meaning, _: str) -> list[Block]:
-    from mcgen.symbolic.cost import cost, cost_table, sizes
+    from mcgen.symbolic.cost import Cost, cost_table, sizes
 
-    found, problem = cost(meaning), sizes(meaning)
+    found, problem = Cost(meaning), sizes(meaning)
     units = {"flops": "FLOPs", "traffic": "Bytes moved", "state": "Numbers carried from call to call, float32"}
     shown = ", ".join(f"{symbol} = {value}" for symbol, value in sorted(problem.items(), key=lambda pair: str(pair[0])))
     tables = [Rows(title, *cost_table(found, what, problem)) for what, title in units.items()]
@@ -169,10 +158,9 @@ def explain(spec: str, stage: str | None, html: Path | None, target: str, as_jso
 
     understood = meaning(load(find(spec)))
     show_diagnostics(in_order(understood.spec.warnings, advice(understood)))
-    make = _section if stage else _tried
-    sections = [make(name, understood, target) for name in ([stage] if stage else STAGES)]
+    sections = {name: _blocks(name, understood, target, stage is not None) for name in ([stage] if stage else STAGES)}
     if as_json:
-        print_json({section.stage: section.plain() for section in sections})
+        print_json({name: _plain(name, blocks) for name, blocks in sections.items()})
     elif html is None:
         _show(sections, printer(PIPED_WIDTH))
     else:
@@ -180,26 +168,28 @@ def explain(spec: str, stage: str | None, html: Path | None, target: str, as_jso
         click.echo(f"wrote {click.format_filename(html)}")
 
 
-def _section(stage: str, meaning: Meaning, target: str) -> Section:
-    _, blocks = STAGES[stage]
-    return Section(stage, blocks(meaning, target))
-
-
-def _tried(stage: str, meaning: Meaning, target: str) -> Section:
-    """A stage's section; of one that a spec does not reach, why."""
+def _blocks(stage: str, meaning: Meaning, target: str, alone: bool) -> Sequence[Block]:
+    """What a stage shows; of one among all that a spec does not reach, why."""
     try:
-        return _section(stage, meaning, target)
+        return STAGES[stage][1](meaning, target)
     except UnsupportedError as error:
-        return Section(stage, [f"Not reached: {error}"])
+        if alone:
+            raise
+        return [f"Not reached: {error}"]
 
 
-def _show(sections: Sequence[Section], console: Console) -> None:
-    for section in sections:
-        title, _ = STAGES[section.stage]
-        console.print(Text(title, style="bold underline"))
-        for block in section.blocks:
-            if isinstance(block, Data):
-                continue
+def _plain(stage: str, blocks: Sequence[Block]) -> dict[str, Any]:
+    """A section as plain data."""
+    texts = [block for block in blocks if isinstance(block, str)]
+    tables = [block.plain() for block in blocks if isinstance(block, Rows)]
+    data = {name: value for block in blocks if isinstance(block, Data) for name, value in block.values.items()}
+    return {"title": STAGES[stage][0], "text": texts, "tables": tables, **data}
+
+
+def _show(sections: Sections, console: Console) -> None:
+    for stage, blocks in sections.items():
+        console.print(Text(STAGES[stage][0], style="bold underline"))
+        for block in (one for one in blocks if not isinstance(one, Data)):
             console.print(_shown(block, console.width), soft_wrap=True)
             console.print()
 
@@ -210,7 +200,7 @@ def _shown(block: Block, width: int) -> Table | Text:
     return Text(wrapped(block.rstrip(), width))
 
 
-def _html(sections: Sequence[Section], name: str) -> str:
+def _html(sections: Sections, name: str) -> str:
     console = Console(record=True, file=io.StringIO(), width=HTML_WIDTH, highlight=False)
     console.print(Text(f"mcgen explain {name}", style="bold"))
     _show(sections, console)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
 
 import click
 
@@ -21,27 +21,11 @@ def list_(as_json: bool) -> None:
       mcgen list
       mcgen list --json
     """
-    presets, specs = _presets(), _specs()
+    presets = [{"name": name, **asdict(preset)} for name, preset in PRESETS.items()]
+    specs = [{"name": name, "doc": load(path).doc, "file": str(path)} for name, path in shipped().items()]
     if as_json:
         print_json({"presets": presets, "specs": specs})
         return
     rows = [(p["name"], p["memory"], p["objective"] or "", "\n".join(p["steps"]), p["known_as"]) for p in presets]
     print_table(("preset", "memory", "objective", "recurrence", "known as"), rows, "Presets, for update.rule")
     print_table(("spec", "what it is"), [(s["name"], s["doc"]) for s in specs], "Shipped specs")
-
-
-def _presets() -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "memory": preset.memory,
-            "objective": preset.objective,
-            "steps": list(preset.steps),
-            "known_as": preset.known_as,
-        }
-        for name, preset in PRESETS.items()
-    ]
-
-
-def _specs() -> list[dict[str, Any]]:
-    return [{"name": name, "doc": load(path).doc, "file": str(path)} for name, path in shipped().items()]

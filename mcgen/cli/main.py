@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 import mcgen
+from mcgen import dump
 from mcgen.errors import InternalError, SpecError, UnsupportedError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -35,7 +36,6 @@ DONE, DOES_NOT_HOLD, USER_ERROR, FAULT = 0, 1, 2, 3
 INTERRUPTED = 130
 COLLECTED_AFTER = 50_000
 """Objects between two searches for dead cycles; after 700, as Python has it, they are a tenth of a short command."""
-DUMP_VARIABLE = "MCGEN_DUMP"
 
 
 class LazyGroup(click.Group):
@@ -97,16 +97,15 @@ def main() -> None:
 
 def report(error: Exception) -> int:
     """Show an exception on standard error and give its exit status."""
-    if isinstance(error, SpecError):
-        from mcgen.cli.output import show_diagnostics
-        from mcgen.symbolic.diagnosis import diagnosis
-
-        show_diagnostics(diagnosis(error))
-        return USER_ERROR
-    if isinstance(error, UnsupportedError):
+    if isinstance(error, SpecError | UnsupportedError):
         from mcgen.cli.output import show_diagnostics
 
-        show_diagnostics(error.diagnostics)
+        found = error.diagnostics
+        if isinstance(error, SpecError):
+            from mcgen.symbolic.diagnosis import diagnosis
+
+            found = diagnosis(error)
+        show_diagnostics(found)
         return USER_ERROR
     if isinstance(error, OSError) and error.filename is not None:
         click.echo(f"error: {click.format_filename(error.filename)}: {error.strerror}", err=True)
@@ -123,7 +122,7 @@ def _fault_message(error: Exception) -> str:
     if isinstance(error, InternalError) and error.dump:
         lines.append(f"  the stage's input lies in {error.dump}")
     found = f"the traceback lies in {kept}, the stages' output beside it"
-    lines.append(f"  {found}" if kept else f"  {DUMP_VARIABLE}=DIR keeps the stages' output there")
+    lines.append(f"  {found}" if kept else f"  {dump.VARIABLE}=DIR keeps the stages' output there")
     return "\n".join([*lines, "  This is a fault of mcgen, not of your spec; please report it with the spec."])
 
 
@@ -135,7 +134,7 @@ def _stage_of(error: Exception) -> str:
 
 
 def _keep_traceback(error: Exception) -> Path | None:
-    folder = os.environ.get(DUMP_VARIABLE)
+    folder = os.environ.get(dump.VARIABLE)
     if not folder:
         return None
     try:

@@ -134,14 +134,5 @@ def _plain(one: Found) -> dict[str, Any]:
     place |= {"type": key.element, "architecture": key.architecture}
     if entry is None:
         return {**place, "configuration": None, "failure": one.best.failure}
-    chosen = entry.configuration
-    return {
-        **place,
-        "configuration": {"rows": chosen.rows, "columns": chosen.columns, "warps": chosen.warps},
-        "registers": entry.registers,
-        "shared_bytes": entry.shared_bytes,
-        "spills": entry.spills,
-        "loop_loads": entry.loop_loads,
-        "inner_loads": entry.inner_loads,
-        "tried": entry.tried,
-    }
+    chosen = {name: getattr(entry.configuration, name) for name in ("rows", "columns", "warps")}
+    return {**entry._asdict(), **place, "configuration": chosen}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import sympy
 
-from mcgen.ir.derivative import vjp
+from mcgen.ir.derivative import cotangents, vjp
 from mcgen.ir.error_rows import find_errors
 from mcgen.ir.layers import Layer, read
 from mcgen.ir.program import Builder, Node, Program
@@ -107,8 +107,7 @@ def program_vjp(make: Callable[..., Outputs], meaning: Meaning, **how: bool) -> 
     """The derivative of one of the programs above: outputs `d_<input>`, from cotangents `d_<output>`."""
     b = Builder()
     outputs = make(b, meaning, **how)
-    cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
-    results = vjp(b, outputs, cotangents, namer=through_soup if make is soup else derivative)
+    results = vjp(b, outputs, cotangents(b, outputs), namer=through_soup if make is soup else derivative)
     return Program(
         f"{make.__name__}_vjp", {f"d_{name}": node for name, node in results.items() if name not in WITHOUT_GRADIENT}
     )

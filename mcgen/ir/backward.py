@@ -74,6 +74,12 @@ def share(b: Builder, meaning: Meaning) -> Node:
     return b.input("share") if meaning.aggregate == "mean" else b.constant(1)
 
 
+def d_online(b: Builder, meaning: Meaning) -> Node:
+    """The cotangent of the online read-out, from d_y[t v]: weighed by `online`[t] where rows are routed."""
+    weight = b.input("online", "t") if meaning.routes else share(b, meaning)
+    return b.product(weight, b.input("d_y", "t", "v"))
+
+
 @dataclass(frozen=True)
 class Reverse:
     """The reverse of a chunk step, from the cotangent of y.
@@ -98,10 +104,7 @@ def reverse(meaning: Meaning, anchored: bool = False) -> Reverse:
     b = Builder()
     known = {name: b.input(name, "t", "v") for name in error_names(meaning).values()}
     outputs = step_outputs(b, meaning, True, anchored, known)
-    cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
-    weight = b.input("online", "t") if meaning.routes else share(b, meaning)
-    cotangents["o"] = b.product(weight, b.input("d_y", "t", "v"))
-    gradients = step_gradients(b, meaning, outputs, cotangents, anchored)
+    gradients = step_gradients(b, meaning, outputs, anchored, o=d_online(b, meaning))
     errors = error_outputs(b, meaning, True, anchored) if known else {}
     owed = {name: gradients.pop(f"d_{name}") for name in known}
     through = vjp(b, errors, owed)
@@ -121,10 +124,9 @@ def whole(meaning: Meaning, anchored: bool = False) -> Program:
     """The reverse of a chunk step as one program: `d_<input>` of every input and of the state; inputs as `reverse`."""
     b = Builder()
     outputs = step_outputs(b, meaning, True, anchored)
-    cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
-    weight = b.input("online", "t") if meaning.routes else share(b, meaning)
-    cotangents["o"] = b.product(weight, b.input("d_y", "t", "v"))
-    return Program("reverse", _with_rows(b, meaning, step_gradients(b, meaning, outputs, cotangents, anchored)))
+    return Program(
+        "reverse", _with_rows(b, meaning, step_gradients(b, meaning, outputs, anchored, o=d_online(b, meaning)))
+    )
 
 
 def _with_rows(b: Builder, meaning: Meaning, gradients: dict[str, Node]) -> dict[str, Node]:

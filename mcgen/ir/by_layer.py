@@ -12,8 +12,8 @@ Every sum over a layer's inputs may be taken in parts, so that tiles of a layer'
 
 from __future__ import annotations
 
-from mcgen.ir.backward import query_inputs, share
-from mcgen.ir.derivative import vjp
+from mcgen.ir.backward import d_online, query_inputs
+from mcgen.ir.derivative import cotangents, vjp
 from mcgen.ir.error_rows import find_errors
 from mcgen.ir.layers import Layer, activated, layers, read_out
 from mcgen.ir.program import Builder, Node, Program
@@ -40,7 +40,7 @@ def reverse_layer(meaning: Meaning, layer: Layer) -> Program:
     layers have a share too or the rows that `errors` gives, `d_<input>_layer_<l>`."""
     b = Builder()
     outputs = _layer(b, meaning, layer)
-    found = vjp(b, outputs, {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()})
+    found = vjp(b, outputs, cotangents(b, outputs))
     given = Program("layer", outputs).inputs
     zero, shared = b.constant(0), {"q", "k", *meaning.spec.tensor_gates}
     return Program(
@@ -81,7 +81,7 @@ def reverse_logits(meaning: Meaning) -> Program:
     b = Builder()
     r, pool = pooled(b, meaning)
     outputs = {"r": r, "pool_next": pool}
-    found = vjp(b, outputs, {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()})
+    found = vjp(b, outputs, cotangents(b, outputs))
     return Program("reverse_logits", {f"d_{name}": found[name] for name in (query_name(meaning), "k", "pool")})
 
 
@@ -90,7 +90,7 @@ def inputs(meaning: Meaning) -> Program:
     `errors` gives, with the layers' shares and, as `d_<input>_rows`, those of cached segments and logits."""
     b = Builder()
     rows, spec = _errors(b, meaning), meaning.spec
-    found = vjp(b, rows, {name: b.input(f"d_{name}", *node.axes) for name, node in rows.items()})
+    found = vjp(b, rows, cotangents(b, rows))
     anchors = {f"d_{name}": node for name, node in found.items() if name.startswith("anchor")}
     first, zero = layers(spec)[0], b.constant(0)
     known = ["k", *query_inputs(meaning)] if meaning.routes else query_inputs(meaning) if meaning.reads_cached else []
@@ -139,5 +139,4 @@ def _online(b: Builder, meaning: Meaning) -> dict[str, Node]:
 
 
 def _through_online(b: Builder, meaning: Meaning) -> dict[str, Node]:
-    weight = b.input("online", "t") if meaning.routes else share(b, meaning)
-    return dict(vjp(b, _online(b, meaning), {"o": b.product(weight, b.input("d_y", "t", "v"))}))
+    return vjp(b, _online(b, meaning), {"o": d_online(b, meaning)})

@@ -37,16 +37,9 @@ class Check:
 
     def value(self, when: str, root: Node) -> None:
         """A value, and what it is made of as far as that has not been checked before."""
-        stack = [(root, False)]
-        while stack:
-            node, has_operands = stack.pop()
-            if node in self.sound:
-                continue
-            if has_operands:
-                self.rows(when, (*EVERY_NODE, *NODES[type(node)]), node)
-                self.sound.add(node)
-            else:
-                stack += [(node, True), *((operand, False) for operand in node.operands)]
+        for node in topological([root], done=self.sound):
+            self.rows(when, (*EVERY_NODE, *NODES[type(node)]), node)
+            self.sound.add(node)
 
     def replaced(self, when: str, old: Node, new: Node) -> None:
         """A value, and what has been put in its place."""

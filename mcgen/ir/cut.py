@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from mcgen.ir.program import Builder, Input, Node, Program, Rename
+from mcgen.ir.program import Builder, Input, Node, Program, Rename, topological
 from mcgen.ir.rebuild import rebuilt, rewritten
 
 
@@ -33,11 +33,4 @@ def fixed(program: Program, numbers: Mapping[str, float]) -> Program:
 
 def remaining(program: Program, at: Collection[Node]) -> set[Node]:
     """The nodes that are left of a program cut at the given ones."""
-    found: set[Node] = set()
-    stack = [node for node in program.outputs.values() if node not in at]
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack += [operand for operand in node.operands if operand not in at]
-    return found
+    return set(topological(program.outputs.values(), done=at))

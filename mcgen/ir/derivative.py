@@ -110,6 +110,11 @@ DERIVATIVES: Mapping[type[Node], Row] = {
 }
 
 
+def cotangents(b: Builder, outputs: Mapping[str, Node]) -> dict[str, Node]:
+    """Those of all outputs as inputs, `d_<output>`."""
+    return {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
+
+
 def vjp(
     b: Builder,
     outputs: Mapping[str, Node],

@@ -14,27 +14,19 @@ from mcgen.symbolic import functions
 Tensor = torch.Tensor
 
 
-def _where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(torch.as_tensor(condition) > 0, x, y)
-
-
-def _larger(x: Tensor, y: Tensor) -> Tensor:
-    return (x > y).to(x.dtype) + 0.5 * (x == y).to(x.dtype)
-
-
 TORCH_FUNCTIONS = {
     functions.Absolute: torch.abs,
     functions.Sign: torch.sign,
     functions.Step: lambda x: (x > 0).to(x.dtype),
     functions.Relu: torch.relu,
-    functions.Larger: _larger,
+    functions.Larger: lambda x, y: (x > y).to(x.dtype) + 0.5 * (x == y).to(x.dtype),
     functions.Shift: torch.maximum,
     functions.Maximum: torch.maximum,
     functions.Minimum: torch.minimum,
     functions.Sigmoid: torch.sigmoid,
     functions.Softplus: lambda x: torch.logaddexp(x, torch.zeros_like(x)),
     functions.Power: torch.pow,
-    functions.Where: _where,
+    functions.Where: lambda c, x, y: torch.where(torch.as_tensor(c) > 0, x, y),
     sympy.exp: torch.exp,
     sympy.log: torch.log,
     sympy.sin: torch.sin,

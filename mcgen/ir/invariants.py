@@ -26,6 +26,7 @@ from mcgen.ir.program import (
     Solve,
     in_order,
     is_constant,
+    is_spread,
     placeholder,
     symbols,
 )
@@ -188,10 +189,6 @@ REPLACED = Row(
 """What must hold of a node and of what a pass puts in its place."""
 
 
-def _is_spread(node: Node) -> bool:
-    return isinstance(node, Map) and node.expression == placeholder(0)
-
-
 def _runs_backwards(node: Decay) -> bool:
     return None not in (node.row, node.column) and AXES.index(node.row) > AXES.index(node.column)
 
@@ -218,7 +215,7 @@ AFTER: Mapping[str, Row] = {
     ),
     "value spread along axes": Row(
         "no function but a spread reads what is the same along an axis",
-        lambda n: not isinstance(n, Map) or _is_spread(n) or not any(map(_is_spread, n.values)),
+        lambda n: not isinstance(n, Map) or is_spread(n) or not any(map(is_spread, n.values)),
     ),
     "chained": Row(
         "no sum of tiles has more than two terms",

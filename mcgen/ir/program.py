@@ -13,9 +13,10 @@ infers axes and keeps one node for one value: a common subexpression is the same
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
+from operator import attrgetter
 
 import sympy
 
@@ -93,10 +94,7 @@ class Map(Node):
 
     expression: sympy.Expr
     values: tuple[Node, ...]
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return self.values
+    operands = property(attrgetter("values"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +104,7 @@ class Contract(Node):
     left: Node
     right: Node
     over: tuple[str, ...]
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return self.left, self.right
+    operands = property(attrgetter("left", "right"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +114,7 @@ class Reduce(Node):
     operation: str
     operand: Node
     over: tuple[str, ...]
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return (self.operand,)
+    operands = property(lambda self: (self.operand,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +124,7 @@ class Rename(Node):
     operand: Node
     old: str
     new: str
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return (self.operand,)
+    operands = property(lambda self: (self.operand,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +140,7 @@ class Decay(Node):
     row: str | None
     column: str | None
     exclusive: bool
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return (self.gate,)
+    operands = property(lambda self: (self.gate,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,15 +153,12 @@ class Solve(Node):
     matrix: Node
     right: Node
     transposed: bool
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        return self.matrix, self.right
+    operands = property(attrgetter("matrix", "right"))
 
 
 def name_of(node: Node) -> Label | None:
     """What a value is called: an input by its name, and what is another value along other axes as that is."""
-    if isinstance(node, Rename) or (isinstance(node, Map) and node.expression == placeholder(0)):
+    if isinstance(node, Rename) or is_spread(node):
         return name_of(node.operands[0]) or node.label
     return Label(node.name) if isinstance(node, Input) else node.label
 
@@ -185,9 +168,14 @@ def is_constant(node: Node, value: int | None = None) -> bool:
     return isinstance(node, Map) and not node.values and (value is None or node.expression == value)
 
 
+def is_spread(node: Node) -> bool:
+    """Whether a node is another's value, the same along further axes if it has any."""
+    return isinstance(node, Map) and node.expression == placeholder(0)
+
+
 def is_identity(node: Node) -> bool:
     """Whether a node gives another as it is."""
-    return isinstance(node, Map) and node.expression == placeholder(0) and node.axes == node.values[0].axes
+    return is_spread(node) and node.axes == node.operands[0].axes
 
 
 @dataclass(frozen=True)
@@ -210,19 +198,26 @@ class Program:
         return render(self)
 
 
-def topological(roots: Iterable[Node]) -> tuple[Node, ...]:
-    """Every node reachable from the roots, operands first, in the order a left-to-right walk meets them."""
+def topological(
+    roots: Iterable[Node],
+    operands: Callable[[Node], Iterable[Node]] = attrgetter("operands"),
+    done: Container[Node] = (),
+) -> tuple[Node, ...]:
+    """Every node reachable from the roots, operands first, in the order a left-to-right walk meets them.
+
+    `operands` says which to go on to from a node, where that is not all; nothing is sought behind those that are done.
+    """
     order: dict[Node, None] = {}
     stack = [(root, False) for root in reversed(list(roots))]
     while stack:
         node, expanded = stack.pop()
-        if node in order:
+        if node in order or node in done:
             continue
         if expanded:
             order[node] = None
         else:
             stack.append((node, True))
-            stack.extend((operand, False) for operand in reversed(node.operands))
+            stack.extend((operand, False) for operand in reversed(tuple(operands(node))))
     return tuple(order)
 
 

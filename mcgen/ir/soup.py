@@ -100,11 +100,9 @@ def reverse(meaning: Meaning, anchored: bool) -> Program:
         return results
 
     outputs = step_outputs(b, meaning, True, anchored, reading=reading)
-    cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
-    cotangents |= {f"z{layer.suffix}": _pull(b, layer) for layer in layers(meaning.spec)}
-    if "z" in outputs:
-        cotangents["z"] = b.input("d_y", "t", "v")
-    gradients = step_gradients(b, meaning, outputs, cotangents, anchored)
+    known = {f"z{layer.suffix}": _pull(b, layer) for layer in layers(meaning.spec)}
+    known |= {"z": b.input("d_y", "t", "v")} if "z" in outputs else {}
+    gradients = step_gradients(b, meaning, outputs, anchored, **known)
     own = {f"d_seen{layer.suffix}" for layer in layers(meaning.spec)} | {"d_online"}
     gradients = {name: node for name, node in gradients.items() if name not in own}
     for name in dict.fromkeys(["q", query_name(meaning)]):

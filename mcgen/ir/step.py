@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import sympy
 
 from mcgen.ir.closed_form import ClosedForm, gate_nodes
-from mcgen.ir.derivative import vjp
+from mcgen.ir.derivative import cotangents, vjp
 from mcgen.ir.error_rows import MATRIX, Weights, find_errors
 from mcgen.ir.layers import Layer, layers, read, seen_by
 from mcgen.ir.program import Builder, Node, Program, name_of
@@ -53,24 +53,24 @@ def step_vjp(meaning: Meaning, masked: bool = False, anchored: bool = False) -> 
     Inputs beyond the step's: the cotangents d_o[t v], d_r[t], d_<slot>_next[k v], d_pool_next[k].
     """
     b = Builder()
-    outputs = step_outputs(b, meaning, masked, anchored)
-    cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
-    return Program("step_vjp", step_gradients(b, meaning, outputs, cotangents, anchored))
+    return Program("step_vjp", step_gradients(b, meaning, step_outputs(b, meaning, masked, anchored), anchored))
 
 
 def step_with_vjp(meaning: Meaning, masked: bool = False, anchored: bool = False) -> Program:
     """The step and its derivative as one program: the outputs of both, from the inputs of both."""
     b = Builder()
     outputs = step_outputs(b, meaning, masked, anchored)
-    cotangents = {name: b.input(f"d_{name}", *node.axes) for name, node in outputs.items()}
-    return Program("step", {**outputs, **step_gradients(b, meaning, outputs, cotangents, anchored)})
+    return Program("step", {**outputs, **step_gradients(b, meaning, outputs, anchored)})
 
 
 def step_gradients(
-    b: Builder, meaning: Meaning, outputs: Mapping[str, Node], cotangents: Mapping[str, Node], anchored: bool = False
+    b: Builder, meaning: Meaning, outputs: Mapping[str, Node], anchored: bool = False, **known: Node
 ) -> dict[str, Node]:
-    """`d_<input>` for every tensor the operator differentiates and for the state, zeros where nothing reads one."""
-    results, zero = vjp(b, outputs, cotangents), b.constant(0)
+    """`d_<input>` for every tensor the operator differentiates and for the state, zeros where nothing reads one.
+
+    `known` are cotangents of outputs that are no inputs.
+    """
+    results, zero = vjp(b, outputs, cotangents(b, outputs) | known), b.constant(0)
     inputs = {name: node.axes for name, node in Program("step", outputs).inputs.items()}
     wanted = {**inputs, **tensor_axes(meaning), **state_axes(meaning, anchored)}
     return {

@@ -11,25 +11,32 @@ from __future__ import annotations
 import sympy
 
 from mcgen.ir.derivative import run
-from mcgen.ir.program import AXES, Builder, Contract, Decay, Map, Node, Reduce, is_constant, placeholder
+from mcgen.ir.program import (
+    AXES,
+    Builder,
+    Contract,
+    Decay,
+    Map,
+    Node,
+    Reduce,
+    is_constant,
+    is_identity,
+    is_spread,
+    placeholder,
+)
 from mcgen.passes.simplify import RULES, Rule
 
 
-def _is_spread(node: Node) -> bool:
-    """Whether a node is another's value, the same along further axes."""
-    return isinstance(node, Map) and node.expression == placeholder(0)
-
-
 def _spread_operand(b: Builder, node: Node) -> Node | None:
-    if not isinstance(node, Map) or _is_spread(node) or not any(map(_is_spread, node.values)):
+    if not isinstance(node, Map) or is_spread(node) or not any(map(is_spread, node.values)):
         return None
-    values = {placeholder(i): value.values[0] if _is_spread(value) else value for i, value in enumerate(node.values)}
+    values = {placeholder(i): value.values[0] if is_spread(value) else value for i, value in enumerate(node.values)}
     return b.map(node.expression, values, node.axes)
 
 
 def _factors(b: Builder, node: Node, over: set[str]) -> tuple[list[Node], Node]:
     """A node as a product: factors that are the same along the axes `over`, and the rest, which has all of them."""
-    if not isinstance(node, Map) or is_constant(node) or not (node.expression.is_Mul or _is_spread(node)):
+    if not isinstance(node, Map) or is_constant(node) or not (node.expression.is_Mul or is_spread(node)):
         return [], node
     values = {placeholder(i): value for i, value in enumerate(node.values)}
     outer, inner, kept = [], [], {}
@@ -48,7 +55,7 @@ def _factors(b: Builder, node: Node, over: set[str]) -> tuple[list[Node], Node]:
         return [], node
     rest = b.map(sympy.Mul(*inner), {**values, **kept})
     b.call(rest, f"{node.label.name}_unscaled" if node.label else None, part=True)
-    if _is_spread(rest) and rest.axes == rest.values[0].axes:
+    if is_identity(rest):
         rest = rest.values[0]
     return (outer, rest) if over <= set(rest.axes) else ([], node)
 

@@ -63,7 +63,7 @@ class _Narrow:
     def _moved(self, node: Node) -> Node | None:
         match node:
             case Contract():
-                return self._to_other_side(node) or self._outside(node) or self._agreement(node, node.left, node.right)
+                return self._moved_factor(node) or self._agreement(node, node.left, node.right)
             case Reduce(_, "sum", Map(_, expression, (x, y))) if expression == placeholder(0) * placeholder(1):
                 return self._agreement(node, x, y) if x.axes == y.axes else None
             case Map():
@@ -79,20 +79,16 @@ class _Narrow:
             return None
         return _row_factor(node)
 
-    def _to_other_side(self, node: Contract) -> Node | None:
-        for wide, other in ((node.left, node.right), (node.right, node.left)):
-            found = self._factored(wide)
-            if found and set(found[0].axes) <= set(other.axes) and self._size(other.axes) < self._size(wide.axes):
-                factor, rest = (self.new[part] for part in found)
-                return self._contract(node, rest, self.b.product(factor, self.new[other]))
-        return None
-
-    def _outside(self, node: Contract) -> Node | None:
-        for wide, other in ((node.left, node.right), (node.right, node.left)):
-            found = self._factored(wide)
-            if found and set(found[0].axes) <= set(node.axes) and self._size(node.axes) < self._size(wide.axes):
-                factor, rest = (self.new[part] for part in found)
-                return self.b.product(factor, self._contract(node, rest, self.new[other]))
+    def _moved_factor(self, node: Contract) -> Node | None:
+        """A product with a factor of one side on the other, or else outside."""
+        for outside in (False, True):
+            for wide, other in ((node.left, node.right), (node.right, node.left)):
+                found, place = self._factored(wide), node if outside else other
+                if found and set(found[0].axes) <= set(place.axes) and self._size(place.axes) < self._size(wide.axes):
+                    factor, rest, kept = self.new[found[0]], self.new[found[1]], self.new[other]
+                    if outside:
+                        return self.b.product(factor, self._contract(node, rest, kept))
+                    return self._contract(node, rest, self.b.product(factor, kept))
         return None
 
     def _contract(self, node: Contract, x: Node, y: Node) -> Node:

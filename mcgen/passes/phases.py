@@ -15,11 +15,11 @@ registers, and of everything else only what it is at.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from mcgen.ir.program import AXES, TOKEN_AXES, Contract, Input, Iota, Node, Program, Reduce
+from mcgen.ir.program import AXES, TOKEN_AXES, Contract, Input, Iota, Node, Program, Reduce, topological
 from mcgen.passes.schedule import alias
 
 TILES = 3  # sums of a loop that are tiles; of 16 rows on cuda:90, more and fewer had more spilled values in loops
@@ -111,7 +111,7 @@ class Phases:
         """What a loop over another hidden axis reads, and products that lead from one to another."""
         found = {node for node in self.nodes if is_crossing(node)}
         for node in self.nodes:
-            for operand in map(alias, node.operands):
+            for operand in _aliased(node):
                 if self._is_elsewhere(node, operand):
                     found |= set(self._kept(operand))
         return frozenset(found)
@@ -123,7 +123,7 @@ class Phases:
         if SEGMENTS not in node.axes:
             yield node
             return
-        for operand in map(alias, node.operands):
+        for operand in _aliased(node):
             if hidden_axis(operand):
                 yield from self._kept(operand)
 
@@ -142,7 +142,7 @@ class Phases:
                 if node in self._costly and first.setdefault(node, at) < at:
                     again[node] = first[node]
                 else:
-                    stack += map(alias, node.operands)
+                    stack += _aliased(node)
         return again
 
     @cached_property
@@ -151,7 +151,7 @@ class Phases:
         found: set[Node] = set()
         for node in self.nodes:
             is_row = hidden_axis(node) and len(set(node.axes) & TOKEN_AXES) == 1 == len(node.axes) - 1
-            if is_row and (isinstance(node, Contract) or found.intersection(map(alias, node.operands))):
+            if is_row and (isinstance(node, Contract) or found.intersection(_aliased(node))):
                 found.add(node)
         return frozenset(found)
 
@@ -160,7 +160,7 @@ class Phases:
         """The level of the phase that each value is made in; along no long axis, of the first that may read it."""
         found: dict[Node, int] = {}
         for node in self.nodes:
-            level = max((self._after(node, operand, found) for operand in map(alias, node.operands)), default=0)
+            level = max((self._after(node, operand, found) for operand in _aliased(node)), default=0)
             found[node] = level
         return found
 
@@ -176,10 +176,6 @@ class Phases:
     def _is_elsewhere(node: Node, operand: Node) -> bool:
         """Whether an operand lies along another hidden axis than the loop that reads it."""
         return hidden_axis(operand) not in (None, home(node)) and not isinstance(operand, Input)
-
-    def available(self, node: Node) -> int:
-        """The first level at which a value along no long axis can be read."""
-        return self.levels[node] + self._is_complete_later(node)
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
@@ -231,33 +227,22 @@ class Phases:
         done = {node: at + 1 for at, phase in enumerate(self.phases) for node in phase.sums}
         first: dict[Node, int] = {}
         for node in self.nodes:
-            first[node] = done.get(node) or max((first[operand] for operand in map(alias, node.operands)), default=0)
+            first[node] = done.get(node) or max((first[operand] for operand in _aliased(node)), default=0)
         found, outputs = [], {name: alias(node) for name, node in self.program.outputs.items()}
         for at in range(len(self.phases) + 1):
             wanted = tuple(self.read(self.phases[at])) if at < len(self.phases) else ()
             ready = tuple(name for name, node in outputs.items() if first[node] == at and not long_axes(node))
-            made: dict[Node, None] = {}
-            for node in [*wanted, *(outputs[name] for name in ready)]:
-                _make(node, done, made)
+            made = topological([*wanted, *(outputs[name] for name in ready)], _aliased, done)
             done |= dict.fromkeys(made, at)
-            found.append(Section(tuple(made), wanted, ready))
+            found.append(Section(made, wanted, ready))
         return tuple(found)
 
     def read(self, phase: Phase) -> list[Node]:
         """The values along no long axis that a loop reads."""
-        found: dict[Node, None] = {}
-        seen: set[Node] = set()
-        stack = self._roots_of(phase)[::-1]
-        while stack:
-            node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if not long_axes(node) and node not in phase.sums:
-                found[node] = None
-            elif node not in self.rows or node in phase.rows:
-                stack += [alias(operand) for operand in reversed(node.operands)]
-        return list(found)
+        outside = lambda node: not long_axes(node) and node not in phase.sums  # noqa: E731
+        loaded = lambda node: node in self.rows and node not in phase.rows  # noqa: E731
+        inside = lambda node: () if outside(node) or loaded(node) else _aliased(node)  # noqa: E731
+        return [node for node in topological(self._roots_of(phase), inside) if outside(node)]
 
     @cached_property
     def kept(self) -> tuple[Node, ...]:
@@ -274,6 +259,11 @@ class Phases:
         return tuple(node for node in found if node.axes and not is_at_hand(node))
 
 
+def _aliased(node: Node) -> Iterator[Node]:
+    """The operands of a node, whatever axes they have been given."""
+    return map(alias, node.operands)
+
+
 def is_tile(node: Node) -> bool:
     return len(node.axes) > 1
 
@@ -283,30 +273,8 @@ def is_at_hand(node: Node) -> bool:
     return isinstance(node, (Input, Iota))
 
 
-def _make(node: Node, done: Collection[Node], made: dict[Node, None]) -> None:
-    """Adds a value, after those it needs, unless it is done."""
-    if node in done or node in made:
-        return
-    for operand in map(alias, node.operands):
-        _make(operand, done, made)
-    made[node] = None
-
-
 def cone(roots: Iterable[Node], axis: str) -> tuple[list[Node], list[Node]]:
     """The values along an axis that some values need, operands first, and those along it not that these read."""
-    inside: dict[Node, None] = {}
-    outside: dict[Node, None] = {}
-    for root in roots:
-        _collect(alias(root), axis, inside, outside)
-    return list(inside), list(outside)
-
-
-def _collect(node: Node, axis: str, inside: dict[Node, None], outside: dict[Node, None]) -> None:
-    if node in inside or node in outside:
-        return
-    if axis not in node.axes and axis not in summed(node):
-        outside[node] = None
-        return
-    for operand in map(alias, node.operands):
-        _collect(operand, axis, inside, outside)
-    inside[node] = None
+    along = lambda node: axis in node.axes or axis in summed(node)  # noqa: E731
+    found = topological(map(alias, roots), lambda node: _aliased(node) if along(node) else ())
+    return [node for node in found if along(node)], [node for node in found if not along(node)]

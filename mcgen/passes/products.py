@@ -8,11 +8,11 @@ sums of products into contractions, which multiply and add without the product i
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sympy
 
-from mcgen.ir.program import Builder, Iota, Map, Node, Reduce, placeholder, topological
+from mcgen.ir.program import Builder, Iota, Map, Node, Reduce, is_spread, placeholder, topological
 from mcgen.ir.vocabulary import root
 from mcgen.passes.simplify import Rule
 
@@ -23,12 +23,8 @@ QUOTIENT = placeholder(0) / placeholder(1)
 class Terms:
     """Expressions over nodes: a symbol stands for one node wherever it occurs."""
 
-    symbols: dict[Node, sympy.Symbol]
-    nodes: dict[sympy.Symbol, Node]
-
-    @classmethod
-    def empty(cls) -> Terms:
-        return cls({}, {})
+    symbols: dict[Node, sympy.Symbol] = field(default_factory=dict)
+    nodes: dict[sympy.Symbol, Node] = field(default_factory=dict)
 
     def symbol(self, node: Node) -> sympy.Symbol:
         symbol = self.symbols.setdefault(node, sympy.Symbol(f"n{len(self.symbols)}", real=True))
@@ -48,7 +44,7 @@ class Terms:
 def _value_at_hand(b: Builder, node: Node) -> Node | None:
     if not isinstance(node, Map) or node.expression.is_Function or not node.expression.has(sympy.Function):
         return None
-    terms = Terms.empty()
+    terms = Terms()
     expression = terms.expression(node)
     for other in [other for value, made in b.functions.items() if value.is_Function for other in made]:
         value = terms.expression(other)
@@ -59,7 +55,7 @@ def _value_at_hand(b: Builder, node: Node) -> Node | None:
 
 def _quotient_at_hand(b: Builder, node: Node) -> Node | None:
     shares = _shares_within(b, node) if _is_product(node) else []
-    terms = Terms.empty()
+    terms = Terms()
     whole = _expanded(terms, terms.expression(node), node.axes) if shares else None
     for other in shares:
         if other is not node and other not in node.values:
@@ -107,7 +103,7 @@ def _divides(factors: Mapping[sympy.Expr, sympy.Expr], whole: Mapping[sympy.Expr
 def _common_factor(b: Builder, node: Node) -> Node | None:
     if not isinstance(node, Map) or not node.expression.is_Add:
         return None
-    terms = Terms.empty()
+    terms = Terms()
     summands = [_opened(terms, term) for term in sympy.Add.make_args(terms.expression(node))]
     shared = set.intersection(*(set(term.as_powers_dict().items()) for term in summands))
     factor = sympy.Mul(*(base**power for base, power in shared if power.is_negative))
@@ -123,7 +119,7 @@ def _opened(terms: Terms, term: sympy.Expr) -> sympy.Expr:
     if not symbol.is_Symbol:
         return term
     node = terms.nodes[symbol]
-    if isinstance(node, Map) and node.expression == placeholder(0):
+    if is_spread(node):
         node = node.values[0]
     return number * terms.expression(node) if _is_product(node) else term
 
@@ -131,7 +127,7 @@ def _opened(terms: Terms, term: sympy.Expr) -> sympy.Expr:
 def _outside_the_sum(b: Builder, node: Node) -> Node | None:
     if not isinstance(node, Reduce) or node.operation != "sum" or not _is_product(node.operand):
         return None
-    terms = Terms.empty()
+    terms = Terms()
     factors = sympy.Mul.make_args(terms.expression(node.operand))
     outside = sympy.Mul(*(factor for factor in factors if not terms.axes(factor) & set(node.over)))
     inside = terms.build(b, sympy.Mul(*factors) / outside)
@@ -155,7 +151,7 @@ def _contraction(b: Builder, node: Node) -> Node | None:
 def _mask_apart(b: Builder, node: Node) -> Node | None:
     if not _is_product(node) or all(isinstance(value, Iota) for value in node.values):
         return None
-    terms = Terms.empty()
+    terms = Terms()
     factors = sympy.Mul.make_args(terms.expression(node))
     places = [f for f in factors if f.free_symbols and all(isinstance(terms.nodes[s], Iota) for s in f.free_symbols)]
     if not places:
@@ -168,7 +164,7 @@ def _root_apart(b: Builder, node: Node) -> Node | None:
     """The root of a row's number in a function of more: it is one for the whole row, and for all that divide by it."""
     if not isinstance(node, Map) or not node.expression.has(sympy.Pow):
         return None
-    terms = Terms.empty()
+    terms = Terms()
     expression = terms.expression(node)
     for power in sorted(expression.atoms(sympy.Pow), key=str):
         is_root = abs(power.exp) == sympy.Rational(1, 2) and len(power.free_symbols) == 1 and not power.base.is_Symbol

@@ -53,11 +53,8 @@ def operations(program: Program) -> dict[str, int]:
     nodes = program.nodes
     found = {"nodes": len(nodes)}
     found |= {name: sum(isinstance(node, kind) for node in nodes) for name, kind in KINDS.items()}
-    return {**found, "scalar operations": sum(_scalar_operations(n.expression) for n in nodes if isinstance(n, Map))}
-
-
-def _scalar_operations(expression: sympy.Expr) -> int:
-    return int(sympy.count_ops(expression))
+    scalar = sum(int(sympy.count_ops(node.expression)) for node in nodes if isinstance(node, Map))
+    return {**found, "scalar operations": scalar}
 
 
 def applied(stages: Iterable[Stage]) -> list[Rule]:

@@ -8,12 +8,12 @@ first use.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from mcgen.ir import check
-from mcgen.ir.program import Builder, Contract, Input, Map, Node, Program, Rename, placeholder
+from mcgen.ir.program import Builder, Contract, Input, Map, Node, Program, Rename, placeholder, topological
 from mcgen.ir.rebuild import rebuilt, rewritten
 
 WIDTH = 12
@@ -163,7 +163,8 @@ class _Search:
                     after = self._after(state, at)
                     found[after.done] = min(after, found.get(after.done, after))
             states = sorted(found.values())[:WIDTH]
-        return self._completed([self.heavy[at] for at in states[0].order])
+        heavy = [self.heavy[at] for at in states[0].order]
+        return list(topological([*heavy, *self.program.outputs.values()]))  # what is light right before its first use
 
     def _ready(self, done: int) -> Iterator[int]:
         return (at for at, awaited in enumerate(self.awaited) if not (done >> at & 1 or awaited & ~done))
@@ -179,20 +180,6 @@ class _Search:
         """Of a tile 1, of a loaded one half, since it mostly keeps the input's type; vectors are next to nothing."""
         tiles, loaded, vectors = ((live & kind).bit_count() for kind in (self.tiles, self.loaded, self.vectors))
         return tiles + loaded / 2 + vectors / 64
-
-    def _completed(self, heavy: Sequence[Node]) -> list[Node]:
-        """The order with everything light put in before its first use."""
-        order: dict[Node, None] = {}
-        for node in [*heavy, *self.program.outputs.values()]:
-            _visit(node, order)
-        return list(order)
-
-
-def _visit(node: Node, order: dict[Node, None]) -> None:
-    if node not in order:
-        for operand in node.operands:
-            _visit(operand, order)
-        order[node] = None
 
 
 def _with_tiles(nodes: Iterable[Node]) -> set[Node]:

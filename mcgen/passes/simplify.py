@@ -51,10 +51,6 @@ def _fold(b: Builder, node: Node) -> Node | None:
     return b.map(node.expression.subs(numbers), rest, node.axes if node.expression.subs(numbers) != 0 else ())
 
 
-def _identity(b: Builder, node: Node) -> Node | None:
-    return node.operands[0] if is_identity(node) else None
-
-
 def _unused(b: Builder, node: Node) -> Node | None:
     """A Map whose simplified expression no longer needs an operand is built again without it."""
     if not isinstance(node, Map) or len(symbols(node.expression)) == len(node.values):
@@ -62,18 +58,10 @@ def _unused(b: Builder, node: Node) -> Node | None:
     return b.map(node.expression, {placeholder(i): value for i, value in enumerate(node.values)}, node.axes)
 
 
-def _constant_axes(b: Builder, node: Node) -> Node | None:
-    return b.constant(node.expression) if is_constant(node) and node.axes else None
-
-
 def _zero_sum(b: Builder, node: Node) -> Node | None:
     if isinstance(node, (Contract, Reduce)) and any(is_constant(operand, 0) for operand in node.operands):
         return b.constant(0)
     return None
-
-
-def _no_system(b: Builder, node: Node) -> Node | None:
-    return node.right if isinstance(node, Solve) and is_constant(node.matrix, 0) else None
 
 
 def _unit_decay(b: Builder, node: Node) -> Node | None:
@@ -87,19 +75,30 @@ def _unit_decay(b: Builder, node: Node) -> Node | None:
     return b.map(mask, {row: b.iota(node.row), column: b.iota(node.column)})
 
 
-def _constant_rename(b: Builder, node: Node) -> Node | None:
-    return node.operand if isinstance(node, Rename) and node.old not in node.operand.axes else None
-
-
 RULES = (
     Rule("constant operand", "f(x, c)", "f_c(x)", _fold),
-    Rule("identity", "f(x) = x", "x", _identity),
+    Rule("identity", "f(x) = x", "x", lambda b, node: node.operands[0] if is_identity(node) else None),
     Rule("operand not needed", "f(x, y) that reads x only", "f(x)", _unused),
-    Rule("constant spread along axes", "c[t]", "c", _constant_axes),
+    Rule(
+        "constant spread along axes",
+        "c[t]",
+        "c",
+        lambda b, node: b.constant(node.expression) if is_constant(node) and node.axes else None,
+    ),
     Rule("sum of zeros", "sum 0 * x", "0", _zero_sum),
-    Rule("nothing to solve", "x with x = 0 x + b", "b", _no_system),
+    Rule(
+        "nothing to solve",
+        "x with x = 0 x + b",
+        "b",
+        lambda b, node: node.right if isinstance(node, Solve) and is_constant(node.matrix, 0) else None,
+    ),
     Rule("decay by one", "product of 1 over j < i <= t", "1 where j <= t, else 0", _unit_decay),
-    Rule("constant along another axis", "c with t as j", "c", _constant_rename),
+    Rule(
+        "constant along another axis",
+        "c with t as j",
+        "c",
+        lambda b, node: node.operand if isinstance(node, Rename) and node.old not in node.operand.axes else None,
+    ),
 )
 
 

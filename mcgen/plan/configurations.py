@@ -21,8 +21,6 @@ SHIPPED = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 """The architectures whose tables are shipped, as targets call them."""
 ELEMENTS = ("bfloat16", "float32")
 """The types of inputs that configurations are found for; float16 launches as bfloat16 does."""
-FAMILIES = ("sm", "gf", "cpu")
-"""How the names of architectures begin, which have defaults of their own; `cpu` is the interpreter."""
 HIDDEN = "f"
 """How kernels call the hidden units of a layer, which they take in tiles."""
 
@@ -72,6 +70,7 @@ class Key(NamedTuple):
 
 
 Defaults = Mapping[str, Mapping[str, Configuration]]
+"""By the family of architectures, as their names begin (`cpu` is the interpreter), and by the type of inputs."""
 INTERPRETED = Configuration(32, 64, 4)
 Table = Mapping[Key, Entry]
 
@@ -119,11 +118,11 @@ def shipped_folder() -> Path:
     return Path(str(resources.files("mcgen"))) / "tune" / "tables"
 
 
-def user_folder() -> Path:
-    """Where `mcgen tune` keeps what it found: `$MCGEN_CACHE_DIR`, or the user's cache folder for mcgen."""
+def user_folder(name: str = "configurations") -> Path:
+    """Where `mcgen tune` keeps what it found: in `$MCGEN_CACHE_DIR`, or in the user's cache folder for mcgen."""
     import platformdirs
 
-    return Path(os.environ.get("MCGEN_CACHE_DIR") or platformdirs.user_cache_dir("mcgen")) / "configurations"
+    return Path(os.environ.get("MCGEN_CACHE_DIR") or platformdirs.user_cache_dir("mcgen")) / name
 
 
 def keep(folder: Path, found: Table) -> None:

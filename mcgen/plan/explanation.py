@@ -37,16 +37,13 @@ def plan_text(meaning: Meaning) -> str:
     for one in (passes.forward, passes.backward):
         names = list(dict.fromkeys(launch.kernel.name for launch in launches(one.body)))
         lines.append(f"  {one.name}, {len(names)}: {', '.join(names)}")
-    loops = [f"  {name}: {text}" for name, program in passes.phased.items() if (text := _loops(Phases(program)))]
+    shown = {name: "; ".join(map(_loop, Phases(program).phases)) for name, program in passes.phased.items()}
+    loops = [f"  {name}: {text}" for name, text in shown.items() if text]
     return "\n".join([*lines, *(["", "Loops over hidden units", *loops] if loops else [])])
 
 
-def _loops(phases: Phases) -> str:
-    """The loops of a program: what is summed over the hidden units, and what is stored."""
-    return "; ".join(map(_loop, phases.phases))
-
-
 def _loop(phase: Phase) -> str:
+    """What is summed in a loop over the hidden units, and what is stored."""
     parts = [f"{len(phase.sums)} sums" if phase.sums else "", f"{len(phase.rows)} rows kept" if phase.rows else ""]
     parts.append(f"stores {', '.join(phase.outputs)}" if phase.outputs else "")
     return f"{phase.axis} {', '.join(filter(None, parts))}"

@@ -37,10 +37,6 @@ class Operand:
     reads: bool
     writes: bool
 
-    @property
-    def access(self) -> str:
-        return " and ".join(["reads"] * self.reads + ["writes"] * self.writes)
-
 
 @dataclass(frozen=True)
 class Kernel:
@@ -190,22 +186,22 @@ class Pass:
     result: str
 
 
-def statements(body: Iterable[Statement]) -> Iterator[Statement]:
-    """All statements, in order; a routine's where it is run first, those of loops and of both ways of a test once."""
-    return _statements(body, set())
+def statements(body: Iterable[Statement], run: set[str] | None = None) -> Iterator[Statement]:
+    """All statements, in order; a routine's where it is run first, those of loops and of both ways of a test once.
 
-
-def _statements(body: Iterable[Statement], seen: set[str]) -> Iterator[Statement]:
+    `run` are the names of routines that have been met.
+    """
+    run = set() if run is None else run
     for statement in body:
         yield statement
         match statement:
             case When(_, then, otherwise):
-                yield from _statements([*then, *otherwise], seen)
+                yield from statements([*then, *otherwise], run)
             case Each(_, _, inner):
-                yield from _statements(inner, seen)
-            case Run(routine) if routine.name not in seen:
-                seen.add(routine.name)
-                yield from _statements(routine.body, seen)
+                yield from statements(inner, run)
+            case Run(routine) if routine.name not in run:
+                run.add(routine.name)
+                yield from statements(routine.body, run)
 
 
 def routines(body: Iterable[Statement]) -> list[Routine]:
@@ -221,19 +217,11 @@ def launches(body: Iterable[Statement]) -> list[Launch]:
     return [statement for statement in statements(body) if isinstance(statement, Launch)]
 
 
-def kernels(*passes: Pass) -> list[Kernel]:
-    """The kernels that passes launch, each once."""
-    return list({launch.kernel.name: launch.kernel for one in passes for launch in launches(one.body)}.values())
-
-
 def buffers(one: Pass) -> list[Buffer]:
     """What a pass is given, and the buffers that it makes."""
-    made = [b for s in statements(one.body) for b in _made(s)]
-    return list({buffer.name: buffer for buffer in [*one.given, *made]}.values())
-
-
-def _made(statement: Statement) -> tuple[Buffer, ...]:
-    match statement:
-        case Make(found) | Compute(_, found):
-            return found
-    return ()
+    found = list(one.given)
+    for statement in statements(one.body):
+        match statement:
+            case Make(made) | Compute(_, made):
+                found += made
+    return list({buffer.name: buffer for buffer in found}.values())

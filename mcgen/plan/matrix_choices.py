@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 
 from mcgen.plan.matrix import BLOCK, MatrixPlan
-from mcgen.symbolic.cost import cost
+from mcgen.symbolic.cost import Cost
 from mcgen.symbolic.text import text
 
 READS = "reads of cached segments"
@@ -19,7 +19,7 @@ def choices(plan: MatrixPlan) -> list[Choice]:
 
 def _flops(plan: MatrixPlan, *labels: str) -> str:
     """What parts of `mcgen explain --stage cost` take forward, as text."""
-    parts = {part.label: part.forward for part in cost(plan.meaning).flops}
+    parts = {part.label: part.forward for part in Cost(plan.meaning).flops}
     return f"{text(sympy.factor(sum(parts[label] for label in labels)))} FLOPs"
 
 

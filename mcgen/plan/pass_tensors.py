@@ -87,10 +87,6 @@ class PassTensors:
     def d_cached(self) -> tuple[Buffer, ...]:
         return tuple(Buffer(f"d_{buffer.name}", buffer.shape) for buffer in self.cached)
 
-    @property
-    def keeps_y(self) -> bool:
-        return keeps_y(self.meaning)
-
 
 def keeps_y(meaning: Meaning) -> bool:
     """Whether the reverse of reads starts from y: from its inner product with the cotangent, as a softmax's does."""

@@ -81,32 +81,6 @@ def lookup(name: str) -> Target:
     raise UnsupportedError(f"no target is called {name!r}; {hint}")
 
 
-def for_device(name: str, capability: tuple[int, int] | str) -> Target:
-    """The target of a GPU at hand, from the name its driver gives and its capability, `(9, 0)` or a gfx name.
-
-    An unknown GPU gets the target of its architecture, or else of the newest older one of its make; one older than all
-    gets the oldest. Raises UnsupportedError for an unknown gfx name, since AMD's architectures run no common code.
-    """
-    arch = _arch(capability)
-    for target in targets().values():
-        if target.arch == arch and all(part in name.lower() for part in target.match):
-            return target
-    return lookup(arch if arch in architectures() or arch.startswith("hip:") else _nearest(arch))
-
-
-def _arch(capability: tuple[int, int] | str) -> str:
-    if isinstance(capability, str):
-        return f"hip:{capability.partition(':')[0]}"
-    major, minor = capability
-    return f"cuda:{10 * major + minor}"
-
-
-def _nearest(arch: str) -> str:
-    wanted = int(arch.partition(":")[2])
-    known = sorted(int(name.partition(":")[2]) for name in architectures() if name.startswith("cuda:"))
-    return f"cuda:{max((number for number in known if number <= wanted), default=known[0])}"
-
-
 @functools.cache
 def _data() -> dict:
     return tomllib.loads(resources.files("mcgen.plan").joinpath("targets.toml").read_text(encoding="utf-8"))

@@ -170,7 +170,7 @@ class _Reader:
             if name is None or _SURROGATE.search(name):
                 self.report(key, "a key is a name", "quote it, or remove the brackets")
             elif name in result:
-                line = self.keys[(*path, name)].line
+                line = self.keys[(*path, name)].place[0]
                 self.report(key, f"`{name}` stands twice", f"first on line {line}")
             else:
                 self.keys[(*path, name)] = self.position(key)

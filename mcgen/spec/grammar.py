@@ -6,6 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from mcgen.spec.refusals import PRODUCT_OF_MATRICES
@@ -17,6 +18,10 @@ class Span:
 
     offset: int
     length: int
+
+
+NOWHERE = Span(0, 0)
+"""Where what no text has stands."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +77,33 @@ class Call:
 
 Expression = Number | Name | Lag | Unary | Binary | Call
 
-FUNCTIONS: dict[str, int] = {
-    "exp": 1,
-    "log": 1,
-    "sqrt": 1,
-    "abs": 1,
-    "sign": 1,
-    "min": 2,
-    "max": 2,
-    "sin": 1,
-    "cos": 1,
-    "tanh": 1,
-    "cosh": 1,
-    "sigmoid": 1,
-    "softplus": 1,
-    "erf": 1,
-    "gelu": 1,
-    "relu": 1,
-    "silu": 1,
+
+def _sigmoid(x: float) -> float:
+    small = math.exp(-abs(x))
+    return (1.0 if x >= 0 else small) / (1.0 + small)
+
+
+_NUMERIC: dict[str, Callable[..., float]] = {
+    "exp": math.exp,
+    "log": math.log,
+    "sqrt": math.sqrt,
+    "abs": abs,
+    "sign": lambda x: float((x > 0) - (x < 0)),
+    "min": min,
+    "max": max,
+    "sin": math.sin,
+    "cos": math.cos,
+    "tanh": math.tanh,
+    "cosh": math.cosh,
+    "sigmoid": _sigmoid,
+    "softplus": lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))),
+    "erf": math.erf,
+    "gelu": lambda x: 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))),
+    "relu": lambda x: max(x, 0.0),
+    "silu": lambda x: x * _sigmoid(x),
 }
+
+FUNCTIONS = {name: 2 if name in ("min", "max") else 1 for name in _NUMERIC}
 """Scalar functions and how many arguments each takes. `gelu` is the exact one, `silu` is x times sigmoid(x)."""
 
 STRUCTURAL: dict[str, int] = {"sum": 1, "dot": 2, "outer": 2}
@@ -210,13 +223,17 @@ class _Parser:
             raise self.unexpected()
         return expression
 
-    def sum(self) -> Expression:
+    @contextmanager
+    def deeper(self, at: Span) -> Iterator[None]:
         self.depth += 1
         if self.depth > MAX_NESTING:
-            raise ExpressionError("an expression nested too deeply", self.here, f"at most {MAX_NESTING} levels")
-        expression = self.chain(self.product, "+", "-")
+            raise ExpressionError("an expression nested too deeply", at, f"at most {MAX_NESTING} levels")
+        yield
         self.depth -= 1
-        return expression
+
+    def sum(self) -> Expression:
+        with self.deeper(self.here):
+            return self.chain(self.product, "+", "-")
 
     def product(self) -> Expression:
         return self.chain(self.signed, "*", "/")
@@ -232,22 +249,16 @@ class _Parser:
         sign = self.take("-", "+")
         if not sign:
             return self.power()
-        self.depth += 1
-        if self.depth > MAX_NESTING:
-            raise ExpressionError("an expression nested too deeply", sign.span, f"at most {MAX_NESTING} levels")
-        operand = self.signed()
-        self.depth -= 1
+        with self.deeper(sign.span):
+            operand = self.signed()
         return Unary(sign.text, operand, _join(sign.span, operand.span))
 
     def power(self) -> Expression:
         base = self.atom()
         if not self.take("**"):
             return base
-        self.depth += 1
-        if self.depth > MAX_NESTING:
-            raise ExpressionError("an expression nested too deeply", self.here, f"at most {MAX_NESTING} levels")
-        exponent = self.signed()
-        self.depth -= 1
+        with self.deeper(self.here):
+            exponent = self.signed()
         return Binary("**", base, exponent, _join(base.span, exponent.span))
 
     def atom(self) -> Expression:
@@ -397,7 +408,7 @@ def evaluate(expression: Expression, values: Mapping[str, float]) -> float:
         case Unary(op=op, operand=operand):
             return -evaluate(operand, values) if op == "-" else evaluate(operand, values)
         case Binary(op=op, left=left, right=right):
-            return _finite(_OPERATORS[op](evaluate(left, values), evaluate(right, values)))
+            return _finite(OPERATORS[op](evaluate(left, values), evaluate(right, values)))
         case Call(function=function, arguments=arguments):
             return _finite(_NUMERIC[function](*(evaluate(argument, values) for argument in arguments)))
     raise KeyError(type(expression).__name__)
@@ -409,34 +420,10 @@ def _finite(value: float) -> float:
     return value
 
 
-def _sigmoid(x: float) -> float:
-    small = math.exp(-abs(x))
-    return (1.0 if x >= 0 else small) / (1.0 + small)
-
-
-_OPERATORS: dict[str, Callable[[float, float], float]] = {
+OPERATORS: dict[str, Callable[[float, float], float]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
     "/": operator.truediv,
     "**": math.pow,
-}
-_NUMERIC: dict[str, Callable[..., float]] = {
-    "exp": math.exp,
-    "log": math.log,
-    "sqrt": math.sqrt,
-    "abs": abs,
-    "sign": lambda x: float((x > 0) - (x < 0)),
-    "min": min,
-    "max": max,
-    "sin": math.sin,
-    "cos": math.cos,
-    "tanh": math.tanh,
-    "cosh": math.cosh,
-    "sigmoid": _sigmoid,
-    "softplus": lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))),
-    "erf": math.erf,
-    "gelu": lambda x: 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))),
-    "relu": lambda x: max(x, 0.0),
-    "silu": lambda x: x * _sigmoid(x),
 }

@@ -55,20 +55,14 @@ def gate_problem(name: str) -> str:
     """Why this cannot be a gate's name; empty if it can."""
     if name in RESERVED:
         return "is reserved"
-    return identifier_problem(name) or _language_problem(name)
+    if name in FUNCTIONS or name in STRUCTURAL:
+        return "is a function"
+    return "is a constant" if name in CONSTANTS else identifier_problem(name)
 
 
 def slot_problem(name: str) -> str:
     """Why this cannot be assigned; empty if it can."""
-    if name == "M":
-        return ""
-    return gate_problem(name)
-
-
-def _language_problem(name: str) -> str:
-    if name in FUNCTIONS or name in STRUCTURAL:
-        return "is a function"
-    return "is a constant" if name in CONSTANTS else ""
+    return "" if name == "M" else gate_problem(name)
 
 
 def identifier_problem(name: str) -> str:

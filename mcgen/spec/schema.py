@@ -25,12 +25,10 @@ def _without_nulls(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     kept = {key: _without_nulls(value) for key, value in schema.items() if not (key == "default" and value is None)}
-    alternatives = kept.get("anyOf", [])
-    return {**alternatives[0], **_without(kept, "anyOf")} if len(alternatives) == 1 else kept
-
-
-def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in mapping.items() if name != key}
+    if len(kept.get("anyOf", ())) != 1:
+        return kept
+    (only,) = kept.pop("anyOf")
+    return only | kept
 
 
 def _when(field: str, value: str, then: dict[str, Any], otherwise: dict[str, Any] | None = None) -> dict[str, Any]:

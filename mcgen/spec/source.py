@@ -57,16 +57,9 @@ class Position:
     offsets: tuple[int, ...] | None = None
 
     @property
-    def file(self) -> str:
-        return self.source.file
-
-    @property
-    def line(self) -> int:
-        return self.source.place(self.start)[0]
-
-    @property
-    def column(self) -> int:
-        return self.source.place(self.start)[1]
+    def place(self) -> tuple[int, int]:
+        """Line and column, from 1, of its first character."""
+        return self.source.place(self.start)
 
     def diagnose(
         self, message: str, span: Span | None = None, hint: str = "", severity: Severity = "error"

@@ -14,7 +14,7 @@ import sympy
 
 from mcgen.errors import Diagnostic
 from mcgen.spec import Gate, Spec, Step
-from mcgen.spec.grammar import Call, Expression, Name, Number, Span, Unary, evaluate, unparse, walk
+from mcgen.spec.grammar import NOWHERE, Call, Expression, Name, Number, Span, Unary, evaluate, unparse, walk
 from mcgen.symbolic.expressions import symbol
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.reach import changes, stays_zero, unreached
@@ -43,8 +43,6 @@ WORTHWHILE = 1.1
 """A remedy brings what a slot keeps nearer to 1 by more than this factor."""
 
 ROUNDING = 1e-9
-
-NOWHERE = Span(0, 0)
 
 
 def advice(meaning: Meaning) -> tuple[Diagnostic, ...]:
@@ -162,8 +160,8 @@ class _Adviser:
         heads = [gate for gate in self.spec.gates if gate.kind == "per_head" and coefficient.has(symbol(gate.name))]
         by_head = zip(*map(self._by_head, heads), strict=True) if heads else [()]
         names = [symbol(gate.name) for gate in heads]
-        sizes = [_size(coefficient, {**values, **dict(zip(names, row, strict=True))}) for row in by_head]
-        return [] if None in sizes else sizes
+        sizes = [_value(coefficient, {**values, **dict(zip(names, row, strict=True))}) for row in by_head]
+        return [] if None in sizes else list(map(abs, sizes))
 
     def _by_head(self, gate: Gate) -> list[float]:
         """What a constant is in each head; not a number where it has no value."""
@@ -296,12 +294,6 @@ def _of(gate: Gate, fn: str, bias: float) -> Gate:
 def _evenness(sizes: list[float]) -> float:
     """How near to 1 the size is that is furthest from it: 1 for 1, less for less and for more."""
     return min((min(size, 1 / size) if size else 0.0 for size in sizes), default=0.0)
-
-
-def _size(expression: sympy.Expr, values: Mapping[sympy.Symbol, float]) -> float | None:
-    """The size of an expression's value, where that is a finite number."""
-    value = _value(expression, values)
-    return None if value is None else abs(value)
 
 
 def _value(expression: sympy.Basic, values: Mapping[sympy.Symbol, float]) -> float | None:

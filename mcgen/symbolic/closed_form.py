@@ -15,7 +15,7 @@ tokens i_1 >= i_2 >= ... at which each link is passed, of the product of the rat
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 
 import sympy
@@ -23,7 +23,7 @@ import sympy
 from mcgen.symbolic.recurrence import MEMORY, GradientWrite, LinearForm, PreviousSlot, Recurrence, Write
 from mcgen.symbolic.text import as_factor, text
 
-ROW, COLUMN, BETWEEN, ONLY = (sympy.Symbol(name, integer=True) for name in ("t", "j", "m", "i"))
+ROW, COLUMN, BETWEEN = (sympy.Symbol(name, integer=True) for name in ("t", "j", "m"))
 SUMS, PRODUCTS = ("i",), ("m", "n")
 """What indices of sums and of products are called in text; further ones are numbered."""
 MAX_PATHS = 64
@@ -57,9 +57,6 @@ class Run:
     after: sympy.Expr
     upto: sympy.Expr
 
-    def renamed(self, new: Mapping[sympy.Symbol, sympy.Symbol]) -> Run:
-        return replace(self, after=self.after.xreplace(new), upto=self.upto.xreplace(new))
-
 
 @dataclass(frozen=True)
 class Rate:
@@ -67,9 +64,6 @@ class Rate:
 
     value: sympy.Expr
     at: sympy.Expr
-
-    def renamed(self, new: Mapping[sympy.Symbol, sympy.Symbol]) -> Rate:
-        return replace(self, at=self.at.xreplace(new))
 
 
 @dataclass(frozen=True)
@@ -103,12 +97,6 @@ class Term:
             return value * sympy.KroneckerDelta(ROW, self.origin + self.reach)
         certain = self.reach == 0 or (self.origin == 0 and self.reach == 1)
         return value if certain else sympy.Piecewise((value, sympy.Ge(ROW, self.origin + self.reach)), (0, True))
-
-    def renamed(self, names: Iterator[str]) -> Term:
-        """The term with its indices by other names."""
-        new = {index.symbol: sympy.Symbol(name, integer=True) for index, name in zip(self.indices, names, strict=False)}
-        indices = [Index(*(part.xreplace(new) for part in (i.symbol, i.lower, i.upper))) for i in self.indices]
-        return replace(self, factors=tuple(factor.renamed(new) for factor in self.factors), indices=tuple(indices))
 
     def text(self, varying: Collection[str], between: Iterator[str]) -> str:
         """The term in a line of text, with its sign; `between` are names for the indices of its products."""
@@ -170,11 +158,9 @@ class Entry:
         """The entry in a line of text, in which no two indices share a name."""
         if self.paths > len(self.terms):
             return f"a sum over {self.paths} paths"
-        sums, products = _fresh(SUMS), _fresh(PRODUCTS)
-        several = sum(len(term.indices) for term in self.terms) > 1
-        shown = ""
+        products, shown = _fresh(PRODUCTS), ""
         for term in self.terms:
-            piece = (term.renamed(sums) if several else term).text(varying, products)
+            piece = term.text(varying, products)
             joint = " - " if piece.startswith("-") else " + "
             shown += joint + piece.removeprefix("-") if shown else piece
         return shown or "0"
@@ -252,7 +238,8 @@ def _entry(lines: Mapping[str, Line], slot: str, of: str | Write | GradientWrite
     if counts[slot] > MAX_PATHS:
         return Entry(of, (), counts[slot])
     paths = _paths(lines, counts, slot, of)
-    terms = [term for path in paths if (term := _term(lines, slot, path, of)) is not None]
+    names = _fresh(SUMS)
+    terms = [term for path in paths if (term := _term(lines, slot, path, of, names)) is not None]
     return Entry(of, tuple(terms), len(terms))
 
 
@@ -279,8 +266,15 @@ def _paths(
             yield (link, *rest)
 
 
-def _term(lines: Mapping[str, Line], slot: str, path: tuple[Link, ...], of: str | Write | GradientWrite) -> Term | None:
-    """The term of one path; None where it is 0, for a slot that keeps nothing of itself hands on no start."""
+def _term(
+    lines: Mapping[str, Line],
+    slot: str,
+    path: tuple[Link, ...],
+    of: str | Write | GradientWrite,
+    names: Iterator[str],
+) -> Term | None:
+    """The term of one path, its indices by the next names; None where it is 0, for a slot that keeps nothing of itself
+    hands on no start."""
     slots, lags = [slot, *(link.source for link in path)], [0, *(link.lag for link in path)]
     kept = [lines[name].kept for name in slots]
     starts = isinstance(of, str)
@@ -290,10 +284,9 @@ def _term(lines: Mapping[str, Line], slot: str, path: tuple[Link, ...], of: str 
     if starts and kept[-1] == 0 and (lags[-1] == 0 or not path):
         return None
     points = _points(kept, lags, origin)
-    free = [index for index in _symbols(len(path)) if any(index in point.free_symbols for point in points)]
-    if len(free) == 1:
-        points = [point.subs(free[0], ONLY) for point in points]
-        free = [ONLY]
+    passed = [index for index in _symbols(len(path)) if any(index in point.free_symbols for point in points)]
+    called = {index: sympy.Symbol(next(names), integer=True) for index in passed}
+    points, free = [point.xreplace(called) for point in points], called.values()
     indices = [_index(index, points, lags, origin, starts) for index in free]
     factors: list[Run | Rate] = []
     for depth, share in enumerate(kept):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import sympy
 
@@ -39,20 +39,6 @@ class Part:
     label: str
     forward: sympy.Expr
     backward: sympy.Expr = sympy.S.Zero
-
-
-@dataclass(frozen=True)
-class Cost:
-    """FLOPs, bytes moved, and numbers held (`state`: values that decoding carries along, in its `forward`)."""
-
-    flops: tuple[Part, ...]
-    traffic: tuple[Part, ...]
-    state: tuple[Part, ...]
-
-    def total(self, what: str) -> tuple[sympy.Expr, sympy.Expr]:
-        """The sums of a column of parts, forward and backward, multiplied out."""
-        parts: tuple[Part, ...] = getattr(self, what)
-        return sympy.expand(sum(p.forward for p in parts)), sympy.expand(sum(p.backward for p in parts))
 
 
 @dataclass(frozen=True)
@@ -119,16 +105,21 @@ def _sources(recurrence: Recurrence, slot: str) -> list[str]:
     return [s for s in recurrence.slots if s != slot and recurrence.transition(slot, s) != 0]
 
 
-def cost(meaning: Meaning) -> Cost:
-    """The cost of a spec's operator."""
-    model = _Model(meaning, counts(meaning))
-    return Cost(model.flops, model.traffic, model.state)
-
-
 @dataclass(frozen=True)
-class _Model:
+class Cost:
+    """What a spec's operator costs: FLOPs, bytes moved (`traffic`), and numbers held (`state`: values that decoding
+    carries along, in its `forward`)."""
+
     meaning: Meaning
-    counts: Counts
+
+    def total(self, what: str) -> tuple[sympy.Expr, sympy.Expr]:
+        """The sums of a column of parts, forward and backward, multiplied out."""
+        parts: tuple[Part, ...] = getattr(self, what)
+        return sympy.expand(sum(p.forward for p in parts)), sympy.expand(sum(p.backward for p in parts))
+
+    @cached_property
+    def counts(self) -> Counts:
+        return counts(self.meaning)
 
     @cached_property
     def layers(self) -> list[tuple[sympy.Expr, sympy.Expr]]:
@@ -209,20 +200,17 @@ class _Model:
         gates, u = len(spec.tensor_gates), K if spec.routes_by_u else sympy.S.Zero
         tokens, written, queried = B * H * T * e, K + V + gates, K + u
         cached = self._held * STATE_BYTES if self.meaning.reads_cached else sympy.S.Zero
-        starts = B * H * T / L * self.counts.slots * self.parameters * STATE_BYTES if self.meaning.chained else 0
+        starts = (
+            B * H * T / L * self.counts.slots * self.parameters * STATE_BYTES if self.meaning.chained else sympy.S.Zero
+        )
+        again = 2 * tokens * (queried + V) if cached else sympy.S.Zero
         parts = [
             Part("k, v and gates, for the states", tokens * written, tokens * written),
             Part("all inputs, for the read-outs", tokens * (written + queried), tokens * (written + queried + V)),
             Part("y, or the gradients of the inputs", tokens * V, tokens * (written + queried)),
-            Part(
-                "q, u and dy, for the cached segments",
-                sympy.S.Zero,
-                2 * tokens * (queried + V) if cached else sympy.S.Zero,
-            ),
+            Part("q, u and dy, for the cached segments", sympy.S.Zero, again),
             Part("cached states and pooled keys, and their gradients", 2 * cached, 4 * cached),
-            Part(
-                "states at chunk starts", 2 * sympy.sympify(starts, strict=True), 3 * sympy.sympify(starts, strict=True)
-            ),
+            Part("states at chunk starts", 2 * starts, 3 * starts),
         ]
         return _present(parts)
 
@@ -272,7 +260,7 @@ def sizes(meaning: Meaning, sample: Mapping[sympy.Symbol, int] = SAMPLE) -> dict
 def flops(meaning: Meaning) -> tuple[str, str]:
     """FLOPs forward and backward as Python, in B, H, T and N, with the spec's own sizes put in."""
     fixed = {size: sympy.Integer(value) for size, value in sizes(meaning).items() if size not in (B, H, T, C, N, TOP_K)}
-    parts = cost(meaning).flops
+    parts = Cost(meaning).flops
     both = sum(p.forward.xreplace(fixed) for p in parts), sum(p.backward.xreplace(fixed) for p in parts)
     most = f"min({meaning.spec.aggregate.top_k}, N - 1)"
     return tuple(str(sympy.factor(total)).replace("/", "//").replace("top_k", most) for total in both)
@@ -285,20 +273,11 @@ def cost_table(found: Cost, what: str, problem: Mapping[sympy.Symbol, int]) -> t
     rows = []
     for part in parts:
         cells = [part.forward, part.backward] if both else [part.forward]
-        shown = [_formula(cell) if part.label != "together" else "" for cell in cells]
-        rows.append(
-            [
-                part.label,
-                *(text for cell, formula in zip(cells, shown, strict=True) for text in (formula, short(cell, problem))),
-            ]
-        )
+        formulas = [text(sympy.factor(cell)) if part.label != "together" else "" for cell in cells]
+        values = [short(cell, problem) for cell in cells]
+        rows.append([part.label, *chain(*zip(formulas, values, strict=True))])
     heads = ["forward", "", "backward", ""] if both else ["numbers", ""]
     return [what, *heads], rows
-
-
-def _formula(expression: sympy.Expr) -> str:
-    """A polynomial as text, in factors."""
-    return text(sympy.factor(expression))
 
 
 UNITS = ("", " k", " M", " G", " T", " P", " E")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import sympy
 
-from mcgen.spec.grammar import Binary, Call, Expression, Name, Number, Span, Unary, evaluate
+from mcgen.spec import grammar
+from mcgen.spec.grammar import NOWHERE, Binary, Call, Expression, Name, Number, Unary, evaluate
 from mcgen.symbolic.functions import SCALAR_FUNCTIONS, Power, settled
-
-NOWHERE = Span(0, 0)
 
 
 def symbol(name: str) -> sympy.Symbol:
@@ -24,16 +23,7 @@ def number(value: int | float) -> sympy.Expr:
     return sympy.Integer(value) if isinstance(value, int) else sympy.Rational(repr(value))
 
 
-def apply(op: str, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
-    if op == "+":
-        return left + right
-    if op == "-":
-        return left - right
-    if op == "*":
-        return left * right
-    if op == "/":
-        return left / right
-    return Power(left, right)
+OPERATORS: Mapping[str, Callable[[sympy.Expr, sympy.Expr], sympy.Expr]] = {**grammar.OPERATORS, "**": Power}
 
 
 def to_sympy(expression: Expression, numbers: Mapping[str, sympy.Expr] | None = None) -> sympy.Expr:
@@ -53,7 +43,7 @@ def _to_sympy(expression: Expression, numbers: Mapping[str, sympy.Expr]) -> symp
         case Unary(op, operand):
             return -_to_sympy(operand, numbers) if op == "-" else _to_sympy(operand, numbers)
         case Binary(op, left, right):
-            return _within_floats(apply(op, _to_sympy(left, numbers), _to_sympy(right, numbers)))
+            return _within_floats(OPERATORS[op](_to_sympy(left, numbers), _to_sympy(right, numbers)))
         case Call(function, arguments):
             return _called(function, [_to_sympy(argument, numbers) for argument in arguments])
     raise TypeError(f"no scalar form for {expression!r}")

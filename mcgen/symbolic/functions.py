@@ -8,6 +8,7 @@ the form that does not overflow. Of numbers, every one of them is a number.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import sympy
 from sympy import Function
@@ -32,106 +33,81 @@ class RealFunction(Function):
 
     is_real = True
 
+    decisive: int | None = None
+    """How many of the arguments have to be real numbers; all for None."""
+
+    of_numbers: Callable[..., sympy.Expr | None] = staticmethod(lambda *numbers: None)
+    """What it is of numbers; None where it stays as it is."""
+
+    of_equal: Callable[[sympy.Expr], sympy.Expr] | None = None
+    """What it is of two equal values, where that takes no number."""
+
+    slopes: Callable[..., tuple[sympy.Expr, ...]] = staticmethod(lambda *values: (sympy.S.Zero,) * len(values))
+    """Its derivatives by each argument."""
+
     def __new__(cls, *args: sympy.Expr, **options: bool) -> sympy.Expr:
         return sympy.nan if _UNDEFINED & {*args[: cls.decisive]} else super().__new__(cls, *args, **options)
 
-    decisive: int | None = None
-    """How many of the arguments have to be real numbers; all for None."""
+    @classmethod
+    def eval(cls, *args: sympy.Expr) -> sympy.Expr | None:
+        if cls.of_equal is not None and args[0] == args[1]:
+            return cls.of_equal(args[0])
+        return cls.of_numbers(*args) if _known(*args[: cls.decisive]) else None
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return self.slopes(*self.args)[argindex - 1]
 
 
 class Absolute(RealFunction):
     """|x|, with derivative sign(x), 0 at 0."""
 
     nargs = 1
-
-    @classmethod
-    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
-        return abs(x) if _known(x) else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return Sign(self.args[0])
+    of_numbers = staticmethod(abs)
+    slopes = staticmethod(lambda x: (Sign(x),))
 
 
 class Sign(RealFunction):
     """-1, 0 or 1; piecewise constant, so its derivative is 0."""
 
     nargs = 1
-
-    @classmethod
-    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
-        return sympy.sign(x) if _known(x) else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return sympy.S.Zero
+    of_numbers = staticmethod(sympy.sign)
 
 
 class Step(RealFunction):
     """1 where x > 0, else 0: the derivative of relu."""
 
     nargs = 1
-
-    @classmethod
-    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
-        return _indicator(x > 0) if _known(x) else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return sympy.S.Zero
+    of_numbers = staticmethod(lambda x: _indicator(x > 0))
 
 
 class Relu(RealFunction):
     """max(x, 0)."""
 
     nargs = 1
-
-    @classmethod
-    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
-        return sympy.Max(x, 0) if _known(x) else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return Step(self.args[0])
+    of_numbers = staticmethod(lambda x: sympy.Max(x, 0))
+    slopes = staticmethod(lambda x: (Step(x),))
 
 
 class Larger(RealFunction):
     """1 where x > y, 1/2 where they are equal, else 0: how max and min share a cotangent."""
 
     nargs = 2
-
-    @classmethod
-    def eval(cls, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
-        if x == y:
-            return sympy.S.Half
-        return _indicator(x > y) if _known(x, y) else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return sympy.S.Zero
+    of_equal = staticmethod(lambda x: sympy.S.Half)
+    of_numbers = staticmethod(lambda x, y: _indicator(x > y))
 
 
 class Maximum(RealFunction):
     nargs = 2
-
-    @classmethod
-    def eval(cls, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
-        if x == y:
-            return x
-        return sympy.Max(x, y) if _known(x, y) else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        x, y = self.args
-        return Larger(x, y) if argindex == 1 else Larger(y, x)
+    of_numbers = staticmethod(sympy.Max)
+    of_equal = staticmethod(lambda x: x)
+    slopes = staticmethod(lambda x, y: (Larger(x, y), Larger(y, x)))
 
 
 class Minimum(RealFunction):
     nargs = 2
-
-    @classmethod
-    def eval(cls, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
-        if x == y:
-            return x
-        return sympy.Min(x, y) if _known(x, y) else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        x, y = self.args
-        return Larger(y, x) if argindex == 1 else Larger(x, y)
+    of_numbers = staticmethod(sympy.Min)
+    of_equal = staticmethod(lambda x: x)
+    slopes = staticmethod(lambda x, y: (Larger(y, x), Larger(x, y)))
 
 
 class Shift(RealFunction):
@@ -139,35 +115,21 @@ class Shift(RealFunction):
 
     nargs = 2
 
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return sympy.S.Zero
-
 
 class Sigmoid(RealFunction):
     """1 / (1 + exp(-x)); derivative s(x) s(-x), which does not cancel at either end."""
 
     nargs = 1
-
-    @classmethod
-    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
-        return 1 / (1 + sympy.exp(-x)) if _known(x) else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        x = self.args[0]
-        return Sigmoid(x) * Sigmoid(-x)
+    of_numbers = staticmethod(lambda x: 1 / (1 + sympy.exp(-x)))
+    slopes = staticmethod(lambda x: (Sigmoid(x) * Sigmoid(-x),))
 
 
 class Softplus(RealFunction):
     """log(1 + exp(x))."""
 
     nargs = 1
-
-    @classmethod
-    def eval(cls, x: sympy.Expr) -> sympy.Expr | None:
-        return sympy.log(1 + sympy.exp(x)) if _known(x) else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return Sigmoid(self.args[0])
+    of_numbers = staticmethod(lambda x: sympy.log(1 + sympy.exp(x)))
+    slopes = staticmethod(lambda x: (Sigmoid(x),))
 
 
 MAX_EXPONENT = 128
@@ -183,18 +145,16 @@ class Power(RealFunction):
     """
 
     nargs = 2
+    of_numbers = staticmethod(lambda x, y: _float_power(x, y))
 
     @classmethod
     def eval(cls, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
-        if y.is_number and _moderate(x, y):
-            return x**y
-        return _float_power(x, y) if _known(x, y) else None
+        return x**y if y.is_number and _moderate(x, y) else super().eval(x, y)
 
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        x, y = self.args
-        if argindex == 1:
-            return Where(Absolute(y), y * Power(x, y - 1), sympy.S.Zero)
-        return Where(Absolute(x), self * sympy.log(x), sympy.S.Zero)
+    @staticmethod
+    def slopes(x: sympy.Expr, y: sympy.Expr) -> tuple[sympy.Expr, sympy.Expr]:
+        by_base = Where(Absolute(y), y * Power(x, y - 1), sympy.S.Zero)
+        return by_base, Where(Absolute(x), Power(x, y) * sympy.log(x), sympy.S.Zero)
 
 
 def _moderate(x: sympy.Expr, y: sympy.Expr) -> bool:
@@ -219,20 +179,14 @@ class Where(RealFunction):
 
     nargs = 3
     decisive = 1
+    of_numbers = staticmethod(lambda c, x, y: x if c > 0 else y)
+    slopes = staticmethod(lambda c, x, y: (sympy.S.Zero, Where(c, 1, 0), Where(c, 0, 1)))
 
     @classmethod
     def eval(cls, c: sympy.Expr, x: sympy.Expr, y: sympy.Expr) -> sympy.Expr | None:
         if x == y:
             return x
-        if (x, y) == (1, 0):
-            return Step(c)
-        return (x if c > 0 else y) if _known(c) else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        c, _, _ = self.args
-        if argindex == 1:
-            return sympy.S.Zero
-        return Where(c, sympy.S.One, sympy.S.Zero) if argindex == 2 else Where(c, sympy.S.Zero, sympy.S.One)
+        return Step(c) if (x, y) == (1, 0) else super().eval(c, x, y)
 
 
 def settled(expression: sympy.Expr) -> sympy.Expr:

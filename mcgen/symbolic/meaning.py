@@ -5,7 +5,7 @@ Identities marked there as rewrites are a table here. Each says when it holds; `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import sympy
@@ -21,6 +21,7 @@ from mcgen.spec.refusals import (
     Refusal,
 )
 from mcgen.spec.source import Position
+from mcgen.spec.spec import ROUTED
 from mcgen.symbolic.expressions import symbol, to_sympy
 from mcgen.symbolic.recurrence import (
     MEMORY,
@@ -33,8 +34,6 @@ from mcgen.symbolic.recurrence import (
     recurrence,
 )
 from mcgen.symbolic.text import text
-
-ROUTED = ("grm", "soup", "ssc")
 
 
 @dataclass(frozen=True)
@@ -190,44 +189,25 @@ def lowerable(meaning: Meaning) -> None:
     Raises:
         UnsupportedError: it cannot; each finding says where, and what would be accepted.
     """
-    refused = [finding for check in LOWERABLE if (finding := check(meaning)) is not None]
-    if refused:
-        raise UnsupportedError(*in_order(refused))
+    if refused := in_order(_unlowerable(meaning)):
+        raise UnsupportedError(*refused)
 
 
-def _token_gradients_of_an_mlp(meaning: Meaning) -> Diagnostic | None:
-    if meaning.linear or meaning.recurrence.chunk is not None:
-        return None
-    place = meaning.spec.document.nearest(("update", "gradient"))
-    return _refused(TOKEN_GRADIENTS_OF_AN_MLP, place, same=_same(meaning.recurrence))
-
-
-def _flat_activation(meaning: Meaning) -> Diagnostic | None:
-    activation = meaning.spec.activation_expression
-    if activation is None or sympy.diff(to_sympy(activation), symbol("x")) != 0:
-        return None
-    return _refused(FLAT_ACTIVATION, meaning.spec.document.nearest(("memory", "activation")))
-
-
-def _weights_alike(meaning: Meaning) -> Diagnostic | None:
-    if not meaning.routes or meaning.spec.aggregate.scale != 0:
-        return None
-    return _refused(SCALE_ZERO, meaning.spec.document.nearest(("aggregate", "scale")))
-
-
-def _nothing_written(meaning: Meaning) -> Diagnostic | None:
-    if meaning.recurrence.writes:
-        return None
-    last = [step for step in meaning.spec.steps if step.slot == MEMORY][-1]
-    return _refused(NOTHING_WRITTEN, last.position)
-
-
-def _token_gradients_not_affine(meaning: Meaning) -> Diagnostic | None:
-    found = meaning.recurrence
-    if not (meaning.linear and found.reads_memory and found.chunk is None and found.error.affine is None):
-        return None
-    words = {"row": text(found.error.expression), "same": _same(found)}
-    return _refused(TOKEN_GRADIENTS_NOT_AFFINE, meaning.spec.objective_position, **words)
+def _unlowerable(meaning: Meaning) -> Iterator[Diagnostic]:
+    """What keeps a meaning from being lowered."""
+    spec, found, place = meaning.spec, meaning.recurrence, meaning.spec.document.nearest
+    if not meaning.linear and found.chunk is None:
+        yield _refused(TOKEN_GRADIENTS_OF_AN_MLP, place(("update", "gradient")), same=_same(found))
+    if meaning.linear and found.reads_memory and found.chunk is None and found.error.affine is None:
+        row = text(found.error.expression)
+        yield _refused(TOKEN_GRADIENTS_NOT_AFFINE, spec.objective_position, row=row, same=_same(found))
+    if spec.activation_expression is not None and sympy.diff(to_sympy(spec.activation_expression), symbol("x")) == 0:
+        yield _refused(FLAT_ACTIVATION, place(("memory", "activation")))
+    if meaning.routes and spec.aggregate.scale == 0:
+        yield _refused(SCALE_ZERO, place(("aggregate", "scale")))
+    if not found.writes:
+        last = [step for step in spec.steps if step.slot == MEMORY][-1]
+        yield _refused(NOTHING_WRITTEN, last.position)
 
 
 def _same(recurrence: Recurrence) -> str:
@@ -236,13 +216,3 @@ def _same(recurrence: Recurrence) -> str:
 
 def _refused(refusal: Refusal, position: Position, **words: str) -> Diagnostic:
     return position.diagnose(refusal.message(**words), hint=refusal.hint(**words))
-
-
-LOWERABLE = (
-    _token_gradients_of_an_mlp,
-    _token_gradients_not_affine,
-    _flat_activation,
-    _weights_alike,
-    _nothing_written,
-)
-"""What keeps a meaning from being lowered, each None where it does not."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import sympy
 
 from mcgen.spec.grammar import Binary, Call, Expression, Unary
-from mcgen.symbolic.expressions import apply, symbol, to_sympy
+from mcgen.symbolic.expressions import OPERATORS, symbol, to_sympy
 from mcgen.symbolic.functions import settled
 
 PREDICTION, VALUE = symbol("p"), symbol("v")
@@ -49,7 +49,7 @@ def integrand(expression: Expression) -> sympy.Expr:
         case Unary(op, operand):
             return -integrand(operand) if op == "-" else integrand(operand)
         case Binary(op, left, right):
-            return apply(op, integrand(left), integrand(right))
+            return OPERATORS[op](integrand(left), integrand(right))
     return to_sympy(expression)
 
 

@@ -16,7 +16,7 @@ from mcgen.symbolic.expressions import symbol
 from mcgen.symbolic.functions import Larger, Sign, Step, Where
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.objective import PREDICTION, VALUE
-from mcgen.symbolic.recurrence import MEMORY, GradientWrite, LinearForm, PreviousSlot, Recurrence, Write
+from mcgen.symbolic.recurrence import MEMORY, Atom, GradientWrite, LinearForm, PreviousSlot, Write
 
 FLAT = (Sign, Step, Larger)
 """Functions whose derivative is 0; so is that of `Where` by its condition."""
@@ -27,21 +27,20 @@ THETA = "theta[{}]"
 
 def inputs(meaning: Meaning) -> tuple[str, ...]:
     """What an operator can have gradients by: q, k, v, u where it routes, gates, a deep memory's initial weights."""
-    spec = meaning.spec
-    weights = [] if meaning.linear else [THETA.format(layer) for layer in range(spec.memory.layers)]
-    return ("q", "k", "v", *(["u"] if spec.routes_by_u else []), *spec.tensor_gates, *weights)
+    return (*meaning.inputs, *_weights(meaning))
+
+
+def _weights(meaning: Meaning) -> Iterable[str]:
+    """The initial weights of a deep memory."""
+    return () if meaning.linear else map(THETA.format, range(meaning.spec.memory.layers))
 
 
 def stays_zero(meaning: Meaning) -> bool:
     """Whether a matrix memory never leaves 0: gradients are 0 where p is, and no other write reaches a token."""
     found = meaning.recurrence
     live = [write for write in found.writes if _Flow(meaning).is_live(write)]
-    return meaning.linear and not any(isinstance(w, Write) or _at_zero(found) != 0 for w in live)
-
-
-def _at_zero(found: Recurrence) -> sympy.Expr:
-    """The error row where p is 0."""
-    return found.error.expression.subs(PREDICTION, 0)
+    moves = lambda write: isinstance(write, Write) or found.error.expression.subs(PREDICTION, 0) != 0  # noqa: E731
+    return meaning.linear and not any(map(moves, live))
 
 
 def unreached(meaning: Meaning) -> tuple[str, ...]:
@@ -50,22 +49,8 @@ def unreached(meaning: Meaning) -> tuple[str, ...]:
     return tuple(name for name in inputs(meaning) if name not in reached)
 
 
-@dataclass(frozen=True)
-class _State:
-    """A slot after any token."""
-
-    slot: str
-
-
-@dataclass(frozen=True)
-class _MemoryAt:
-    """The memory as a line's gradient is taken at it."""
-
-    line: int
-
-
-_Value = str | _State | _MemoryAt | Write | GradientWrite
-"""Inputs stand for themselves, by name."""
+_Value = str | Atom
+"""Inputs stand for themselves, by name; last token's value of a slot for that after any token."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +71,15 @@ class _Flow:
         return found
 
     def _read_out(self) -> Iterator[_Value]:
-        yield from ("q", _State(MEMORY))
+        yield from ("q", PreviousSlot(MEMORY))
         if self.meaning.routes:
             yield from (self.meaning.spec.aggregate.connector, "k")
 
     def _sources(self, value: _Value) -> Iterator[_Value]:
         found = self.meaning.recurrence
         match value:
-            case _State(slot):
+            case PreviousSlot(slot):
                 yield from self._of_form(found.forms[slot])
-            case _MemoryAt(line) if found.chunk is None:
-                yield from self._of_form(found.memory_at[line])
-            case _MemoryAt():
-                yield from (_State(MEMORY), *self._initial())
             case Write(value=row):
                 yield from ("k", *(["v"] if changes(row, VALUE) else []))
             case GradientWrite():
@@ -109,20 +90,17 @@ class _Flow:
             if not self.is_live(atom):
                 continue
             yield from (gate for gate in self.meaning.spec.tensor_gates if changes(coefficient, symbol(gate)))
-            yield _State(atom.name) if isinstance(atom, PreviousSlot) else atom
+            yield atom
             if atom == PreviousSlot(MEMORY):
-                yield from self._initial()
+                yield from _weights(self.meaning)
 
     def _of_gradient(self, write: GradientWrite) -> Iterator[_Value]:
         """e kᵀ of a matrix; the layers' of an mlp, which its weights are in too."""
-        row = self.meaning.recurrence.error.expression
-        yield from ("k", *(["v"] if changes(row, VALUE) else []))
-        if not self.meaning.linear or changes(row, PREDICTION):
-            yield _MemoryAt(write.line)
-
-    def _initial(self) -> Iterable[_Value]:
-        """The initial weights."""
-        return () if self.meaning.linear else map(THETA.format, range(self.meaning.spec.memory.layers))
+        found = self.meaning.recurrence
+        yield from ("k", *(["v"] if changes(found.error.expression, VALUE) else []))
+        if not self.meaning.linear or changes(found.error.expression, PREDICTION):
+            before_chunk = {PreviousSlot(MEMORY): sympy.S.One}
+            yield from self._of_form(found.memory_at[write.line] if found.chunk is None else before_chunk)
 
     def is_live(self, atom: PreviousSlot | Write | GradientWrite) -> bool:
         """Whether an atom can be other than 0: it can not before the first token, nor where an error row is 0."""

@@ -291,16 +291,11 @@ class _Line:
 
     def _shaped(self, expression: Expression) -> bool:
         """Whether an expression is shaped like the memory, rather than a number a head."""
-        match expression:
-            case Name(id):
-                return id == "grad" or id in self.state
-            case Call(function, arguments):
-                return function == "outer" or any(map(self._shaped, arguments))
-            case Unary(_, operand):
-                return self._shaped(operand)
-            case Binary(_, left, right):
-                return self._shaped(left) or self._shaped(right)
-        return False
+        return any(
+            part.function == "outer" if isinstance(part, Call) else part.id == "grad" or part.id in self.state
+            for part in walk(expression)
+            if isinstance(part, Call | Name)
+        )
 
     def _not_linear(self, expression: Expression) -> SpecError:
         span: Span = expression.span

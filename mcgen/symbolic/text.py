@@ -8,18 +8,7 @@ from sympy.printing.str import StrPrinter
 
 from mcgen.symbolic import functions
 
-NAMES = {
-    functions.Absolute: "abs",
-    functions.Sign: "sign",
-    functions.Relu: "relu",
-    functions.Maximum: "max",
-    functions.Minimum: "min",
-    functions.Sigmoid: "sigmoid",
-    functions.Softplus: "softplus",
-    functions.Step: "step",
-    functions.Larger: "larger",
-    functions.Where: "where",
-}
+NAMES = {function: name for name, function in functions.SCALAR_FUNCTIONS.items()}
 DECIMALS = 6
 
 
@@ -27,7 +16,7 @@ class _Printer(StrPrinter):
     """Prints the compiler's own functions by their names in a spec, and fractions that are short decimals as such."""
 
     def _print_Function(self, expr: sympy.Function) -> str:
-        return f"{NAMES.get(expr.func, expr.func.__name__)}({self.stringify(expr.args, ', ')})"
+        return f"{NAMES.get(expr.func, expr.func.__name__.lower())}({self.stringify(expr.args, ', ')})"
 
     def _print_Power(self, expr: sympy.Expr) -> str:
         base, exponent = (self.parenthesize(x, PRECEDENCE["Pow"]) for x in expr.args)

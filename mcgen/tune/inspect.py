@@ -11,18 +11,17 @@ import networkx
 
 @dataclass(frozen=True)
 class Usage:
-    """Registers a thread; bytes a thread spilled and reloaded; reloads that stand in a loop; scalar registers spilled.
+    """Registers a thread; bytes a thread spilled and reloaded; reloads that stand in a loop.
 
-    `inner_spill_loads` are those of the reloads in loops that stand in one which holds no other loop. `scalar_spills`
-    is AMD's alone: those go to lanes of vector registers, never to memory.
+    `inner_spill_loads` are those of the reloads in loops that stand in one which holds no other loop: one over the
+    tiles of a step.
     """
 
-    registers: int
-    spill_stores: int
-    spill_loads: int
+    registers: int = 0
+    spill_stores: int = 0
+    spill_loads: int = 0
     loop_spill_loads: int = 0
     inner_spill_loads: int = 0
-    scalar_spills: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ def from_amdgcn(listing: str) -> Usage:
         spill_loads=loads,
         loop_spill_loads=in_loops,
         inner_spill_loads=inner,
-        scalar_spills=_amdgcn_field(listing, "sgpr_spill_count"),
     )
 
 

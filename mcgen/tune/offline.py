@@ -19,7 +19,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +29,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcgen.errors import InternalError
+from mcgen.plan.configurations import user_folder
 from mcgen.plan.targets import Target
 from mcgen.tune import inspect
 from mcgen.tune.progress import in_steps
@@ -47,24 +47,14 @@ FAILED_ALLOCATION = (32, 1024)
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What one compiled kernel takes. Registers a thread; spills in bytes a thread; shared memory in bytes a block.
+class Resources(inspect.Usage):
+    """What one compiled kernel takes: its usage, bytes of shared memory a block, and columns of tensor memory, `tmem`.
 
-    `loop_spill_loads` counts reloads that stand inside a loop, `inner_spill_loads` those of them inside a loop that
-    holds no other: one over the tiles of a step. `scalar_spills` (AMD) are scalar registers kept in lanes
-    of vector registers; `tmem` is columns of tensor memory; `seconds` the compilation's. `failure` says why the kernel
-    cannot be launched at all, None where it can.
+    `failure` says why the kernel cannot be launched at all, None where it can.
     """
 
-    registers: int = 0
-    spill_stores: int = 0
-    spill_loads: int = 0
-    loop_spill_loads: int = 0
-    inner_spill_loads: int = 0
-    scalar_spills: int = 0
     shared_bytes: int = 0
     tmem: int = 0
-    seconds: float = 0.0
     failure: str | None = None
 
     @property
@@ -75,7 +65,11 @@ class Resources:
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel of a generated file, specialised, for one target; what `compile_kernel` takes, but picklable."""
+    """One kernel of a generated file, specialised, for one target.
+
+    `signature` maps each argument that is no constexpr to its type: `*bf16`, `fp32`, `i32`. Every pointer is taken to
+    be divisible by 16, as torch's are.
+    """
 
     path: Path
     kernel: str
@@ -84,45 +78,30 @@ class Job:
     target: Target
     num_warps: int
     num_stages: int
-    divisible_by_16: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
-def compile_kernel(
-    fn: JITFunction,
-    signature: Mapping[str, str],
-    constexprs: Mapping[str, Any],
-    target: Target,
-    num_warps: int,
-    num_stages: int,
-    divisible_by_16: Iterable[str] = (),
-    options: Mapping[str, Any] | None = None,
-    cache: Path | None = None,
-) -> Resources:
+def compile_job(job: Job, cache: Path | None = None) -> Resources:
     """Compile one kernel for a target and say what it takes; kept in `cache`, the user's cache folder by default.
 
-    `signature` maps each argument that is no constexpr to its type: `*bf16`, `fp32`, `i32`. Every pointer is taken to
-    be divisible by 16, as torch's are, and so are the integers named in `divisible_by_16`: as a launch specialises.
-    What the compiler refuses or the target cannot run comes back as `failure`. Raises ValueError where an argument has
-    neither type nor value, InternalError where Triton's interpreter is or was on: `compile_all` works even then.
+    What the compiler refuses or the target cannot run comes back as `failure`. Raises ValueError where the file has no
+    such kernel, or an argument neither type nor value, InternalError where Triton's interpreter is or was on: in
+    workers it never is.
     """
+    fn = load_kernels(job.path).get(job.kernel)
+    if fn is None:
+        raise ValueError(f"{job.path} has no kernel {job.kernel}")
     _require_compiler(fn)
-    arguments = _arguments(fn, signature, constexprs, divisible_by_16)
-    choices = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True, **(options or {})}
-    kept = (cache or cache_folder()) / f"{_key(fn, arguments, constexprs, target, choices)}.json"
+    types = _types(fn, job)
+    kept = (cache or user_folder("offline")) / f"{_key(fn, types, job)}.json"
     found = _read(kept)
     if found is None:
-        found = _compile(fn, arguments, constexprs, target, choices)
+        found = _compile(fn, types, job)
         _write(kept, found)
-    return _judged(found, target, num_warps)
-
-
-def compile_all(
-    jobs: Sequence[Job], processes: int = 2, cache: Path | None = None, progress: bool = True
-) -> list[Resources]:
-    """Compile the jobs in worker processes; results in their order. A crash of the compiler is that job's failure."""
-    results = in_workers(functools.partial(compile_job, cache=cache), jobs, processes, progress)
-    return [found or Resources(failure="the compiler crashed") for found in results]
+    return _judged(found, job.target, job.num_warps)
 
 
 def in_workers(
@@ -170,13 +149,6 @@ def source_digest(fn: JITFunction) -> str:
     return _sha256(json.dumps(parts, sort_keys=True))
 
 
-def cache_folder() -> Path:
-    """Where results are kept: `$MCGEN_CACHE_DIR`, or the user's cache folder for mcgen."""
-    import platformdirs
-
-    return Path(os.environ.get("MCGEN_CACHE_DIR") or platformdirs.user_cache_dir("mcgen")) / "offline"
-
-
 def _require_compiler(fn: JITFunction) -> None:
     from triton import JITFunction, knobs, language
 
@@ -186,53 +158,40 @@ def _require_compiler(fn: JITFunction) -> None:
         raise InternalError("nothing compiles in a process that has run with TRITON_INTERPRET set", stage=STAGE)
 
 
-@dataclass(frozen=True)
-class _Arguments:
-    """A signature in the kernel's own order, and the attributes Triton attaches to arguments, by position."""
-
-    types: dict[str, str]
-    attributes: dict[tuple[int], list[list[Any]]]
-
-
-def _arguments(
-    fn: JITFunction, signature: Mapping[str, str], constexprs: Mapping[str, Any], divisible_by_16: Iterable[str]
-) -> _Arguments:
-    types = {name: "constexpr" if name in constexprs else signature.get(name, "") for name in fn.arg_names}
+def _types(fn: JITFunction, job: Job) -> dict[str, str]:
+    """The types of a kernel's arguments, in its own order."""
+    types = {name: "constexpr" if name in job.constexprs else job.signature.get(name, "") for name in fn.arg_names}
     missing = [name for name, kind in types.items() if not kind]
-    unknown = [name for name in (*signature, *constexprs, *divisible_by_16) if name not in types]
+    unknown = [name for name in (*job.signature, *job.constexprs) if name not in types]
     if missing or unknown:
         raise ValueError(f"{fn.__name__}: arguments without a type {missing}, unknown {unknown}")
-    divisible = {name for name, kind in types.items() if kind.startswith("*")} | set(divisible_by_16)
-    marked = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(types) if name in divisible}
-    return _Arguments(types, marked)
+    return types
 
 
-def _compile(
-    fn: JITFunction,
-    arguments: _Arguments,
-    constexprs: Mapping[str, Any],
-    target: Target,
-    choices: Mapping[str, Any],
-) -> Resources:
+def _pointers(types: Mapping[str, str]) -> list[int]:
+    """The places of arguments that are pointers."""
+    return [at for at, kind in enumerate(types.values()) if kind.startswith("*")]
+
+
+def _compile(fn: JITFunction, types: dict[str, str], job: Job) -> Resources:
     """Compile and read back, without a look at the target's limits."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    source = ASTSource(fn, arguments.types, dict(constexprs), arguments.attributes)
-    gpu = GPUTarget(target.backend, target.capability, target.warp_size)
-    start = time.perf_counter()
+    divisible = {(at,): [["tt.divisibility", 16]] for at in _pointers(types)}
+    source = ASTSource(fn, types, dict(job.constexprs), divisible)
+    gpu = GPUTarget(job.target.backend, job.target.capability, job.target.warp_size)
     with _scratch_cache(), _captured() as said:
         try:
-            kernel, refused = triton.compile(source, target=gpu, options=dict(choices)), None
+            kernel, refused = triton.compile(source, target=gpu, options=job.options), None
         except Exception as error:  # whatever a compiler says to a kernel it cannot build is the answer asked for
             kernel, refused = None, error
-    seconds = round(time.perf_counter() - start, 3)
     if kernel is None:
-        return Resources(seconds=seconds, failure=_reason(refused, said.getvalue()))
-    usage = _usage(kernel, target, said.getvalue())
+        return Resources(failure=_reason(refused, said.getvalue()))
+    usage = _usage(kernel, job.target, said.getvalue())
     tmem = getattr(kernel.metadata, "tmem_size", None) or 0
-    return Resources(**asdict(usage), shared_bytes=kernel.metadata.shared, tmem=tmem, seconds=seconds)
+    return Resources(**asdict(usage), shared_bytes=kernel.metadata.shared, tmem=tmem)
 
 
 def _usage(kernel: CompiledKernel, target: Target, log: str) -> inspect.Usage:
@@ -312,20 +271,13 @@ def _captured() -> Iterator[io.StringIO]:
             said.write(errors.read().decode(errors="replace"))
 
 
-def _key(
-    fn: JITFunction,
-    arguments: _Arguments,
-    constexprs: Mapping[str, Any],
-    target: Target,
-    choices: Mapping[str, Any],
-) -> str:
+def _key(fn: JITFunction, types: Mapping[str, str], job: Job) -> str:
     """The name a result is kept by: all that decides it, how figures are read included, the target's limits aside."""
     import triton
 
-    constants = {name: str(value) for name, value in sorted(constexprs.items())}
-    attributes = sorted(at for (at,) in arguments.attributes)
-    architecture, tools = [target.arch, target.warp_size], [triton.__version__, _sha256(getsource(inspect))]
-    parts = [source_digest(fn), arguments.types, constants, attributes, architecture, choices, tools]
+    constants = {name: str(value) for name, value in sorted(job.constexprs.items())}
+    architecture, tools = [job.target.arch, job.target.warp_size], [triton.__version__, _sha256(getsource(inspect))]
+    parts = [source_digest(fn), types, constants, _pointers(types), architecture, job.options, tools]
     return _sha256(json.dumps(parts, sort_keys=True, default=str))
 
 
@@ -415,21 +367,3 @@ def _without_main() -> Iterator[None]:
 def _start_worker() -> None:
     """The parent may run its kernels interpreted; a worker loads them to compile."""
     os.environ.pop("TRITON_INTERPRET", None)
-
-
-def compile_job(job: Job, cache: Path | None = None) -> Resources:
-    """`compile_kernel` of a job, whose file is loaded once a process."""
-    kernels = load_kernels(job.path)
-    if job.kernel not in kernels:
-        raise ValueError(f"{job.path} has no kernel {job.kernel}")
-    return compile_kernel(
-        kernels[job.kernel],
-        job.signature,
-        job.constexprs,
-        job.target,
-        job.num_warps,
-        job.num_stages,
-        job.divisible_by_16,
-        job.options,
-        cache,
-    )

@@ -15,17 +15,11 @@ EVERY = 10.0
 Advance = Callable[..., None]
 
 
-@contextlib.contextmanager
-def in_steps(doing: str, total: int, shown: bool = True) -> Iterator[Advance]:
+def in_steps(doing: str, total: int, shown: bool = True) -> contextlib.AbstractContextManager[Advance]:
     """Shows what is done of `total` steps while they are; yields the function that says that some more are."""
     if not shown:
-        yield lambda steps=1: None
-    elif sys.stderr.isatty():
-        with _bar(doing, total) as advance:
-            yield advance
-    else:
-        with _lines(doing, total) as advance:
-            yield advance
+        return contextlib.nullcontext(lambda steps=1: None)
+    return (_bar if sys.stderr.isatty() else _lines)(doing, total)
 
 
 @contextlib.contextmanager

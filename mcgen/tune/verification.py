@@ -115,7 +115,8 @@ def hold(case: Case, backend: str, device: str, seed: int) -> Iterator[Finding]:
     weight = _draw(seed + 1, case.batch, case.length, case.heads, case.spec.head.value_dim).to(device, dtype)
     for exact in (True, False):
         inputs = {name: value.to(device, dtype) for name, value in _inputs(case, seed, exact).items()}
-        expected = _run(case.module.reference, _widened(inputs), weight.double())
+        wide = {name: value.double() for name, value in inputs.items()}
+        expected = _run(case.module.reference, wide, weight.double())
         if all(value.isfinite().all() for value in expected.values()):
             break  # or the rule has no value or derivative at gates of exactly 0, as one that divides by a gate
     try:
@@ -187,10 +188,6 @@ def _gate(value: torch.Tensor, number: int, exact: bool) -> torch.Tensor:
         gate[:, 4 + number :: 34, 0] = 0.0
         gate[:, number % 2 :: 5, -1] = 1.0
     return gate
-
-
-def _widened(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.double() for name, value in inputs.items()}
 
 
 def _run(

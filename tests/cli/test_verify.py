@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from mcgen import pipeline
 from mcgen.cli import main
-from mcgen.spec import Spec, loads
+from mcgen.spec import Spec, load, loads
 from mcgen.tune import verification
 from mcgen.tune.verification import Case, hold, imported
 
@@ -38,7 +38,7 @@ def spec(folder: Path, name: str, alpha: str = "alpha") -> Path:
 def built(folder: Path, name: str, extra: str = "") -> Path:
     """A generated module, with more text at its end."""
     path = folder / f"{name}.py"
-    path.write_text(pipeline.build(spec(folder, name))[1] + extra)
+    path.write_text(pipeline.source(load(spec(folder, name))) + extra)
     return path
 
 
@@ -115,7 +115,7 @@ def test_a_gradient_that_should_be_0_and_is_not_is_a_miss(tmp_path: Path) -> Non
     path.write_text(SPEC.replace('steps: ["M = {alpha}*M + outer(v, k)"]', SIGNS).format(name="signs", alpha="alpha"))
     module = tmp_path / "signs.py"
     line = "y = right(q, *tensors, **options) + 1e-12 * (options['v'] - options['v'].detach())"
-    module.write_text(pipeline.build(path)[1] + WRONG.format(line=line))
+    module.write_text(pipeline.source(load(path)) + WRONG.format(line=line))
     wrong = [finding for finding in json.loads(verify(module, "--json").stdout)["findings"] if not finding["ok"]]
     assert {(finding["tensor"], finding["fault"]) for finding in wrong} == {("dv", "not 0 in op")}
 

@@ -214,7 +214,7 @@ def test_aliases_stand_for_their_values() -> None:
 def test_steps_point_into_the_file_for_later_stages() -> None:
     text = 'mcgen: 1\nname: a\nmemory: {kind: matrix}\nupdate: {steps: ["M = alpha*M*M"]}\n'
     (step,) = loads(text, "a.yaml").steps
-    assert (step.position.file, step.position.line, step.position.column) == ("a.yaml", 4, 18)
+    assert (step.position.source.file, *step.position.place) == ("a.yaml", 4, 18)
     found = step.diagnose(step.expression.span, "not linear", "divide by M")
     assert found.render() == (
         "error: not linear\n  a.yaml:4:23\n  " + text.splitlines()[3] + "\n" + " " * 24 + "^^^^^^^^^ divide by M"

@@ -12,7 +12,7 @@ from mcgen.ir.step import step, step_vjp
 from mcgen.passes.simplify import simplify
 from mcgen.spec import load
 from mcgen.spec.shipped import shipped
-from mcgen.symbolic.cost import TOP_K, B, C, H, K, L, N, T, V, cost, cost_table, counts, short, sizes
+from mcgen.symbolic.cost import TOP_K, B, C, Cost, H, K, L, N, T, V, cost_table, counts, short, sizes
 from mcgen.symbolic.meaning import Meaning, meaning
 from tests.symbolic.rules import small
 
@@ -31,7 +31,7 @@ def products(program: Program) -> sympy.Expr:
 
 def online(understood: Meaning, backward: bool) -> sympy.Expr:
     """What a chunk step costs a head, by the polynomials."""
-    parts = [part for part in cost(understood).flops if "cached" not in part.label]
+    parts = [part for part in Cost(understood).flops if "cached" not in part.label]
     total = sum(part.backward if backward else part.forward for part in parts)
     return sympy.expand(total * L / (B * H * T))
 
@@ -63,7 +63,7 @@ def test_a_cascade_of_three_is_counted_exactly_forward() -> None:
 
 
 def forward(understood: Meaning, label: str) -> sympy.Expr:
-    return next((part.forward for part in cost(understood).flops if part.label == label), sympy.S.Zero)
+    return next((part.forward for part in Cost(understood).flops if part.label == label), sympy.S.Zero)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_reads_follow_the_aggregate(kind: str, expected: sympy.Expr) -> None:
 
 
 def test_work_and_traffic_of_ssc_follow_top_k_but_for_its_logits() -> None:
-    found = cost(of(["M = a*M + outer(v, k)"], "ssc"))
+    found = Cost(of(["M = a*M + outer(v, k)"], "ssc"))
     by_segments = [part.label for part in found.flops if part.forward.has(N)]
     assert by_segments == ["logits of cached segments"]
 
@@ -97,7 +97,7 @@ def test_writes_that_read_the_memory_cost_error_rows() -> None:
 
 def test_polynomials() -> None:
     for kind in ("none", "residual", "mean", "grm", "soup", "ssc"):
-        found = cost(of(["S = b*S + outer(v, k[-2])", "M = a*M + S"], kind))
+        found = Cost(of(["S = b*S + outer(v, k[-2])", "M = a*M + S"], kind))
         for part in (*found.flops, *found.traffic, *found.state):
             for expression in (part.forward, part.backward):
                 assert sympy.expand(expression * L).is_polynomial()
@@ -105,10 +105,10 @@ def test_polynomials() -> None:
 
 
 def test_the_state_is_the_slots_the_lags_and_the_cache() -> None:
-    found = cost(of(["S = b*S + outer(v[-3], k[-2])", "M = a*M + S"]))
+    found = Cost(of(["S = b*S + outer(v[-3], k[-2])", "M = a*M + S"]))
     total, _ = found.total("state")
     assert sympy.expand(total - B * H * (2 * K * V + 2 * K + 3 * V + N * (K * V + K))) == 0
-    plain, _ = cost(of(["M = a*M + outer(v, k)"], "none")).total("state")
+    plain, _ = Cost(of(["M = a*M + outer(v, k)"], "none")).total("state")
     assert plain == B * H * K * V
 
 
@@ -119,7 +119,7 @@ def test_a_deep_memory_counts_every_layer() -> None:
         )
     )
     problem = {**sizes(understood), N: 0}
-    total, _ = cost(understood).total("state")
+    total, _ = Cost(understood).total("state")
     assert total.subs(problem) == 2 * (4 * 8 + 8 * 8 + 8 * 4) * problem[B] * problem[H]
     assert understood.gradient_chunk == problem[L] == 16
 
@@ -134,7 +134,7 @@ def test_sizes_come_from_the_spec() -> None:
 def test_tables_add_up() -> None:
     understood = of(["M = a*M + outer(v, k)"])
     for what in ("flops", "traffic", "state"):
-        columns, rows = cost_table(cost(understood), what, sizes(understood))
+        columns, rows = cost_table(Cost(understood), what, sizes(understood))
         assert {len(row) for row in rows} == {len(columns)}
         assert rows[-1][0] == "together"
 

@@ -117,5 +117,5 @@ def test_a_branch_is_known_from_a_conditional_one() -> None:
 
 def test_amdgcn_listing() -> None:
     assert inspect.from_amdgcn(AMDGCN) == inspect.Usage(
-        registers=256, spill_stores=16, spill_loads=20, loop_spill_loads=1, inner_spill_loads=1, scalar_spills=3
+        registers=256, spill_stores=16, spill_loads=20, loop_spill_loads=1, inner_spill_loads=1
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
 from mcgen.emit.say.mathematics import weight_shapes
-from mcgen.emit.text.expressions import listed
 from mcgen.emit.text.rendering import render
 from mcgen.spec import Spec
 
@@ -23,8 +24,8 @@ def arguments_source(spec: Spec) -> str:
         key_dim=spec.head.key_dim,
         value_dim=spec.head.value_dim,
         routes_by_u=spec.routes_by_u,
-        gates=listed("expected = [", [f'"{gate}"' for gate in spec.tensor_gates], "]", 4),
+        gates=[f"expected = {json.dumps(spec.tensor_gates)}"],
         layers=len(shapes),
-        theta_shapes=listed("shapes = [", shapes, "]", 4),
+        theta_shapes=[f"shapes = [{', '.join(shapes)}]"],
     )
     return f"{check.rstrip()}\n\n\n{render('packed.py.jinja')}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mcgen.emit.say.mathematics import labelled, weight_shapes
-from mcgen.emit.text.expressions import LINE_LENGTH, TORCH_FUNCTIONS, Identifiers
+from mcgen.emit.text.expressions import TORCH_FUNCTIONS, Identifiers
 from mcgen.emit.text.rendering import render
 from mcgen.spec import Gate, Spec
 
@@ -16,8 +16,6 @@ ATTRIBUTES = ("q_proj", "k_proj", "v_proj", "u_proj", "g_proj", "o_proj", "o_nor
 
 LOCALS = ("self", "x", "torch", "F", "_widen", "_project", "_discount")
 """What the function that makes gates reads, which no variable of its own may be called."""
-
-ENTRY = 12  # columns before an entry of the gates' dictionary
 
 FUNCTIONS = {
     **{name: TORCH_FUNCTIONS[name] for name in ("sigmoid", "softplus", "exp", "tanh")},
@@ -66,7 +64,7 @@ class _Layer:
             projections=[
                 f"{name} = _widen(_project(x, self.{self.projections[key]}))" for key, name in self.locals.items()
             ],
-            gates=[line for gate in self.gates for line in _entry(gate.name, self.made(gate))],
+            gates=[f'"{gate.name}": {self.made(gate)},' for gate in self.gates],
             arguments=self.arguments,
             keeps_state=spec.segment.size is not None,
         )
@@ -179,15 +177,3 @@ class _Layer:
 def _projection(gate: Gate) -> str:
     """The name of the projection that a gate is made from."""
     return gate.source or gate.name
-
-
-def _entry(key: str, value: str) -> list[str]:
-    """The lines of an entry of the gates' dictionary; one too long for its line is broken at its scale or its call."""
-    line = f'"{key}": {value},'
-    if ENTRY + len(line) <= LINE_LENGTH or not value.endswith(")"):
-        return [line]
-    scale, product, rest = line.partition(" * ")
-    if product:
-        return [scale, f"* {rest}"]
-    opening = line.index("(") + 1
-    return [line[:opening], f"    {line[opening:-2]}", "),"]

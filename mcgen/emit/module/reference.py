@@ -7,28 +7,16 @@ form, no derivative but autograd's (and, where the objective is a polynomial of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 
 from mcgen.emit.say import mathematics
-from mcgen.emit.text.expressions import (
-    LINE_LENGTH,
-    NOWHERE,
-    TORCH_FUNCTIONS,
-    Identifiers,
-    Printer,
-    assignment,
-    constant,
-    is_constant,
-    names,
-    shorten,
-    sum_lines,
-)
+from mcgen.emit.text.expressions import TORCH_FUNCTIONS, Identifiers, Printer, constant, is_constant, names
 from mcgen.emit.text.rendering import render
 from mcgen.spec import Gate, Spec, Step
-from mcgen.spec.grammar import Binary, Call, Expression, Lag, Name, Number, Unary, walk
+from mcgen.spec.grammar import NOWHERE, Binary, Call, Expression, Lag, Name, Number, Unary, walk
+from mcgen.spec.spec import ROUTED
 
 OF_ARGUMENTS = ("_check", "_sequence_lengths", "_of_sequences", "_of_every_head")
 HELPERS = ("_segments", "_read", "_outer", "_lag", "_error", "_gradient", "_chosen", *OF_ARGUMENTS)
@@ -41,7 +29,6 @@ LOCALS = """
 """
 """Names the text uses for itself, and three a linter takes for digits: a slot or gate so called gets another one."""
 
-BODY, TOKEN = 4, 12
 CALLS = {**TORCH_FUNCTIONS, "outer": "_outer({}, {})", "sum": "{}.sum(-1)"}
 
 
@@ -96,7 +83,7 @@ class _Reference:
     def connector(self) -> str:
         """The vector that routes, or nothing where nothing is routed."""
         aggregate = self.spec.aggregate
-        return aggregate.connector if aggregate.kind in ("grm", "soup", "ssc") else ""
+        return aggregate.connector if aggregate.kind in ROUTED else ""
 
     @cached_property
     def slots(self) -> tuple[str, ...]:
@@ -144,15 +131,6 @@ class _Reference:
         return {name: self.identifiers.fresh(f"{self.slot_names.get(name, name)}_n") for name in (*self.slots, "grad")}
 
     @cached_property
-    def temporaries(self) -> Iterator[str]:
-        return (self.identifiers.fresh(f"c_{number}") for number in count(1))
-
-    def assignment(
-        self, target: str, value: Expression, indent: int, may_move: Callable[[Expression], bool] = lambda _: True
-    ) -> list[str]:
-        return assignment(target, value, self.printer, indent, lambda: next(self.temporaries), may_move)
-
-    @cached_property
     def printer(self) -> Printer:
         """Prints the lines of the update at one token."""
         tokens = {"v": "v_t", "k": "k_t", "grad": "grad", "h": "h"}
@@ -195,7 +173,7 @@ class _Reference:
         if isinstance(value, float | int) or is_constant(value):
             number = float(value) if isinstance(value, float | int) else constant(value)
             return [f"{name} = q.new_tensor({number!r})"]
-        return [*self.assignment(name, value, BODY), f"{name} = {name}[:, None, None]  # (H, 1, 1)"]
+        return [f"{name} = {self.printer.text(value)}", f"{name} = {name}[:, None, None]  # (H, 1, 1)"]
 
     @property
     def start(self) -> str:
@@ -238,7 +216,7 @@ class _Reference:
             if "grad" in names(step.expression) and not current:
                 lines += self.gradient_lines("M")
                 current = True
-            lines += self.step_lines(step)
+            lines.append(self.step_line(step))
             current = bool(chunk) or (current and step.slot != "M")
         return lines
 
@@ -247,38 +225,20 @@ class _Reference:
         first = "begin" if self.independent else "0"
         return [f"{e.name}_{e.lag} = _lag({e.name}, t - {e.lag}, {first})" for e in self.lags]
 
-    def step_lines(self, step: Step) -> list[str]:
+    def step_line(self, step: Step) -> str:
         target = self.slot_names[step.slot]
-        if not self.deep or isinstance(step.expression, Name):
-            return self.assignment(target, step.expression, TOKEN, self.is_coefficient)
-        definitions, expression = shorten(
-            step.expression, self.printer, 90, lambda: next(self.temporaries), self.is_coefficient
-        )
-        lines = [f"{name} = {self.printer.text(value)}" for name, value in definitions]
-        return [*lines, *self.layerwise(target, expression)]
+        if self.deep and not isinstance(step.expression, Name):
+            return f"{target} = {self.layerwise(step.expression)}"
+        return f"{target} = {self.printer.text(step.expression)}"
 
-    def is_coefficient(self, expression: Expression) -> bool:
-        """Whether an expression is a number a head, not shaped like the memory."""
-        shaped = {*self.slots, "grad"}
-        return not any(isinstance(e, Call) and e.function == "outer" for e in walk(expression)) and not (
-            shaped & {*names(expression)}
-        )
-
-    def layerwise(self, target: str, expression: Expression) -> list[str]:
+    def layerwise(self, expression: Expression) -> str:
         """A line of the rule over lists of weights, one a layer."""
         shaped = [name for name in names(expression) if name in self.slots or name == "grad"]
         lists = [self.slot_names.get(name, name) for name in shaped]
         each = {name: self.element_names[name] for name in shaped}
         printer = Printer({**self.printer.names, **each}, CALLS)
         sources = lists[0] if len(lists) == 1 else f"zip({', '.join(lists)}, strict=True)"
-        loop = f"for {', '.join(each.values())} in {sources}"
-        line = f"{target} = [{printer.text(expression)} {loop}]"
-        if TOKEN + len(line) <= LINE_LENGTH:
-            return [line]
-        body = [printer.text(expression)]
-        if TOKEN + 4 + len(body[0]) > LINE_LENGTH:
-            body = sum_lines(expression, printer)
-        return [f"{target} = [", *("    " + part for part in [*body, loop]), "]"]
+        return f"[{printer.text(expression)} for {', '.join(each.values())} in {sources}]"
 
     def gradient_lines(self, memory: str) -> list[str]:
         """grad of the objective at `memory`, for the token at hand."""
@@ -291,7 +251,8 @@ class _Reference:
             return [*read, "grad = _outer(_error(p, v_t), k_t)"]
         if is_constant(error):
             return [f"grad = _outer(torch.full_like(v_t, {constant(error)!r}), k_t)"]
-        return [*(read if "p" in names(error) else []), *self.assignment("e", error, TOKEN), "grad = _outer(e, k_t)"]
+        e = f"e = {self.printer.text(error)}"
+        return [*(read if "p" in names(error) else []), e, "grad = _outer(e, k_t)"]
 
     @cached_property
     def error(self) -> Expression | None:
@@ -316,17 +277,12 @@ class _Reference:
 
     @property
     def objective_lines(self) -> list[str]:
-        if not self.differentiated:
-            return []
-        printer = Printer(calls=CALLS)
-        fresh = (f"c_{number}" for number in count(1))
-        return assignment("objective", _sums(self.objective), printer, 8, lambda: next(fresh))
+        return [f"objective = {Printer(calls=CALLS).text(_sums(self.objective))}"] if self.differentiated else []
 
     @cached_property
     def activation(self) -> list[str]:
         """`h = σ(h)`."""
-        printer, fresh = Printer({"x": "h"}), (f"c_{number}" for number in count(1))
-        return assignment("h", mathematics.activation(self.spec), printer, 8, lambda: next(fresh))
+        return [f"h = {Printer({'x': 'h'}).text(mathematics.activation(self.spec))}"]
 
     @cached_property
     def read(self) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 
-from mcgen.emit.text.expressions import NOWHERE, constant, is_constant, names
+from mcgen.emit.text.expressions import constant, is_constant, names
+from mcgen.ir.layers import layers, sizes
 from mcgen.spec import Gate, Spec
-from mcgen.spec.grammar import Binary, Call, Expression, Name, Number, Unary, unparse
+from mcgen.spec.grammar import NOWHERE, Binary, Call, Expression, Name, Number, Unary, unparse
+from mcgen.spec.spec import ROUTED
 
 DOCSTRING_WIDTH = 112
 
@@ -26,11 +27,8 @@ READ_OUTS = {
 
 def weight_shapes(spec: Spec) -> list[tuple[int, int]]:
     """(out, in) of each weight of the memory, first to last."""
-    head, memory = spec.head, spec.memory
-    if memory.kind == "matrix":
-        return [(head.value_dim, head.key_dim)]
-    widths = [head.key_dim, *[memory.expansion * head.key_dim] * (memory.layers - 1), head.value_dim]
-    return [(out, into) for into, out in pairwise(widths)]
+    lengths = sizes(spec)
+    return [(lengths[layer.out], lengths[layer.into]) for layer in layers(spec)]
 
 
 def activation(spec: Spec) -> Expression:
@@ -75,7 +73,7 @@ def read_text(spec: Spec) -> list[str]:
     """The read-out, and how its weights are made."""
     aggregate = spec.aggregate
     rows = [READ_OUTS[aggregate.kind].format(top_k=aggregate.top_k)]
-    if aggregate.kind in ("grm", "soup", "ssc"):
+    if aggregate.kind in ROUTED:
         scale = f"{aggregate.scale!r} " if aggregate.scale != 1 else ""
         pooled = f"{aggregate.pool} of the segment's keys"
         rows.append(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
+from mcgen.emit.text.expressions import LINE_LENGTH
 from mcgen.errors import InternalError
-
-LINE_LENGTH = 120
 
 
 def laid_out(text: str) -> str:
