@@ -19,7 +19,7 @@ from mcgen.passes.carried import carried
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import select, simplify
 from mcgen.plan.configurations import Defaults, defaults, tile
-from mcgen.plan.state import BLOCK
+from mcgen.plan.state import BLOCK, StateLayout
 from mcgen.symbolic.meaning import Meaning
 
 LEAST_STEP = 32  # tokens: gradient chunks up to this many are one step of a kernel
@@ -90,7 +90,7 @@ class MatrixPlan:
     @cached_property
     def sums(self) -> bool:
         """Whether cached states are read as their sum: added up, and a read-out is linear in the state."""
-        return self.meaning.linear and self.meaning.aggregate in ("residual", "mean")
+        return StateLayout(self.meaning).summed
 
     @cached_property
     def state(self) -> Mapping[str, tuple[str, ...]]:

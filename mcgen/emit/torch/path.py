@@ -17,7 +17,7 @@ from mcgen.emit.text.naming import named
 from mcgen.emit.text.rendering import render
 from mcgen.emit.torch.printer import HELPERS, RESERVED, function
 from mcgen.ir import aggregate
-from mcgen.ir.closed_form import key_name, value_name
+from mcgen.ir.closed_form import lagged_names
 from mcgen.ir.cut import cut, fixed, remaining
 from mcgen.ir.layers import layers, sizes
 from mcgen.ir.program import TOKEN_AXES, Contract, Decay, Input, Map, Node, Program, Rename, Solve
@@ -29,8 +29,9 @@ from mcgen.passes.narrow import narrow
 from mcgen.passes.simplify import RULES as SIMPLIFY
 from mcgen.passes.simplify import select, simplify
 from mcgen.passes.solves import solves_apart
+from mcgen.plan.state import StateLayout
 from mcgen.symbolic.meaning import Meaning
-from mcgen.symbolic.recurrence import MEMORY, Write
+from mcgen.symbolic.recurrence import MEMORY
 
 CHUNK = 64
 PANEL_ROWS = 4096
@@ -78,10 +79,7 @@ TEMPLATES = {
 
 def lagged_inputs(meaning: Meaning) -> list[tuple[str, str, int]]:
     """(name, tensor, lag) of every lagged view of k and v that some write takes."""
-    writes = [write for write in meaning.recurrence.writes if isinstance(write, Write)]
-    keys = {write.key_lag for write in writes} - {0}
-    values = {write.value_lag for write in writes} - {0}
-    return [(key_name(n), "k", n) for n in sorted(keys)] + [(value_name(n), "v", n) for n in sorted(values)]
+    return [(name, *of) for name, of in lagged_names(meaning.recurrence).items()]
 
 
 def torch_source(meaning: Meaning) -> str:
@@ -96,6 +94,11 @@ class TorchPath:
     """What the templates show for one meaning."""
 
     meaning: Meaning
+
+    @cached_property
+    def layout(self) -> StateLayout:
+        """What is read of earlier segments, and goes from call to call."""
+        return StateLayout(self.meaning)
 
     @cached_property
     def state(self) -> Mapping[str, tuple[str, ...]]:
@@ -254,13 +257,12 @@ class TorchPath:
     @cached_property
     def reading(self) -> str:
         """How cached states are read: by the aggregate, or as their sum where a read-out is linear in the state."""
-        meaning = self.meaning
-        return "sums" if meaning.linear and meaning.aggregate in ("residual", "mean") else meaning.aggregate
+        return "sums" if self.layout.summed else self.meaning.aggregate
 
     @cached_property
-    def memory(self) -> dict[str, str]:
+    def memory(self) -> Mapping[str, str]:
         """The cached parameters of the memory: what programs call them, and the state's name for them."""
-        return {f"cached{layer.suffix}": f"{MEMORY}{layer.suffix}" for layer in layers(self.meaning.spec)}
+        return self.layout.memory
 
     @cached_property
     def shapes(self) -> dict[str, str]:
@@ -322,7 +324,7 @@ class TorchPath:
     @cached_property
     def banked(self) -> tuple[str, ...]:
         """The slots whose states at the ends of segments are read one by one."""
-        return tuple(self.memory.values()) if self.meaning.reads_cached and self.reading != "sums" else ()
+        return tuple(self.memory.values()) if self.layout.banked else ()
 
     def _kept_at(self, slot: str, first: str, last: str) -> str:
         """Where a slot lies that is kept at the ends of segments first to last, counted as panels count them."""
@@ -382,7 +384,7 @@ class TorchPath:
             "rooms": self._rooms,
             "kept_at": {slot: self._kept_at(slot, "i", "j") for slot in self.kept},
             "kept_before": {slot: self._kept_at(slot, "i - 1", "i") for slot in self.kept},
-            "sources": _tuple(sorted({source for _, source, _ in lagged_inputs(meaning)})),
+            "sources": _tuple(self.layout.sources),
             "d_ends": _dict({MEMORY: "d_bank[:, :, i:j]"} if sums else d_ends),
             "read_slots": _tuple(list(self.memory.values())),
             "width": max(sizes(meaning.spec).values()),
@@ -393,7 +395,7 @@ class TorchPath:
             "mean_pool": meaning.spec.aggregate.pool == "mean",
             "counted": "count" in inputs,
             "per_head": "head" in inputs,
-            "lagged": bool(lagged_inputs(meaning)),
+            "lagged": bool(self.layout.lags),
             "row_inputs": _tuple([*queries, *(["r"] if meaning.routes else [])]),
             "row_queries": _tuple(queries),
             "read_inputs": _tuple([*(queries if meaning.reads_cached else []), *self.online]),
