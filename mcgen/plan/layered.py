@@ -85,13 +85,14 @@ class LayeredPlan(StreamedPlan):
     @cached_property
     def programs(self) -> Mapping[str, Program]:
         meaning = self.meaning
-        found = {"errors": by_layer.errors(meaning), "online": by_layer.online(meaning)}
+        found = {"errors": program(by_layer.errors, meaning), "online": program(by_layer.online, meaning)}
         found |= {"reverse_online": by_layer.reverse_online(meaning), "inputs": by_layer.inputs(meaning)}
         for layer in self.layers:
-            found[f"layer{layer.suffix}"] = by_layer.layer_step(meaning, layer)
+            found[f"layer{layer.suffix}"] = program(by_layer.layer_step, meaning, layer)
             found[f"reverse_layer{layer.suffix}"] = by_layer.reverse_layer(meaning, layer)
         if meaning.routes:
-            found |= {"logits": by_layer.logits(meaning), "reverse_logits": by_layer.reverse_logits(meaning)}
+            found["logits"] = program(by_layer.logits, meaning)
+            found["reverse_logits"] = by_layer.reverse_logits(meaning)
         if meaning.reads_cached:
             found["read_segment"] = program(read_segment, meaning)
             found |= {"rows": backward.rows(meaning), "segment": backward.segment(meaning)}
