@@ -17,7 +17,7 @@ from mcgen.ir.derivative import cotangents, vjp
 from mcgen.ir.error_rows import find_errors
 from mcgen.ir.layers import Layer, activated, layers, read_out
 from mcgen.ir.program import Builder, Node, Program
-from mcgen.ir.step import WITHOUT_GRADIENT, after_tokens, closed_form, next_state, pooled, query_name, weights
+from mcgen.ir.step import WITHOUT_GRADIENT, after_tokens, closed_form, next_state, pooled, weights
 from mcgen.ir.vocabulary import QUERIES
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import GradientWrite
@@ -92,14 +92,6 @@ def logits(b: Builder, meaning: Meaning) -> dict[str, Node]:
     """`r`[t], the online memory's routing logits, and `pool_next`[k], the sum of the segment's keys."""
     r, pool = pooled(b, meaning)
     return {"r": r, "pool_next": pool}
-
-
-def reverse_logits(meaning: Meaning) -> Program:
-    """The reverse of `logits`: `d_<query>`[t k], `d_k`[j k] and `d_pool`[k]."""
-    b = Builder()
-    outputs = logits(b, meaning)
-    found = vjp(b, outputs, cotangents(b, outputs))
-    return Program("reverse_logits", {f"d_{name}": found[name] for name in (query_name(meaning), "k", "pool")})
 
 
 def inputs(meaning: Meaning) -> Program:

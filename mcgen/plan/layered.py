@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mcgen.ir import backward, by_layer
-from mcgen.ir.aggregate import program, read_segment
+from mcgen.ir.aggregate import program, program_vjp, read_segment
 from mcgen.ir.layers import Layer, layers
 from mcgen.ir.program import Program
 from mcgen.passes.carried import carried
@@ -92,7 +92,7 @@ class LayeredPlan(StreamedPlan):
             found[f"reverse_layer{layer.suffix}"] = by_layer.reverse_layer(meaning, layer)
         if meaning.routes:
             found["logits"] = program(by_layer.logits, meaning)
-            found["reverse_logits"] = by_layer.reverse_logits(meaning)
+            found["reverse_logits"] = program_vjp(by_layer.logits, meaning)
         if meaning.reads_cached:
             found["read_segment"] = program(read_segment, meaning)
             found |= {"rows": backward.rows(meaning), "segment": backward.segment(meaning)}

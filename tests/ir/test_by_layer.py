@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mcgen.ir import by_layer
-from mcgen.ir.aggregate import program
+from mcgen.ir.aggregate import program, program_vjp
 from mcgen.ir.backward import whole
 from mcgen.ir.evaluate import evaluate
 from mcgen.ir.layers import layers
@@ -105,7 +105,7 @@ def test_its_reverse_is_the_derivative(case: str) -> None:
         run.run(by_layer.reverse_layer(given, layer))
     state = {f"d_{name}": run.values[f"d_{name}"] for name in state_axes(given) if name != "pool"}
     if given.routes:
-        logits = run.run(by_layer.reverse_logits(given))
+        logits = run.run(program_vjp(by_layer.logits, given))
         run.values["d_k_rows"] = logits["d_k"]
         run.values["d_u_rows"] = inputs["d_u_rows"] + logits["d_u"]
     found = run.run(by_layer.inputs(given))
