@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,6 @@ class Rows:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-
-    def plain(self) -> dict[str, Any]:
-        return {"title": self.title, "columns": list(self.columns), "rows": [list(row) for row in self.rows]}
 
 
 @dataclass(frozen=True)
@@ -181,7 +178,7 @@ def _blocks(stage: str, meaning: Meaning, target: str, alone: bool) -> Sequence[
 def _plain(stage: str, blocks: Sequence[Block]) -> dict[str, Any]:
     """A section as plain data."""
     texts = [block for block in blocks if isinstance(block, str)]
-    tables = [block.plain() for block in blocks if isinstance(block, Rows)]
+    tables = [asdict(block) for block in blocks if isinstance(block, Rows)]
     data = {name: value for block in blocks if isinstance(block, Data) for name, value in block.values.items()}
     return {"title": STAGES[stage][0], "text": texts, "tables": tables, **data}
 

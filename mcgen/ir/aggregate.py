@@ -99,8 +99,8 @@ def accumulate(b: Builder, meaning: Meaning) -> Outputs:
     return {"y": _shared(b, meaning, b.total([b.input("o", "t", "v"), _read_out(b, meaning)]))}
 
 
-def program(make: Callable[..., Outputs], meaning: Meaning, **how: bool) -> Program:
-    return Program(make.__name__, make(Builder(), meaning, **how))
+def program(make: Callable[..., Outputs], meaning: Meaning, *of: Layer, **how: bool) -> Program:
+    return Program(make.__name__, make(Builder(), meaning, *of, **how))
 
 
 def program_vjp(make: Callable[..., Outputs], meaning: Meaning, **how: bool) -> Program:

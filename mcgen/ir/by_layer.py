@@ -17,29 +17,45 @@ from mcgen.ir.derivative import cotangents, vjp
 from mcgen.ir.error_rows import find_errors
 from mcgen.ir.layers import Layer, activated, layers, read_out
 from mcgen.ir.program import Builder, Node, Program
-from mcgen.ir.step import WITHOUT_GRADIENT, after_tokens, closed_form, next_state, pooled, query_name, weights
+from mcgen.ir.step import WITHOUT_GRADIENT, after_tokens, closed_form, next_state, pooled, weights
 from mcgen.ir.vocabulary import QUERIES
 from mcgen.symbolic.meaning import Meaning
 from mcgen.symbolic.recurrence import GradientWrite
 
 
-def errors(meaning: Meaning) -> Program:
+def errors(b: Builder, meaning: Meaning) -> dict[str, Node]:
     """The rows that gradients are made of, from keys, values and `anchor_<l>`[in out], the memory they are taken at:
     `error_<l>`[t out] of every layer, and `seen_<l>`[t in] of those that do not see the keys themselves."""
-    return Program("errors", _errors(Builder(), meaning))
+    form, _ = closed_form(b, meaning, True)
+    find_errors(form, meaning.spec, {}, weights(b, meaning.spec, "anchor"))
+    rows = next(iter(form.errors.values()))  # all gradients of a rule are taken at the same memory
+    _, *deeper = layers(meaning.spec)
+    found = {f"error{layer.suffix}": node for layer, node in rows.items()}
+    return found | {f"seen{layer.suffix}": form.seen[layer] for layer in deeper}
 
 
-def layer_step(meaning: Meaning, layer: Layer) -> Program:
+def layer_step(b: Builder, meaning: Meaning, layer: Layer) -> dict[str, Node]:
     """`result_<l>`[t out] of one layer for the queries, or for the results of the layer before, and the layer's part of
     every slot at the chunk's end, from the rows that `errors` gives."""
-    return Program("layer", _layer(Builder(), meaning, layer))
+    form, whole = closed_form(b, meaning, True)
+    slots = {slot: {layer: parameters[layer]} for slot, parameters in whole.items()}
+    rows = {layer: b.input(f"error{layer.suffix}", "t", layer.out)}
+    form.errors.update({write: rows for write in meaning.recurrence.writes if isinstance(write, GradientWrite)})
+    every = layers(meaning.spec)
+    x = b.input("q", "t", "k")
+    if layer != every[0]:
+        form.seen[layer] = b.input(f"seen{layer.suffix}", "t", layer.into)
+        before = every[every.index(layer) - 1]
+        x = activated(b, meaning.spec, before, b.input(f"result{before.suffix}", "t", layer.into), QUERIES)
+    outputs = {f"result{layer.suffix}": after_tokens(form, slots, layer, x)}
+    return outputs | {f"{slot}{layer.suffix}_next": next_state(form, slot, slots, layer) for slot in slots}
 
 
 def reverse_layer(meaning: Meaning, layer: Layer) -> Program:
     """The reverse of one layer's step: `d_<input>` of its rows and slots; of queries, keys and gates, of which other
     layers have a share too or the rows that `errors` gives, `d_<input>_layer_<l>`."""
     b = Builder()
-    outputs = _layer(b, meaning, layer)
+    outputs = layer_step(b, meaning, layer)
     found = vjp(b, outputs, cotangents(b, outputs))
     given = Program("layer", outputs).inputs
     zero, shared = b.constant(0), {"q", "k", *meaning.spec.tensor_gates}
@@ -58,9 +74,11 @@ def owed(name: str, layer: Layer) -> str:
     return f"d_{name}_layer{layer.suffix}"
 
 
-def online(meaning: Meaning) -> Program:
+def online(b: Builder, meaning: Meaning) -> dict[str, Node]:
     """`o`[t v], the online read-out, from the last layer's results."""
-    return Program("online", _online(Builder(), meaning))
+    last = layers(meaning.spec)[-1]
+    value = b.input(f"result{last.suffix}", "t", last.out)
+    return {"o": read_out(b, meaning.spec, b.input("q", "t", "k"), value, QUERIES)}
 
 
 def reverse_online(meaning: Meaning) -> Program:
@@ -70,26 +88,17 @@ def reverse_online(meaning: Meaning) -> Program:
     return Program("reverse_online", {f"d_{name}": _through_online(b, meaning)[name]})
 
 
-def logits(meaning: Meaning) -> Program:
+def logits(b: Builder, meaning: Meaning) -> dict[str, Node]:
     """`r`[t], the online memory's routing logits, and `pool_next`[k], the sum of the segment's keys."""
-    r, pool = pooled(Builder(), meaning)
-    return Program("logits", {"r": r, "pool_next": pool})
-
-
-def reverse_logits(meaning: Meaning) -> Program:
-    """The reverse of `logits`: `d_<query>`[t k], `d_k`[j k] and `d_pool`[k]."""
-    b = Builder()
     r, pool = pooled(b, meaning)
-    outputs = {"r": r, "pool_next": pool}
-    found = vjp(b, outputs, cotangents(b, outputs))
-    return Program("reverse_logits", {f"d_{name}": found[name] for name in (query_name(meaning), "k", "pool")})
+    return {"r": r, "pool_next": pool}
 
 
 def inputs(meaning: Meaning) -> Program:
     """The gradients `d_<input>` of everything a token brings along, and `d_anchor_<l>`[in out]: through the rows that
     `errors` gives, with the layers' shares and, as `d_<input>_rows`, those of cached segments and logits."""
     b = Builder()
-    rows, spec = _errors(b, meaning), meaning.spec
+    rows, spec = errors(b, meaning), meaning.spec
     found = vjp(b, rows, cotangents(b, rows))
     anchors = {f"d_{name}": node for name, node in found.items() if name.startswith("anchor")}
     first, zero = layers(spec)[0], b.constant(0)
@@ -101,42 +110,12 @@ def inputs(meaning: Meaning) -> Program:
     terms["v"] = [b.broadcast(found.get("v", zero), ("j", "v"))]
     terms["k"] += [found["k"]] if "k" in found else []
     terms["q"] += [_through_online(b, meaning)["q"]] if spec.memory.residual else []
-    reached = Program("layer", _layer(Builder(), meaning, first)).inputs  # as by the others
+    reached = Program("layer", layer_step(Builder(), meaning, first)).inputs  # as by the others
     for gate in spec.tensor_gates:
         shares = [b.input(owed(gate, layer), "t") for layer in layers(spec)]
         terms[gate] = shares if gate in reached else [b.broadcast(zero, ("t",))]
     return Program("inputs", {f"d_{name}": b.total(nodes) for name, nodes in terms.items()} | anchors)
 
 
-def _errors(b: Builder, meaning: Meaning) -> dict[str, Node]:
-    form, _ = closed_form(b, meaning, True)
-    find_errors(form, meaning.spec, {}, weights(b, meaning.spec, "anchor"))
-    rows = next(iter(form.errors.values()))  # all gradients of a rule are taken at the same memory
-    _, *deeper = layers(meaning.spec)
-    found = {f"error{layer.suffix}": node for layer, node in rows.items()}
-    return found | {f"seen{layer.suffix}": form.seen[layer] for layer in deeper}
-
-
-def _layer(b: Builder, meaning: Meaning, layer: Layer) -> dict[str, Node]:
-    form, whole = closed_form(b, meaning, True)
-    slots = {slot: {layer: parameters[layer]} for slot, parameters in whole.items()}
-    rows = {layer: b.input(f"error{layer.suffix}", "t", layer.out)}
-    form.errors.update({write: rows for write in meaning.recurrence.writes if isinstance(write, GradientWrite)})
-    every = layers(meaning.spec)
-    x = b.input("q", "t", "k")
-    if layer != every[0]:
-        form.seen[layer] = b.input(f"seen{layer.suffix}", "t", layer.into)
-        before = every[every.index(layer) - 1]
-        x = activated(b, meaning.spec, before, b.input(f"result{before.suffix}", "t", layer.into), QUERIES)
-    outputs = {f"result{layer.suffix}": after_tokens(form, slots, layer, x)}
-    return outputs | {f"{slot}{layer.suffix}_next": next_state(form, slot, slots, layer) for slot in slots}
-
-
-def _online(b: Builder, meaning: Meaning) -> dict[str, Node]:
-    last = layers(meaning.spec)[-1]
-    value = b.input(f"result{last.suffix}", "t", last.out)
-    return {"o": read_out(b, meaning.spec, b.input("q", "t", "k"), value, QUERIES)}
-
-
 def _through_online(b: Builder, meaning: Meaning) -> dict[str, Node]:
-    return vjp(b, _online(b, meaning), {"o": d_online(b, meaning)})
+    return vjp(b, online(b, meaning), {"o": d_online(b, meaning)})

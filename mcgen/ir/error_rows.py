@@ -103,22 +103,18 @@ def _number(gradients: Sequence[GradientWrite], write: GradientWrite) -> str:
 def _at_line(form: ClosedForm, memory: LinearForm) -> Coefficients:
     """R' and C' of the memory at a line, given as a form over last token's slots and this token's writes."""
     b = form.b
-    start: dict[str, list[Node]] = {}
-    writes: dict[AnyWrite, list[Node]] = {}
+    terms: dict[str | AnyWrite, list[Node]] = {}
     for atom, rate in memory.items():
         value = form.gate(rate, neutral=0)
         if isinstance(atom, PreviousSlot):
             before = form.coefficients(atom.name, "t", exclusive=True)
-            for slot, node in before.start.items():
-                start.setdefault(slot, []).append(b.product(value, node))
-            for write, node in before.writes.items():
-                writes.setdefault(write, []).append(b.product(value, node))
+            for of, node in {**before.start, **before.writes}.items():
+                terms.setdefault(of, []).append(b.product(value, node))
         else:
-            writes.setdefault(atom, []).append(_same_token(b, value))
-    return Coefficients(
-        {slot: b.total(terms) for slot, terms in start.items()},
-        {write: b.total(terms) for write, terms in writes.items()},
-    )
+            terms.setdefault(atom, []).append(_same_token(b, value))
+    found = {of: b.total(nodes) for of, nodes in terms.items()}
+    start = {of: node for of, node in found.items() if isinstance(of, str)}
+    return Coefficients(start, {of: node for of, node in found.items() if of not in start})
 
 
 def _same_token(b: Builder, rate: Node) -> Node:

@@ -57,14 +57,10 @@ def operations(program: Program) -> dict[str, int]:
     return {**found, "scalar operations": scalar}
 
 
-def applied(stages: Iterable[Stage]) -> list[Rule]:
-    """The rules that applied."""
-    return [stage.rule for stage in stages if stage.rule and stage.used]
-
-
 def rule_lines(stages: Iterable[Stage]) -> list[str]:
     """What each rule that applied makes of what."""
-    return [f"{rule.name}: {rule.before}  ->  {rule.after}" for rule in applied(stages)]
+    rules = [stage.rule for stage in stages if stage.rule and stage.used]
+    return [f"{rule.name}: {rule.before}  ->  {rule.after}" for rule in rules]
 
 
 def report(stages: Iterable[Stage]) -> tuple[list[str], list[list[str]]]:

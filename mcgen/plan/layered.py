@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mcgen.ir import backward, by_layer
-from mcgen.ir.aggregate import program, read_segment
+from mcgen.ir.aggregate import program, program_vjp, read_segment
 from mcgen.ir.layers import Layer, layers
 from mcgen.ir.program import Program
 from mcgen.passes.carried import carried
@@ -85,13 +85,14 @@ class LayeredPlan(StreamedPlan):
     @cached_property
     def programs(self) -> Mapping[str, Program]:
         meaning = self.meaning
-        found = {"errors": by_layer.errors(meaning), "online": by_layer.online(meaning)}
+        found = {"errors": program(by_layer.errors, meaning), "online": program(by_layer.online, meaning)}
         found |= {"reverse_online": by_layer.reverse_online(meaning), "inputs": by_layer.inputs(meaning)}
         for layer in self.layers:
-            found[f"layer{layer.suffix}"] = by_layer.layer_step(meaning, layer)
+            found[f"layer{layer.suffix}"] = program(by_layer.layer_step, meaning, layer)
             found[f"reverse_layer{layer.suffix}"] = by_layer.reverse_layer(meaning, layer)
         if meaning.routes:
-            found |= {"logits": by_layer.logits(meaning), "reverse_logits": by_layer.reverse_logits(meaning)}
+            found["logits"] = program(by_layer.logits, meaning)
+            found["reverse_logits"] = program_vjp(by_layer.logits, meaning)
         if meaning.reads_cached:
             found["read_segment"] = program(read_segment, meaning)
             found |= {"rows": backward.rows(meaning), "segment": backward.segment(meaning)}

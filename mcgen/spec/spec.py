@@ -119,18 +119,12 @@ class Spec:
             "name": self.name,
             "doc": self.doc,
             "memory": memory if self.memory.kind == "mlp" else {"kind": self.memory.kind},
-            "update": self._update(),
+            "update": self.update.model_dump(mode="json", by_alias=True, exclude_none=True),
             "segment": self.segment.model_dump(exclude_none=True),
             "aggregate": self.aggregate.model_dump(exclude_none=True),
             "head": self.head.model_dump(),
             "layer": self.layer.model_dump(),
         }
-
-    def _update(self) -> dict[str, Any]:
-        update = self.update.model_dump(by_alias=True, exclude_none=True)
-        if "steps" in update:
-            update["steps"] = list(update["steps"])
-        return update
 
     def digest(self) -> str:
         """sha256, in hexadecimal, of the canonical JSON of `to_dict`: sorted keys, no spaces, ASCII."""

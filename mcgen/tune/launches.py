@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mcgen.emit.text.private_names import privately
 from mcgen.plan.host import Kernel, buffers, launches
 from mcgen.plan.kernels import SUFFIX
 from mcgen.plan.plan import planned, scheduled
 from mcgen.plan.schedule import Schedule
-from mcgen.spec import Spec, loads
+from mcgen.spec import Spec
 from mcgen.symbolic.meaning import meaning
 
 POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "int32": "*i32"}
@@ -39,9 +35,9 @@ class Specialisation:
     whole: bool = False
 
 
-def specialisations(path: Path | str, element: str) -> list[Specialisation]:
-    """Every kernel of the module in a file, for inputs of one type (`bfloat16`, `float32`) and gates in float32."""
-    schedule = scheduled(planned(meaning(privately(spec_of(Path(path))))))
+def specialisations(spec: Spec, element: str) -> list[Specialisation]:
+    """Every kernel of a spec's module, for inputs of one type (`bfloat16`, `float32`) and gates in float32."""
+    schedule = scheduled(planned(meaning(privately(spec))))
     return [_specialisation(schedule, kernel, element) for kernel in schedule.kernels.values()]
 
 
@@ -56,11 +52,3 @@ def _specialisation(schedule: Schedule, kernel: Kernel, element: str) -> Special
     known = {**schedule.constants, **dict.fromkeys(launch.modes, True), "IN": getattr(tl, element)}
     constants = {name: known[name] for name in kernel.constants if name in known} | dict.fromkeys(kernel.going_on)
     return Specialisation(kernel.name + SUFFIX, kernel.axis, signature, constants, kernel.rows, kernel.whole)
-
-
-def spec_of(path: Path) -> Spec:
-    """The spec of a generated file, which is not imported for that."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assigned = (node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name))
-    (spec,) = (ast.literal_eval(node.value) for node in assigned if node.targets[0].id == "SPEC")
-    return loads(yaml.safe_dump(spec), str(path))

@@ -216,21 +216,20 @@ def _disassembled(cubin: bytes) -> str:
 
 def _judged(found: Resources, target: Target, num_warps: int) -> Resources:
     """The same, failed where the target cannot run it. The compiler itself does not look."""
-    registers, bytes_spilled = FAILED_ALLOCATION
-    if found.failure is not None:
-        return found
+    return replace(found, failure=found.failure or next(_excess(found, target, num_warps), None))
+
+
+def _excess(found: Resources, target: Target, num_warps: int) -> Iterator[str]:
+    registers, spilled = FAILED_ALLOCATION
     if found.shared_bytes > target.shared_bytes:
-        excess = f"{found.shared_bytes} bytes of shared memory, {target.name} has {target.shared_bytes}"
-        return replace(found, failure=f"out of resources: {excess}")
+        yield f"out of resources: {found.shared_bytes} bytes of shared memory, {target.name} has {target.shared_bytes}"
     if num_warps > target.max_warps:
-        return replace(found, failure=f"out of resources: {num_warps} warps, {target.name} runs {target.max_warps}")
+        yield f"out of resources: {num_warps} warps, {target.name} runs {target.max_warps}"
     if found.tmem > target.tmem_columns:
-        excess = f"{found.tmem} columns of tensor memory, {target.name} has {target.tmem_columns}"
-        return replace(found, failure=f"out of resources: {excess}")
-    if target.backend == "cuda" and found.registers <= registers and found.spill_stores >= bytes_spilled:
-        given_up = f"{found.registers} registers with {found.spill_stores} bytes of spills"
-        return replace(found, failure=f"register allocation failed: {given_up}")
-    return found
+        has = f"{target.name} has {target.tmem_columns}"
+        yield f"out of resources: {found.tmem} columns of tensor memory, {has}"
+    if target.backend == "cuda" and found.registers <= registers and found.spill_stores >= spilled:
+        yield f"register allocation failed: {found.registers} registers with {found.spill_stores} bytes of spills"
 
 
 def _reason(error: Exception, said: str) -> str:

@@ -101,7 +101,7 @@ def _module(spec: Spec, folder: Path, elements: Sequence[str]) -> Module:
     path = folder / f"{spec.name}_{spec.head.key_dim}_{spec.head.value_dim}_{spec.gradient_chunk}.py"
     text = pipeline.source(spec)
     path.write_text(text, encoding="utf-8")
-    return Module(spec, path, digests(text), {element: specialisations(path, element) for element in elements})
+    return Module(spec, path, digests(text), {element: specialisations(spec, element) for element in elements})
 
 
 def subjects(built: Iterable[Module], targets: Sequence[Target]) -> list[Subject]:

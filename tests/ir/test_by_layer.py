@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mcgen.ir import by_layer
+from mcgen.ir.aggregate import program, program_vjp
 from mcgen.ir.backward import whole
 from mcgen.ir.evaluate import evaluate
 from mcgen.ir.layers import layers
@@ -57,8 +58,8 @@ class Run:
         self.lengths = {**sizes(), **layer_sizes(given.spec)}
         self.values: Tensors = dict(values)
 
-    def run(self, program: Program) -> Tensors:
-        program = simplify(program)
+    def run(self, given: Program) -> Tensors:
+        program = simplify(given)
         found = evaluate(program, {name: self.values[name] for name in program.inputs}, self.lengths)
         self.values |= found
         return found
@@ -72,12 +73,12 @@ def test_layer_by_layer_is_the_step(case: str) -> None:
     run = Run(given, inputs)
     expected = Run(given, inputs).run(masked)
     run.values |= {f"anchor{layer.suffix}": inputs[f"M{layer.suffix}"] for layer in layers(given.spec)}
-    run.run(by_layer.errors(given))
+    run.run(program(by_layer.errors, given))
     for layer in layers(given.spec):
-        run.run(by_layer.layer_step(given, layer))
-    run.run(by_layer.online(given))
+        run.run(program(by_layer.layer_step, given, layer))
+    run.run(program(by_layer.online, given))
     if given.routes:
-        run.run(by_layer.logits(given))
+        run.run(program(by_layer.logits, given))
     there = inputs["valid"] > 0
     for name, value in expected.items():
         rows = masked.outputs[name].axes[0] == "t"
@@ -96,15 +97,15 @@ def test_its_reverse_is_the_derivative(case: str) -> None:
     every = layers(given.spec)
     run = Run(given, inputs)
     run.values |= {f"anchor{layer.suffix}": inputs[f"M{layer.suffix}"] for layer in every}
-    run.run(by_layer.errors(given))
+    run.run(program(by_layer.errors, given))
     for layer in every:
-        run.run(by_layer.layer_step(given, layer))
+        run.run(program(by_layer.layer_step, given, layer))
     run.run(by_layer.reverse_online(given))
     for layer in reversed(every):
         run.run(by_layer.reverse_layer(given, layer))
     state = {f"d_{name}": run.values[f"d_{name}"] for name in state_axes(given) if name != "pool"}
     if given.routes:
-        logits = run.run(by_layer.reverse_logits(given))
+        logits = run.run(program_vjp(by_layer.logits, given))
         run.values["d_k_rows"] = logits["d_k"]
         run.values["d_u_rows"] = inputs["d_u_rows"] + logits["d_u"]
     found = run.run(by_layer.inputs(given))

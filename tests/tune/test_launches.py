@@ -35,10 +35,11 @@ from mcgen.tune.launches import specialisations
 from mcgen.tune.search import job, with_head
 
 path = Path(sys.argv[1]) / f"{sys.argv[2]}.py"
-path.write_text(pipeline.source(with_head(load(shipped()[sys.argv[2]]), 16)), encoding="utf-8")
+spec = with_head(load(shipped()[sys.argv[2]]), 16)
+path.write_text(pipeline.source(spec), encoding="utf-8")
 target = lookup(sys.argv[3])
 chip = compiler.GPUTarget(target.backend, target.capability, target.warp_size)
-for kernel in specialisations(path, "bfloat16"):
+for kernel in specialisations(spec, "bfloat16"):
     one = job(path, kernel, "bfloat16", Configuration(16, kernel.constexprs["F"] if kernel.whole else 16, 4), target)
     fn = offline.load_kernels(path)[kernel.kernel]
     pointers = [at for at, name in enumerate(fn.arg_names) if one.signature.get(name, "").startswith("*")]
@@ -70,9 +71,9 @@ def test_kernels_compile(name: str, target: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["swla_ssc", "dla_ssc", "titans_chunk_grm"])
 def test_kernels_serve_every_length(name: str, tmp_path: Path) -> None:
-    path = tmp_path / f"{name}.py"
-    path.write_text(pipeline.source(load(shipped()[name])), encoding="utf-8")
+    path, spec = tmp_path / f"{name}.py", load(shipped()[name])
+    path.write_text(pipeline.source(spec), encoding="utf-8")
     kernels = load_kernels(path)
-    for one in specialisations(path, "bfloat16"):
+    for one in specialisations(spec, "bfloat16"):
         numbers = {argument for argument, type in one.signature.items() if type == "i32"}
         assert numbers == {p.name for p in kernels[one.kernel].params if p.do_not_specialize}, one.kernel

@@ -47,14 +47,16 @@ class _Reference:
             "reference.py.jinja",
             deep=self.deep,
             size=spec.segment.size if spec.segment.mode == "constant" else None,
-            activation=self.activation,
+            activation=[f"h = {Printer({'x': 'h'}).text(mathematics.activation(spec))}"],  # σ(h)
             layernorm=spec.memory.norm == "layernorm",
             residual=spec.memory.residual,
             outer=self.writes_outer,
             lags=bool(self.lags),
             differentiated=self.differentiated,
             differentiated_doc=self.differentiated_doc,
-            objective=self.objective_lines,
+            objective=[f"objective = {Printer(calls=CALLS).text(_sums(self.objective))}"]
+            if self.differentiated
+            else [],
             top_k=aggregate.top_k if aggregate.kind == "ssc" else None,
             docstring=[*mathematics.mathematics(spec), *mathematics.shapes_text(spec)],
             inputs=self.inputs,
@@ -65,7 +67,7 @@ class _Reference:
             independent=self.independent,
             connector=self.connector,
             token=self.token,
-            token_gates=self.token_gates,
+            token_gates=[f"{self.token_names[gate]} = {self.gate_names[gate]}[:, t]" for gate in spec.tensor_gates],
             update=self.update,
             read=self.read,
             caches=aggregate.kind != "none",
@@ -186,11 +188,7 @@ class _Reference:
     @property
     def lists(self) -> str:
         """What grows along the sequence."""
-        held = [
-            "y",
-            *(["cached"] if self.spec.aggregate.kind != "none" else []),
-            *(["pools"] if self.connector else []),
-        ]
+        held = ["y", *["cached"] * (self.spec.aggregate.kind != "none"), *["pools"] * bool(self.connector)]
         return f"{', '.join(held)} = {', '.join('[]' for _ in held)}"
 
     @property
@@ -200,14 +198,11 @@ class _Reference:
         tensors = [x for x in "qkvu" if re.search(rf"\b{x}_t\b", text)]
         return f"{', '.join(x + '_t' for x in tensors)} = {', '.join(x + '[:, t]' for x in tensors)}"
 
-    @property
-    def token_gates(self) -> list[str]:
-        return [f"{self.token_names[gate]} = {self.gate_names[gate]}[:, t]" for gate in self.spec.tensor_gates]
-
     @cached_property
     def update(self) -> list[str]:
         """The lines of the rule, top to bottom; grad stands before the first that reads it, again where M changed."""
-        lines = self.lag_lines
+        first = "begin" if self.independent else "0"
+        lines = [f"{e.name}_{e.lag} = _lag({e.name}, t - {e.lag}, {first})" for e in self.lags]
         chunk = self.spec.gradient_chunk if self.takes_gradient else None
         if chunk:
             lines += [f"if (t - begin) % {chunk} == 0:", "    M_chunk = M", *self.gradient_lines("M_chunk")]
@@ -219,11 +214,6 @@ class _Reference:
             lines.append(self.step_line(step))
             current = bool(chunk) or (current and step.slot != "M")
         return lines
-
-    @property
-    def lag_lines(self) -> list[str]:
-        first = "begin" if self.independent else "0"
-        return [f"{e.name}_{e.lag} = _lag({e.name}, t - {e.lag}, {first})" for e in self.lags]
 
     def step_line(self, step: Step) -> str:
         target = self.slot_names[step.slot]
@@ -274,15 +264,6 @@ class _Reference:
     def differentiated_doc(self) -> str:
         what = "The gradient, by every weight of M, of" if self.deep else "e, the gradient by p of"
         return f"{what} the objective at {'p = M(k)' if self.deep else 'p'}: p and v (B, H, V)."
-
-    @property
-    def objective_lines(self) -> list[str]:
-        return [f"objective = {Printer(calls=CALLS).text(_sums(self.objective))}"] if self.differentiated else []
-
-    @cached_property
-    def activation(self) -> list[str]:
-        """`h = σ(h)`."""
-        return [f"h = {Printer({'x': 'h'}).text(mathematics.activation(self.spec))}"]
 
     @cached_property
     def read(self) -> list[str]:

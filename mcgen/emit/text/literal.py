@@ -49,14 +49,6 @@ def _shows(character: str) -> bool:
     return plain and character.isprintable() and category.startswith(SHOWN_AS_IT_IS)
 
 
-def _escaped(character: str) -> str:
-    known = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-    if character in known:
-        return known[character]
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
 def _lines(value: Any, indent: int, before: str, after: str) -> Iterator[str]:
     """`before`, the value and `after`, from column `indent`: on one line if it fits."""
     line = f"{' ' * indent}{before}{_inline(value)}{after}"
@@ -105,7 +97,7 @@ def _piece(character: str) -> str:
     """A character as it stands between quotes, apart from quotes."""
     if character == "\\":
         return r"\\"
-    return character if _shows(character) else _escaped(character)
+    return character if _shows(character) else character.encode("unicode_escape").decode()
 
 
 def _quoted(pieces: list[str]) -> str:
