@@ -2003,7 +2003,8 @@ def reverse_kernel(
                 tl.debug_barrier()
         _fill(p_d, 2 * STATE)
         if d_after is not None:
-            if tl.load(steps + 8 * (i_last - 1) + 1) == T:
+            _, i_end, _, _, _, _, _ = _chunk_step(steps, i_last - 1)
+            if i_end == T:
                 tl.debug_barrier()
                 _copy(p_d, d_after + i_bh.to(tl.int64) * STATE, STATE)
         tl.debug_barrier()
@@ -2912,7 +2913,7 @@ DIGESTS = {
     "read": "3f86557e0f3b9e0b97e0d91f634f9fff7e43d90cff497ecd2cfaed5b740910c4",
     "rows": "88942556d70912b190b1a5de49445987f69316417c9d673138520225cfe9fab6",
     "segments": "5c2ef2218683f20e38b95db8ad7bbac4ee182feaef1709a81d33e2045c80999d",
-    "reverse": "f03b795586340531f5d13914004ea28933e60847f910a6b6402c14064a82e9cb",
+    "reverse": "f2ae1456f627d7c5fc8c66ffd22ec964aa3f4903d22e941faef2c65c50d534a5",
 }
 STEPPING = ("walk", "reverse")  # of these, tables tell apart how many rows they take at once
 

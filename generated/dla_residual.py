@@ -1810,7 +1810,8 @@ def reverse_kernel(
                 tl.debug_barrier()
         _fill(p_d, 2 * STATE)
         if d_after is not None:
-            if tl.load(steps + 8 * (i_last - 1) + 1) == T:
+            _, i_end, _, _, _, _, _ = _chunk_step(steps, i_last - 1)
+            if i_end == T:
                 tl.debug_barrier()
                 _copy(p_d, d_after + i_bh.to(tl.int64) * STATE, STATE)
         tl.debug_barrier()
@@ -2672,7 +2673,7 @@ DIGESTS = {
     "read": "38f767c85d69e59384e8506528ca1fc96a762b52111d2ffe19aeb21ce5e6d8d9",
     "rows": "c318a90840fe4d6ef46d6f14b824aecceb7cc5927c2a846278f5617413634225",
     "segments": "e968e5adb259c297b0ad7657261a753e489711dc32a1d8c91cf61721a8a3e07d",
-    "reverse": "174d5ac79578433d3ddcc3b720bc834668fda6c05a90b13724c64b0ef2daf42f",
+    "reverse": "695a515ab4aea1fe8d043b00785ed2d652c6383c2c1ba0c0d66d6d701ce396a5",
 }
 STEPPING = ("walk", "reverse")  # of these, tables tell apart how many rows they take at once
 

@@ -2793,7 +2793,8 @@ def reverse_kernel(
                 tl.debug_barrier()
         _fill(p_d, 2 * STATE)
         if d_after is not None:
-            if tl.load(steps + 8 * (i_last - 1) + 1) == T:
+            _, i_end, _, _, _, _, _ = _chunk_step(steps, i_last - 1)
+            if i_end == T:
                 tl.debug_barrier()
                 _copy(p_d, d_after + i_bh.to(tl.int64) * STATE, STATE)
         tl.debug_barrier()
@@ -3760,7 +3761,7 @@ DIGESTS = {
     "chosen_reads": "26231cc658176f7e1a8984ffa36759172d5cf302e025ca38fe91abcc68a3110d",
     "chosen_rows": "569255a10e7ce4d436adc2c6ca10412365cde0685047b09eba02bf4ccdd9ca9b",
     "chosen_segments": "8b83cd022b644a437fae4ef0fa6d7c6e8c86b32bb0785602c398eecf96294aa7",
-    "reverse": "f03b795586340531f5d13914004ea28933e60847f910a6b6402c14064a82e9cb",
+    "reverse": "f2ae1456f627d7c5fc8c66ffd22ec964aa3f4903d22e941faef2c65c50d534a5",
 }
 STEPPING = ("walk", "reverse")  # of these, tables tell apart how many rows they take at once
 

@@ -2954,7 +2954,8 @@ def reverse_kernel(
                 tl.debug_barrier()
         _fill(p_d, 2 * STATE)
         if d_after is not None:
-            if tl.load(steps + 8 * (i_last - 1) + 1) == T:
+            _, i_end, _, _, _, _, _ = _chunk_step(steps, i_last - 1)
+            if i_end == T:
                 tl.debug_barrier()
                 _copy(p_d, d_after + i_bh.to(tl.int64) * STATE, STATE)
         tl.debug_barrier()
@@ -4823,7 +4824,7 @@ DIGESTS = {
     "read": "7c48bc92ff210eee9f41796f9dc789c1328c22bbf705b69f622d1a925ed62088",
     "rows": "f5fe98df78f42ad48a6673b28b35ebc32d4e612920c372647284436f609c1b8a",
     "segments": "9dce024a8de47b77b06d6910f03e1b164a97ddcf79e148c96d338d665eca5de7",
-    "reverse": "0dc9078c5bae33ed87a80f692273c2638b173f4a4b6b4f889611a75b701faa5b",
+    "reverse": "4e3375746145a8d137070e30a9a5ddf8aa9cd28a83428795c058ad3b7a43d412",
 }
 STEPPING = ("walk", "reverse")  # of these, tables tell apart how many rows they take at once
 

@@ -2391,7 +2391,8 @@ def reverse_kernel(
                 tl.debug_barrier()
         _fill(p_d, 2 * STATE)
         if d_after is not None:
-            if tl.load(steps + 8 * (i_last - 1) + 1) == T:
+            _, i_end, _, _, _, _, _ = _chunk_step(steps, i_last - 1)
+            if i_end == T:
                 tl.debug_barrier()
                 _copy(p_d, d_after + i_bh.to(tl.int64) * STATE, STATE)
         tl.debug_barrier()
@@ -3751,7 +3752,7 @@ DIGESTS = {
     "read": "3f86557e0f3b9e0b97e0d91f634f9fff7e43d90cff497ecd2cfaed5b740910c4",
     "rows": "88942556d70912b190b1a5de49445987f69316417c9d673138520225cfe9fab6",
     "segments": "5c2ef2218683f20e38b95db8ad7bbac4ee182feaef1709a81d33e2045c80999d",
-    "reverse": "1017cf6cf35edf6005131c6b1d425eb44b5c8660d27a4680141d720cd13da065",
+    "reverse": "03c9ea384bb8d8ad5809563d1cfe6173120922e323758f0e991cf1fc7ce8c567",
 }
 STEPPING = ("walk", "reverse")  # of these, tables tell apart how many rows they take at once
 

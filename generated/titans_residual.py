@@ -2200,7 +2200,8 @@ def reverse_kernel(
                 tl.debug_barrier()
         _fill(p_d, 2 * STATE)
         if d_after is not None:
-            if tl.load(steps + 8 * (i_last - 1) + 1) == T:
+            _, i_end, _, _, _, _, _ = _chunk_step(steps, i_last - 1)
+            if i_end == T:
                 tl.debug_barrier()
                 _copy(p_d, d_after + i_bh.to(tl.int64) * STATE, STATE)
         tl.debug_barrier()
@@ -3511,7 +3512,7 @@ DIGESTS = {
     "read": "38f767c85d69e59384e8506528ca1fc96a762b52111d2ffe19aeb21ce5e6d8d9",
     "rows": "c318a90840fe4d6ef46d6f14b824aecceb7cc5927c2a846278f5617413634225",
     "segments": "e968e5adb259c297b0ad7657261a753e489711dc32a1d8c91cf61721a8a3e07d",
-    "reverse": "d8bdb52f9700a96c5912d9261394d90b5afb6d4bd2fe64f76854147d10cfde28",
+    "reverse": "849f788d7328d3e850c621023d3b900c57d530900e5b029341adf4d43878ce58",
 }
 STEPPING = ("walk", "reverse")  # of these, tables tell apart how many rows they take at once
 

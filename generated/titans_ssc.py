@@ -3199,7 +3199,8 @@ def reverse_kernel(
                 tl.debug_barrier()
         _fill(p_d, 2 * STATE)
         if d_after is not None:
-            if tl.load(steps + 8 * (i_last - 1) + 1) == T:
+            _, i_end, _, _, _, _, _ = _chunk_step(steps, i_last - 1)
+            if i_end == T:
                 tl.debug_barrier()
                 _copy(p_d, d_after + i_bh.to(tl.int64) * STATE, STATE)
         tl.debug_barrier()
@@ -4617,7 +4618,7 @@ DIGESTS = {
     "chosen_reads": "26231cc658176f7e1a8984ffa36759172d5cf302e025ca38fe91abcc68a3110d",
     "chosen_rows": "569255a10e7ce4d436adc2c6ca10412365cde0685047b09eba02bf4ccdd9ca9b",
     "chosen_segments": "8b83cd022b644a437fae4ef0fa6d7c6e8c86b32bb0785602c398eecf96294aa7",
-    "reverse": "1017cf6cf35edf6005131c6b1d425eb44b5c8660d27a4680141d720cd13da065",
+    "reverse": "03c9ea384bb8d8ad5809563d1cfe6173120922e323758f0e991cf1fc7ce8c567",
 }
 STEPPING = ("walk", "reverse")  # of these, tables tell apart how many rows they take at once
 

@@ -487,7 +487,7 @@ def test_the_text_uses_no_name_that_a_user_could_take_from_it() -> None:
         used |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         numbered = {n for n in used if n[:2] in ("v_", "k_", "c_") and n[2:].isdigit()}
         builtin = set(dir(builtins))
-        helpers = ["bit", "borders", "create_graph", "objective", "best", "chosen", "first"]
+        helpers = ["bit", "borders", "create_graph", "objective", "best", "chosen", "first", "offset"]
         allowed = {*LOCALS.split(), *HELPERS, *helpers}
         assert used - users - numbered - builtin <= allowed, name
 

@@ -26,7 +26,7 @@ OF_PROGRAMS = (
     "prediction error centred squares normed norm_scale rate system weight weights"
 )
 BUILT = re.compile(
-    r"^(d|b|s|m|o|i|n|x|k|v|r|q|C|R|start|kept|pre|hidden|soup|chosen|error|pull|seen|result|rows)_|_(next|rows|chosen|cached|runs|kernel|layer_\d+)$"
+    r"^(d|b|s|m|o|i|n|x|k|v|r|q|C|R|start|begin|after|kept|pre|hidden|soup|chosen|error|pull|seen|result|rows)_|_(next|rows|chosen|cached|runs|kernel|layer_\d+)$"
 )
 
 

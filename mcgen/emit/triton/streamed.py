@@ -41,7 +41,8 @@ BEGUN = [
 """Statements that begin the first chain with the state that a pass goes on from, where it does."""
 OWED = [
     "if d_after is not None:",
-    "    if tl.load(steps + 8 * (i_last - 1) + 1) == T:",
+    "    _, i_end, _, _, _, _, _ = _chunk_step(steps, i_last - 1)",
+    "    if i_end == T:",
     f"        {BARRIER}",
     "        _copy(p_d, d_after + i_bh.to(tl.int64) * STATE, STATE)",
 ]
