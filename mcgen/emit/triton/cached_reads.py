@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mcgen.emit.triton import choices
 from mcgen.emit.triton.buffers import Buffers
-from mcgen.emit.triton.tensors import added, discard, kernel_text
+from mcgen.emit.triton.tensors import added, discard, kernel_text, pooled
 from mcgen.ir.program import Program
 from mcgen.plan.streamed import StreamedPlan
 from mcgen.plan.streamed_passes import StreamedPasses
@@ -119,8 +119,3 @@ DELTA = [
     "tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)",
 ]
 """Statements that leave the inner product of y with its gradient, from which the derivative of a softmax starts."""
-
-
-def pooled(meaning: Meaning, value: str, start: str, end: str) -> str:
-    """Pooled keys from their sum over a segment."""
-    return f"{value} / ({end} - {start})" if meaning.spec.aggregate.pool == "mean" else value

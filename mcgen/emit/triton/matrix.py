@@ -8,7 +8,8 @@ from functools import cached_property
 
 from mcgen.emit.text.rendering import render
 from mcgen.emit.triton import choices
-from mcgen.emit.triton.tensors import OF_SEGMENT, POOLS, Store, Tensors, added, both, carry, discard, kernel_text
+from mcgen.emit.triton.tensors import OF_SEGMENT, POOLS, Store, Tensors, added, both, carry, discard, kernel_text, pooled
+from mcgen.emit.triton.weighted_reads import WeightedReads
 from mcgen.ir.program import Program
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import simplify
@@ -44,6 +45,10 @@ class MatrixKernels:
         return Tensors(self.meaning)
 
     @property
+    def weighted(self) -> WeightedReads:
+        return WeightedReads(self.meaning, self.passes.tensors.queries, self.render)
+
+    @property
     def state(self) -> Mapping[str, tuple[str, ...]]:
         return self.plan.state
 
@@ -73,8 +78,10 @@ class MatrixKernels:
         return {
             "states": self._states,
             "read": self._read,
-            "rows": self._rows,
-            "segments": self._segments,
+            "read_cached": self.weighted.read_cached,
+            "rows": self.weighted.rows if self.meaning.routes else self._rows,
+            "segments": self.weighted.segments if self.meaning.routes else self._segments,
+            "pools": self.weighted.pools,
             "retreat": self._retreat,
             "route": self._route,
             "read_chosen": self._read_chosen,
@@ -127,10 +134,6 @@ class MatrixKernels:
             return f"tl.load(d_cached + {cached} * K * V + o_kv, mask=m_kv, other=0.0)"
         return self._zeros(name)
 
-    def _pooled(self, value: str, start: str, end: str) -> str:
-        """Pooled keys from their sum over a segment."""
-        return f"{value} / ({end} - {start})" if self.meaning.spec.aggregate.pool == "mean" else value
-
     @property
     def _share(self) -> list[str]:
         return SHARE if self.meaning.aggregate == "mean" else []
@@ -172,7 +175,7 @@ class MatrixKernels:
         """Statements that keep a segment's state at its end."""
         stores = ["tl.store(cached + i_cached * K * V + o_kv, b_M, mask=m_kv)"]
         if self.meaning.routes:
-            pool = self._pooled("b_pool", "segment_start", "segment_end")
+            pool = pooled(self.meaning, "b_pool", "segment_start", "segment_end")
             stores += ["if i_v == 0:", f"    tl.store(pools + i_cached * K + o_k, {pool}, mask=m_k)"]
         return ["if end == segment_end:", *(f"    {line}" for line in [OF_SEGMENT, *stores])]
 
@@ -250,10 +253,9 @@ class MatrixKernels:
     # -- reads of cached segments -------------------------------------------------------------------------------------
 
     def _read(self) -> str:
-        kinds = {True: "online_softmax", False: "sum"}
+        kinds = {True: "softmax", False: "sum"}
         reading = kinds[self.meaning.routes] if self.meaning.reads_cached else "alone"
-        read = self._of_segment("read_segment") if self.meaning.reads_cached else []
-        return self._reads("read", reading, read)
+        return self._reads("read", reading, self._of_segment("read_segment") if reading == "sum" else [])
 
     def _read_chosen(self) -> str:
         return self._reads("read_chosen", "chosen", [])
@@ -283,18 +285,13 @@ class MatrixKernels:
         return self.tensors.bind(program, loads, {**discard(program.outputs), **store}, stream)
 
     def _rows(self) -> str:
-        sums = [*self.passes.tensors.queries, "r"]
-        held = {"delta": "b_delta"} if self.meaning.routes else {}
-        program = self._of_segment("rows", {f"d_{name}": added(f"s_{name}") for name in sums}, held, stream="v")
-        rows = "matrix/routed_rows" if self.meaning.routes else "matrix/rows"
-        return self.render(rows, "rows", queries=self.passes.tensors.queries, share=self._share, program=program)
+        queries = self.passes.tensors.queries
+        program = self._of_segment("rows", {f"d_{name}": added(f"s_{name}") for name in queries}, stream="v")
+        return self.render("matrix/rows", "rows", queries=queries, share=self._share, program=program)
 
     def _segments(self) -> str:
-        store = {"d_cached": added("s_cached"), "d_pools": added("s_pools")}
-        program = self._of_segment("segment", store, {"cached": "b_cached", "pools": "b_pools"})
-        template = "matrix/routed_segments" if self.meaning.routes else "matrix/segments"
-        pool = self._pooled("s_pools", "start", "end")
-        return self.render(template, "segments", share=self._share, program=program, pool=pool)
+        program = self._of_segment("segment", {"d_cached": added("s_cached")})
+        return self.render("matrix/segments", "segments", share=self._share, program=program)
 
     # -- where rows choose what they read -----------------------------------------------------------------------------
 

@@ -139,3 +139,8 @@ def kernel_text(template: str, kernel: Kernel, **values: object) -> str:
     constants = (f"{name}: tl.constexpr," for name in kernel.constants)
     arguments = " ".join([*(f"{name}," for name in [*kernel.tensors, *kernel.tables, *kernel.numbers]), *constants])
     return render(f"triton/{template}.py.jinja", kernel=kernel.name, signature=arguments, **values)
+
+
+def pooled(meaning: Meaning, value: str, start: str, end: str) -> str:
+    """Pooled keys from their sum over a segment."""
+    return f"{value} / ({end} - {start})" if meaning.spec.aggregate.pool == "mean" else value
