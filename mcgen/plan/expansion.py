@@ -122,6 +122,7 @@ class _Expansion:
             "_bands_of": lambda x: schedule.bands(T),
             "_most_rows": lambda bands: max(last - first for *_, first, last in bands),
             "min": min,
+            "max": max,
             "_steps": lambda kernel, x: schedule.steps(T, self.rows(kernel)),
             "_in_flight": lambda x, first, last: tokens.spans_of(schedule.spans(T), x.BH, first, last),
             "_flights": tokens.flights,

@@ -125,7 +125,7 @@ class MatrixPasses:
     def _reading_back(self) -> list[Kernel]:
         """The reverse of reads of every earlier segment."""
         if self.plan.meaning.routes:
-            return [self._weighted.rows(), self._weighted.segments(), self._weighted.pools()]
+            return self._weighted.reading_back()
         rows = [f"d_{name}_rows" for name in self.tensors.queries]
         given, sizes = [*self.tensors.of("segment"), "cached", "d_cached"], (*OF_SEQUENCE, "n_segments")
         return [

@@ -28,11 +28,14 @@ BLOCKS = ("n_first", "n_last")
 """The blocks that a launch takes: the first, and the one after the last."""
 TOKENS = ("t_first", "t_last")
 """The tokens of these."""
-RUN = 1024
-"""Tokens of a run that a program of `pools` goes over, about: few segments are few programs otherwise."""
+RUN = 512
+"""Tokens of a run, about, that a program goes over which would go over all: few segments are few programs otherwise."""
 RUNS = 8
 """Runs, at most: each has a part of the gradients."""
+PROGRAMS = 512
+"""Programs that are enough without runs."""
 OF_ROWS = ("B", "H", "n_segments", "n_rows")
+TILE = {**BLOCK, "T": "a tile of a block"}
 
 
 @dataclass(frozen=True)
@@ -52,28 +55,34 @@ class WeightedReads:
         left = ["lse_cached", "y_cached"]
         tensors = [*self.tensors.queries, "rounded", "pools", *left]
         sizes = (*OF_SEQUENCE, "n_segments", *BLOCKS)
-        return self.make("read_cached", tensors, left, {**BLOCK, "T": "a tile of a block"}, sizes=sizes, more=("BN",))
+        return self.make("read_cached", tensors, left, TILE, sizes=sizes, more=("BN",))
+
+    def reading_back(self) -> list[Kernel]:
+        return [self.rows(), self.segments(), self.logits(), self.pools()]
 
     def rows(self) -> Kernel:
-        queries = self.tensors.queries
-        parts = ["d_logits_parts", "d_r_parts", *(f"d_{name}_parts" for name in queries)]
-        tensors = [*queries, "d_y", "y", "lse", "rounded", "pools", "weights", *parts]
+        parts = ["d_logits_parts", "d_r_parts", "d_q_parts"]
+        tensors = [*self.tensors.queries, "d_y", "y", "lse", "rounded", "pools", "weights", *parts]
         sizes = (*OF_SEQUENCE, "n_segments", *BLOCKS, "t_first", "n_rows")
-        takes = {**BLOCK, "T": "a tile of a block"}
-        kernel = self.make("rows", tensors, ["weights", *parts], takes, sizes=sizes, more=("BN",))
-        return kernel
+        return self.make("rows", tensors, ["weights", *parts], TILE, sizes=sizes, more=("BN",))
 
     def segments(self) -> Kernel:
-        tensors, sizes = ["q", "d_y", "weights", "d_cached"], (*OF_SEQUENCE, "n_segments", *TOKENS, "n_rows")
-        return self.make("segments", tensors, ["d_cached"], LATER, ("segments",), sizes, both=["d_cached"])
+        parts, sizes = ["d_cached_parts"], (*OF_SEQUENCE, "n_segments", *TOKENS, "n_rows")
+        return self.make("segments", ["q", "d_y", "weights", *parts], parts, LATER, ("segments",), sizes, both=parts)
+
+    def logits(self) -> Kernel:
+        """Gradients of the query that routes, by its logits, and by its reads where it is what reads, too."""
+        own, found = (["d_q_parts"], ["n_parts"]) if self.query == "q" else ([], [])
+        d_query = f"d_{self.query}_rows"
+        sizes = (*OF_SEQUENCE, "n_segments", *BLOCKS, "t_first", "n_rows", *found)
+        return self.make(
+            "logits", ["pools", "d_logits", *own, d_query], [d_query], TILE, sizes=sizes, more=("BN",), axis="k"
+        )
 
     def pools(self) -> Kernel:
-        tensors, sizes = [self.query, "d_logits", "d_pools_parts"], (*OF_SEQUENCE, "n_segments", *TOKENS, "n_rows")
-        takes = {**LATER, "n_segments": "BN"}
-        made = self.make(
-            "pools", tensors, ["d_pools_parts"], takes, ("segments",), sizes, ("BN",), axis="", both=["d_pools_parts"]
-        )
-        return made
+        parts, sizes = ["d_pools_parts"], (*OF_SEQUENCE, "n_segments", *TOKENS, "n_rows")
+        tensors, takes = [self.query, "d_logits", *parts], {**LATER, "n_segments": "BN"}
+        return self.make("pools", tensors, parts, takes, ("segments",), sizes, ("BN",), axis="", both=parts)
 
     # -- statements ---------------------------------------------------------------------------------------------------
 
@@ -88,27 +97,30 @@ class WeightedReads:
 
     def reverse(self) -> list[Statement]:
         """Its reverse, to the gradients of rows' queries, of their online logits and of what is cached."""
-        queries = self.tensors.queries
-        own = [Buffer(f"d_{name}_parts", ("n_parts", *ROWS, "K")) for name in queries]
+        cached, pools = (buffer.shape for buffer in self.tensors.d_cached)
+        d_q = Buffer("d_q_parts", ("n_parts", *ROWS, "K"))
         return [
             self._round(),
-            Let("x.n_parts, x.n_runs", f'{tiles_of("rows")}, min({RUNS}, _cdiv(x.T, {RUN}))'),
+            Let("x.n_parts, x.n_runs", f"{tiles_of('rows')}, min({RUNS}, _cdiv(x.T, {RUN}))"),
+            Let("x.n_shares", f"max(1, min(x.n_runs, {PROGRAMS} // (x.n_segments * x.BH)))"),
             Let("x.n_rows", "_most_rows(_bands_of(x))"),
-            Make((Buffer("d_r_parts", ("n_parts", *ROWS)), *own)),
+            Make((Buffer("d_r_parts", ("n_parts", *ROWS)), d_q, Buffer(f"d_{self.query}_rows", (*ROWS, "K")))),
             Make((Buffer("weights", OF_ROWS), Buffer("d_logits_parts", ("n_parts", *OF_ROWS)))),
-            Make((self.tensors.d_cached[0], Buffer("d_pools_parts", ("n_runs", *self.tensors.d_cached[1].shape)))),
+            Make((Buffer("d_cached_parts", ("n_shares", *cached)), Buffer("d_pools_parts", ("n_runs", *pools)))),
             Each("x.n_first, x.n_last, x.t_first, x.t_last", "_bands_of(x)", tuple(self._of_band())),
-            *(self._add_up(f"d_{name}_rows", f"d_{name}_parts", (*ROWS, "K")) for name in queries),
+            *([self._add_up("d_q_rows", "d_q_parts", (*ROWS, "K"))] if self.query != "q" else []),
             self._add_up("d_r", "d_r_parts", ROWS),
-            self._add_up("d_pools", "d_pools_parts", self.tensors.d_cached[1].shape),
+            self._add_up("d_cached", "d_cached_parts", cached),
+            self._add_up("d_pools", "d_pools_parts", pools),
         ]
 
     def _of_band(self) -> list[Statement]:
-        units = '(x.n_last - x.n_first) * x.BH * _row_tiles("rows", x)'
+        tiles = '(x.n_last - x.n_first) * x.BH * _row_tiles("{}", x)'
         return [
-            self._launch("rows", units, "x.n_parts"),
+            self._launch("rows", tiles.format("rows"), "x.n_parts"),
             self._add_up("d_logits", "d_logits_parts", OF_ROWS),
-            self._launch("segments", "x.n_segments * x.BH", tiles_of("segments")),
+            self._launch("segments", "x.n_segments * x.BH", f"{tiles_of('segments')} * x.n_shares"),
+            self._launch("logits", tiles.format("logits"), tiles_of("logits")),
             self._launch("pools", "_cdiv(x.n_segments, BN) * x.BH", "x.n_runs"),
         ]
 

@@ -8,7 +8,18 @@ from functools import cached_property
 
 from mcgen.emit.text.rendering import render
 from mcgen.emit.triton import choices
-from mcgen.emit.triton.tensors import OF_SEGMENT, POOLS, Store, Tensors, added, both, carry, discard, kernel_text, pooled
+from mcgen.emit.triton.tensors import (
+    OF_SEGMENT,
+    POOLS,
+    Store,
+    Tensors,
+    added,
+    both,
+    carry,
+    discard,
+    kernel_text,
+    pooled,
+)
 from mcgen.emit.triton.weighted_reads import WeightedReads
 from mcgen.ir.program import Program
 from mcgen.passes.factors import FACTORS
@@ -46,7 +57,7 @@ class MatrixKernels:
 
     @property
     def weighted(self) -> WeightedReads:
-        return WeightedReads(self.meaning, self.passes.tensors.queries, self.render)
+        return WeightedReads(self.meaning, self.render)
 
     @property
     def state(self) -> Mapping[str, tuple[str, ...]]:
@@ -81,6 +92,7 @@ class MatrixKernels:
             "read_cached": self.weighted.read_cached,
             "rows": self.weighted.rows if self.meaning.routes else self._rows,
             "segments": self.weighted.segments if self.meaning.routes else self._segments,
+            "logits": self.weighted.logits,
             "pools": self.weighted.pools,
             "retreat": self._retreat,
             "route": self._route,

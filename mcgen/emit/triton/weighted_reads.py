@@ -5,12 +5,20 @@ Nothing in them depends on the rule: which input routes, the logits' scale and h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mcgen.emit.triton.tensors import pooled
 from mcgen.ir.step import query_name
 from mcgen.symbolic.meaning import Meaning
+
+OWN = [
+    "p_own = d_q_parts + i_row * K",
+    "for _ in range(n_parts):",
+    "    s_q += tl.load(p_own + o_q, mask=m_q, other=0.0)",
+    "    p_own += T.to(tl.int64) * BH * K",
+]
+"""Statements that add up the parts of the gradient of q."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,6 @@ class WeightedReads:
     """These kernels as text; `render` has one by its template and name."""
 
     meaning: Meaning
-    queries: Sequence[str]
     render: Callable[..., str]
 
     @property
@@ -36,25 +43,28 @@ class WeightedReads:
         return {"query": self.query, "scale": self.scale}
 
     @property
-    def _loads(self) -> list[str]:
-        return [f"b_{n} = tl.load({n} + i_row * K + o_q, mask=m_q, other=0.0)" for n in self.queries]
+    def _reading(self) -> dict[str, object]:
+        """What reads by weights take besides: the statements that load the rows of queries, each once."""
+        names = dict.fromkeys(["q", self.query])
+        return {
+            **self._routing,
+            "loads": [f"b_{n} = tl.load({n} + i_row * K + o_q, mask=m_q, other=0.0)" for n in names],
+        }
 
     def read_cached(self) -> str:
-        return self.render("matrix/read_cached", "read_cached", load_queries=self._loads, **self._routing)
+        return self.render("matrix/read_cached", "read_cached", **self._reading)
 
     def rows(self) -> str:
-        """Gradients of queries that do not route are done before those of the one that does begin."""
-        keep = {
-            name: f"tl.store(d_{name}_parts + i_part * K + i_row * K + o_q, s_{name}, mask=m_q)"
-            for name in self.queries
-        }
-        routed = keep.pop(self.query)
-        own = [*keep.values(), *([f"s_{self.query} = tl.zeros([BT, BK], tl.float32)"] if keep else [])]
-        more = {"load_queries": self._loads, "own": own, "routed": [routed]}
-        return self.render("matrix/routed_rows", "rows", **more, **self._routing)
+        return self.render("matrix/routed_rows", "rows", **self._reading)
 
     def segments(self) -> str:
         return self.render("matrix/routed_segments", "segments")
+
+    def logits(self) -> str:
+        """What the query that routes is owed as one that reads comes on top."""
+        own = OWN if self.query == "q" else []
+        more = ", and what rows left" if own else ""
+        return self.render("matrix/logits", "logits", own=own, more=more, **self._routing)
 
     def pools(self) -> str:
         pool = pooled(self.meaning, "s_pools", "b_start[:, None]", "b_end[:, None]")
