@@ -35,6 +35,7 @@ RUNS = 8
 PROGRAMS = 512
 """Programs that are enough without runs."""
 OF_ROWS = ("B", "H", "n_segments", "n_rows")
+OF_TILES = (*OF_SEQUENCE, "n_segments", *BLOCKS, "t_first", "n_rows")
 TILE = {**BLOCK, "T": "a tile of a block"}
 
 
@@ -58,13 +59,15 @@ class WeightedReads:
         return self.make("read_cached", tensors, left, TILE, sizes=sizes, more=("BN",))
 
     def reading_back(self) -> list[Kernel]:
-        return [self.rows(), self.segments(), self.logits(), self.pools()]
+        return [self.weigh(), self.rows(), self.segments(), self.logits(), self.pools()]
+
+    def weigh(self) -> Kernel:
+        tensors = [self.query, "lse", "pools", "weights"]
+        return self.make("weigh", tensors, ["weights"], TILE, sizes=OF_TILES, more=("BN",), axis="")
 
     def rows(self) -> Kernel:
         parts = ["d_logits_parts", "d_r_parts", "d_q_parts"]
-        tensors = [*self.tensors.queries, "d_y", "y", "lse", "rounded", "pools", "weights", *parts]
-        sizes = (*OF_SEQUENCE, "n_segments", *BLOCKS, "t_first", "n_rows")
-        return self.make("rows", tensors, ["weights", *parts], TILE, sizes=sizes, more=("BN",))
+        return self.make("rows", ["q", "d_y", "y", "rounded", "weights", *parts], parts, TILE, sizes=OF_TILES)
 
     def segments(self) -> Kernel:
         parts, sizes = ["d_cached_parts"], (*OF_SEQUENCE, "n_segments", *TOKENS, "n_rows")
@@ -74,10 +77,8 @@ class WeightedReads:
         """Gradients of the query that routes, by its logits, and by its reads where it is what reads, too."""
         own, found = (["d_q_parts"], ["n_parts"]) if self.query == "q" else ([], [])
         d_query = f"d_{self.query}_rows"
-        sizes = (*OF_SEQUENCE, "n_segments", *BLOCKS, "t_first", "n_rows", *found)
-        return self.make(
-            "logits", ["pools", "d_logits", *own, d_query], [d_query], TILE, sizes=sizes, more=("BN",), axis="k"
-        )
+        tensors, sizes = ["pools", "d_logits", *own, d_query], (*OF_TILES, *found)
+        return self.make("logits", tensors, [d_query], TILE, sizes=sizes, more=("BN",), axis="k")
 
     def pools(self) -> Kernel:
         parts, sizes = ["d_pools_parts"], (*OF_SEQUENCE, "n_segments", *TOKENS, "n_rows")
@@ -117,6 +118,7 @@ class WeightedReads:
     def _of_band(self) -> list[Statement]:
         tiles = '(x.n_last - x.n_first) * x.BH * _row_tiles("{}", x)'
         return [
+            self._launch("weigh", tiles.format("weigh"), ""),
             self._launch("rows", tiles.format("rows"), "x.n_parts"),
             self._add_up("d_logits", "d_logits_parts", OF_ROWS),
             self._launch("segments", "x.n_segments * x.BH", f"{tiles_of('segments')} * x.n_shares"),

@@ -92,6 +92,7 @@ class MatrixKernels:
             "read_cached": self.weighted.read_cached,
             "rows": self.weighted.rows if self.meaning.routes else self._rows,
             "segments": self.weighted.segments if self.meaning.routes else self._segments,
+            "weigh": self.weighted.weigh,
             "logits": self.weighted.logits,
             "pools": self.weighted.pools,
             "retreat": self._retreat,

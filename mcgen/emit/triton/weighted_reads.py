@@ -42,20 +42,15 @@ class WeightedReads:
     def _routing(self) -> dict[str, str]:
         return {"query": self.query, "scale": self.scale}
 
-    @property
-    def _reading(self) -> dict[str, object]:
-        """What reads by weights take besides: the statements that load the rows of queries, each once."""
-        names = dict.fromkeys(["q", self.query])
-        return {
-            **self._routing,
-            "loads": [f"b_{n} = tl.load({n} + i_row * K + o_q, mask=m_q, other=0.0)" for n in names],
-        }
-
     def read_cached(self) -> str:
-        return self.render("matrix/read_cached", "read_cached", **self._reading)
+        loads = [f"b_{n} = tl.load({n} + i_row * K + o_q, mask=m_q, other=0.0)" for n in dict.fromkeys(["q", self.query])]
+        return self.render("matrix/read_cached", "read_cached", loads=loads, **self._routing)
+
+    def weigh(self) -> str:
+        return self.render("matrix/weigh", "weigh", **self._routing)
 
     def rows(self) -> str:
-        return self.render("matrix/routed_rows", "rows", **self._reading)
+        return self.render("matrix/routed_rows", "rows")
 
     def segments(self) -> str:
         return self.render("matrix/routed_segments", "segments")
