@@ -15,17 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mcgen.ir.step import query_name
-from mcgen.plan.cached_reads import UNITS, tiles_of
+from mcgen.plan.cached_reads import ALL_BLOCKS, OF_BLOCKS, SEGMENTS, TILE, TILES, tiles_of
 from mcgen.plan.host import Buffer, Compute, Each, Kernel, Launch, Let, Make, Statement
-from mcgen.plan.pass_tensors import BLOCK, LATER, OF_SEQUENCE, ROWS, PassTensors
+from mcgen.plan.pass_tensors import LATER, OF_SEQUENCE, ROWS, PassTensors
 
 BAND = 128
 """Weights that are kept at once, for each token."""
-SEGMENTS = 16
-"""Segments whose logits are one product: as few as tensor cores take."""
 CONSTANTS = {"BAND": BAND, "BN": SEGMENTS}
-BLOCKS = ("n_first", "n_last")
-"""The blocks that a launch takes: the first, and the one after the last."""
 TOKENS = ("t_first", "t_last")
 """The tokens of these."""
 RUN = 512
@@ -35,8 +31,7 @@ RUNS = 8
 PROGRAMS = 512
 """Programs that are enough without runs."""
 OF_ROWS = ("B", "H", "n_segments", "n_rows")
-OF_TILES = (*OF_SEQUENCE, "n_segments", *BLOCKS, "t_first", "n_rows")
-TILE = {**BLOCK, "T": "a tile of a block"}
+OF_TILES = (*OF_BLOCKS, "t_first", "n_rows")
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,7 @@ class WeightedReads:
     def read_cached(self) -> Kernel:
         left = ["lse_cached", "y_cached"]
         tensors = [*self.tensors.queries, "rounded", "pools", *left]
-        sizes = (*OF_SEQUENCE, "n_segments", *BLOCKS)
-        return self.make("read_cached", tensors, left, TILE, sizes=sizes, more=("BN",))
+        return self.make("read_cached", tensors, left, TILE, sizes=OF_BLOCKS, more=("BN",))
 
     def reading_back(self) -> list[Kernel]:
         return [self.weigh(), self.rows(), self.segments(), self.logits(), self.pools()]
@@ -91,9 +85,9 @@ class WeightedReads:
         """What rows read of cached segments, by itself."""
         return [
             self._round(),
-            Let("x.n_first, x.n_last", "0, x.n_blocks"),
+            ALL_BLOCKS,
             Make((Buffer("lse_cached", ROWS), Buffer("y_cached", (*ROWS, "V")))),
-            self._launch("read_cached", f'{UNITS} * _row_tiles("read_cached", x)', tiles_of("read_cached")),
+            self._launch("read_cached", TILES.format("read_cached"), tiles_of("read_cached")),
         ]
 
     def reverse(self) -> list[Statement]:
@@ -116,13 +110,12 @@ class WeightedReads:
         ]
 
     def _of_band(self) -> list[Statement]:
-        tiles = '(x.n_last - x.n_first) * x.BH * _row_tiles("{}", x)'
         return [
-            self._launch("weigh", tiles.format("weigh"), ""),
-            self._launch("rows", tiles.format("rows"), "x.n_parts"),
+            self._launch("weigh", TILES.format("weigh"), ""),
+            self._launch("rows", TILES.format("rows"), "x.n_parts"),
             self._add_up("d_logits", "d_logits_parts", OF_ROWS),
             self._launch("segments", "x.n_segments * x.BH", f"{tiles_of('segments')} * x.n_shares"),
-            self._launch("logits", tiles.format("logits"), tiles_of("logits")),
+            self._launch("logits", TILES.format("logits"), tiles_of("logits")),
             self._launch("pools", "_cdiv(x.n_segments, BN) * x.BH", "x.n_runs"),
         ]
 

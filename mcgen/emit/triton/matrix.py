@@ -19,6 +19,7 @@ from mcgen.emit.triton.tensors import (
     discard,
     kernel_text,
     pooled,
+    routing,
 )
 from mcgen.emit.triton.weighted_reads import WeightedReads
 from mcgen.ir.program import Program
@@ -309,9 +310,7 @@ class MatrixKernels:
     # -- where rows choose what they read -----------------------------------------------------------------------------
 
     def _route(self) -> str:
-        logit = self.plan.read_only("r_cached")
-        program = self.tensors.bind(logit, {"pools": POOLS}, discard(logit.outputs))
-        return self.render("route", "route", program=program)
+        return self.render("route", "route", **routing(self.meaning))
 
     def _chosen_reads(self) -> str:
         program = self._grouped(self.plan.read_only("o_cached"), {"o_cached": "o"})

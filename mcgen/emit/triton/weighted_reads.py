@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mcgen.emit.triton.tensors import pooled
+from mcgen.emit.triton.tensors import pooled, routing
 from mcgen.ir.step import query_name
 from mcgen.symbolic.meaning import Meaning
 
 OWN = [
     "p_own = d_q_parts + i_row * K",
     "for _ in range(n_parts):",
-    "    s_q += tl.load(p_own + o_q, mask=m_q, other=0.0)",
+    "    s_q += tl.load(p_own + o_q, mask=m_q, other=0.0).to(IN)",
     "    p_own += T.to(tl.int64) * BH * K",
 ]
 """Statements that add up the parts of the gradient of q."""
@@ -32,22 +32,13 @@ class WeightedReads:
     def query(self) -> str:
         return query_name(self.meaning)
 
-    @property
-    def scale(self) -> str:
-        """What products of queries and pooled keys are multiplied by, as text behind them."""
-        by = float(self.meaning.spec.aggregate.scale)
-        return "" if by == 1 else f" * {by!r}"
-
-    @property
-    def _routing(self) -> dict[str, str]:
-        return {"query": self.query, "scale": self.scale}
-
     def read_cached(self) -> str:
-        loads = [f"b_{n} = tl.load({n} + i_row * K + o_q, mask=m_q, other=0.0)" for n in dict.fromkeys(["q", self.query])]
-        return self.render("matrix/read_cached", "read_cached", loads=loads, **self._routing)
+        queries = dict.fromkeys(["q", self.query])
+        loads = [f"b_{n} = tl.load({n} + i_row * K + o_q, mask=m_q, other=0.0).to(IN)" for n in queries]
+        return self.render("matrix/read_cached", "read_cached", loads=loads, **routing(self.meaning))
 
     def weigh(self) -> str:
-        return self.render("matrix/weigh", "weigh", **self._routing)
+        return self.render("matrix/weigh", "weigh", **routing(self.meaning))
 
     def rows(self) -> str:
         return self.render("matrix/routed_rows", "rows")
@@ -59,8 +50,8 @@ class WeightedReads:
         """What the query that routes is owed as one that reads comes on top."""
         own = OWN if self.query == "q" else []
         more = ", and what rows left" if own else ""
-        return self.render("matrix/logits", "logits", own=own, more=more, **self._routing)
+        return self.render("matrix/logits", "logits", own=own, more=more, **routing(self.meaning))
 
     def pools(self) -> str:
         pool = pooled(self.meaning, "s_pools", "b_start[:, None]", "b_end[:, None]")
-        return self.render("matrix/pools", "pools", pool=pool, **self._routing)
+        return self.render("matrix/pools", "pools", pool=pool, **routing(self.meaning))
