@@ -34,6 +34,8 @@ CACHED = {
     " mask=m_k[:, None] & m_v[None, :], other=0.0)",
     "pools": POOLS,
 }
+DELTA_ONCE = "tl.where(i_v == 0, tl.load(delta + o_row, mask=m_t, other=0.0), 0.0)"
+"""What a softmax subtracts from the gradients of all logits alike, in one of the tiles that have a part of them."""
 SHARE = ["b_share = 1.0 / (i_s - first + 1)"]
 """The share of every memory in the mean that a segment's rows read."""
 
@@ -330,7 +332,7 @@ class MatrixKernels:
     def _chosen_segments(self) -> str:
         segment = self.plan.programs["segment"]
         load = {name: self.tensors.gathered(name) for name in segment.inputs}
-        load |= {"cached": "b_cached", "pools": "b_pools"}
+        load |= {"cached": "b_cached", "pools": "b_pools", "delta": DELTA_ONCE}
         program = self.tensors.bind(segment, load, {"d_cached": added("s_cached"), "d_pools": added("s_pools")})
         mean = choices.mean_pools(self.meaning)
         return self.render("matrix/chosen_segments", "chosen_segments", program=program, mean=mean)
