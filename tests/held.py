@@ -4,7 +4,8 @@ python -m tests.held CASES [resident] [by_parts]   # a JSON file of [[spec as a 
 
 Numbers are multiplied as they are, or `by_parts` as GPUs do with float32. Hidden units of deep memories are taken in
 tiles of 16, their state from buffers, for all but `resident` cases, and long gradient chunks in spans of 16 tokens, a
-group each if they are few. Weights of cached segments are kept for few rows at once. Every tensor that is made empty is full of NaN, so that what no kernel writes is seen.
+group each if they are few. Weights of cached segments are kept for few rows at once, and gradients added up in runs of
+8 tokens. Every tensor that is made empty is full of NaN, so that what no kernel writes is seen.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class Kernel:
     axis       the one that it takes in tiles of its configuration's columns; none where it takes all whole
     rows       how many rows it must take at once, where a gradient chunk is one step
     whole      whether it takes all hidden units at once
+    ahead      whether its loops are plain products, so that a pipeline of several stages loads ahead of them
     """
 
     name: str
@@ -62,6 +63,7 @@ class Kernel:
     axis: str = ""
     rows: int | None = None
     whole: bool = False
+    ahead: bool = False
 
     @property
     def tensors(self) -> list[str]:

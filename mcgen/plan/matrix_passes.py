@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 
 from mcgen.ir.closed_form import lagged_names
@@ -100,10 +100,11 @@ class MatrixPasses:
         more: tuple[str, ...] = (),
         axis: str = "v",
         both: Iterable[str] = (),
+        ahead: bool = False,
     ) -> Kernel:
-        axis = "" if name == "route" else axis
+        axis, ahead = ("", True) if name == "route" else (axis, ahead)
         taken = {**takes, axis.upper(): "a tile"} if axis else takes
-        return Kernel(name, operands(tensors, writes, both), tables, sizes, (*SIZES, *more), taken, axis)
+        return Kernel(name, operands(tensors, writes, both), tables, sizes, (*SIZES, *more), taken, axis, ahead=ahead)
 
     @property
     def _stepped(self) -> tuple[str, ...]:
@@ -159,7 +160,7 @@ class MatrixPasses:
 
     @property
     def _weighted(self) -> WeightedReads:
-        return WeightedReads(self.tensors, self._kernel)
+        return WeightedReads(self.tensors, partial(self._kernel, ahead=True))
 
     @property
     def _choosing(self) -> Choosing:

@@ -16,7 +16,7 @@ from mcgen.plan.targets import Target
 from mcgen.spec import Spec
 from mcgen.spec.model import Chunk
 from mcgen.tune import offline
-from mcgen.tune.candidates import candidates, streamed_candidates
+from mcgen.tune.candidates import ahead_candidates, candidates, streamed_candidates
 from mcgen.tune.launches import Specialisation, specialisations
 from mcgen.tune.offline import Job, Resources
 from mcgen.tune.progress import in_steps
@@ -119,7 +119,8 @@ def subjects(built: Iterable[Module], targets: Sequence[Target]) -> list[Subject
 def _subject(module: Module, element: str, kernel: Specialisation, target: Target) -> Subject:
     head, name = module.spec.head, kernel.kernel.removesuffix(SUFFIX)
     key = Key(module.digests[name], head.key_dim, head.value_dim, element, target.architecture, kernel.rows)
-    tried = tuple(candidates(kernel.axis, head.key_dim, head.value_dim, element, target))
+    tiled = ahead_candidates if kernel.ahead else candidates
+    tried = tuple(tiled(kernel.axis, head.key_dim, head.value_dim, element, target))
     if kernel.axis == HIDDEN:
         tried = tuple(streamed_candidates(kernel.rows, kernel.constexprs["F"], element, target, kernel.whole))
     jobs = tuple(job(module.path, kernel, element, chosen, target) for chosen in tried)

@@ -15,7 +15,7 @@ from mcgen.symbolic.meaning import Meaning
 OWN = [
     "p_own = d_q_parts + i_row * K",
     "for _ in range(n_parts):",
-    "    s_q += tl.load(p_own + o_q, mask=m_q, other=0.0).to(IN)",
+    "    s_q += tl.load(p_own + o_q, mask=m_q, other=0.0)",
     "    p_own += T.to(tl.int64) * BH * K",
 ]
 """Statements that add up the parts of the gradient of q."""
