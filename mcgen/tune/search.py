@@ -40,13 +40,17 @@ class Module:
 
 @dataclass(frozen=True)
 class Subject:
-    """A kernel to find a configuration for on one target, with its candidates and a job for each."""
+    """A kernel to find a configuration for on one target, with its candidates and a job for each.
+
+    `afresh` is whether the first candidates are tried on every target, whatever another found: where they are few.
+    """
 
     key: Key
     kernel: str
     target: Target
     candidates: tuple[Configuration, ...]
     jobs: tuple[Job, ...]
+    afresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def _subject(module: Module, element: str, kernel: Specialisation, target: Targe
     if kernel.axis == HIDDEN:
         tried = tuple(streamed_candidates(kernel.rows, kernel.constexprs["F"], element, target, kernel.whole))
     jobs = tuple(job(module.path, kernel, element, chosen, target) for chosen in tried)
-    return Subject(key, name, target, tried, jobs)
+    return Subject(key, name, target, tried, jobs, kernel.ahead)
 
 
 def job(path: Path, kernel: Specialisation, element: str, chosen: Configuration, target: Target) -> Job:
@@ -146,11 +150,13 @@ def search(wanted: Sequence[Subject], processes: int = 2, progress: bool = True)
     """The first good candidate of every subject, in their order, or else the best.
 
     Subjects that differ in their target alone have the same candidates, and are searched one after another: each begins
-    where the one before it found its own, which is seldom far off, and spares what would have been tried in vain.
+    where the one before it found its own, which is seldom far off, and spares what would have been tried in vain; or
+    afresh.
     """
     alike: dict[tuple, list[Subject]] = {}
     for subject in wanted:
-        alike.setdefault((subject.key._replace(architecture=""), subject.candidates), []).append(subject)
+        key = subject.key if subject.afresh else subject.key._replace(architecture="")
+        alike.setdefault((key, subject.candidates), []).append(subject)
     results = _in_workers(list(alike.values()), processes, progress)
     lost = [[subject] for group in alike.values() for subject in group if subject.key not in results]
     results |= _in_workers(lost, 1, progress)  # a crash takes a group's other targets along
