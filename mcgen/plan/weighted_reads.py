@@ -20,10 +20,10 @@ from mcgen.plan.host import Buffer, Compute, Each, Kernel, Launch, Let, Make, St
 from mcgen.plan.pass_tensors import LATER, OF_SEQUENCE, ROWS, PassTensors
 
 BAND = 128
-"""Weights that are kept at once, for each token."""
+"""Weights that are kept at once, for each token: rows of a longer sequence are taken a part at a time."""
 CONSTANTS = {"BAND": BAND, "BN": SEGMENTS}
 TOKENS = ("t_first", "t_last")
-"""The tokens of these."""
+"""The tokens of a band: the first, and the one after the last."""
 RUN = 512
 """Tokens of a run, about, that a program goes over which would go over all: few segments are few programs otherwise."""
 RUNS = 8
