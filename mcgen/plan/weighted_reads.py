@@ -19,7 +19,7 @@ from mcgen.plan.cached_reads import ALL_BLOCKS, OF_BLOCKS, SEGMENTS, TILE, TILES
 from mcgen.plan.host import Buffer, Compute, Each, Kernel, Launch, Let, Make, Statement
 from mcgen.plan.pass_tensors import LATER, OF_SEQUENCE, ROWS, PassTensors
 
-BAND = 128
+BAND = 64
 """Weights that are kept at once, for each token: rows of a longer sequence are taken a part at a time."""
 CONSTANTS = {"BAND": BAND, "BN": SEGMENTS}
 TOKENS = ("t_first", "t_last")
