@@ -66,7 +66,7 @@ SPEC_HASH = "4078b024ff277cc9d5851eebdbe27f0907a11da8a2545ae01207f7ef334ee427"
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
     counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
-    integers = ("T", "H", "BH", "group", *counts)
+    integers = ("T", "H", "BH", "group", *counts, "n_parts", "n_first", "n_last", "t_first", "t_last")
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 

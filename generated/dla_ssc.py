@@ -68,7 +68,7 @@ SPEC_HASH = "023dae884e4c0b7a94ae9680ac2ab1bd77587fc14b70c63417b550389e80128a"
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
     counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
-    integers = ("T", "H", "BH", "group", *counts)
+    integers = ("T", "H", "BH", "group", *counts, "n_parts", "n_first", "n_last", "t_first", "t_last")
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -1251,6 +1251,23 @@ def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
 
 
 @_jit
+def _tile_logits(b_x, b_pools, PREC: tl.constexpr):
+    """Products of rows and pooled keys, as exact as float32 is: by three parts of the pooled keys where rows are in
+    bfloat16, or three products of tf32 where tensor cores have no more."""
+    EXACT: tl.constexpr = "ieee" if PREC == "ieee" else "tf32x3"
+    if b_x.dtype == tl.bfloat16:
+        b_high = b_pools.to(tl.bfloat16)
+        b_pools -= b_high.to(tl.float32)
+        b_middle = b_pools.to(tl.bfloat16)
+        b_low = (b_pools - b_middle.to(tl.float32)).to(tl.bfloat16)
+        b_logits = tl.dot(b_x, tl.trans(b_middle), tl.dot(b_x, tl.trans(b_low)))
+        b_logits = tl.dot(b_x, tl.trans(b_high), b_logits)
+    else:
+        b_logits = tl.dot(b_x.to(tl.float32), tl.trans(b_pools), input_precision=EXACT)
+    return b_logits
+
+
+@_jit
 def _block(blocks, i_n):
     """A block: its tokens start..end; its segment, and that one's tokens; the sequence's first segment; the border."""
     row = blocks + 8 * i_n
@@ -2101,6 +2118,8 @@ def route_kernel(
     H,
     BH,
     n_segments,
+    n_first,
+    n_last,
     n_entries,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -2116,36 +2135,48 @@ def route_kernel(
     PREC: tl.constexpr,
     TOP_K: tl.constexpr,
     PLACES: tl.constexpr,
+    BN: tl.constexpr,
 ):
-    """The TOP_K earlier segments with the largest logits for every row of a block, ties to the earlier; -1 for none."""
-    i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
+    """The TOP_K earlier segments with the largest logits for every row, ties to the earlier; -1 for none.
+
+    One program a tile of rows, those with most segments first. Logits of BN segments are one product, of which no more
+    than TOP_K can be among the largest.
+    """
+    i_unit, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
     i_b, i_h = i_bh // H, i_bh % H
+    n_tiles = tl.num_programs(0) // ((n_last - n_first) * BH)
+    start, end, i_s, _, _, first, _ = _block(blocks, n_last - 1 - i_unit // n_tiles)
+    i_t = start + i_unit % n_tiles * BT
+    last = tl.where(i_t < end, i_s, first)
     o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
     m_k = o_k < K
-    start, end, i_s, _, _, first, _ = _block(blocks, i_n)
+    i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+    m_t = i_t + o_t < end
+    o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
+    b_u = tl.load(u + i_row * K + o_q, mask=m_q, other=0.0).to(IN)
     o_p = tl.arange(0, PLACES)
-    for i_t in range(start, end, BT):
-        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        m_t = i_t + o_t < end
-        # a place that is empty has logit -inf and a number of its own below 0; one past TOP_K is never the worst
-        b_best = tl.zeros([BT, PLACES], tl.float32) + tl.where(o_p < TOP_K, -float("inf"), float("inf"))[None, :]
-        b_segment = tl.zeros([BT, PLACES], tl.int32) - 1 - o_p[None, :]
-        for i_c in range(first, i_s):
-            i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_u = tl.load(
-                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-            b_r_cached = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
+    # a place that is empty has logit -inf and a number of its own below 0; one past TOP_K is never the worst
+    b_best = tl.zeros([BT, PLACES], tl.float32) + tl.where(o_p < TOP_K, -float("inf"), float("inf"))[None, :]
+    b_segment = tl.zeros([BT, PLACES], tl.int32) - 1 - o_p[None, :]
+    for i_tile in range(first, last, BN):
+        o_n = i_tile + tl.arange(0, BN)
+        o_pools, m_pools = o_n.to(tl.int64)[:, None] * K + o_k[None, :], (o_n < last)[:, None] & m_k[None, :]
+        b_pools = tl.load(pools + i_bh.to(tl.int64) * n_segments * K + o_pools, mask=m_pools, other=0.0)
+        b_logits = _tile_logits(b_u, b_pools, PREC)
+        b_logits = tl.where((o_n < last)[None, :], b_logits, -float("inf"))
+        for _ in range(TOP_K):
+            b_largest = tl.max(b_logits, 1)
+            b_first = tl.min(tl.where(b_logits == b_largest[:, None], o_n[None, :], last), 1)
+            b_logits = tl.where(o_n[None, :] == b_first[:, None], -float("inf"), b_logits)
             b_worst = tl.min(b_best, 1)
             b_latest = tl.max(tl.where(b_best == b_worst[:, None], b_segment, -PLACES - 1), 1)
-            m_out = (b_segment == b_latest[:, None]) & (b_best == b_worst[:, None]) & (b_r_cached > b_worst)[:, None]
-            b_best = tl.where(m_out, b_r_cached[:, None], b_best)
-            b_segment = tl.where(m_out, i_c, b_segment)
-        o_place = (i_row + o_t[:, None] * H) * TOP_K + o_p[None, :]
-        m_place = m_t[:, None] & (o_p < TOP_K)[None, :]
-        tl.store(chosen + o_place, tl.maximum(b_segment, -1), mask=m_place)
-        tl.store(r_chosen + o_place, b_best, mask=m_place)
+            m_out = (b_segment == b_latest[:, None]) & (b_best == b_worst[:, None]) & (b_largest > b_worst)[:, None]
+            b_best = tl.where(m_out, b_largest[:, None], b_best)
+            b_segment = tl.where(m_out, b_first[:, None], b_segment)
+    o_place = (i_row + o_t[:, None] * H) * TOP_K + o_p[None, :]
+    m_place = m_t[:, None] & (o_p < TOP_K)[None, :]
+    tl.store(chosen + o_place, tl.maximum(b_segment, -1), mask=m_place)
+    tl.store(r_chosen + o_place, b_best, mask=m_place)
 
 
 @_jit
@@ -3446,6 +3477,7 @@ CHUNK = 16  # tokens of a gradient chunk
 STATE = 32832  # numbers of a state
 MEMORY = 32768  # numbers of the memory's parameters
 ROWS = 270784  # numbers of rows that pass between a kernel's loops
+BN = 16  # segments whose logits are one product
 
 
 def _by_length(make):
@@ -3611,6 +3643,7 @@ CONSTANTS = {
     "CHUNK": CHUNK,
     "TOP_K": 2,
     "PLACES": 2,
+    "BN": BN,
     "F": 256,
     "STATE": STATE,
     "MEMORY": MEMORY,
@@ -3757,7 +3790,7 @@ DIGESTS = {
     "read_chosen": "176720c75172abe82a09f8940161327a4be13055d74c4f525e11b5fa974d5d56",
     "rows": "88942556d70912b190b1a5de49445987f69316417c9d673138520225cfe9fab6",
     "segments": "5c2ef2218683f20e38b95db8ad7bbac4ee182feaef1709a81d33e2045c80999d",
-    "route": "6951341c609e9269e5ac1d06da4c9580bc065c0b79fa9427a220413d60c5f71b",
+    "route": "340e051e53a3e1769bfa19f02fbe4171f9b267657d35dc139bdd309833701360",
     "chosen_reads": "26231cc658176f7e1a8984ffa36759172d5cf302e025ca38fe91abcc68a3110d",
     "chosen_rows": "569255a10e7ce4d436adc2c6ca10412365cde0685047b09eba02bf4ccdd9ca9b",
     "chosen_segments": "8b83cd022b644a437fae4ef0fa6d7c6e8c86b32bb0785602c398eecf96294aa7",
@@ -3906,6 +3939,11 @@ def _tile(n):
 def _rows_at_once(kernel, x):
     """Tokens that a kernel takes at once."""
     return _configuration(kernel, x)[0]["BT"]
+
+
+def _row_tiles(kernel, x):
+    """How many tiles of rows a kernel takes the longest block in."""
+    return _cdiv(x.longest, _rows_at_once(kernel, x))
 
 
 def _new(x, *shape, dtype=torch.float32):
@@ -4173,7 +4211,8 @@ def _run_forward_triton(tensors, place=()):
     _launch(walk_kernel, x, x.n_chains * x.BH, room=2 * STATE + ROWS)
     if x.n_segments - 1 > TOP_K:
         x.r_chosen = _new(x, x.B, x.T, x.H, TOP_K)
-        _launch(route_kernel, x, x.n_blocks * x.BH, room=0, apart=True)
+        x.n_first, x.n_last = 0, x.n_blocks
+        _launch(route_kernel, x, (x.n_last - x.n_first) * x.BH * _row_tiles("route", x), room=0, apart=True)
         x.n_groups, x.n_choices = x.BH * x.n_segments, x.BH * x.T * TOP_K
         x.order, x.groups, x.bounds = _group(x.chosen, x.n_segments)
         x.o_chosen = _new(x, x.B, x.T, x.H, TOP_K, 64)

@@ -65,7 +65,7 @@ SPEC_HASH = "30fb65233eb44f87abe223bd06111fbea4ffd7ce824976a33d522f8b63ebfa8d"
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
     counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
-    integers = ("T", "H", "BH", "group", *counts)
+    integers = ("T", "H", "BH", "group", *counts, "n_parts", "n_first", "n_last", "t_first", "t_last")
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 
@@ -912,6 +912,23 @@ def _tile_dot(b_a, b_b, one, PREC: tl.constexpr):
 
 
 @_jit
+def _tile_logits(b_x, b_pools, PREC: tl.constexpr):
+    """Products of rows and pooled keys, as exact as float32 is: by three parts of the pooled keys where rows are in
+    bfloat16, or three products of tf32 where tensor cores have no more."""
+    EXACT: tl.constexpr = "ieee" if PREC == "ieee" else "tf32x3"
+    if b_x.dtype == tl.bfloat16:
+        b_high = b_pools.to(tl.bfloat16)
+        b_pools -= b_high.to(tl.float32)
+        b_middle = b_pools.to(tl.bfloat16)
+        b_low = (b_pools - b_middle.to(tl.float32)).to(tl.bfloat16)
+        b_logits = tl.dot(b_x, tl.trans(b_middle), tl.dot(b_x, tl.trans(b_low)))
+        b_logits = tl.dot(b_x, tl.trans(b_high), b_logits)
+    else:
+        b_logits = tl.dot(b_x.to(tl.float32), tl.trans(b_pools), input_precision=EXACT)
+    return b_logits
+
+
+@_jit
 def _tile_runs(b_a):
     """For products over runs of at most 128 tokens: running sums of log2|a|, integer exponents and logs of mantissas
     apart so that differences stay exact; then the summands themselves.
@@ -957,6 +974,14 @@ def _segment(segments, i_s):
     """A segment: its tokens, the sequence's first segment, and the sequence's end."""
     row = segments + 4 * i_s
     return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+
+
+@_jit
+def _segment_tile(segments, o_s, m_s):
+    """Of several segments their tokens, and the sequence's end; one token that nothing reads where there is none."""
+    row = segments + 4 * o_s
+    start, end = tl.load(row, mask=m_s, other=0), tl.load(row + 1, mask=m_s, other=1)
+    return start, end, tl.load(row + 3, mask=m_s, other=0)
 
 
 @_jit
@@ -1065,6 +1090,76 @@ def states_kernel(
 
 
 @_jit
+def read_cached_kernel(
+    q,
+    u,
+    rounded,
+    pools,
+    lse_cached,
+    y_cached,
+    blocks,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_first,
+    n_last,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """What rows read of cached segments under a softmax over these alone, and its log-sum-exp; 0 and -inf for none.
+
+    One program a tile of rows and of V columns, those with most segments first. Logits of BN segments are one product,
+    and read-outs of one segment after another are added up by products of weighted queries.
+    """
+    STATES: tl.constexpr = tl.float32 if tl.float16 == IN else IN  # states may be larger than float16 has numbers
+    i_unit, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
+    i_b, i_h = i_bh // H, i_bh % H
+    n_tiles = tl.num_programs(0) // ((n_last - n_first) * BH)
+    start, end, i_s, _, _, first, _ = _block(blocks, n_last - 1 - i_unit // n_tiles)
+    i_t = start + i_unit % n_tiles * BT
+    last = tl.where(i_t < end, i_s, first)
+    i_v = tl.program_id(1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+    m_t = i_t + o_t < end
+    o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
+    b_q = tl.load(q + i_row * K + o_q, mask=m_q, other=0.0).to(IN)
+    b_u = tl.load(u + i_row * K + o_q, mask=m_q, other=0.0).to(IN)
+    b_top, b_sum = tl.full([BT], -1e38, tl.float32), tl.zeros([BT], tl.float32)
+    b_y = tl.zeros([BT, BV], tl.float32)
+    for i_tile in range(first, last, BN):
+        o_n = i_tile + tl.arange(0, BN)
+        o_pools, m_pools = o_n.to(tl.int64)[:, None] * K + o_k[None, :], (o_n < last)[:, None] & m_k[None, :]
+        b_pools = tl.load(pools + i_bh.to(tl.int64) * n_segments * K + o_pools, mask=m_pools, other=0.0)
+        b_logits = _tile_logits(b_u, b_pools, PREC)
+        b_logits = tl.where((o_n < last)[None, :], b_logits, -float("inf"))
+        b_higher = tl.maximum(b_top, tl.max(b_logits, 1))
+        b_keep, b_weights = tl.exp(b_top - b_higher), tl.exp(b_logits - b_higher[:, None])
+        b_y = b_y * b_keep[:, None]
+        b_sum, b_top = b_sum * b_keep + tl.sum(b_weights, 1), b_higher
+        for i_c in range(i_tile, tl.minimum(i_tile + BN, last)):
+            b_weight = tl.sum(tl.where((o_n == i_c)[None, :], b_weights, 0.0), 1)
+            i_cached = i_bh.to(tl.int64) * n_segments + i_c
+            b_state = tl.load(rounded + i_cached * K * V + o_kv, mask=m_kv, other=0.0).to(STATES)
+            b_y = tl.dot((b_weight[:, None] * b_q.to(tl.float32)).to(STATES), b_state, b_y, input_precision=PREC)
+    b_total = tl.where(b_sum > 0, b_sum, 1.0)
+    if i_v == 0:
+        b_lse = tl.where(b_sum > 0, b_top + tl.log(b_total), -float("inf"))
+        tl.store(lse_cached + i_row + o_t * H, b_lse, mask=m_t)
+    o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & m_v[None, :]
+    tl.store(y_cached + i_row * V + o_y, b_y / b_total[:, None], mask=m_y)
+
+
+@_jit
 def read_kernel(
     q,
     k,
@@ -1073,10 +1168,10 @@ def read_kernel(
     alpha,
     beta,
     lam,
-    cached,
-    pools,
     lse,
     online,
+    lse_cached,
+    y_cached,
     y,
     begin_M,
     begin_pool,
@@ -1104,7 +1199,7 @@ def read_kernel(
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, i_s, segment_start, _, first, border = _block(blocks, i_n)
+    start, end, _, segment_start, _, _, border = _block(blocks, i_n)
     b_M = tl.zeros([BK, BV], tl.float32)
     b_pool = tl.zeros([BK], tl.float32)
     if begin_M is not None:
@@ -1185,26 +1280,13 @@ def read_kernel(
         b_M = b_M_next
         b_pool = b_pool_next
         b_top, b_sum, b_y = b_r, tl.full([BT], 1.0, tl.float32), b_o
-        for i_c in range(first, i_s):
-            i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_cached = tl.load(
-                cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
-                mask=m_k[:, None] & m_v[None, :],
-                other=0.0,
-            )
-            b_o_cached = _tile_dot(b_q.to(tl.float32), b_cached, one, PREC)
-            b_u = tl.load(
-                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-            b_r_cached = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
-            b_higher = tl.maximum(b_top, b_r_cached)
-            b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
-            b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
-            b_sum, b_top = b_sum * b_keep + b_new, b_higher
+        b_r_cached = tl.load(lse_cached + i_row + o_t * H, mask=m_t, other=-float("inf"))
+        o_cached, m_cached = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & m_v[None, :]
+        b_o_cached = tl.load(y_cached + i_row * V + o_cached, mask=m_cached, other=0.0)
+        b_higher = tl.maximum(b_top, b_r_cached)
+        b_keep, b_new = tl.exp(b_top - b_higher), tl.exp(b_r_cached - b_higher)
+        b_y = b_y * b_keep[:, None] + b_new[:, None] * b_o_cached
+        b_sum, b_top = b_sum * b_keep + b_new, b_higher
         b_y = b_y / b_sum[:, None]
         if i_v == 0:
             b_lse = b_top + tl.log(b_sum)
@@ -1816,24 +1898,76 @@ def gates_kernel(
 
 
 @_jit
-def rows_kernel(
-    q,
+def weigh_kernel(
     u,
-    d_y,
     lse,
-    delta,
-    y,
-    d_r,
-    cached,
     pools,
-    d_q_rows,
-    d_u_rows,
+    weights,
     blocks,
     T,
     H,
     BH,
-    n_blocks,
     n_segments,
+    n_first,
+    n_last,
+    t_first,
+    n_rows,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """The weights by which rows read cached segments: the softmax of their logits.
+
+    One program a tile of rows of some blocks, those with most segments first.
+    """
+    i_unit, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
+    i_b, i_h = i_bh // H, i_bh % H
+    n_tiles = tl.num_programs(0) // ((n_last - n_first) * BH)
+    start, end, i_s, _, _, first, _ = _block(blocks, n_last - 1 - i_unit // n_tiles)
+    i_t = start + i_unit % n_tiles * BT
+    last = tl.where(i_t < end, i_s, first)
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
+    m_k = o_k < K
+    i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+    m_t = i_t + o_t < end
+    o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
+    b_u = tl.load(u + i_row * K + o_q, mask=m_q, other=0.0).to(IN)
+    b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0)
+    p_weights = weights + i_bh.to(tl.int64) * n_segments * n_rows + i_t - t_first
+    for i_tile in range(first, last, BN):
+        o_n = i_tile + tl.arange(0, BN)
+        o_pools, m_pools = o_n.to(tl.int64)[:, None] * K + o_k[None, :], (o_n < last)[:, None] & m_k[None, :]
+        b_pools = tl.load(pools + i_bh.to(tl.int64) * n_segments * K + o_pools, mask=m_pools, other=0.0)
+        b_logits = _tile_logits(b_u, b_pools, PREC)
+        b_logits = tl.where((o_n < last)[None, :], b_logits, -float("inf"))
+        o_nt, m_nt = o_n.to(tl.int64)[None, :] * n_rows + o_t[:, None], m_t[:, None] & (o_n < last)[None, :]
+        tl.store(p_weights + o_nt, tl.exp(b_logits - b_lse[:, None]), mask=m_nt)
+
+
+@_jit
+def rows_kernel(
+    q,
+    d_y,
+    y,
+    rounded,
+    weights,
+    d_logits_parts,
+    d_r_parts,
+    d_q_parts,
+    blocks,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_first,
+    n_last,
+    t_first,
+    n_rows,
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
@@ -1842,84 +1976,68 @@ def rows_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """What a block's rows owe to cached segments: gradients of their queries, and of their online logit."""
-    i_n, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
+    """What rows owe to cached segments, a part a tile of V: gradients of q and of logits.
+
+    One program a tile of rows of some blocks and of V columns, those with most segments first.
+    """
+    STATES: tl.constexpr = tl.float32 if tl.float16 == IN else IN  # states may be larger than float16 has numbers
+    i_unit, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
     i_b, i_h = i_bh // H, i_bh % H
-    one = tl.minimum(T, 1)
-    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
-    m_k = o_k < K
-    start, end, i_s, _, _, first, _ = _block(blocks, i_n)
-    for i_t in range(start, end, BT):
-        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
-        m_t = i_t + o_t < end
-        b_delta = tl.zeros([BT], tl.float32)
-        for i_v in range(tl.cdiv(V, BV)):
-            o_v = i_v * BV + tl.arange(0, BV)
-            o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & (o_v < V)[None, :]
-            b_y = tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
-            b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32)
-            b_delta += tl.sum(b_y * b_d_y, 1)
-        tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)
-        s_r = tl.zeros([BT], tl.float32)
-        s_q = tl.zeros([BT, BK], tl.float32)
-        s_u = tl.zeros([BT, BK], tl.float32)
-        for i_c in range(first, i_s):
-            i_cached = i_bh.to(tl.int64) * n_segments + i_c
-            b_d_q_2 = tl.zeros([BT, BK], tl.float32)
-            for i_v in range(tl.cdiv(V, BV)):
-                o_v = i_v * BV + tl.arange(0, BV)
-                m_v = o_v < V
-                b_d_y = tl.load(
-                    d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]),
-                    mask=m_t[:, None] & m_v[None, :],
-                    other=0.0,
-                ).to(IN)
-                b_cached = tl.load(
-                    cached + i_cached * K * V + (o_k[:, None] * V + o_v[None, :]),
-                    mask=m_k[:, None] & m_v[None, :],
-                    other=0.0,
-                )
-                b_d_q_2 = _tile_dot_add(b_d_q_2, b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
-            b_q = tl.load(
-                q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_q_d_q_2 = b_q.to(tl.float32) * b_d_q_2
-            b_q_dot_d_q_2 = tl.sum(b_q_d_q_2, 1)
-            b_u = tl.load(
-                u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-            ).to(IN)
-            b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-            b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
-            b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-            b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
-            b_d_q = b_r_cached_2_lse[:, None] * b_d_q_2
-            s_q += b_d_q
-            b_d_r = b_r_cached_2_lse * (b_q_dot_d_q_2 - b_delta)
-            s_r += b_d_r
-            b_d_u = b_d_r[:, None] * b_pools[None, :]
-            s_u += b_d_u
-        tl.store(d_r + i_row + o_t * H, -s_r, mask=m_t)
-        o_q = o_t[:, None] * (H * K) + o_k[None, :]
-        tl.store(d_q_rows + i_row * K + o_q, s_q, mask=m_t[:, None] & m_k[None, :])
-        tl.store(d_u_rows + i_row * K + o_q, s_u, mask=m_t[:, None] & m_k[None, :])
+    n_tiles = tl.num_programs(0) // ((n_last - n_first) * BH)
+    start, end, i_s, _, _, first, _ = _block(blocks, n_last - 1 - i_unit // n_tiles)
+    i_t = start + i_unit % n_tiles * BT
+    last = tl.where(i_t < end, i_s, first)
+    i_v = tl.program_id(1)
+    o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
+    m_k, m_v = o_k < K, o_v < V
+    o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
+    i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+    m_t = i_t + o_t < end
+    o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
+    o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & m_v[None, :]
+    b_q = tl.load(q + i_row * K + o_q, mask=m_q, other=0.0)
+    b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_y, other=0.0)
+    b_delta = tl.sum(tl.load(y + i_row * V + o_y, mask=m_y, other=0.0).to(tl.float32) * b_d_y.to(tl.float32), 1)
+    b_d_y = b_d_y.to(STATES)
+    i_part = i_v.to(tl.int64) * BH * T
+    p_weights = weights + i_bh.to(tl.int64) * n_segments * n_rows + i_t - t_first
+    p_d_logits = (
+        d_logits_parts
+        + i_bh.to(tl.int64) * n_segments * n_rows
+        + i_t
+        - t_first
+        + i_v.to(tl.int64) * BH * n_segments * n_rows
+    )
+    s_q = tl.zeros([BT, BK], tl.float32)
+    s_r = tl.zeros([BT], tl.float32)
+    for i_c in range(first, last):
+        i_cached = i_bh.to(tl.int64) * n_segments + i_c
+        b_state = tl.load(rounded + i_cached * K * V + o_kv, mask=m_kv, other=0.0).to(STATES)
+        i_rows = (i_cached - i_bh.to(tl.int64) * n_segments) * n_rows
+        b_weight = tl.load(p_weights + i_rows + o_t, mask=m_t, other=0.0)
+        b_pull = tl.dot(b_d_y, tl.trans(b_state), input_precision=PREC)
+        b_d_logits = b_weight * (tl.sum(b_q.to(tl.float32) * b_pull, 1) - b_delta)
+        s_q += b_weight[:, None] * b_pull
+        s_r += b_d_logits
+        tl.store(p_d_logits + i_rows + o_t, b_d_logits, mask=m_t)
+    tl.store(d_r_parts + i_part + i_row + o_t * H, -s_r, mask=m_t)
+    tl.store(d_q_parts + i_part * K + i_row * K + o_q, s_q, mask=m_q)
 
 
 @_jit
 def segments_kernel(
     q,
-    u,
     d_y,
-    lse,
-    delta,
-    cached,
-    pools,
-    d_cached,
-    d_pools,
+    weights,
+    d_cached_parts,
     segments,
     T,
     H,
     BH,
     n_segments,
+    t_first,
+    t_last,
+    n_rows,
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
@@ -1928,50 +2046,143 @@ def segments_kernel(
     IN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Gradients of each segment's state and pooled key.
+    """Gradients of each segment's state from some rows, a part a run of these, added to those from rows before.
 
-    One program a segment and tile of V columns goes over the rows that read it.
+    One program a segment, a tile of V columns and a run of the tokens t_first to t_last goes over the rows of these
+    that read it.
     """
-    i_s, i_bh, i_v = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    STATES: tl.constexpr = tl.float32 if tl.float16 == IN else IN  # states may be larger than float16 has numbers
+    i_s, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
+    i_v, i_run = tl.program_id(1) % tl.cdiv(V, BV), tl.program_id(1) // tl.cdiv(V, BV)
     i_b, i_h = i_bh // H, i_bh % H
-    one = tl.minimum(T, 1)
     o_t, o_k, o_v = tl.arange(0, BT), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
     o_kv, m_kv = o_k[:, None] * V + o_v[None, :], m_k[:, None] & m_v[None, :]
-    start, end, _, last = _segment(segments, i_s)
+    _, end, _, last = _segment(segments, i_s)
+    n_run = tl.cdiv(tl.cdiv(t_last - t_first, tl.num_programs(1) // tl.cdiv(V, BV)), BT) * BT
+    t_start = t_first + i_run * n_run
+    t_end = tl.minimum(t_start + n_run, t_last)
     i_cached = i_bh.to(tl.int64) * n_segments + i_s
-    s_cached = tl.zeros([BK, BV], tl.float32)
-    s_pools = tl.zeros([BK], tl.float32)
-    b_cached = tl.load(cached + i_cached * K * V + o_kv, mask=m_kv, other=0.0)
-    b_pools = tl.load(pools + i_cached * K + o_k, mask=m_k, other=0.0)
-    for i_t in range(end, last, BT):
+    p_cached = d_cached_parts + (i_run.to(tl.int64) * BH * n_segments + i_cached) * K * V
+    m_before = (o_k < tl.where(t_first > 0, K, 0))[:, None] & m_v[None, :]
+    s_cached = tl.load(p_cached + o_kv, mask=m_before, other=0.0)
+    last = tl.minimum(last, t_end)
+    for i_t in range(tl.maximum(end, t_start), last, BT):
         i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
         m_t = i_t + o_t < last
-        b_d_y = tl.load(
-            d_y + i_row * V + (o_t[:, None] * (H * V) + o_v[None, :]), mask=m_t[:, None] & m_v[None, :], other=0.0
-        ).to(IN)
-        b_d_q = _tile_dot(b_d_y.to(tl.float32), tl.trans(b_cached), one, PREC)
-        b_q = tl.load(
-            q + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_q_d_q = b_q.to(tl.float32) * b_d_q
-        b_q_dot_d_q = tl.sum(b_q_d_q, 1)
-        b_u = tl.load(
-            u + i_row * K + (o_t[:, None] * (H * K) + o_k[None, :]), mask=m_t[:, None] & m_k[None, :], other=0.0
-        ).to(IN)
-        b_r_cached_2 = tl.sum(b_u.to(tl.float32) * b_pools[None, :], 1)
-        b_lse = tl.load(lse + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_r_cached_2_lse = tl.exp(b_r_cached_2 - b_lse)
-        b_delta = tl.load(delta + i_row + o_t * H, mask=m_t, other=0.0).to(tl.float32)
-        b_d_r_cached = b_r_cached_2_lse * (b_q_dot_d_q - b_delta)
-        b_d_pools = tl.sum(b_u.to(tl.float32) * b_d_r_cached[:, None], 0)
-        s_pools += b_d_pools
-        b_d_o_cached = b_r_cached_2_lse[:, None] * b_d_y.to(tl.float32)
-        b_d_cached = _tile_dot(tl.trans(b_q.to(tl.float32)), b_d_o_cached, one, PREC)
-        s_cached += b_d_cached
-    tl.store(d_cached + i_cached * K * V + o_kv, s_cached, mask=m_kv)
-    i_part = (i_v * BH + i_bh).to(tl.int64) * n_segments + i_s
-    tl.store(d_pools + i_part * K + o_k, s_pools / (end - start), mask=m_k)
+        b_weight = tl.load(weights + i_cached * n_rows + i_t - t_first + o_t, mask=m_t, other=0.0)
+        o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
+        b_q = tl.load(q + i_row * K + o_q, mask=m_q, other=0.0)
+        o_y, m_y = o_t[:, None] * (H * V) + o_v[None, :], m_t[:, None] & m_v[None, :]
+        b_d_y = tl.load(d_y + i_row * V + o_y, mask=m_y, other=0.0).to(STATES)
+        b_q = (b_weight[:, None] * b_q.to(tl.float32)).to(STATES)
+        s_cached = tl.dot(tl.trans(b_q), b_d_y, s_cached, input_precision=PREC)
+    tl.store(p_cached + o_kv, s_cached, mask=m_kv)
+
+
+@_jit
+def logits_kernel(
+    pools,
+    d_logits,
+    d_u_rows,
+    blocks,
+    T,
+    H,
+    BH,
+    n_segments,
+    n_first,
+    n_last,
+    t_first,
+    n_rows,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Gradients of u from those of logits: sums of pooled keys.
+
+    One program a tile of rows of some blocks and of K columns, those with most segments first.
+    """
+    i_unit, i_bh = tl.program_id(0) // BH, tl.program_id(0) % BH
+    i_b, i_h = i_bh // H, i_bh % H
+    n_tiles = tl.num_programs(0) // ((n_last - n_first) * BH)
+    start, end, i_s, _, _, first, _ = _block(blocks, n_last - 1 - i_unit // n_tiles)
+    i_t = start + i_unit % n_tiles * BT
+    last = tl.where(i_t < end, i_s, first)
+    i_k = tl.program_id(1)
+    o_t, o_k = tl.arange(0, BT), i_k * BK + tl.arange(0, BK)
+    m_k = o_k < K
+    i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+    m_t = i_t + o_t < end
+    o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
+    p_d_logits = d_logits + i_bh.to(tl.int64) * n_segments * n_rows + i_t - t_first
+    s_u = tl.zeros([BT, BK], tl.float32)
+    for i_tile in range(first, last, BN):
+        o_n = i_tile + tl.arange(0, BN)
+        o_pools, m_pools = o_n.to(tl.int64)[:, None] * K + o_k[None, :], (o_n < last)[:, None] & m_k[None, :]
+        b_pools = tl.load(pools + i_bh.to(tl.int64) * n_segments * K + o_pools, mask=m_pools, other=0.0)
+        o_nt, m_nt = o_n.to(tl.int64)[None, :] * n_rows + o_t[:, None], m_t[:, None] & (o_n < last)[None, :]
+        b_d_logits = tl.load(p_d_logits + o_nt, mask=m_nt, other=0.0)
+        s_u = tl.dot(b_d_logits, b_pools, s_u, input_precision=PREC)
+    tl.store(d_u_rows + i_row * K + o_q, s_u, mask=m_q)
+
+
+@_jit
+def pools_kernel(
+    u,
+    d_logits,
+    d_pools_parts,
+    segments,
+    T,
+    H,
+    BH,
+    n_segments,
+    t_first,
+    t_last,
+    n_rows,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    IN: tl.constexpr,
+    PREC: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Gradients of pooled keys from some rows, a part a run of these, added to those from rows before.
+
+    One program BN segments and the rows that read any of them in a run of the tokens t_first to t_last.
+    """
+    i_p, i_bh, i_run = tl.program_id(0) // BH, tl.program_id(0) % BH, tl.program_id(1)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_t, o_k, o_n = tl.arange(0, BT), tl.arange(0, BK), i_p * BN + tl.arange(0, BN)
+    m_k, m_n = o_k < K, o_n < n_segments
+    b_start, b_end, b_last = _segment_tile(segments, o_n, m_n)
+    _, first_end, _, _ = _segment(segments, i_p * BN)
+    n_run = tl.cdiv(tl.cdiv(t_last - t_first, tl.num_programs(1)), BT) * BT
+    t_start = t_first + i_run * n_run
+    t_end = tl.minimum(t_start + n_run, t_last)
+    p_d_logits = d_logits + (i_bh.to(tl.int64) * n_segments + o_n.to(tl.int64)[:, None]) * n_rows - t_first
+    s_pools = tl.zeros([BN, BK], tl.float32)
+    for i_t in range(tl.maximum(t_start, first_end), t_end, BT):
+        i_row = (i_b.to(tl.int64) * T + i_t) * H + i_h
+        m_t = i_t + o_t < t_end
+        o_at = (i_t + o_t)[None, :]
+        m_read = m_t[None, :] & (o_at >= b_end[:, None]) & (o_at < b_last[:, None])
+        b_d_logits = tl.load(p_d_logits + o_at, mask=m_read, other=0.0)
+        o_q, m_q = o_t[:, None] * (H * K) + o_k[None, :], m_t[:, None] & m_k[None, :]
+        b_u = tl.load(u + i_row * K + o_q, mask=m_q, other=0.0).to(tl.float32)
+        s_pools = tl.dot(b_d_logits, b_u, s_pools, input_precision=PREC)
+    i_part = (i_run * BH + i_bh).to(tl.int64) * n_segments
+    p_pools = d_pools_parts + (i_part + o_n.to(tl.int64)[:, None]) * K + o_k[None, :]
+    m_pools = m_n[:, None] & m_k[None, :]
+    m_before = m_n[:, None] & (o_k < tl.where(t_first > 0, K, 0))[None, :]
+    b_before = tl.load(p_pools, mask=m_before, other=0.0)
+    tl.store(p_pools, b_before + s_pools / (b_end[:, None] - b_start[:, None]), mask=m_pools)
 
 
 @_jit
@@ -2064,6 +2275,10 @@ def retreat_kernel(
     if d_begin_pool is not None:
         if (i_c == 0) & (i_v == 0):
             tl.store(d_begin_pool + i_bh.to(tl.int64) * K + o_k, b_d_pool_next, mask=m_k)
+
+
+BAND = 64  # weights of segments that are kept at once, for each token
+BN = 16  # segments whose logits are one product
 
 
 def _by_length(make):
@@ -2168,6 +2383,21 @@ def _tables(sequences, chained, size, place):
     return {"blocks": _block_rows(own, chained, place[0]), "chains": _chain_rows(own), "segments": segments}
 
 
+def _bands(blocks, most):
+    """Runs of blocks of at most so many tokens, or of one: the first block, the one after the last, start, end.
+
+    Rows in front of the first block are of its run.
+    """
+    found = [(0, 1, 0, blocks[0][1])]
+    for n, (start, end, *_) in enumerate(blocks[1:], 1):
+        first, _, begin, _ = found[-1]
+        if end - begin <= most:
+            found[-1] = (first, n + 1, begin, end)
+        else:
+            found.append((n, n + 1, start, end))
+    return found
+
+
 CHAINED = False  # whether a segment goes on from the one before
 BLOCK = 256  # tokens of a block, at most
 
@@ -2195,23 +2425,58 @@ def _table(rows, device):
     return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
+@functools.lru_cache(maxsize=64)
+def _bands_at(T, place):
+    """The runs of blocks for whose rows weights of all segments are kept at once: BAND a token of the length."""
+    tables = _tables(*_placed(T, place, BLOCK))
+    return _bands(tables["blocks"], T * BAND // len(tables["segments"]))
+
+
+def _bands_of(x):
+    """The runs of blocks of a pass: the first block, the one after the last, and their tokens, from one to another."""
+    return _bands_at(x.T, x.place)
+
+
+def _most_rows(bands):
+    """Tokens of the longest run of blocks."""
+    return max(last - first for _, _, first, last in bands)
+
+
+def _rounded(x):
+    """Cached states as products take them: in bfloat16 where all inputs are, for float16 has no numbers as large."""
+    types = (t.dtype for t in map(vars(x).get, INPUTS) if t.dim() == 4)
+    wide = functools.reduce(torch.promote_types, types)
+    return x.cached.to(wide) if wide == torch.bfloat16 else x.cached
+
+
+def _added(parts):
+    """The sum of parts that lie one behind the other."""
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
 # Lengths that kernels are specialised for.
 CONSTANTS = {
     "K": 64,
     "V": 64,
+    "BAND": BAND,
+    "BN": BN,
 }
 LEAST_ROWS = 16  # fewest tokens that a kernel takes at once
 
 # The axis that each kernel takes in tiles: keys, values, or the hidden units of every layer; none where it takes all.
 AXES = {
     "states": "v",
+    "read_cached": "v",
     "read": "v",
     "queries": "k",
     "keys": "k",
     "values": "v",
     "gates": "v",
+    "weigh": "",
     "rows": "v",
     "segments": "v",
+    "logits": "k",
+    "pools": "",
     "retreat": "v",
 }
 
@@ -2222,96 +2487,128 @@ CONFIGURATIONS = {
     "sm80": {
         "bfloat16": {
             "states": (64, 64, 8, 1),
+            "read_cached": (128, 64, 8, 3),
             "read": (64, 32, 8, 1),
             "queries": (64, 64, 8, 1),
             "keys": (64, 16, 8, 1),
             "values": (64, 64, 8, 1),
             "gates": (32, 64, 8, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
+            "weigh": (128, 64, 8, 3),
+            "rows": (128, 64, 8, 3),
+            "segments": (128, 64, 8, 3),
+            "logits": (128, 64, 8, 3),
+            "pools": (128, 64, 8, 3),
             "retreat": (64, 64, 8, 1),
         },
         "float32": {
             "states": (32, 64, 4, 1),
+            "read_cached": (64, 64, 4, 3),
             "read": (32, 64, 8, 1),
             "queries": (32, 64, 8, 1),
             "keys": (32, 64, 8, 1),
             "values": (32, 64, 8, 1),
             "gates": (32, 32, 8, 1),
-            "rows": (32, 64, 8, 1),
-            "segments": (32, 64, 8, 1),
+            "weigh": (64, 64, 4, 3),
+            "rows": (32, 64, 4, 3),
+            "segments": (32, 64, 4, 3),
+            "logits": (64, 64, 4, 3),
+            "pools": (64, 64, 4, 3),
             "retreat": (32, 64, 4, 1),
         },
     },
     "sm90": {
         "bfloat16": {
             "states": (64, 64, 8, 1),
-            "read": (32, 64, 4, 1),
+            "read_cached": (128, 64, 8, 3),
+            "read": (32, 64, 8, 1),
             "queries": (64, 16, 8, 1),
             "keys": (32, 64, 8, 1),
             "values": (64, 64, 8, 1),
             "gates": (32, 64, 8, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
+            "weigh": (128, 64, 8, 3),
+            "rows": (128, 64, 8, 3),
+            "segments": (128, 64, 8, 3),
+            "logits": (128, 64, 8, 3),
+            "pools": (128, 64, 8, 3),
             "retreat": (64, 64, 8, 1),
         },
         "float32": {
             "states": (32, 64, 4, 1),
+            "read_cached": (64, 64, 4, 3),
             "read": (32, 64, 8, 1),
             "queries": (32, 64, 8, 1),
             "keys": (32, 64, 8, 1),
             "values": (32, 64, 8, 1),
             "gates": (32, 64, 8, 1),
-            "rows": (32, 64, 8, 1),
-            "segments": (32, 64, 8, 1),
+            "weigh": (64, 64, 4, 3),
+            "rows": (64, 64, 4, 3),
+            "segments": (32, 64, 4, 3),
+            "logits": (64, 64, 4, 3),
+            "pools": (64, 64, 4, 3),
             "retreat": (32, 64, 4, 1),
         },
     },
     "sm100": {
         "bfloat16": {
             "states": (64, 64, 8, 1),
-            "read": (64, 64, 8, 1),
+            "read_cached": (128, 64, 8, 3),
+            "read": (32, 64, 8, 1),
             "queries": (64, 64, 8, 1),
             "keys": (64, 16, 8, 1),
             "values": (64, 64, 8, 1),
             "gates": (32, 64, 4, 1),
-            "rows": (64, 64, 8, 1),
-            "segments": (64, 64, 8, 1),
+            "weigh": (128, 64, 8, 3),
+            "rows": (128, 64, 8, 3),
+            "segments": (128, 64, 8, 3),
+            "logits": (128, 64, 8, 3),
+            "pools": (128, 64, 8, 3),
             "retreat": (64, 64, 8, 1),
         },
         "float32": {
             "states": (32, 64, 4, 1),
+            "read_cached": (32, 64, 4, 3),
             "read": (32, 64, 8, 1),
             "queries": (32, 64, 8, 1),
             "keys": (32, 64, 8, 1),
             "values": (32, 64, 8, 1),
             "gates": (32, 64, 8, 1),
-            "rows": (32, 64, 8, 1),
-            "segments": (32, 64, 4, 1),
+            "weigh": (64, 64, 4, 3),
+            "rows": (32, 64, 4, 2),
+            "segments": (64, 64, 4, 3),
+            "logits": (64, 64, 4, 3),
+            "pools": (64, 64, 4, 3),
             "retreat": (32, 64, 4, 1),
         },
     },
     "gfx942": {
         "bfloat16": {
             "states": (64, 64, 4, 1),
+            "read_cached": (128, 64, 4, 3),
             "read": (64, 64, 4, 1),
             "queries": (64, 64, 4, 1),
             "keys": (64, 64, 4, 1),
             "values": (64, 64, 4, 1),
             "gates": (64, 64, 4, 1),
-            "rows": (64, 64, 4, 1),
-            "segments": (64, 64, 4, 1),
+            "weigh": (128, 64, 4, 3),
+            "rows": (128, 64, 4, 3),
+            "segments": (128, 64, 4, 2),
+            "logits": (128, 64, 4, 3),
+            "pools": (128, 64, 4, 3),
             "retreat": (64, 64, 4, 1),
         },
         "float32": {
             "states": (32, 64, 4, 1),
+            "read_cached": (64, 64, 4, 3),
             "read": (32, 64, 4, 1),
             "queries": (32, 64, 4, 1),
             "keys": (32, 64, 4, 1),
             "values": (32, 64, 4, 1),
             "gates": (32, 64, 4, 1),
-            "rows": (32, 64, 4, 1),
-            "segments": (32, 64, 4, 1),
+            "weigh": (64, 64, 4, 3),
+            "rows": (64, 64, 4, 3),
+            "segments": (64, 64, 4, 2),
+            "logits": (64, 64, 4, 3),
+            "pools": (64, 64, 4, 3),
             "retreat": (32, 64, 4, 1),
         },
     },
@@ -2328,13 +2625,17 @@ DEFAULTS = {
 # What each kernel computes, as tables of launch configurations call it.
 DIGESTS = {
     "states": "1766e95c646bf5bb2c86e6c71d429a472947138273cd6fb7716b61c80dd9944b",
-    "read": "55288cc135bb6c0a53b2ee8b08703411843ce2c6fde71ad7e580ebd1c11cfee2",
+    "read_cached": "627962bd978ed0ae9f50ab45067b57e12379969de0c6412ba4ad2ec812c06401",
+    "read": "a6ed0a74fd5e0d5566ce3d644b6b6bbfa28911c5df737589c9d9acdfe3d72fcc",
     "queries": "26335e6c2cd124bcd25b058c377f82d07736ee413d26a97d4b059c3bae65bfc9",
     "keys": "a57f42842bac5199be91756ff3ccae5258d32b93c5af89559b6b35c67fdea550",
     "values": "bed11c1629f420b9c580bdbf0666f618f40b9b99de754930cee6c8d681076f32",
     "gates": "1c08a1851616a55355ca3fc28cdb8fcd5c59f9fc3d308f96e19351013c3a9574",
-    "rows": "0f3e2176384ae5bc3020e7f518129c0929e118ac4654b9c89c748bc97e7f3df3",
-    "segments": "e4cbffa496446a825c6747b686e1f1abf5f8569a289151ebf48eefe44a540c80",
+    "weigh": "8b49bd2443be22e780aedfc462c1cfa09d2506849fdfa410df5378fe0320c3b3",
+    "rows": "a53cde7b3368d1e4326555b59679b1dcc6ad4542b1aff04501b353a1020c7da5",
+    "segments": "a143c630b9eeb1609042fb1772afe3f67645f2e78436aaab6433ca829e764310",
+    "logits": "3f91eb2f3f9db783887790c21fd729741cb9097ed07ee20ba322518f5bec8ef4",
+    "pools": "1a4503b1a67e43010369d65ac259f9d88b59b05fe21da34a841d7fd1443994d2",
     "retreat": "1f3f8dfe77a93b81c516811c9bf41b9fde8ee426e28d2f6d8d83d5582bcc1d29",
 }
 STEPPING = ()  # of these, tables tell apart how many rows they take at once
@@ -2475,6 +2776,16 @@ def _cdiv(a, b):
 def _tile(n):
     """The power of two, 16 at least, that holds n."""
     return max(16, 1 << (n - 1).bit_length())
+
+
+def _rows_at_once(kernel, x):
+    """Tokens that a kernel takes at once."""
+    return _configuration(kernel, x)[0]["BT"]
+
+
+def _row_tiles(kernel, x):
+    """How many tiles of rows a kernel takes the longest block in."""
+    return _cdiv(x.longest, _rows_at_once(kernel, x))
 
 
 def _n_tiles(kernel, x):
@@ -2714,6 +3025,13 @@ def _run_forward_triton(tensors, place=()):
     _copy_earlier(x)
     x.y = _new(x, x.B, x.T, x.H, 64, dtype=x.v.dtype)
     _launch(states_kernel, x, x.n_chains * x.BH, _n_tiles("states", x))
+    x.rounded = _rounded(x)
+    x.n_first, x.n_last = 0, x.n_blocks
+    x.lse_cached = _new(x, x.B, x.T, x.H)
+    x.y_cached = _new(x, x.B, x.T, x.H, 64)
+    _launch(
+        read_cached_kernel, x, (x.n_last - x.n_first) * x.BH * _row_tiles("read_cached", x), _n_tiles("read_cached", x)
+    )
     _launch(read_kernel, x, x.n_blocks * x.BH, _n_tiles("read", x))
     return _results(x, saved)
 
@@ -2725,20 +3043,29 @@ def _run_backward_triton(tensors, saved, d_y, d_after=(), place=()):
     _recall(x, ["y", "buffer"], saved)
     x.d_y = _led(x, d_y)
     x.y = _led(x, x.y)
-    x.delta = _new(x, x.B, x.T, x.H)
-    x.d_r = _new(x, x.B, x.T, x.H)
-    x.d_q_rows = _new(x, x.B, x.T, x.H, 64)
+    x.rounded = _rounded(x)
+    x.n_parts, x.n_runs = _n_tiles("rows", x), min(8, _cdiv(x.T, 512))
+    x.n_shares = max(1, min(x.n_runs, 512 // (x.n_segments * x.BH)))
+    bands = _bands_of(x)
+    x.n_rows = _most_rows(bands)
+    x.d_r_parts = _new(x, x.n_parts, x.B, x.T, x.H)
+    x.d_q_parts = _new(x, x.n_parts, x.B, x.T, x.H, 64)
     x.d_u_rows = _new(x, x.B, x.T, x.H, 64)
-    _launch(rows_kernel, x, x.n_blocks * x.BH)
-    x.d_cached = _new(x, x.B, x.H, x.n_segments, 64, 64)
-    x.d_pools = _new(x, x.B, x.H, x.n_segments, 64)
-    _launch(
-        segments_kernel,
-        x,
-        x.n_segments * x.BH,
-        _n_tiles("segments", x),
-        parts=(("d_pools", _n_tiles("segments", x), 0),),
-    )
+    x.weights = _new(x, x.B, x.H, x.n_segments, x.n_rows)
+    x.d_logits_parts = _new(x, x.n_parts, x.B, x.H, x.n_segments, x.n_rows)
+    x.d_cached_parts = _new(x, x.n_shares, x.B, x.H, x.n_segments, 64, 64)
+    x.d_pools_parts = _new(x, x.n_runs, x.B, x.H, x.n_segments, 64)
+    for x.n_first, x.n_last, x.t_first, x.t_last in bands:
+        _launch(weigh_kernel, x, (x.n_last - x.n_first) * x.BH * _row_tiles("weigh", x))
+        _launch(rows_kernel, x, (x.n_last - x.n_first) * x.BH * _row_tiles("rows", x), x.n_parts)
+        x.d_logits = _added(x.d_logits_parts)
+        _launch(segments_kernel, x, x.n_segments * x.BH, _n_tiles("segments", x) * x.n_shares)
+        _launch(logits_kernel, x, (x.n_last - x.n_first) * x.BH * _row_tiles("logits", x), _n_tiles("logits", x))
+        _launch(pools_kernel, x, _cdiv(x.n_segments, BN) * x.BH, x.n_runs)
+    x.d_q_rows = _added(x.d_q_parts)
+    x.d_r = _added(x.d_r_parts)
+    x.d_cached = _added(x.d_cached_parts)
+    x.d_pools = _added(x.d_pools_parts)
     _owe_cached(x)
     if x.begun:
         _launch(retreat_kernel, x, x.BH, _n_tiles("retreat", x))

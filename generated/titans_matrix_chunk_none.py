@@ -69,7 +69,7 @@ SPEC_HASH = "bfa4b3c80e1871440fb6428fae48fc195de913bb104aa3a28babb553a53dcbdc"
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
     counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
-    integers = ("T", "H", "BH", "group", *counts)
+    integers = ("T", "H", "BH", "group", *counts, "n_parts", "n_first", "n_last", "t_first", "t_last")
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 

@@ -70,7 +70,7 @@ SPEC_HASH = "9ab5558e32bf795125eacbb8173ca320ccf8e35fdf10e4e823c01ab7827dd216"
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
     counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
-    integers = ("T", "H", "BH", "group", *counts)
+    integers = ("T", "H", "BH", "group", *counts, "n_parts", "n_first", "n_last", "t_first", "t_last")
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 

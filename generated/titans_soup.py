@@ -71,7 +71,7 @@ SPEC_HASH = "e71974f2bba67be656a864dc4a0cd48b0734092f2e49fcb3e04c8593b651bbf9"
 def _jit(function):
     """A Triton kernel; one serves every length, number of heads and batch, since it is specialised on none of them."""
     counts = ("n_blocks", "n_segments", "n_entries", "n_choices", "n_groups", "n_before", "n_steps", "n_rows")
-    integers = ("T", "H", "BH", "group", *counts)
+    integers = ("T", "H", "BH", "group", *counts, "n_parts", "n_first", "n_last", "t_first", "t_last")
     return triton.jit(function, do_not_specialize=integers) if triton else function
 
 

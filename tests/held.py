@@ -4,7 +4,8 @@ python -m tests.held CASES [resident] [by_parts]   # a JSON file of [[spec as a 
 
 Numbers are multiplied as they are, or `by_parts` as GPUs do with float32. Hidden units of deep memories are taken in
 tiles of 16, their state from buffers, for all but `resident` cases, and long gradient chunks in spans of 16 tokens, a
-group each if they are few. Every tensor that is made empty is full of NaN, so that what no kernel writes is seen.
+group each if they are few. Weights of cached segments are kept for few rows at once, and gradients added up in runs of
+8 tokens. Every tensor that is made empty is full of NaN, so that what no kernel writes is seen.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ def misses(cases: Cases, folder: Path, *options: str) -> list[str]:
 def main(file: str, *options: str) -> None:
     import torch
 
-    from mcgen.plan import layered, streamed
+    from mcgen.plan import layered, streamed, weighted_reads
 
     streamed.COLUMNS = 16
     layered.SPAN, layered.GROUP = 16, 1
+    weighted_reads.CONSTANTS["BAND"], weighted_reads.RUN = 2, 8
     if "resident" not in options:
         streamed.WIDEST_TILE = 0
 

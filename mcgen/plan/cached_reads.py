@@ -9,11 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mcgen.ir.step import query_name
 from mcgen.passes.simplify import select
 from mcgen.plan.host import INTEGER, Buffer, Compute, Kernel, Launch, Let, Make, Part, Statement, When
-from mcgen.plan.pass_tensors import BLOCK, CHOICES, CHOOSERS, ROWS, PassTensors, chooses
+from mcgen.plan.pass_tensors import BLOCK, CHOICES, CHOOSERS, OF_SEQUENCE, ROWS, PassTensors, chooses
 
 UNITS = "x.n_blocks * x.BH"
+BLOCKS = ("n_first", "n_last")
+"""The blocks whose rows a launch takes in tiles: the first, and the one after the last."""
+OF_BLOCKS = (*OF_SEQUENCE, "n_segments", *BLOCKS)
+ALL_BLOCKS = Let("x.n_first, x.n_last", "0, x.n_blocks")
+TILES = '(x.n_last - x.n_first) * x.BH * _row_tiles("{}", x)'
+"""How many tiles a kernel takes these rows in."""
+TILE = {**BLOCK, "T": "a tile of a block"}
+SEGMENTS = 16
+"""Segments whose logits are one product, which kernels call BN: as few as tensor cores take."""
+ROUTING = ("TOP_K", "PLACES", "BN")
 CHOSEN = (*ROWS, "TOP_K")
 LENGTHS = {"order": "n_choices", "groups": "n_choices", "bounds": "n_groups + 1"}
 """Of the tables that sort choices."""
@@ -22,14 +33,14 @@ LENGTHS = {"order": "n_choices", "groups": "n_choices", "bounds": "n_groups + 1"
 def choosing_kernels(tensors: PassTensors, make: Callable[..., Kernel], *sizes: str) -> list[Kernel]:
     """The kernels but that which reads what was chosen; `make` has those of the memory's kind, `sizes` is what theirs
     find rows by."""
-    logit, read = (select(tensors.programs["read_segment"], [name], name).inputs for name in ("r_cached", "o_cached"))
+    read = select(tensors.programs["read_segment"], ["o_cached"], "o_cached").inputs
     chosen, gradients = ["chosen", "r_chosen"], ["d_cached", "d_pools"]
     sums = [f"d_{name}_chosen" for name in [*tensors.queries, "r"]]
     cached, top = ["cached", "pools"], ("TOP_K",)
     by_choice = CHOICES, ("order", "groups"), (*sizes, "n_choices", "n_groups"), top
     of_segment = ("order", "bounds", "segments"), (*(sizes or ("H",)), "n_segments", "n_groups"), top
     return [
-        make("route", [*tensors.behind(logit), "pools", *chosen], chosen, BLOCK, more=("TOP_K", "PLACES")),
+        make("route", [query_name(tensors.meaning), "pools", *chosen], chosen, TILE, sizes=OF_BLOCKS, more=ROUTING),
         make("chosen_reads", [*tensors.behind(read), "cached", "o_chosen"], ["o_chosen"], *by_choice),
         make("chosen_rows", [*tensors.of("rows"), *cached, *sums], sums, *by_choice),
         make("chosen_segments", [*tensors.of("segment"), *cached, *gradients], gradients, CHOOSERS, *of_segment),
@@ -62,7 +73,8 @@ class Choosing:
         """The forward pass from cached states on."""
         return [
             Make((Buffer("r_chosen", CHOSEN),)),
-            Launch(self.kernels["route"], UNITS, room=self.room("route"), apart=not self.tiled),
+            ALL_BLOCKS,
+            Launch(self.kernels["route"], TILES.format("route"), room=self.room("route"), apart=not self.tiled),
             *self._grouped(),
             Make((Buffer("o_chosen", (*CHOSEN, "V")),)),
             self._of_choices("chosen_reads", self.tiled),

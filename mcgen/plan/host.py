@@ -48,6 +48,7 @@ class Kernel:
     axis       the one that it takes in tiles of its configuration's columns; none where it takes all whole
     rows       how many rows it must take at once, where a gradient chunk is one step
     whole      whether it takes all hidden units at once
+    ahead      whether its loops are plain products, so that a pipeline of several stages loads ahead of them
     """
 
     name: str
@@ -60,6 +61,7 @@ class Kernel:
     rows: int | None = None
     whole: bool = False
     going_on: tuple[str, ...] = ()
+    ahead: bool = False
 
     @property
     def tensors(self) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sympy
 
+from mcgen.plan.cached_reads import SEGMENTS
 from mcgen.plan.matrix import BLOCK, MatrixPlan
+from mcgen.plan.weighted_reads import BAND
 from mcgen.symbolic.cost import Cost
 from mcgen.symbolic.text import text
 
@@ -75,8 +77,9 @@ def _reads(plan: MatrixPlan) -> Choice:
         )
     return (
         "cached states",
-        "online softmax over segments",
-        f"{_flops(plan, READS)}; neither weights nor read-outs kept",
+        f"products of weighted queries and states, under an online softmax over {SEGMENTS} segments at a time;"
+        f" back, weights and gradients of logits in memory, {BAND} of each for a token at most",
+        f"a read-out is linear in the state: {_flops(plan, READS)}",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 
 from mcgen.ir.closed_form import lagged_names
@@ -28,7 +28,6 @@ from mcgen.plan.matrix_choices import Choice, choices
 from mcgen.plan.pass_tensors import (
     BLOCK,
     CHAIN,
-    LATER,
     OF_SEQUENCE,
     OWN,
     ROWS,
@@ -45,6 +44,7 @@ from mcgen.plan.pass_tensors import (
     result,
     save,
 )
+from mcgen.plan.weighted_reads import CONSTANTS, WeightedReads
 
 SIZES = ("K", "V", "BT", "BK", "BV", "IN", "PREC")
 STEPPED = ("CHUNK", "STEPS", "STEP")
@@ -60,12 +60,16 @@ class MatrixPasses:
         return choices(self.plan)
 
     phased = MappingProxyType({})  # programs in loops over hidden units: none
-    constants = MappingProxyType({})  # that the plan decides: none
     flies = False
 
     @property
     def block(self) -> int:
         return self.plan.block
+
+    @property
+    def constants(self) -> Mapping[str, int]:
+        """Sizes that the plan decides."""
+        return CONSTANTS if self.plan.meaning.routes else {}
 
     @cached_property
     def tensors(self) -> PassTensors:
@@ -95,8 +99,9 @@ class MatrixPasses:
         """All kernels by name, in the order of the file."""
         meaning, plan = self.plan.meaning, self.plan
         found = [self._states()] if self.saved or self.goes_on else []
+        found += [self._weighted.read_cached()] if meaning.routes else []
         found += [self._read(), *(self._walk(name, walk) for name, walk in plan.walks.items())]
-        found += [self._rows(), self._segments()] if meaning.reads_cached else []
+        found += self._reading_back() if meaning.reads_cached else []
         found += [self._retreat()] if self._retreats_always or self.goes_on else []
         if chooses(meaning):
             found += [*choosing_kernels(self.tensors, self._kernel), self._read("read_chosen", chooses=True)]
@@ -112,12 +117,15 @@ class MatrixPasses:
         sizes: tuple[str, ...] = (*OF_SEQUENCE, "n_blocks", "n_segments"),
         more: tuple[str, ...] = (),
         axis: str = "v",
+        both: Iterable[str] = (),
+        ahead: bool = False,
         going_on: Sequence[str] = (),
     ) -> Kernel:
-        axis = "" if name == "route" else axis
+        axis, ahead = ("", True) if name == "route" else (axis, ahead)
         taken = {**takes, axis.upper(): "a tile"} if axis else takes
-        given = tuple(going_on) if self.goes_on else ()
-        return Kernel(name, operands(tensors, writes), tables, sizes, (*SIZES, *more), taken, axis, going_on=given)
+        given, state = operands(tensors, writes, both), tuple(going_on) if self.goes_on else ()
+        constants = (*SIZES, *more)
+        return Kernel(name, given, tables, sizes, constants, taken, axis, going_on=state, ahead=ahead)
 
     @property
     def goes_on(self) -> bool:
@@ -152,27 +160,24 @@ class MatrixPasses:
         return self._kernel("states", tensors, kept, CHAIN, tables, more=self._stepped, going_on=going_on)
 
     def _read(self, name: str = "read", chooses: bool = False) -> Kernel:
-        parts = ["read", *(["read_segment"] if self.plan.meaning.reads_cached and not chooses else [])]
-        unread = {"cached", "pools"} if chooses else set()
+        routed, sums = self.plan.meaning.routes, self.plan.meaning.reads_cached and not self.plan.meaning.routes
+        unread = {"cached", "pools"} if routed else set()
         left = [buffer.name for buffer in self.saved if buffer.name not in unread]
-        tensors = [*self.tensors.of(*parts), *left, *(["r_chosen", "o_chosen"] if chooses else []), "y"]
+        cached = (["r_chosen", "o_chosen"] if chooses else ["lse_cached", "y_cached"]) if routed else []
+        tensors = [*self.tensors.of("read", *(["read_segment"] if sums else [])), *left, *cached, "y"]
         more, begun = ("TOP_K",) if chooses else (), self._begun(self.plan.state)
         return self._kernel(name, tensors, ["lse", "online", "y"], BLOCK, more=more, going_on=begun)
 
-    def _rows(self) -> Kernel:
-        routed = self.plan.meaning.routes
-        own = ["delta", "d_r"] if routed else []
-        found = [f"d_{name}_rows" for name in self.tensors.queries]
-        tensors = [*self.tensors.of("rows"), "d_y", *(["y"] if routed else []), *own, "cached"]
-        return self._kernel("rows", [*tensors, *(["pools"] if routed else []), *found], [*own, *found], BLOCK)
-
-    def _segments(self) -> Kernel:
-        routed = self.plan.meaning.routes
-        more = ["cached", "pools", "d_cached", "d_pools"] if routed else ["d_cached"]
-        sizes, takes = (*OF_SEQUENCE, "n_segments"), LATER if routed else OWN
-        return self._kernel(
-            "segments", [*self.tensors.of("segment"), *more], ["d_cached", "d_pools"], takes, ("segments",), sizes
-        )
+    def _reading_back(self) -> list[Kernel]:
+        """The reverse of reads of every earlier segment."""
+        if self.plan.meaning.routes:
+            return self._weighted.reading_back()
+        rows = [f"d_{name}_rows" for name in self.tensors.queries]
+        given, sizes = [*self.tensors.of("segment"), "cached", "d_cached"], (*OF_SEQUENCE, "n_segments")
+        return [
+            self._kernel("rows", [*self.tensors.of("rows"), "d_y", "cached", *rows], rows, BLOCK),
+            self._kernel("segments", given, ["d_cached"], OWN, ("segments",), sizes),
+        ]
 
     def _retreat(self) -> Kernel:
         plan, pulls, meaning = self.plan, self.plan.reverse.pulls, self.plan.meaning
@@ -202,6 +207,10 @@ class MatrixPasses:
     # -- passes -------------------------------------------------------------------------------------------------------
 
     @property
+    def _weighted(self) -> WeightedReads:
+        return WeightedReads(self.tensors, partial(self._kernel, ahead=True))
+
+    @property
     def _choosing(self) -> Choosing:
         return Choosing(self.kernels, self.tensors, room=lambda kernel: None, tiled=True)
 
@@ -221,7 +230,8 @@ class MatrixPasses:
             line = "x.cached.copy_(x.cached.cumsum(2) - x.cached)  # for each segment, the sum of the states before it"
             line = "_sum_cached(x)" if self.goes_on else line
             body.append(Compute(line, reads=("cached",), changes=("cached",)))
-        body += where_chosen(self.tensors, self._choosing.read, [self._launch("read")])
+        every = self._weighted.read() if meaning.routes else []
+        body += where_chosen(self.tensors, self._choosing.read, [*every, self._launch("read")])
         return Pass("forward", FORWARD, self.tensors.given, tuple(body), result(meaning))
 
     @cached_property
@@ -252,22 +262,17 @@ class MatrixPasses:
 
     def _reverse_reads(self) -> list[Statement]:
         """The reverse of reads of every earlier segment."""
-        routed = self.plan.meaning.routes
-        own = (Buffer("delta", ROWS), Buffer("d_r", ROWS)) if routed else ()
-        parts = (Part("d_pools", tiles_of("segments"), 0),) if routed else ()
-        body: list[Statement] = [
-            Make((*own, *(of_tokens(f"d_{name}_rows", name) for name in self.tensors.queries))),
+        if self.plan.meaning.routes:
+            return self._weighted.reverse()
+        line = "x.d_cached = x.d_cached.flip(2).cumsum(2).flip(2) - x.d_cached  # each state stands in every later sum"
+        line = "_owe_cached(x)" if self.goes_on else line
+        return [
+            Make(tuple(of_tokens(f"d_{name}_rows", name) for name in self.tensors.queries)),
             self._launch("rows", tiled=False),
             Make(self.tensors.d_cached),
-            self._launch("segments", "x.n_segments * x.BH", parts=parts),
+            self._launch("segments", "x.n_segments * x.BH"),
+            Compute(line, reads=("d_cached",), changes=("d_cached",)),
         ]
-        if self.plan.sums:
-            line = (
-                "x.d_cached = x.d_cached.flip(2).cumsum(2).flip(2) - x.d_cached  # each state stands in every later sum"
-            )
-            line = "_owe_cached(x)" if self.goes_on else line
-            body.append(Compute(line, reads=("d_cached",), changes=("d_cached",)))
-        return body
 
     def _retreats(self) -> list[Statement]:
         """The gradient of the state from block to block, and what passes through error rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mcgen.plan.cached_reads import SEGMENTS
 from mcgen.plan.layered import LayeredPlan, is_layered
 from mcgen.plan.layered_passes import LayeredPasses
 from mcgen.plan.matrix import MatrixPlan
@@ -29,7 +30,8 @@ def scheduled(passes: Passes) -> Schedule:
     constants = {"K": spec.head.key_dim, "V": spec.head.value_dim}
     constants |= {"CHUNK": meaning.gradient_chunk} if meaning.gradient_chunk else {}
     if chooses(meaning):
-        constants |= {"TOP_K": spec.aggregate.top_k, "PLACES": 1 << (spec.aggregate.top_k - 1).bit_length()}
+        places = 1 << (spec.aggregate.top_k - 1).bit_length()
+        constants |= {"TOP_K": spec.aggregate.top_k, "PLACES": places, "BN": SEGMENTS}
     return Schedule(
         forward=passes.forward,
         backward=passes.backward,

@@ -67,6 +67,11 @@ class Schedule:
         """Rows of steps of at most so many tokens and of their chains, and how many states are kept at once."""
         return tokens.step_tables(self._sequences(T), self.chained, rows, self.constants["CHUNK"], tokens.WHOLE)
 
+    def bands(self, T: int) -> list[tokens.Row]:
+        """The runs of blocks that kernels take at once where they leave numbers for rows and segments."""
+        most = T * self.constants["BAND"] // len(self.segments(T))
+        return tokens.bands(self.tables(T)["blocks"], most)
+
     def spans(self, T: int) -> list[tuple]:
         """The spans of all chains, side by side."""
         size, chunk = self.constants["SPAN"], self.constants["CHUNK"]

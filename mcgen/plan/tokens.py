@@ -149,6 +149,21 @@ def groups(pieces: Sequence, least: int) -> list[Sequence]:
     return [pieces[at : at + size] for at in range(0, len(pieces), size)]
 
 
+def bands(blocks: Sequence[Row], most: int) -> list[Row]:
+    """Runs of blocks of at most so many tokens, or of one: the first block, the one after the last, start, end.
+
+    Rows in front of the first block are of its run.
+    """
+    found = [(0, 1, 0, blocks[0][1])]
+    for n, (start, end, *_) in enumerate(blocks[1:], 1):
+        first, _, begin, _ = found[-1]
+        if end - begin <= most:
+            found[-1] = (first, n + 1, begin, end)
+        else:
+            found.append((n, n + 1, start, end))
+    return found
+
+
 def kept(n: int) -> int:
     """How many of n states are kept, so that as many are made again at once: the root of n, rounded up."""
     return math.isqrt(n - 1) + 1

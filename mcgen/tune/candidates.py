@@ -18,6 +18,11 @@ ROWS = {"bfloat16": (64, 32, 16), "float32": (32, 16)}
 COLUMNS = (64, 32, 16)
 WARPS = {"cuda": (4, 8), "hip": (4,)}
 """On AMD a thread of an 8-wave program has half the registers of one with 4, which hold as much of a tile."""
+AHEAD_ROWS = {"bfloat16": (128, 64, 32, 16), "float32": (64, 32, 16)}
+AHEAD_COLUMNS = (128, 64, 32, 16)
+STAGES = (3, 2)
+"""Of kernels whose loops are plain products; with LARGE elements of a tile, as many warps as there may be."""
+LARGE = 8192
 MOST_OF_CHUNK, MOST_OF_STATE, LEAST = 16, 32, 1
 """Elements a thread of the chunk's tile and of the state's; more of either spilled wherever several are alive."""
 
@@ -33,6 +38,20 @@ def candidates(axis: str, key_dim: int, value_dim: int, element: str, target: Ta
                 fits = rows * width <= MOST_OF_CHUNK * threads and tile(other) * width <= MOST_OF_STATE * threads
                 if (fits or not axis) and rows * width >= LEAST * threads:
                     yield Configuration(rows, width, warps)
+
+
+def ahead_candidates(axis: str, key_dim: int, value_dim: int, element: str, target: Target) -> Iterator[Configuration]:
+    """Configurations of a kernel whose loops are plain products, in the order to try them.
+
+    A wide tile first: it is what rows are multiplied with, and loaded again for every tile of rows. Then many rows, so
+    that it is loaded for few of these; then loads two turns ahead.
+    """
+    size, other = (key_dim, value_dim) if axis == "k" else (value_dim, key_dim)
+    for width in [width for width in AHEAD_COLUMNS if width <= tile(size)] if axis else [tile(size)]:
+        for rows in AHEAD_ROWS[element]:
+            large = max(rows, tile(other) if axis else 0) * width >= LARGE
+            for stages in STAGES:
+                yield Configuration(rows, width, max(WARPS[target.backend]) if large else 4, stages)
 
 
 def streamed_candidates(

@@ -24,7 +24,7 @@ class Specialisation:
 
     `axis` is the one that it takes in tiles, "k" or "v" on its grid, "f" of hidden units; none where it takes all axes
     whole. `rows` is how many it has to take at once, where it goes by gradient chunks; `whole` is whether it takes all
-    hidden units at once.
+    hidden units at once; `ahead` is whether its loops are plain products.
     """
 
     kernel: str
@@ -33,6 +33,7 @@ class Specialisation:
     constexprs: Mapping[str, Any]
     rows: int | None = None
     whole: bool = False
+    ahead: bool = False
 
 
 def specialisations(spec: Spec, element: str) -> list[Specialisation]:
@@ -51,4 +52,5 @@ def _specialisation(schedule: Schedule, kernel: Kernel, element: str) -> Special
     (launch, *_) = (one for way in schedule.passes for one in launches(way.body) if one.kernel == kernel)
     known = {**schedule.constants, **dict.fromkeys(launch.modes, True), "IN": getattr(tl, element)}
     constants = {name: known[name] for name in kernel.constants if name in known} | dict.fromkeys(kernel.going_on)
-    return Specialisation(kernel.name + SUFFIX, kernel.axis, signature, constants, kernel.rows, kernel.whole)
+    how = kernel.rows, kernel.whole, kernel.ahead
+    return Specialisation(kernel.name + SUFFIX, kernel.axis, signature, constants, *how)

@@ -16,7 +16,7 @@ from mcgen.plan.targets import Target
 from mcgen.spec import Spec
 from mcgen.spec.model import Chunk
 from mcgen.tune import offline
-from mcgen.tune.candidates import candidates, streamed_candidates
+from mcgen.tune.candidates import ahead_candidates, candidates, streamed_candidates
 from mcgen.tune.launches import Specialisation, specialisations
 from mcgen.tune.offline import Job, Resources
 from mcgen.tune.progress import in_steps
@@ -40,13 +40,17 @@ class Module:
 
 @dataclass(frozen=True)
 class Subject:
-    """A kernel to find a configuration for on one target, with its candidates and a job for each."""
+    """A kernel to find a configuration for on one target, with its candidates and a job for each.
+
+    `afresh` is whether the first candidates are tried on every target, whatever another found: where they are few.
+    """
 
     key: Key
     kernel: str
     target: Target
     candidates: tuple[Configuration, ...]
     jobs: tuple[Job, ...]
+    afresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,12 @@ def subjects(built: Iterable[Module], targets: Sequence[Target]) -> list[Subject
 def _subject(module: Module, element: str, kernel: Specialisation, target: Target) -> Subject:
     head, name = module.spec.head, kernel.kernel.removesuffix(SUFFIX)
     key = Key(module.digests[name], head.key_dim, head.value_dim, element, target.architecture, kernel.rows)
-    tried = tuple(candidates(kernel.axis, head.key_dim, head.value_dim, element, target))
+    tiled = ahead_candidates if kernel.ahead else candidates
+    tried = tuple(tiled(kernel.axis, head.key_dim, head.value_dim, element, target))
     if kernel.axis == HIDDEN:
         tried = tuple(streamed_candidates(kernel.rows, kernel.constexprs["F"], element, target, kernel.whole))
     jobs = tuple(job(module.path, kernel, element, chosen, target) for chosen in tried)
-    return Subject(key, name, target, tried, jobs)
+    return Subject(key, name, target, tried, jobs, kernel.ahead)
 
 
 def job(path: Path, kernel: Specialisation, element: str, chosen: Configuration, target: Target) -> Job:
@@ -145,11 +150,13 @@ def search(wanted: Sequence[Subject], processes: int = 2, progress: bool = True)
     """The first good candidate of every subject, in their order, or else the best.
 
     Subjects that differ in their target alone have the same candidates, and are searched one after another: each begins
-    where the one before it found its own, which is seldom far off, and spares what would have been tried in vain.
+    where the one before it found its own, which is seldom far off, and spares what would have been tried in vain; or
+    afresh.
     """
     alike: dict[tuple, list[Subject]] = {}
     for subject in wanted:
-        alike.setdefault((subject.key._replace(architecture=""), subject.candidates), []).append(subject)
+        key = subject.key if subject.afresh else subject.key._replace(architecture="")
+        alike.setdefault((key, subject.candidates), []).append(subject)
     results = _in_workers(list(alike.values()), processes, progress)
     lost = [[subject] for group in alike.values() for subject in group if subject.key not in results]
     results |= _in_workers(lost, 1, progress)  # a crash takes a group's other targets along

@@ -73,6 +73,13 @@ FAMILIES = {
         (spec(SLOTS, {"kind": "grm", "connector": "q", "pool": "sum", "scale": 0.3}, (1, 2), mode="logarithmic"), 13),
         (spec({"rule": "linear"}, "grm", (7, 7)), 1),
     ],
+    "tiles of rows, keys and values": [
+        (spec(DECAY, "grm", (6, 80), size=40), 100),
+        (spec(GATED, {"kind": "grm", "connector": "q"}, (80, 70), **CHAIN), 26),
+        (spec(SWLA, "soup", (70, 5)), 26),
+        (spec(DECAY, SSC, (6, 80)), 33),
+        (spec(SWLA, "residual", (70, 80)), 26),
+    ],
     "chosen segments": [
         (spec(DECAY, SSC, (6, 5)), 33),
         (spec(GATED, {**SSC, "connector": "q"}, (5, 6), **CHAIN), 26),

@@ -70,3 +70,19 @@ def test_flights_and_groups(n: int, most: int) -> None:
     groups = tokens.groups(list(range(n)), 1)
     assert [one for group in groups for one in group] == list(range(n))
     assert max(len(groups), *map(len, groups)) <= tokens.kept(n)
+
+
+LAST = (4, 5, 16, 18)
+
+
+@pytest.mark.parametrize(
+    ("most", "runs"),
+    [
+        (8, [(0, 2, 0, 8), (2, 4, 8, 16), LAST]),
+        (1, [(n, n + 1, 4 * n, min(4 * n + 4, 18)) for n in range(5)]),
+    ],
+)
+def test_bands_are_runs_of_blocks(most: int, runs: list[tuple]) -> None:
+    blocks = [(start, min(start + 4, 18)) for start in range(0, 18, 4)]
+    assert tokens.bands(blocks, most) == runs
+    assert tokens.bands(blocks, 18) == [(0, 5, 0, 18)]

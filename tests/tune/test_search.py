@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from mcgen.plan.configurations import Configuration, Key
 from mcgen.plan.targets import Target, lookup
 from mcgen.tune import offline
+from mcgen.tune.candidates import ahead_candidates
 from mcgen.tune.offline import Job, Resources
-from mcgen.tune.search import HOPELESS, first_good, first_good_of_each
+from mcgen.tune.search import HOPELESS, Subject, first_good, first_good_of_each, search
 
 SM80, SM90 = lookup("cuda:80"), lookup("cuda:90")
 PLACES = [(64, 64, 8), (64, 32, 8), (32, 64, 8), (32, 32, 8), (16, 32, 8)]
@@ -73,3 +75,29 @@ def test_what_was_passed_over_is_tried_where_nothing_else_is_clean(spills: dict)
     set_spills(spills, SM80, {0: 8, 1: 8, 2: 8})
     set_spills(spills, SM90, {3: 8, 4: 8})
     assert [at for at, _ in first_good_of_each([jobs(SM80), jobs(SM90)])] == [3, 0]
+
+
+@pytest.mark.parametrize(
+    ("axis", "arch", "first"), [("v", "cuda:90", (128, 128, 8, 3)), ("", "cuda:80", (128, 64, 8, 3))]
+)
+def test_plain_products_are_tried_with_many_rows_and_stages_ahead(axis: str, arch: str, first: tuple) -> None:
+    size = first[1]
+    tried = list(ahead_candidates(axis, size, size, "bfloat16", lookup(arch)))
+    assert tried[0].numbers == first
+    assert {one.stages for one in tried} == {3, 2}
+    assert len({one.columns for one in tried}) == (4 if axis else 1)
+
+
+@pytest.mark.parametrize(("afresh", "groups"), [(False, [2]), (True, [1, 1])])
+def test_targets_are_searched_together_unless_afresh(
+    afresh: bool, groups: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alike(given: list[list[Subject]], *_: object) -> dict[Key, tuple[int, Resources]]:
+        seen.append([len(group) for group in given])
+        return {subject.key: (0, Resources()) for group in given for subject in group}
+
+    seen: list[list[int]] = []
+    monkeypatch.setattr("mcgen.tune.search._in_workers", alike)
+    keys = [Key("d", 64, 64, "bfloat16", target.architecture) for target in (SM80, SM90)]
+    search([Subject(key, "k", SM80, (Configuration(64, 64, 8),), tuple(jobs(SM80)), afresh) for key in keys])
+    assert seen == [groups, []]

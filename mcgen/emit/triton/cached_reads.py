@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mcgen.emit.triton import choices
 from mcgen.emit.triton.buffers import Buffers
-from mcgen.emit.triton.tensors import added, discard, kernel_text
+from mcgen.emit.triton.tensors import added, discard, kernel_text, pooled, routing
 from mcgen.ir.program import Program
 from mcgen.plan.streamed import StreamedPlan
 from mcgen.plan.streamed_passes import StreamedPasses
@@ -85,8 +85,7 @@ class CachedReads:
     # -- where rows choose what they read -----------------------------------------------------------------------------
 
     def _route(self) -> str:
-        logit = self.plan.only_read("r_cached")
-        return self._render("route", "route", program=self.buffers.phased(logit, discard(["r_cached"])))
+        return self._render("route", "route", **routing(self.meaning))
 
     def _chosen_reads(self) -> str:
         return self._by_choice("chosen_reads", self.plan.only_read("o_cached"), {"o_cached": "o"}, {"o": "v"})
@@ -119,8 +118,3 @@ DELTA = [
     "tl.store(delta + i_row + o_t * H, b_delta, mask=m_t)",
 ]
 """Statements that leave the inner product of y with its gradient, from which the derivative of a softmax starts."""
-
-
-def pooled(meaning: Meaning, value: str, start: str, end: str) -> str:
-    """Pooled keys from their sum over a segment."""
-    return f"{value} / ({end} - {start})" if meaning.spec.aggregate.pool == "mean" else value

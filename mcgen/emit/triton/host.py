@@ -31,7 +31,7 @@ from mcgen.plan.host import (
 )
 from mcgen.plan.schedule import Schedule
 
-NAMED = ("CHUNK", "STATE", "MEMORY", "ROWS", "SPAN")
+NAMED = ("CHUNK", "STATE", "MEMORY", "ROWS", "SPAN", "BAND", "BN")
 """Constants that statements call by their names."""
 MEANT = {
     "CHUNK": "tokens of a gradient chunk",
@@ -39,6 +39,8 @@ MEANT = {
     "MEMORY": "numbers of the memory's parameters",
     "ROWS": "numbers of rows that pass between a kernel's loops",
     "SPAN": "tokens that go through a layer at once, at most",
+    "BAND": "weights of segments that are kept at once, for each token",
+    "BN": "segments whose logits are one product",
 }
 PIECES = (
     "by_length",
@@ -46,6 +48,7 @@ PIECES = (
     "steps",
     "in_flight",
     "shares",
+    "bands",
     "configurations",
     "architecture",
     "tiles",

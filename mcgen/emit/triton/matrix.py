@@ -8,7 +8,20 @@ from functools import cached_property
 
 from mcgen.emit.text.rendering import render
 from mcgen.emit.triton import choices
-from mcgen.emit.triton.tensors import OF_SEGMENT, POOLS, Store, Tensors, added, both, carry, discard, kernel_text
+from mcgen.emit.triton.tensors import (
+    OF_SEGMENT,
+    POOLS,
+    Store,
+    Tensors,
+    added,
+    both,
+    carry,
+    discard,
+    kernel_text,
+    pooled,
+    routing,
+)
+from mcgen.emit.triton.weighted_reads import WeightedReads
 from mcgen.ir.program import Program
 from mcgen.passes.factors import FACTORS
 from mcgen.passes.simplify import simplify
@@ -21,6 +34,8 @@ CACHED = {
     " mask=m_k[:, None] & m_v[None, :], other=0.0)",
     "pools": POOLS,
 }
+DELTA_ONCE = "tl.where(i_v == 0, tl.load(delta + o_row, mask=m_t, other=0.0), 0.0)"
+"""What a softmax subtracts from the gradients of all logits alike, in one of the tiles that have a part of them."""
 SHARE = ["b_share = 1.0 / (i_s - first + 1)"]
 """The share of every memory in the mean that a segment's rows read."""
 
@@ -42,6 +57,10 @@ class MatrixKernels:
     @cached_property
     def tensors(self) -> Tensors:
         return Tensors(self.meaning)
+
+    @property
+    def weighted(self) -> WeightedReads:
+        return WeightedReads(self.meaning, self.render)
 
     @property
     def state(self) -> Mapping[str, tuple[str, ...]]:
@@ -73,8 +92,12 @@ class MatrixKernels:
         return {
             "states": self._states,
             "read": self._read,
-            "rows": self._rows,
-            "segments": self._segments,
+            "read_cached": self.weighted.read_cached,
+            "rows": self.weighted.rows if self.meaning.routes else self._rows,
+            "segments": self.weighted.segments if self.meaning.routes else self._segments,
+            "weigh": self.weighted.weigh,
+            "logits": self.weighted.logits,
+            "pools": self.weighted.pools,
             "retreat": self._retreat,
             "route": self._route,
             "read_chosen": self._read_chosen,
@@ -165,10 +188,6 @@ class MatrixKernels:
             return f"tl.load(d_cached + {cached} * K * V + o_kv, mask=m_kv, other=0.0)"
         return self._zeros(name)
 
-    def _pooled(self, value: str, start: str, end: str) -> str:
-        """Pooled keys from their sum over a segment."""
-        return f"{value} / ({end} - {start})" if self.meaning.spec.aggregate.pool == "mean" else value
-
     @property
     def _share(self) -> list[str]:
         return SHARE if self.meaning.aggregate == "mean" else []
@@ -211,7 +230,7 @@ class MatrixKernels:
         """Statements that keep a segment's state at its end."""
         stores = ["tl.store(cached + i_cached * K * V + o_kv, b_M, mask=m_kv)"]
         if self.meaning.routes:
-            pool = self._pooled("b_pool", "segment_start", "segment_end")
+            pool = pooled(self.meaning, "b_pool", "segment_start", "segment_end")
             stores += ["if i_v == 0:", f"    tl.store(pools + i_cached * K + o_k, {pool}, mask=m_k)"]
         return ["if end == segment_end:", *(f"    {line}" for line in [OF_SEGMENT, *stores])]
 
@@ -294,10 +313,9 @@ class MatrixKernels:
     # -- reads of cached segments -------------------------------------------------------------------------------------
 
     def _read(self) -> str:
-        kinds = {True: "online_softmax", False: "sum"}
+        kinds = {True: "softmax", False: "sum"}
         reading = kinds[self.meaning.routes] if self.meaning.reads_cached else "alone"
-        read = self._of_segment("read_segment") if self.meaning.reads_cached else []
-        return self._reads("read", reading, read)
+        return self._reads("read", reading, self._of_segment("read_segment") if reading == "sum" else [])
 
     def _read_chosen(self) -> str:
         return self._reads("read_chosen", "chosen", [])
@@ -327,25 +345,18 @@ class MatrixKernels:
         return self.tensors.bind(program, loads, {**discard(program.outputs), **store}, stream)
 
     def _rows(self) -> str:
-        sums = [*self.passes.tensors.queries, "r"]
-        held = {"delta": "b_delta"} if self.meaning.routes else {}
-        program = self._of_segment("rows", {f"d_{name}": added(f"s_{name}") for name in sums}, held, stream="v")
-        rows = "matrix/routed_rows" if self.meaning.routes else "matrix/rows"
-        return self.render(rows, "rows", queries=self.passes.tensors.queries, share=self._share, program=program)
+        queries = self.passes.tensors.queries
+        program = self._of_segment("rows", {f"d_{name}": added(f"s_{name}") for name in queries}, stream="v")
+        return self.render("matrix/rows", "rows", queries=queries, share=self._share, program=program)
 
     def _segments(self) -> str:
-        store = {"d_cached": added("s_cached"), "d_pools": added("s_pools")}
-        program = self._of_segment("segment", store, {"cached": "b_cached", "pools": "b_pools"})
-        template = "matrix/routed_segments" if self.meaning.routes else "matrix/segments"
-        pool = self._pooled("s_pools", "start", "end")
-        return self.render(template, "segments", share=self._share, program=program, pool=pool)
+        program = self._of_segment("segment", {"d_cached": added("s_cached")})
+        return self.render("matrix/segments", "segments", share=self._share, program=program)
 
     # -- where rows choose what they read -----------------------------------------------------------------------------
 
     def _route(self) -> str:
-        logit = self.plan.read_only("r_cached")
-        program = self.tensors.bind(logit, {"pools": POOLS}, discard(logit.outputs))
-        return self.render("route", "route", program=program)
+        return self.render("route", "route", **routing(self.meaning))
 
     def _chosen_reads(self) -> str:
         program = self._grouped(self.plan.read_only("o_cached"), {"o_cached": "o"})
@@ -365,7 +376,7 @@ class MatrixKernels:
     def _chosen_segments(self) -> str:
         segment = self.plan.programs["segment"]
         load = {name: self.tensors.gathered(name) for name in segment.inputs}
-        load |= {"cached": "b_cached", "pools": "b_pools"}
+        load |= {"cached": "b_cached", "pools": "b_pools", "delta": DELTA_ONCE}
         program = self.tensors.bind(segment, load, {"d_cached": added("s_cached"), "d_pools": added("s_pools")})
         mean = choices.mean_pools(self.meaning)
         return self.render("matrix/chosen_segments", "chosen_segments", program=program, mean=mean)

@@ -10,6 +10,7 @@ from mcgen.emit.text.rendering import render
 from mcgen.emit.triton.printer import Binding, statements
 from mcgen.ir.closed_form import lagged_names
 from mcgen.ir.program import Program
+from mcgen.ir.step import query_name
 from mcgen.plan.host import Kernel
 from mcgen.symbolic.meaning import Meaning
 
@@ -139,3 +140,14 @@ def kernel_text(template: str, kernel: Kernel, **values: object) -> str:
     constants = (f"{name}: tl.constexpr," for name in kernel.constants)
     arguments = " ".join([*(f"{name}," for name in kernel.arguments[: -len(kernel.constants)]), *constants])
     return render(f"triton/{template}.py.jinja", kernel=kernel.name, signature=arguments, **values)
+
+
+def routing(meaning: Meaning) -> dict[str, str]:
+    """The query that routes, and what its products with pooled keys are multiplied by, as text behind them."""
+    by = float(meaning.spec.aggregate.scale)
+    return {"query": query_name(meaning), "scale": "" if by == 1 else f" * {by!r}"}
+
+
+def pooled(meaning: Meaning, value: str, start: str, end: str) -> str:
+    """Pooled keys from their sum over a segment."""
+    return f"{value} / ({end} - {start})" if meaning.spec.aggregate.pool == "mean" else value
